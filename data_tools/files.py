@@ -1,0 +1,59 @@
+"""Files that appear whole or not at all, and the folder where data sets live by default."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from data_tools.errors import ShardError
+
+
+def data_home() -> Path:
+    """Return the folder of named data sets: ``$DIST_PRUNE_DATA``, or ``~/.cache/dist_prune``."""
+    chosen = os.environ.get("DIST_PRUNE_DATA")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dist_prune"
+
+
+class HashingFile:
+    """A write-only stream that counts and hashes what passes through it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        """Write ``data`` to the stream below; return the number of bytes."""
+        self._hash.update(data)
+        self.size += len(data)
+        return self._stream.write(data)
+
+    @property
+    def sha256(self) -> str:
+        """The hexadecimal SHA-256 of everything written so far."""
+        return self._hash.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[HashingFile]:
+    """Open a stream that becomes ``path`` when the block ends well and disappears when it does not.
+
+    The bytes reach the disk before the name does, so that a crash never leaves half a file
+    under its final name. The process id in the temporary name keeps two writers apart.
+
+    Raises:
+        ShardError: the file cannot be written (no space, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as stream:
+            yield HashingFile(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ShardError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""The command line: ``launch/train.py`` on every rank, and the ``dist-prune`` command.
+
+A user's mistake is one line on standard error and exit code 2; a run that was asked to stop and is saved
+exits 3; anything unforeseen exits 1 with its stack trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from dist_prune import distributed
+from dist_prune.errors import RunError, UserError, nearest
+
+DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument errors in one line that names the nearest option, raised instead of printed by every rank."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse, and refuse what is left over."""
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            odd = unknown[0].split("=")[0]
+            raise UserError(f"unknown option '{odd}'; {nearest(odd, known)}")
+        return parsed
+
+
+def train_main(arguments: Sequence[str]) -> NoReturn:
+    """The program of ``launch/train.py``."""
+    _exit_with(lambda: _train(arguments))
+
+
+def main() -> NoReturn:
+    """The ``dist-prune`` command."""
+    _exit_with(lambda: _command(sys.argv[1:]))
+
+
+def _command(arguments: Sequence[str]) -> int:
+    from dist_prune.commands import COMMANDS
+
+    chosen = arguments[0] if arguments else "--help"
+    if chosen in ("-h", "--help"):
+        print("usage: dist-prune COMMAND [options]\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}")
+        return DONE
+    if chosen not in COMMANDS:
+        raise UserError(f"unknown command '{chosen}'; {nearest(chosen, COMMANDS)}")
+    COMMANDS[chosen](list(arguments[1:]))
+    return DONE
+
+
+def _exit_with(program: Callable[[], int]) -> NoReturn:
+    """Run ``program``, turn its errors into lines and exit codes, and leave together with the other ranks."""
+    try:
+        code = program()
+    except KeyboardInterrupt:
+        code = _report("interrupted; what was saved before can be resumed with --resume", STOPPED)
+    except Exception as error:
+        code = _report_error(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    distributed.leave(seconds=60 if code in (DONE, STOPPED) else 15)
+    sys.stderr.flush()
+    os._exit(code)  # no worker, thread or atexit hook may delay or change the exit code
+
+
+def _report_error(error: Exception) -> int:
+    if _is_users(error):
+        return _report(f"error: {error}", USER_ERROR)
+    if isinstance(error, RunError):
+        return _report(f"error: {error}", FAILED)
+    traceback.print_exc()
+    return FAILED
+
+
+def _is_users(error: Exception) -> bool:
+    from data_tools import ShardError
+
+    return isinstance(error, (UserError, ShardError))
+
+
+def _report(line: str, code: int) -> int:
+    if distributed.is_main():
+        print(line, file=sys.stderr)
+    return code
+
+
+def _train(arguments: Sequence[str]) -> int:
+    options = _train_parser().parse(arguments)
+    from dist_prune.config import override
+    from dist_prune.recipes import recipe
+
+    settings = [f"data={options.data}"] if options.data else []
+    config = override(recipe(options.recipe), settings + options.set)
+    from dist_prune.engine.run import Options, run
+
+    done = run(
+        config,
+        Options(options.ds_config, options.out, options.resume, options.max_steps, options.max_hours),
+    )
+    return DONE if done else STOPPED
+
+
+def _train_parser() -> Parser:
+    parser = Parser(
+        prog="launch/train.py", description="Train a gated network and collapse it to a small one."
+    )
+    parser.add_argument(
+        "--ds_config", "--deepspeed_config", required=True, help="DeepSpeed JSON, see ds_configs/"
+    )
+    parser.add_argument("--recipe", default="digits", help="a name that 'dist-prune recipes' lists")
+    parser.add_argument("--data", help="a data set's name, a folder of shards, or a pattern of shard names")
+    parser.add_argument("--out", help="run folder (default: runs/RECIPE-TIMESTAMP)")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    parser.add_argument("--max_steps", type=_positive(int), help="save and stop after so many more steps")
+    parser.add_argument("--max_hours", type=_positive(float), help="save and stop after so many hours")
+    parser.add_argument(
+        "--set", action="extend", default=[], nargs="+", metavar="KEY=VALUE", help="override recipe fields"
+    )
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # launchers pass it
+    return parser
+
+
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type in its message
+    return parse

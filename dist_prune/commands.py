@@ -1,0 +1,115 @@
+"""The subcommands of ``dist-prune``; the first line of each docstring is its help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dist_prune.errors import UserError, nearest
+
+
+def _parser(name: str, function: Callable[..., Any]) -> Any:
+    from dist_prune.cli import Parser
+
+    return Parser(prog=f"dist-prune {name}", description=function.__doc__)
+
+
+def recipes(arguments: list[str]) -> None:
+    """List the recipes that --recipe takes."""
+    from dist_prune.recipes import RECIPES
+
+    _parser("recipes", recipes).parse(arguments)
+    for name, recipe in RECIPES.items():
+        print(f"{name}\n    " + (recipe.__doc__ or "").strip().splitlines()[0])
+
+
+def collapse(arguments: list[str]) -> None:
+    """Collapse the newest checkpoint of a run, or one checkpoint, into a sliced checkpoint."""
+    parser = _parser("collapse", collapse)
+    parser.add_argument(
+        "run", metavar="RUN|CHECKPOINT", help="a run folder, or one of its checkpoints/step-..."
+    )
+    parser.add_argument("--out", help="folder for mask.json and sliced/ (default: the run folder)")
+    parser.add_argument("--mask", help="a mask.json to use instead of a vote over the training images")
+    parser.add_argument("--data", help="where the shards are, if not where the run found them")
+    options = parser.parse(arguments)
+    from dist_prune.engine.offline import collapse_run
+
+    summary = collapse_run(options.run, options.out, options.mask, options.data)
+    _show({**summary, "sliced network": str(Path(options.out or options.run) / "sliced")})
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Evaluate a sliced checkpoint, or the one of a run folder."""
+    parser = _parser("evaluate", evaluate)
+    parser.add_argument("folder", metavar="RUN|FOLDER")
+    parser.add_argument("--data", help="data set, folder of shards or pattern (default: the run's)")
+    parser.add_argument("--split", default="test")
+    options = parser.parse(arguments)
+    from dist_prune.engine.offline import evaluate_sliced
+
+    _show(evaluate_sliced(options.folder, options.data, options.split))
+
+
+def report(arguments: list[str]) -> None:
+    """Draw the pictures and the page of a run folder."""
+    parser = _parser("report", report)
+    parser.add_argument("run", metavar="RUN")
+    options = parser.parse(arguments)
+    from dist_prune.monitor.records import RunFolder
+    from dist_prune.monitor.report import write_report
+
+    try:
+        print(write_report(RunFolder(options.run)))
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def shards(arguments: list[str]) -> None:
+    """Make WebDataset shards: dist-prune shards make SOURCE [FOLDER] --out DIR."""
+    from data_tools import SOURCES, make_shards
+
+    parser = _parser("shards", shards)
+    parser.add_argument("verb", metavar="make")
+    parser.add_argument("source", metavar="SOURCE", help=", ".join(SOURCES))
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", help="where the original files are")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--samples_per_shard", type=int)
+    parser.add_argument(
+        "--test_fraction", type=float, help="share of the images to hold out, if there is no test split"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse(arguments)
+    if options.verb != "make":
+        raise UserError(f"unknown command 'shards {options.verb}'; {nearest(options.verb, ['make'])}")
+    if options.source not in SOURCES:
+        raise UserError(f"unknown source '{options.source}'; {nearest(options.source, SOURCES)}")
+    settings = {"samples_per_shard": options.samples_per_shard} if options.samples_per_shard else {}
+    index = make_shards(
+        options.source,
+        options.folder,
+        options.out,
+        seed=options.seed,
+        test_fraction=options.test_fraction,
+        progress=True,
+        **settings,
+    )
+    for name in index.splits:
+        print(f"{name}: {index.splits[name]}")
+
+
+def _show(values: dict[str, Any]) -> None:
+    from tabulate import tabulate
+
+    rows = [(name, "not measured" if value is None else value) for name, value in values.items()]
+    print(tabulate(rows, tablefmt="plain", disable_numparse=True))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "recipes": recipes,
+    "collapse": collapse,
+    "evaluate": evaluate,
+    "report": report,
+    "shards": shards,
+}

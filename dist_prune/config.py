@@ -1,0 +1,139 @@
+"""RunConfig: what a recipe says, typed and validated (a leaf).
+
+The DeepSpeed JSON owns ZeRO, precision, micro-batch, clipping and offload; everything else is here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dist_prune.errors import UserError, nearest
+from dist_prune.schedules import Constant, Schedule
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GatesConfig(_Section):
+    """The gates of the consensus method; ``kind`` none trains the dense network."""
+
+    kind: Literal["layer", "none"] = "layer"
+    head: Literal["ste"] = "ste"
+    hidden: int = Field(16, ge=1)
+    open_bias: float | None = 1.0
+
+
+class AugmentConfig(_Section):
+    """Random changes of training images: shifted crops (padding in pixels), mirror images, scaled crops."""
+
+    crop_padding: int = Field(0, ge=0)
+    flip: bool = False
+    random_resized_crop: bool = False
+
+
+class LrConfig(_Section):
+    """The learning rate over time.
+
+    steps: times ``gamma`` at each of ``milestones`` (epochs); cosine: down to 0 at the end; one_cycle: up for
+    ``warmup_share`` of the run, then down to nearly 0 (arXiv 1708.07120).
+    """
+
+    kind: Literal["steps", "cosine", "one_cycle"] = "steps"
+    milestones: tuple[int, ...] = (60, 120, 160)
+    gamma: float = Field(0.1, gt=0)
+    warmup_share: float = Field(0.3, gt=0, lt=1)
+
+
+class RunConfig(_Section):
+    """One run. Defaults are the paper's settings for CIFAR-10 (arXiv 2302.10798, section 5.1)."""
+
+    name: str
+    data: str
+    model: str
+    model_args: dict[str, Any] = {}
+    method: Literal["consensus", "dense"] = "consensus"
+    gates: GatesConfig = GatesConfig()
+    epochs: int = Field(350, ge=1)
+    seed: int = Field(1, ge=0)
+    global_batch_size: int = Field(256, ge=2)
+
+    lr: float = Field(0.1, gt=0)
+    lr_schedule: LrConfig = LrConfig()
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)
+    decay_gates_and_norms: bool = True
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    polarization: Schedule = Constant(value=1.0)
+    activation: Schedule = Constant(value=0.0)
+    target_macs: float | None = Field(None, gt=0, le=1)
+    target_weight: Schedule = Constant(value=1.0)
+    mask_samples: int = Field(2048, ge=1)
+
+    image_size: int | None = Field(None, ge=1)
+    augment: AugmentConfig = AugmentConfig()
+    workers: int = Field(1, ge=0)
+    channels_last: bool = True
+
+    log_every: int = Field(10, ge=1)
+    checkpoint_every: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.method == "consensus" and self.gates.kind == "none":
+            return self.model_copy(update={"method": "dense"})
+        return self
+
+
+def override(config: RunConfig, settings: list[str]) -> RunConfig:
+    """``config`` with ``key=value`` settings applied; keys are dotted, values JSON or else plain text.
+
+    Raises UserError for a malformed setting, an unknown key (naming the nearest) or a value out of range.
+    """
+    data = config.model_dump()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: expected key=value")
+        _assign(data, key.split("."), _parse(text), key)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_first_line(error)) from error
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _assign(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+    for depth, part in enumerate(path):
+        open_ended = path[0] == "model_args" and depth > 0
+        if not isinstance(data, dict) or (part not in data and not open_ended):
+            known = (
+                [".".join([*path[:depth], name]) for name in data]
+                if isinstance(data, dict)
+                else list(_ALL_KEYS)
+            )
+            raise UserError(f"unknown recipe key '{key}'; {nearest('.'.join(path[: depth + 1]), known)}")
+        if depth + 1 < len(path):
+            data = data[part]
+    data[path[-1]] = value
+
+
+_ALL_KEYS = tuple(RunConfig.model_fields)
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"recipe key '{where}': {message} (got {first.get('input')!r})" if where else message

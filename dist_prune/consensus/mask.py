@@ -1,0 +1,168 @@
+"""The consensus mask: which units stay, decided once for all inputs by the gates' means over a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune import distributed
+from dist_prune.errors import UserError
+from dist_prune.gates import local_gates, sites
+from dist_prune.models import Site
+
+THRESHOLD = 0.5
+DECIDED = 0.99  # a unit counts as decided when at least this share of samples agrees with the mask
+
+
+@dataclass(frozen=True)
+class SiteMask:
+    """The decision at one site.
+
+    mean_activation: mean over units, in [0, 1]; kept: indices of the units that stay; agreement: share of
+    (sample, unit) decisions that equal the mask; r_polar: mean over units of g (1 - g), the site's part of
+    equation 9; undecided: number of units under ``DECIDED``.
+    """
+
+    name: str
+    kind: str
+    units: int
+    mean_activation: float
+    kept: tuple[int, ...]
+    agreement: float
+    r_polar: float = 0.0
+    undecided: int = 0
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A decision for every site, in the order of the network. Equal on all ranks."""
+
+    sites: tuple[SiteMask, ...]
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Kept unit indices by site name."""
+        return {site.name: site.kept for site in self.sites}
+
+    @property
+    def agreement(self) -> float:
+        """Share of samples that agree with the mask: mean over sites of the mean over units."""
+        return sum(site.agreement for site in self.sites) / len(self.sites)
+
+    @property
+    def r_polar(self) -> float:
+        """Equation 9 over the data set: 0 when every unit decides alike for all samples."""
+        return sum(site.r_polar for site in self.sites) / len(self.sites)
+
+    @property
+    def mean_activation(self) -> dict[str, float]:
+        """Mean activation by site name, in [0, 1]."""
+        return {site.name: site.mean_activation for site in self.sites}
+
+    @property
+    def open_ratio(self) -> float:
+        """Share of all units that stay."""
+        return sum(len(site.kept) for site in self.sites) / sum(site.units for site in self.sites)
+
+    @property
+    def undecided(self) -> list[str]:
+        """Names of the sites with units that too many samples disagree about."""
+        return [site.name for site in self.sites if site.undecided]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of mask.json."""
+        kept, units = sum(len(s.kept) for s in self.sites), sum(s.units for s in self.sites)
+        totals = {"kept": kept, "units": units, "open_ratio": self.open_ratio, "agreement": self.agreement}
+        return {"sites": [asdict(site) for site in self.sites], "totals": totals}
+
+    @staticmethod
+    def of(kept: dict[str, Sequence[int]], model_sites: Sequence[Site]) -> Mask:
+        """A mask given by hand: kept unit indices by site name, every site named.
+
+        Raises UserError for missing or unknown sites, indices out of range, and for a site that has no other
+        path but is to be emptied.
+        """
+        names = [site.name for site in model_sites]
+        if set(names) != set(kept):
+            odd = sorted(set(names) ^ set(kept))[0]
+            raise UserError(f"the mask must name every site of the model once; '{odd}' is missing or unknown")
+        for site in model_sites:
+            units = kept[site.name]
+            if any(not 0 <= unit < site.units for unit in units) or len(set(units)) != len(units):
+                raise UserError(
+                    f"mask of '{site.name}': kept units must be distinct and in 0..{site.units - 1}"
+                )
+            if not units and not site.may_be_empty:
+                raise UserError(f"mask of '{site.name}': it has no shortcut, so one unit at least must stay")
+        return Mask(tuple(_given(site, tuple(sorted(kept[site.name]))) for site in model_sites))
+
+
+def _given(site: Site, kept: tuple[int, ...]) -> SiteMask:
+    return SiteMask(site.name, site.kind, site.units, len(kept) / site.units, kept, agreement=1.0)
+
+
+def vote(means: Tensor, model_sites: Sequence[Site]) -> Mask:
+    """The mask of mean activations (all units,): a unit stays where its mean exceeds 0.5.
+
+    A site without a shortcut keeps its most active unit when all fall below: no network loses its last path.
+    """
+    decided = []
+    parts = means.detach().double().cpu().split([site.units for site in model_sites])
+    for site, part in zip(model_sites, parts, strict=True):
+        stays = part > THRESHOLD
+        if not stays.any() and not site.may_be_empty:
+            stays[part.argmax()] = True
+        agreement = torch.where(stays, part, 1 - part)
+        decided.append(
+            SiteMask(
+                name=site.name,
+                kind=site.kind,
+                units=site.units,
+                mean_activation=part.mean().item(),
+                kept=tuple(stays.nonzero().flatten().tolist()),
+                agreement=agreement.mean().item(),
+                r_polar=(part * (1 - part)).mean().item(),
+                undecided=int((agreement < DECIDED).sum()),
+            )
+        )
+    return Mask(tuple(decided))
+
+
+@torch.no_grad()
+def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
+    """The mask of a gated network over a data set; every rank passes its own share and gets the same mask.
+
+    batches: images (B, C, H, W), or tuples that begin with them. The model runs in eval mode and gets its
+    mode back. One all-reduce of sums and counts at the end, whatever the number of batches; a rank may have
+    none. Raises UserError if there is no sample on any rank.
+    """
+    device = next(model.parameters()).device
+    model_sites = sites(model)
+    totals = torch.zeros(sum(site.units for site in model_sites) + 1, dtype=torch.float64, device=device)
+    was_training = model.training
+    model.eval()
+    for batch in batches:
+        images = batch[0] if isinstance(batch, (tuple, list)) else batch
+        model(images.to(device))
+        sums, count, _ = local_gates(model)
+        totals += torch.cat([sums, sums.new_tensor([count])])
+    model.train(was_training)
+    totals = distributed.all_reduce_sum(totals)
+    if totals[-1] == 0:
+        raise UserError("the consensus mask needs at least one sample")
+    return vote(totals[:-1] / totals[-1], model_sites)
+
+
+def load_mask(path: str | Path) -> Mask:
+    """Read a mask.json; raises UserError if it is missing, unreadable or not a mask."""
+    try:
+        data = json.loads(Path(path).read_text())
+        return Mask(tuple(SiteMask(**{**site, "kept": tuple(site["kept"])}) for site in data["sites"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a readable mask.json: {error}") from error

@@ -1,0 +1,97 @@
+"""From what the user calls the data to its index; the embedded data set is made on first use."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from data_tools import SOURCES, ShardError, ShardIndex, make_shards, read_index
+from data_tools.files import data_home
+from data_tools.index import INDEX_NAME
+from data_tools.sources import suggestion
+from dist_prune.data.loader import ImageData
+from dist_prune.data.transforms import Augment, output_size
+
+EMBEDDED = "digits"
+
+
+def open_data(
+    location: str,
+    *,
+    seed: int = 1,
+    workers: int = 1,
+    image_size: int | None = None,
+    augment: Augment | None = None,
+    channels_last: bool = False,
+) -> ImageData:
+    """Open a data set in shards.
+
+    Args:
+        location: a name under ``$DIST_PRUNE_DATA`` (default ``~/.cache/dist_prune``), a folder of
+            shards, its ``_info.json``, or tars as ``FOLDER/X-train-{000000..000004}.tar``.
+            ``digits`` is made there on first use.
+        seed: of order and augmentation, from 0 up.
+        workers: reading processes of each rank.
+        image_size: side of the (then square) images in pixels; None keeps theirs.
+        augment: what happens to training images; nothing by default.
+        channels_last: memory format of the batches.
+
+    Raises:
+        ShardError: nothing there, or missing or damaged shards.
+    """
+    if seed < 0 or workers < 0:
+        raise ShardError(f"seed ({seed}) and workers ({workers}) must not be negative")
+    index = _find(location)
+    index.check_files()
+    output_size(index, image_size)
+    return ImageData(index, seed, workers, image_size, augment or Augment(), channels_last)
+
+
+def _find(location: str) -> ShardIndex:
+    home = data_home()
+    is_name = os.path.basename(location) == location and not location.endswith(".tar")
+    if is_name and (home / location / INDEX_NAME).is_file():
+        return read_index(home / location)
+    if location == EMBEDDED:
+        return _make_embedded(home)
+    datasets = [name for name, source in SOURCES.items() if source.is_dataset]
+    if location in datasets:
+        raise ShardError(
+            f"{location} is not there yet: dist-prune shards make {location} --out {home / location}"
+        )
+    if not is_name or Path(location).exists():
+        return read_index(location)
+    known = sorted({*datasets, *_made(home)})
+    raise ShardError(
+        f"no data called {location!r}{suggestion(location, known)}: "
+        f"expected a folder of shards or one of {', '.join(known)}"
+    )
+
+
+def _made(home: Path) -> list[str]:
+    if not home.is_dir():
+        return []
+    return [path.name for path in home.iterdir() if (path / INDEX_NAME).is_file()]
+
+
+def _make_embedded(home: Path) -> ShardIndex:
+    """Make the embedded data set; of several processes that do so at once, the first to finish wins."""
+    final = home / EMBEDDED
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{EMBEDDED}-", dir=home))
+    except OSError as error:
+        raise ShardError(
+            f"cannot make {final}: {error.strerror}; set DIST_PRUNE_DATA to a folder that you may write to"
+        ) from error
+    try:
+        made = temporary / EMBEDDED
+        make_shards(EMBEDDED, None, made)
+        try:
+            made.rename(final)
+        except OSError as error:
+            if not (final / INDEX_NAME).is_file():
+                raise ShardError(f"cannot make {final}: {error.strerror}; remove what is there") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return read_index(final)

@@ -1,0 +1,124 @@
+"""All collectives and rank helpers (a leaf). Everything works unchanged without a process group.
+
+The launcher's environment is read here and nowhere else: torchrun, the deepspeed launcher and accelerate set
+RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; a bare ``srun`` sets SLURM_* only, and plain
+``python`` nothing at all.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+_SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+
+
+def complete_environment() -> None:
+    """Fill in the rendezvous variables that the launcher left out (torch and DeepSpeed insist on all five)."""
+    in_step = "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ
+    for name, slurm_name in _SLURM_NAMES.items():
+        fallback = os.environ.get(slurm_name) if in_step else None
+        os.environ.setdefault(name, fallback or ("1" if name == "WORLD_SIZE" else "0"))
+    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    os.environ.setdefault("MASTER_PORT", _default_port())
+
+
+def _default_port() -> str:
+    if int(os.environ["WORLD_SIZE"]) > 1:  # every rank must arrive at the same port
+        return str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def rank() -> int:
+    """The global rank of this process; 0 without a process group and without a launcher."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """The number of ranks of the process group; 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """True on the one rank that prints and writes (global rank 0, not once per node)."""
+    return rank() == 0
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of ``tensor`` over all ranks, detached; one collective (none on a single rank).
+
+    The result keeps the dtype: pass fp32 or wider where counts are added up (bf16 sums saturate at 256).
+    """
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's ``value`` on every rank (any picklable object)."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Make the buffers of all ranks equal, in place: floats are averaged, integers are rank 0's.
+
+    Engines synchronize parameters only, so batch-norm statistics differ between ranks after training steps;
+    averaging uses what every rank has seen. Two collectives, whatever the number of buffers.
+    """
+    if world_size() == 1:
+        return
+    floats = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    others = [buffer for buffer in module.buffers() if not buffer.is_floating_point()]
+    if floats:
+        _overwrite(floats, all_reduce_sum(_flatten(floats)) / world_size())
+    if others:
+        flat = _flatten(others)
+        dist.broadcast(flat, src=0)
+        _overwrite(others, flat)
+
+
+def _flatten(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+
+
+def _overwrite(tensors: list[Tensor], flat: Tensor) -> None:
+    for tensor, values in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.detach().copy_(values.view_as(tensor))
+
+
+def leave(seconds: float = 60.0) -> None:
+    """Meet the other ranks before exiting, so that no launcher kills a rank that still has a word to say.
+
+    Ranks that failed before the process group existed meet through a gloo group of their own; if the others
+    do not come within ``seconds``, this rank goes alone.
+    """
+    try:
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+        if world_size() > 1:
+            dist.monitored_barrier(
+                timeout=timedelta(seconds=seconds)
+            ) if dist.get_backend() == "gloo" else barrier()
+    except (RuntimeError, ValueError):
+        pass  # the others are gone; there is nobody left to wait for
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,156 @@
+"""The DeepSpeed JSON: read, checked against what works, and completed with the batch sizes.
+
+DeepSpeed ignores unknown keys silently and accepts combinations that train wrongly; those are refused here.
+Nothing in this file needs deepspeed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_prune.errors import UserError, nearest
+
+_TOP_LEVEL = {
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "torch_autocast",
+    "bf16", "fp16", "communication_data_type", "prescale_gradients", "gradient_predivide_factor",
+    "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger",
+    "flops_profiler", "aio", "data_types", "disable_allgather",
+}  # fmt: skip
+_REFUSED = {
+    "optimizer": "the recipe owns the optimizer (lr, momentum, weight_decay)",
+    "scheduler": "the recipe owns the schedule (lr_schedule)",
+    "compression_training": "DeepSpeed removed it; gates are set in the recipe",
+    "elasticity": "DeepSpeed removed it; use torchrun --max-restarts",
+    "tensorboard": "the run folder has its own TensorBoard records",
+}
+_AUTOCAST = {"enabled", "dtype", "lower_precision_safe_modules"}
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a global batch is cut: ``micro`` images per rank and forward pass, ``accumulation`` passes a step."""
+
+    micro: int
+    accumulation: int
+    world_size: int
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimizer step over all ranks."""
+        return self.micro * self.accumulation * self.world_size
+
+
+def load_ds_config(path: str | Path) -> dict[str, Any]:
+    """The checked content of a DeepSpeed JSON file; raises UserError that names the file and the key."""
+    try:
+        config = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the DeepSpeed config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"the DeepSpeed config {path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"the DeepSpeed config {path} must be a JSON object")
+    try:
+        check_ds_config(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
+
+
+def check_ds_config(config: dict[str, Any]) -> None:
+    """Raise UserError for an unknown or foreign key, an "auto", or a combination known to train wrongly."""
+    for key, value in config.items():
+        if key in _REFUSED:
+            raise UserError(f"'{key}' does not belong here: {_REFUSED[key]}")
+        if key not in _TOP_LEVEL:
+            raise UserError(f"unknown key '{key}'; {nearest(key, _TOP_LEVEL)}")
+        _refuse_auto(key, value)
+    for key in ("zero_optimization", "torch_autocast", "bf16", "fp16"):
+        if not isinstance(config.get(key, {}), dict):
+            raise UserError(f"'{key}' must be an object, such as {{}}")
+    for key in config.get("torch_autocast", {}):
+        if key not in _AUTOCAST:
+            raise UserError(f"unknown key 'torch_autocast.{key}'; {nearest(key, _AUTOCAST)}")
+    _check_stage(config)
+    _check_precision(config)
+
+
+def _refuse_auto(key: str, value: Any) -> None:
+    if value == "auto":
+        raise UserError(f"'{key}' is \"auto\", which only means something to other programs; give a value")
+    if isinstance(value, dict):
+        for inner, inner_value in value.items():
+            _refuse_auto(f"{key}.{inner}", inner_value)
+
+
+def _check_stage(config: dict[str, Any]) -> None:
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
+        raise UserError(f"'zero_optimization.stage' is 0, 1, 2 or 3, not {stage!r}")
+
+
+def _check_precision(config: dict[str, Any]) -> None:
+    enabled = [k for k in ("bf16", "fp16", "torch_autocast") if config.get(k, {}).get("enabled")]
+    if len(enabled) > 1:
+        raise UserError(f"'{enabled[0]}' and '{enabled[1]}' contradict each other; enable one")
+    if enabled == ["bf16"]:
+        raise UserError(
+            "'bf16' also casts what batch norm needs in fp32; use 'torch_autocast' with dtype bfloat16 instead"
+        )
+    autocast = config.get("torch_autocast", {})
+    dtype = autocast.get("dtype", "bfloat16")
+    if autocast.get("enabled") and dtype not in ("bfloat16", "float16"):
+        raise UserError(f"'torch_autocast.dtype' is bfloat16 or float16, not {dtype!r}")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if (
+        enabled == ["torch_autocast"]
+        and dtype == "float16"
+        and config.get("gradient_clipping")
+        and stage >= 2
+    ):
+        raise UserError(
+            "'gradient_clipping' with float16 'torch_autocast' at ZeRO 2 and 3 clips the scaled gradient; "
+            "use bfloat16 or 'fp16'"
+        )
+
+
+def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int) -> Batching:
+    """How the recipe's global batch is cut for ``world_size`` ranks.
+
+    The JSON owns the micro-batch; without one each rank takes its whole share at once. Raises UserError where
+    the numbers do not divide or where the JSON contradicts the recipe.
+    """
+    micro = config.get("train_micro_batch_size_per_gpu")
+    if micro is None:
+        asked = config.get("gradient_accumulation_steps", 1)
+        if not isinstance(asked, int) or asked < 1 or global_batch % (world_size * asked):
+            raise UserError(
+                f"global_batch_size {global_batch} cannot be cut into {world_size} ranks x {asked} accumulation "
+                f"steps; make it a multiple of {world_size * (asked if isinstance(asked, int) and asked > 0 else 1)}"
+            )
+        micro = global_batch // (world_size * asked)
+    if not isinstance(micro, int) or isinstance(micro, bool) or micro < 1:
+        raise UserError(f"'train_micro_batch_size_per_gpu' is a positive number of images, not {micro!r}")
+    if global_batch % (micro * world_size):
+        raise UserError(
+            f"global_batch_size {global_batch} is not a multiple of {world_size} ranks x micro-batch {micro} "
+            f"= {micro * world_size}; change global_batch_size, the micro-batch or the number of ranks"
+        )
+    if micro < 2:
+        raise UserError("a micro-batch of 1 image leaves batch norm nothing to average; use 2 or more")
+    batching = Batching(micro, global_batch // (micro * world_size), world_size)
+    _refuse_contradiction(config, "gradient_accumulation_steps", batching.accumulation)
+    _refuse_contradiction(config, "train_batch_size", global_batch)
+    return batching
+
+
+def _refuse_contradiction(config: dict[str, Any], key: str, follows: int) -> None:
+    if config.get(key, follows) != follows:
+        raise UserError(
+            f"'{key}' is {config[key]} in the DeepSpeed config, but {follows} follows from the recipe's "
+            "global_batch_size, the micro-batch and the number of ranks; remove the key or change one of them"
+        )

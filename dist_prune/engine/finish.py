@@ -1,0 +1,104 @@
+"""The end of a run: consensus mask -> collapse -> sliced checkpoint, verified, reloaded and evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_prune import distributed
+from dist_prune.consensus import Mask, load_sliced, save_sliced
+from dist_prune.engine.evaluate import accuracies, max_abs_difference
+from dist_prune.engine.setting import Setting
+from dist_prune.errors import RunError
+from dist_prune.measure import count_macs, count_parameters
+from dist_prune.methods import Phase
+
+
+class CollapseFailed(RunError):
+    """The sliced network does not compute what the gated one does."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """summary: the record of the run folder's contract, without times; small: the collapsed network."""
+
+    summary: dict[str, Any]
+    small: nn.Module
+
+
+def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = None) -> Outcome:
+    """Collapse a phase that is over (``trained`` and ``decision`` set); all ranks call it.
+
+    Rank 0 writes mask.json and sliced/. Raises CollapseFailed if masked and sliced outputs on real images
+    differ by more than fp32 rounding, or if the MACs are not those that the mask predicts.
+    """
+    trained, mask = phase.trained, phase.decision
+    assert trained is not None
+    fixed, small = phase.fixed(trained, mask), phase.small(trained, mask)
+    images, _ = next(iter(setting.data.eval_batches("test", batch_size=64, rank=0, world_size=1, limit=64)))
+    difference, tolerance = max_abs_difference(fixed, small, images.to(setting.device))
+    if not difference <= tolerance:
+        raise CollapseFailed(
+            f"masked and sliced outputs differ by {difference:.3g} (tolerance {tolerance:.3g})"
+        )
+    shape, kept = setting.data.input_shape, phase.kept_under(mask)
+    macs = count_macs(small, shape)
+    if macs != setting.costs.of(kept):
+        raise CollapseFailed(
+            f"the sliced network has {macs} MACs, the mask predicts {setting.costs.of(kept)}"
+        )
+    summary: dict[str, Any] = {
+        "macs": macs,
+        "macs_dense": setting.costs.dense,
+        "macs_ratio": macs / setting.costs.dense,
+        "parameters": count_parameters(small),
+        "parameters_dense": setting.costs.parameters,
+        "agreement": mask.agreement if mask else None,
+        "units_flipped_by_rounding": 0,  # the mask is the gates' own vote; nothing is rounded to a budget
+        "max_abs_difference": difference,
+    }
+    reloaded = _write(setting, small, mask, summary)
+    models = {
+        "accuracy": trained,
+        "accuracy_consensus": fixed,
+        "accuracy_sliced": reloaded.to(setting.device),
+    }
+    summary |= accuracies(models, setting.eval_batches("test"), setting.device, autocast)
+    return Outcome(summary, reloaded)
+
+
+def _write(setting: Setting, small: nn.Module, mask: Mask | None, summary: dict[str, Any]) -> nn.Module:
+    """Write the results on rank 0; returns the network to evaluate: there the reloaded one, bit for bit."""
+    if not distributed.is_main():
+        return small
+    if mask is not None:
+        setting.folder.write_json(setting.folder.mask, mask.as_dict())
+    data = setting.data
+    save_sliced(
+        small,
+        setting.folder.sliced,
+        input_shape=data.input_shape,
+        normalization=data.normalization,
+        class_names=data.class_names,
+        results={"trained on": setting.config.data, **summary},
+    )
+    reloaded = load_sliced(setting.folder.sliced)
+    ours = small.state_dict()
+    for name, tensor in reloaded.state_dict().items():
+        if not torch.equal(tensor, ours[name].cpu()):
+            raise CollapseFailed(f"{name} came back changed from {setting.folder.sliced}")
+    return reloaded
+
+
+def advice(mask: Mask | None) -> str | None:
+    """A warning with advice where units are undecided, in one line; None where all samples agree."""
+    if mask is None or not mask.undecided:
+        return None
+    named = ", ".join(mask.undecided[:5]) + (", ..." if len(mask.undecided) > 5 else "")
+    return (
+        f"warning: {len(mask.undecided)} of {len(mask.sites)} sites are undecided ({named}): more than 1 % of the "
+        "images disagree with the mask there; train longer, or raise the polarization weight earlier"
+    )

@@ -1,0 +1,100 @@
+"""Work on finished or interrupted runs without a training engine: collapse a checkpoint, evaluate a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_prune.config import RunConfig
+from dist_prune.consensus import load_mask, load_sliced, read_sliced_config
+from dist_prune.data import open_data
+from dist_prune.engine.checkpoint import Checkpoint, load_checkpoint, load_newest
+from dist_prune.engine.ds_config import Batching
+from dist_prune.engine.evaluate import accuracies
+from dist_prune.engine.finish import finish
+from dist_prune.engine.run import build_method, open_images
+from dist_prune.engine.setting import Setting
+from dist_prune.errors import UserError
+from dist_prune.methods import Method, Phase
+from dist_prune.monitor.records import RunFolder
+
+
+def collapse_run(
+    source: str, out: str | None = None, mask: str | None = None, data: str | None = None
+) -> dict[str, Any]:
+    """Collapse the newest checkpoint of a run folder (or one checkpoint folder) into a sliced checkpoint.
+
+    mask: a mask.json to use instead of a vote over the training images; data: where the shards are now;
+    out: a folder for mask.json and sliced/ (default: the run folder). Returns the summary.
+    """
+    run, checkpoint = _find(Path(source))
+    config = _config_of(run)
+    config = config.model_copy(update={"data": data}) if data else config
+    images = open_images(config)
+    method, task = build_method(config, images)
+    phase = _trained_phase(method, checkpoint)
+    folder = RunFolder(out) if out else run
+    folder.path.mkdir(parents=True, exist_ok=True)
+    setting = Setting(
+        config, {}, Batching(256, 1, 1), images, method, task.costs(), torch.device("cpu"), folder
+    )
+    assert phase.trained is not None
+    batches = setting.eval_batches("train")
+    phase.decision = load_mask(mask) if mask else phase.decide(phase.trained, batches)
+    return finish(setting, phase).summary
+
+
+def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -> dict[str, Any]:
+    """Top-1 accuracy of a sliced checkpoint (or of a run folder's ``sliced/``) on a split."""
+    path = Path(folder)
+    path = path / "sliced" if (path / "sliced").is_dir() else path
+    config = read_sliced_config(path)
+    if data is None:
+        data = _config_of(RunFolder(path.parent)).data
+    images = open_data(data, image_size=(config["input_shape"] or [None])[-1])
+    _refuse_other_normalization(config, images.normalization, data)
+    batches = images.eval_batches(split, batch_size=256, rank=0, world_size=1)
+    measured = accuracies({"accuracy": load_sliced(path)}, batches, torch.device("cpu"))
+    return {**measured, "samples": images.num_samples(split), "data": data, "split": split}
+
+
+def _refuse_other_normalization(
+    config: dict[str, Any], normalization: dict[str, list[float]], data: str
+) -> None:
+    expected = config["normalization"]
+    if expected is not None and expected != normalization:
+        raise UserError(
+            f"the network was trained on pixels normalized by {expected}, {data} is normalized by {normalization}"
+        )
+
+
+def _find(source: Path) -> tuple[RunFolder, Checkpoint]:
+    if (source / "manifest.json").exists():  # one checkpoint: RUN/checkpoints/step-...
+        return RunFolder(source.parent.parent), load_checkpoint(source)
+    run = RunFolder(source)
+    checkpoint, damaged = load_newest(run.checkpoints)
+    if checkpoint is None:
+        raise UserError(damaged[0] if damaged else f"{source} holds no checkpoint of a run")
+    return run, checkpoint
+
+
+def _config_of(run: RunFolder) -> RunConfig:
+    try:
+        return RunConfig.model_validate(json.loads(run.config.read_text())["config"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{run.config} is not the config.json of a run: {error}; name the data with --data"
+        ) from error
+
+
+def _trained_phase(method: Method, checkpoint: Checkpoint) -> Phase:
+    """The phase that the checkpoint is of, with its weights in place."""
+    for phase in method.phases(checkpoint.state["structures"]):
+        if phase.name == checkpoint.state["phase"]:
+            phase.module.load_state_dict(checkpoint.weights)
+            return dataclasses.replace(phase, trained=phase.module)
+    raise UserError(f"the run's method has no phase '{checkpoint.state['phase']}'")

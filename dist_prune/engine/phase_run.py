@@ -1,0 +1,72 @@
+"""One phase in training: its engine, and a plain replica in which it is evaluated."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from dist_prune import distributed
+from dist_prune.consensus import Mask
+from dist_prune.engine.deepspeed_engine import Engine, Snapshot
+from dist_prune.engine.evaluate import accuracies
+from dist_prune.engine.optimizer import build_optimizer, build_scheduler
+from dist_prune.engine.setting import Setting
+from dist_prune.gates import sites
+from dist_prune.methods import Phase
+
+
+def inherit(phase: Phase, old: Snapshot) -> Snapshot:
+    """What a phase starts from: the part of the phase before that its transition names."""
+    if phase.transition is None:
+        return Snapshot({}, {})
+    tensors = phase.transition.tensors
+    kept = tensors if phase.transition.keep_optimizer else {}
+    return Snapshot(
+        {new: origin.take(old.weights[origin.name]) for new, origin in tensors.items()},
+        {new: o.take(old.momentum[o.name]) for new, o in kept.items() if o.name in old.momentum},
+    )
+
+
+class PhaseRun:
+    """A phase under DeepSpeed.
+
+    The replica is a plain copy of the module: evaluation, masks and collapse use it with the weights of a
+    snapshot, so that ZeRO 3 needs no collective per forward pass there and ranks may see unequal batches.
+    """
+
+    def __init__(
+        self, setting: Setting, phase: Phase, start: Snapshot, schedule: dict[str, Any] | None
+    ) -> None:
+        self.setting = setting
+        self.phase = phase
+        self.sites = sites(phase.module)
+        unplaced = phase.module.load_state_dict(start.weights, strict=False).unexpected_keys
+        assert not unplaced, f"tensors without a place in phase {phase.name}: {unplaced}"
+        self.replica = copy.deepcopy(phase.module).to(setting.device)
+        optimizer = build_optimizer(phase.module, setting.config)
+        scheduler = build_scheduler(optimizer, setting.config, phase.epochs, setting.steps_per_epoch)
+        schedule = schedule or dict(scheduler.state_dict())
+        self.engine = Engine(
+            phase.module, optimizer, scheduler, setting.ds_config, setting.batching, setting.device
+        )
+        images = torch.zeros(setting.batching.micro, *setting.data.input_shape, device=setting.device)
+        self.engine.restore_optimizer(start.momentum, schedule, images)
+        torch.manual_seed(setting.config.seed + 7919 * (distributed.rank() + 1))
+
+    def load_replica(self, snapshot: Snapshot) -> None:
+        """Give the replica the weights of a snapshot."""
+        self.replica.load_state_dict(snapshot.weights)
+
+    def decide(self, limit: int | None = None) -> Mask | None:
+        """The mask that the replica agrees on over the training images (the first ``limit`` of them)."""
+        with self.engine.autocast():
+            return self.phase.decide(self.replica, self.setting.eval_batches("train", limit))
+
+    def evaluate(self, mask: Mask | None) -> dict[str, float]:
+        """Test accuracy of the replica, with its gates as they are and fixed to ``mask``."""
+        models = {"accuracy": self.replica, "accuracy_consensus": self.phase.fixed(self.replica, mask)}
+        return accuracies(
+            models, self.setting.eval_batches("test"), self.setting.device, self.engine.autocast()
+        )

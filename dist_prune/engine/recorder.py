@@ -1,0 +1,123 @@
+"""What a run leaves behind and shows while it goes on: rank 0 writes, every other rank stays silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dist_prune import distributed
+from dist_prune.consensus import Mask
+from dist_prune.engine.setting import Position
+from dist_prune.engine.train_step import StepRecord
+from dist_prune.gates import GateMeans
+from dist_prune.models import Site
+from dist_prune.monitor import names
+from dist_prune.monitor.console import Progress, final_table
+from dist_prune.monitor.pictures import gate_history, opening_picture
+from dist_prune.monitor.records import RunFolder
+from dist_prune.monitor.report import write_report
+from dist_prune.monitor.tensorboard import TensorBoardLog
+from dist_prune.regularizers import mean_over_sites, polarization
+
+
+class Recorder:
+    """Records of one invocation: metrics.jsonl, TensorBoard, progress on the console."""
+
+    def __init__(self, run: RunFolder, total_steps: int, log_every: int, first_step: int) -> None:
+        self._enabled = distributed.is_main()
+        self._log_every = log_every
+        if self._enabled:
+            self._run = run
+            self._run.drop_after(first_step)
+            self._tensorboard = TensorBoardLog(
+                run.tensorboard, purge_step=first_step + 1 if first_step else None
+            )
+            self._progress = Progress(total_steps, initial=first_step)
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        if self._enabled:
+            self._progress.line(text)
+
+    def step(self, at: Position, record: StepRecord, sites: Sequence[Site], lr: float, speed: float) -> None:
+        """Record one optimizer step, of which every ``log_every``-th goes to the disk. speed: images/s."""
+        if not self._enabled:
+            return
+        gates = _gate_metrics(record.means, sites)
+        epoch, step = at.epoch + 1, at.step
+        self._progress.update(
+            step, epoch, record.losses["total"], record.accuracy, gates.get(names.OPEN_RATIO), speed
+        )
+        if step % self._log_every and step > 1:
+            return
+        metrics = {names.loss(term): value for term, value in record.losses.items()}
+        metrics |= {
+            names.ACCURACY_TRAIN: record.accuracy,
+            names.LEARNING_RATE: lr,
+            names.IMAGES_PER_SECOND: speed,
+        }
+        metrics |= gates
+        means = dict(zip((site.name for site in sites), _site_means(record.means, sites), strict=True))
+        self._run.append("train", {"epoch": epoch, "step": step, **metrics, "gate_means": means})
+        self._tensorboard.scalars(
+            step, {**metrics, **{names.site(name): mean for name, mean in means.items()}}
+        )
+
+    def evaluation(self, record: Mapping[str, Any], mask: Mask | None) -> None:
+        """Record the evaluation of one epoch and draw the opening picture so far."""
+        if not self._enabled:
+            return
+        self._run.append("eval", record)
+        step = record["step"]
+        scalars = {
+            names.ACCURACY_DYNAMIC: record["accuracy"],
+            names.ACCURACY_CONSENSUS: record["accuracy_consensus"],
+            names.MACS_RATIO: record["macs_ratio"],
+        }
+        self._tensorboard.scalars(step, scalars)
+        if mask is not None:
+            self._run.write_json(self._run.mask, mask.as_dict())
+            history, sites, records = gate_history(self._run.read_metrics("eval"))
+            picture = opening_picture(history, sites, [r["epoch"] for r in records])
+            self._tensorboard.figure(names.OPENING_PICTURE, picture, step)
+        self.say(_evaluation_line(record))
+
+    def summary(self, record: Mapping[str, Any]) -> None:
+        """Record the end of the run and show its table."""
+        if self._enabled:
+            self._run.append("summary", record)
+            files = {"sliced network": self._run.sliced, "report": self._run.report / "report.html"}
+            self.say("\n" + final_table(record, {**files, "TensorBoard": self._run.tensorboard}))
+
+    def report(self) -> None:
+        """Draw the pictures and the page of the run so far."""
+        if self._enabled:
+            write_report(self._run)
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        if self._enabled:
+            self._progress.close()
+            self._tensorboard.close()
+
+
+def _site_means(means: Tensor, sites: Sequence[Site]) -> list[float]:
+    return [part.mean().item() for part in means.split([site.units for site in sites])] if sites else []
+
+
+def _gate_metrics(means: Tensor, sites: Sequence[Site]) -> dict[str, float]:
+    if not sites:
+        return {}
+    gates = GateMeans(means, tuple(site.units for site in sites))
+    return {names.OPEN_RATIO: mean_over_sites(gates).item(), names.R_POLAR: polarization(gates).item()}
+
+
+def _evaluation_line(record: Mapping[str, Any]) -> str:
+    parts = [f"epoch {record['epoch']}", f"accuracy {record['accuracy']:.2%}"]
+    if record["r_polar"] is not None:
+        parts += [f"consensus {record['accuracy_consensus']:.2%}", f"open {record['open_ratio']:.1%}"]
+        parts += [f"R_polar {record['r_polar']:.4f}"]
+    parts += [f"MACs {record['macs_ratio']:.1%}", f"{record['images_per_second']:,.0f} images/s"]
+    return "  ".join(parts)

@@ -1,0 +1,199 @@
+"""One run from options to results: what happens around the training loop."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dist_prune import distributed
+from dist_prune.config import RunConfig
+from dist_prune.data import Augment, ImageData, open_data
+from dist_prune.engine.checkpoint import Checkpoint, load_newest
+from dist_prune.engine.deepspeed_engine import start_process_group
+from dist_prune.engine.ds_config import load_ds_config, resolve_batching
+from dist_prune.engine.finish import advice, finish
+from dist_prune.engine.recorder import Recorder
+from dist_prune.engine.setting import Position, Setting
+from dist_prune.engine.stopping import StopRequest
+from dist_prune.engine.trainer import Trainer
+from dist_prune.errors import UserError, nearest
+from dist_prune.methods import METHODS, Method, Task
+from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
+
+_PACKAGES = ("dist-prune", "torch", "torchvision", "deepspeed", "webdataset", "numpy")
+_MAY_CHANGE = {"workers", "log_every", "checkpoint_every", "mask_samples"}  # what does not change the results
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the recipe."""
+
+    ds_config: str
+    out: str | None = None
+    resume: bool = False
+    max_steps: int | None = None
+    max_hours: float | None = None
+
+
+def run(config: RunConfig, options: Options) -> bool:
+    """Train, collapse and record; True when the run is done, False when it stopped on request after saving.
+
+    Raises UserError for what the user can mend.
+    """
+    ds_config = load_ds_config(options.ds_config)
+    device = start_process_group()
+    batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
+    data = open_images(config)
+    method, task = build_method(config, data)
+    folder = _open_folder(config, options)
+    if (folder.read_status() or {}).get("state") == "done":
+        if distributed.is_main():
+            print(f"{folder.path} is finished already; its results are in {folder.sliced}")
+        return True
+    checkpoint = _find_checkpoint(folder, config)
+    setting = Setting(config, ds_config, batching, data, method, task.costs(), device, folder)
+    if distributed.is_main():
+        folder.write_config(_record_of(setting))
+    return _train_and_finish(setting, options, checkpoint)
+
+
+def open_images(config: RunConfig) -> ImageData:
+    """The recipe's data; on several ranks the first one makes what has to be made."""
+    if not distributed.is_main():
+        distributed.barrier()
+    data = open_data(
+        config.data,
+        seed=config.seed,
+        workers=config.workers,
+        image_size=config.image_size,
+        augment=Augment(**config.augment.model_dump()),
+        channels_last=config.channels_last,
+    )
+    if distributed.is_main():
+        distributed.barrier()
+    return data
+
+
+def build_method(config: RunConfig, data: ImageData) -> tuple[Method, Task]:
+    """The recipe's method and the task it is given; raises UserError for an unknown method."""
+    if config.method not in METHODS:
+        raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
+    task = Task(config, data.num_classes, data.input_shape)
+    return METHODS[config.method](task), task
+
+
+def _train_and_finish(setting: Setting, options: Options, checkpoint: Checkpoint | None) -> bool:
+    first_step = checkpoint.state["position"]["step"] if checkpoint else 0
+    status = _Status(setting.folder, first_step, resumed_from=first_step if checkpoint else None)
+    total_steps = setting.method.epochs * setting.steps_per_epoch
+    recorder = Recorder(setting.folder, total_steps, setting.config.log_every, first_step)
+    try:
+        status.write("running")
+        with StopRequest(options.max_steps, options.max_hours) as stop:
+            trainer = Trainer(setting, recorder, stop, checkpoint)
+            status.position = trainer.position
+            last = trainer.train()
+        if last is None:
+            reason = stop.reason or "another rank was asked to stop"
+            recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")
+        else:
+            reason = None
+            recorder.say(advice(last.phase.decision) or "all gates have decided" if last.sites else "")
+            outcome = finish(setting, last.phase, last.engine.autocast())
+            seconds = {"seconds_total": trainer.seconds(), "energy_joules": None}
+            recorder.summary({**outcome.summary, **seconds, "world_size": distributed.world_size()})
+    except BaseException as error:
+        recorder.close()
+        status.write("failed", " ".join(str(error).split()) or type(error).__name__)
+        raise
+    recorder.close()
+    status.write("done" if last else "stopped", reason)
+    recorder.report()
+    return last is not None
+
+
+class _Status:
+    """Keeps status.json, on rank 0."""
+
+    def __init__(self, folder: RunFolder, first_step: int, resumed_from: int | None) -> None:
+        self._folder, self._resumed_from = folder, resumed_from
+        self.position = Position(step=first_step)
+
+    def write(self, state: State, reason: str | None = None) -> None:
+        if distributed.is_main():
+            self._folder.write_status(state, reason, self.position.step, self._resumed_from)
+
+
+def _open_folder(config: RunConfig, options: Options) -> RunFolder:
+    """The run folder, made by rank 0; every rank gets the same path or the same error."""
+    path, problem = options.out or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", None
+    if distributed.is_main():
+        try:
+            RunFolder.create(path, options.resume)
+        except (RunExists, RunFolderError) as error:
+            problem = str(error)
+    path, problem = distributed.broadcast_object((path, problem))
+    if problem:
+        raise UserError(problem)
+    return RunFolder(path)
+
+
+def _find_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint | None:
+    """Rank 0's newest whole checkpoint, on every rank; refuses one of a run with another recipe."""
+    checkpoint = None
+    problem = None
+    if distributed.is_main():
+        checkpoint, damaged = load_newest(folder.checkpoints)
+        for line in damaged:
+            print(f"{line}; passing over it", file=sys.stderr)
+        problem = _difference(folder, config) if checkpoint else None
+    checkpoint, problem = distributed.broadcast_object((checkpoint, problem))
+    if problem:
+        raise UserError(problem)
+    return checkpoint
+
+
+def _difference(folder: RunFolder, config: RunConfig) -> str | None:
+    """What the recipe of the run in ``folder`` has otherwise, in one line."""
+    before = json.loads(folder.config.read_text())["config"] if folder.config.exists() else {}
+    for key, value in json.loads(config.model_dump_json()).items():
+        if key in before and before[key] != value and key not in _MAY_CHANGE:
+            return f"{folder.path} was begun with {key}={before[key]!r}, not {value!r}; resume it with the same recipe"
+    return None
+
+
+def _record_of(setting: Setting) -> dict[str, Any]:
+    """The content of config.json."""
+    return {
+        "config": setting.config.model_dump(mode="json"),
+        "ds_config": setting.ds_config,
+        "batching": asdict(setting.batching),
+        "world_size": distributed.world_size(),
+        "device": str(setting.device.type),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,44 @@
+"""Requests to stop: signals, a number of steps, a number of hours. The next step saves and ends the run."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Watches for reasons to stop; a context manager that puts the old signal handlers back.
+
+    A first signal asks for a stop at the next step on all ranks together (the flag travels in the step's
+    all-reduce); a second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self, max_steps: int | None = None, max_hours: float | None = None) -> None:
+        self._max_steps = max_steps
+        self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
+        self._steps = 0
+        self.reason: str | None = None
+
+    def __enter__(self) -> StopRequest:
+        self._old = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason is not None:
+            raise KeyboardInterrupt
+        self.reason = f"received {signal.Signals(number).name}"
+
+    def count_step(self) -> None:
+        """Tell that an optimizer step begins; sets the reason if it is to be the last."""
+        self._steps += 1
+        if self._max_steps is not None and self._steps >= self._max_steps:
+            self.reason = self.reason or f"--max_steps {self._max_steps} reached"
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self.reason = self.reason or "--max_hours reached"

@@ -1,0 +1,169 @@
+"""The training loop: a page of verbs over the phases of a method. It never asks for a method by name."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from dist_prune import distributed
+from dist_prune.consensus import Mask
+from dist_prune.engine.checkpoint import Checkpoint, save_checkpoint
+from dist_prune.engine.deepspeed_engine import Snapshot
+from dist_prune.engine.phase_run import PhaseRun, inherit
+from dist_prune.engine.recorder import Recorder
+from dist_prune.engine.setting import Position, Setting
+from dist_prune.engine.stopping import StopRequest
+from dist_prune.engine.train_step import Batch, StepRecord, train_step
+from dist_prune.errors import RunError
+from dist_prune.methods import Phase
+
+
+class TrainingDiverged(RunError):
+    """The loss is no longer a number."""
+
+
+class Trainer:
+    """Trains the phases of one method, from the start or from a checkpoint; all ranks together."""
+
+    def __init__(
+        self, setting: Setting, recorder: Recorder, stop: StopRequest, resume: Checkpoint | None
+    ) -> None:
+        self.setting = setting
+        self.recorder = recorder
+        self.stop = stop
+        self.position = Position(**resume.state["position"]) if resume else Position()
+        self.structures: dict[str, Mapping[str, Any]] = dict(resume.state["structures"]) if resume else {}
+        self._resume = resume
+        self._before: Snapshot | None = None  # how the phase before ended
+        self._clock = time.monotonic() - self.position.seconds
+
+    def train(self) -> PhaseRun | None:
+        """Train to the end and return the last phase, or None if asked to stop (all is saved then)."""
+        run = None
+        for phase in self.setting.method.phases(self.structures):
+            if self._is_over(phase):
+                continue
+            run = self._begin(phase)
+            while self.position.epoch < phase.epochs:
+                for batches in self._rest_of_epoch(run):
+                    record = self._step(run, batches)
+                    self._observe(run, record)
+                    if record.stop:
+                        self._save(run, run.engine.snapshot())
+                        return None
+                    if self._checkpoint_is_due():
+                        self._save(run, run.engine.snapshot())
+                snapshot = run.engine.snapshot()
+                self._evaluate(run, snapshot)
+                self._turn_epoch()
+                self._save(run, snapshot)
+            self._end(run)
+        return run
+
+    def seconds(self) -> float:
+        """Seconds of this run so far, earlier invocations included."""
+        return time.monotonic() - self._clock
+
+    def _is_over(self, phase: Phase) -> bool:
+        """Whether the checkpoint to resume lies in a later phase than this one."""
+        return self._resume is not None and self.position.phase != phase.name
+
+    def _begin(self, phase: Phase) -> PhaseRun:
+        self.structures[phase.name] = dict(phase.structure)
+        if self._resume is not None:
+            checkpoint, self._resume = self._resume, None
+            start = Snapshot(checkpoint.weights, checkpoint.momentum)
+            return PhaseRun(self.setting, phase, start, checkpoint.state["schedule"])
+        self.position.phase, self.position.epoch, self.position.batch = phase.name, 0, 0
+        start = inherit(phase, self._before) if self._before else Snapshot({}, {})
+        return PhaseRun(self.setting, phase, start, None)
+
+    def _rest_of_epoch(self, run: PhaseRun) -> Iterator[tuple[Batch, ...]]:
+        """This rank's micro-batches that are left of the epoch, as many at a time as make a step."""
+        run.engine.module.train()
+        self._images, self._training_began = 0, time.monotonic()
+        micro_batches = iter(self.setting.train_batches(self.position.epoch, skip_steps=self.position.batch))
+        while window := tuple(itertools.islice(micro_batches, self.setting.batching.accumulation)):
+            yield window
+
+    def _step(self, run: PhaseRun, batches: tuple[Batch, ...]) -> StepRecord:
+        self.stop.count_step()
+        self._lr = run.engine.lr
+        epoch = self.position.epoch + self.position.batch / self.setting.steps_per_epoch
+        record = train_step(run.engine, run.phase, batches, epoch, stop=self.stop.reason is not None)
+        self.position.step += 1
+        self.position.batch += 1
+        self._images += record.samples
+        return record
+
+    def _observe(self, run: PhaseRun, record: StepRecord) -> None:
+        if not record.finite:
+            raise TrainingDiverged(
+                f"the loss of step {self.position.step} is {record.losses['total']}: lower lr, or set "
+                "gradient_clipping in the DeepSpeed config; checkpoints are from before this step"
+            )
+        speed = self._images / (time.monotonic() - self._training_began)
+        self.recorder.step(self.position, record, run.sites, self._lr, speed)
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.setting.config.checkpoint_every
+        at_end = self.position.batch == self.setting.steps_per_epoch
+        return every is not None and self.position.step % every == 0 and not at_end
+
+    def _evaluate(self, run: PhaseRun, snapshot: Snapshot) -> None:
+        speed = self._images / (time.monotonic() - self._training_began)
+        run.load_replica(snapshot)
+        mask = run.decide(limit=self.setting.config.mask_samples)
+        accuracy = run.evaluate(mask)
+        self.position.seconds = self.seconds()
+        self.recorder.evaluation(self._evaluation_record(run.phase, mask, accuracy, speed), mask)
+
+    def _evaluation_record(
+        self, phase: Phase, mask: Mask | None, accuracy: dict[str, float], speed: float
+    ) -> dict[str, Any]:
+        costs = self.setting.costs
+        macs = costs.of(phase.kept_under(mask))
+        return {
+            "epoch": self.position.epoch + 1,
+            "step": self.position.step,
+            "phase": phase.name,
+            "seconds": self.position.seconds,
+            "images_per_second": speed,
+            **accuracy,
+            "open_ratio": mask.open_ratio if mask else None,
+            "r_polar": mask.r_polar if mask else None,
+            "macs": macs,
+            "macs_dense": costs.dense,
+            "macs_ratio": macs / costs.dense,
+            "energy_joules": None,
+            "gate_means": mask.mean_activation if mask else {},
+        }
+
+    def _turn_epoch(self) -> None:
+        self.position.epoch += 1
+        self.position.batch = 0
+
+    def _save(self, run: PhaseRun, snapshot: Snapshot) -> None:
+        """Write a portable checkpoint on rank 0; the others wait until it is whole."""
+        self.position.seconds = self.seconds()
+        if distributed.is_main():
+            state = {
+                "phase": run.phase.name,
+                "structures": self.structures,
+                "position": asdict(self.position),
+                "schedule": run.engine.scheduler_state(),
+            }
+            checkpoint = Checkpoint(snapshot.weights, snapshot.momentum, state)
+            save_checkpoint(self.setting.folder.checkpoints, checkpoint, self.position.step)
+        distributed.barrier()
+
+    def _end(self, run: PhaseRun) -> None:
+        """Hand the trained module to the method, and its state to the phase that follows."""
+        self._before = run.engine.snapshot()
+        run.load_replica(self._before)
+        run.phase.trained = run.replica
+        run.phase.decision = run.decide()
+        run.engine.close()

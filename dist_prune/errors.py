@@ -1,0 +1,21 @@
+"""Errors that the command line turns into one line instead of a stack trace (a leaf)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user: the message says in one line what is wrong and how to mend it."""
+
+
+class RunError(Exception):
+    """A run that cannot go on, for a reason that one line can say."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown ``name``: the nearest known one, or all of them where none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(names)

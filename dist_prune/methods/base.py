@@ -1,0 +1,163 @@
+"""The seam between methods and the training loop: a method yields phases, transitions lie between them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_prune.config import RunConfig
+from dist_prune.consensus import Mask
+from dist_prune.gates import GateMeans
+from dist_prune.measure import Costs, unit_costs
+from dist_prune.models import build_model
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is given: the recipe and the shape of the problem. input_shape: (C, H, W)."""
+
+    config: RunConfig
+    num_classes: int
+    input_shape: tuple[int, int, int]
+
+    def build(self) -> nn.Module:
+        """The plain network of the recipe, with weights drawn from the run's seed (equal on all ranks)."""
+        torch.manual_seed(self.config.seed)
+        return build_model(
+            self.config.model,
+            num_classes=self.num_classes,
+            in_channels=self.input_shape[0],
+            **self.config.model_args,
+        )
+
+    def costs(self) -> Costs:
+        """MACs of the dense network and of each of its units."""
+        return unit_costs(self.build(), self.input_shape)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a loss term may look at: one forward pass of one micro-batch.
+
+    images: (B, C, H, W); labels: (B,); logits: (B, classes); means: None in networks without gates;
+    epoch: since the start of the phase, fraction included.
+    """
+
+    module: nn.Module
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    means: GateMeans | None
+    epoch: float
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """Where a tensor of a new phase comes from: the old name and, per dimension, the indices that stay."""
+
+    name: str
+    indices: tuple[Tensor | None, ...] = ()
+
+    def take(self, old: Tensor) -> Tensor:
+        """The part of ``old`` that is inherited."""
+        for dimension, index in enumerate(self.indices):
+            if index is not None:
+                old = old.index_select(dimension, index.to(old.device))
+        return old.clone()
+
+
+@dataclass(frozen=True)
+class Transition:
+    """For each tensor of the new module, what it inherits from the old one; the optimizer's state follows.
+
+    Tensors that are not named keep what the new module brings (a re-initialization names none). With
+    ``keep_optimizer`` false the optimizer starts afresh.
+    """
+
+    tensors: Mapping[str, Inherited] = field(default_factory=dict)
+    keep_optimizer: bool = True
+
+    @staticmethod
+    def of(origins: Mapping[str, str]) -> Transition:
+        """Whole tensors by name, as ``consensus.cut`` returns them."""
+        return Transition({new: Inherited(old) for new, old in origins.items()})
+
+
+@dataclass
+class Phase:
+    """A stretch of training with its own module, schedules, loss terms and stopping rule (epochs).
+
+    structure: plain JSON data that says how to build ``module`` again; stored in every checkpoint and given
+    back to the method on resume. kept: units that earlier phases left, by site name; empty while all stand.
+    When the phase is over, the trainer sets ``trained`` (a plain copy of the module with its final weights)
+    and ``decision`` (its mask over the training images, if it has one): the next phase is built from them.
+    """
+
+    name: str
+    module: nn.Module
+    epochs: int
+    structure: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    transition: Transition | None = None
+    label_smoothing: float = 0.0
+    trained: nn.Module | None = None
+    decision: Mask | None = None
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether the module decides per sample; then it has gate means and a mask."""
+        return False
+
+    def kept_under(self, mask: Mask | None) -> dict[str, tuple[int, ...]]:
+        """Units left by earlier phases and by ``mask``, by site name; sites that are whole may be missing."""
+        return {**self.kept, **(mask.kept if mask else {})}
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The task loss *summed* over the micro-batch, fp32; the step divides by the global count."""
+        return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        """Further terms of the loss by name (names become metric names), weights included."""
+        return {}
+
+    def after_step(self, module: nn.Module) -> None:
+        """Called after every optimizer step, for example to clamp weights."""
+
+    def decide(self, module: nn.Module, batches: Iterable[Any]) -> Mask | None:
+        """The mask that ``module`` (trained so far) agrees on over ``batches``; all ranks call it."""
+        return None
+
+    def fixed(self, module: nn.Module, mask: Mask | None) -> nn.Module:
+        """``module`` as it computes under ``mask`` for every sample."""
+        return module
+
+    def small(self, module: nn.Module, mask: Mask | None) -> nn.Module:
+        """The plain network that remains when the run ends with this phase."""
+        return module
+
+
+class Method(ABC):
+    """A way of training: a generator of phases that reads from top to bottom."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases together, for showing progress."""
+        return self.task.config.epochs
+
+    @abstractmethod
+    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+        """Yield the phases in order; the code after a ``yield`` runs when that phase is over.
+
+        recorded: structures by phase name, from a checkpoint. On resume the phases before the interrupted
+        one are yielded but not trained again (``trained`` stays None), so a structure that was chosen by
+        their outcome must be taken from ``recorded`` where it is there.
+        """

@@ -1,0 +1,127 @@
+"""Networks by name, and the description by which a sliced checkpoint rebuilds them.
+
+``resnet20``, ``resnet56``, ... (depth 6n + 2) are the CIFAR ResNets; any other bare name is a torchvision
+model (``resnet18``, ``resnet50``: torchvision wins where both exist); ``timm/NAME`` is a timm model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from dist_prune.errors import UserError, nearest
+from dist_prune.models.cifar_resnet import CifarResNet
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything needed to build a plain network again: builder name and JSON-able arguments."""
+
+    builder: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The plain network with fresh weights; raises UserError for an unknown builder or bad arguments."""
+        try:
+            model = _builder(self.builder)(**self.arguments)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model '{self.builder}' does not accept {self.arguments}: {error}") from error
+        return remember(model, self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The description as plain JSON data."""
+        return asdict(self)
+
+
+def build_model(name: str, *, num_classes: int, in_channels: int = 3, **arguments: Any) -> nn.Module:
+    """The plain network called ``name``; it remembers its architecture for the sliced checkpoint.
+
+    Raises UserError for an unknown name (naming the nearest) or arguments that the model does not take.
+    """
+    arguments = {"num_classes": num_classes, **arguments}
+    builder, preset = _resolve(name)
+    if builder == "torchvision" or builder.startswith("torchvision/"):
+        if in_channels != 3:
+            raise UserError(
+                f"{name} takes 3 input channels, the data has {in_channels}; choose a CIFAR ResNet"
+            )
+    else:
+        arguments["in_chans" if builder.startswith("timm/") else "in_channels"] = in_channels
+    return Architecture(builder, {**preset, **arguments}).build()
+
+
+def _resolve(name: str) -> tuple[str, dict[str, Any]]:
+    if "/" in name:
+        return name, {}
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return f"torchvision/{name}", {}
+    match = re.fullmatch(r"resnet(\d+)", name)
+    if match and int(match[1]) >= 8 and (int(match[1]) - 2) % 6 == 0:
+        return "cifar_resnet", {"depth": int(match[1])}
+    cifar = [f"resnet{depth}" for depth in (20, 32, 44, 56, 110)]
+    known = cifar + torchvision.models.list_models(module=torchvision.models)
+    raise UserError(f"unknown model '{name}'; {nearest(name, known)} (timm models: timm/NAME)")
+
+
+def _builder(name: str) -> Any:
+    if name == "cifar_resnet":
+        return CifarResNet
+    library, _, model = name.partition("/")
+    if library == "torchvision" and model in torchvision.models.list_models(module=torchvision.models):
+        return torchvision.models.get_model_builder(model)
+    if library == "timm":
+        return _timm_builder(model)
+    raise UserError(f"unknown model builder '{name}'; known: cifar_resnet, torchvision/NAME, timm/NAME")
+
+
+def _timm_builder(model: str) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("timm models need timm: pip install 'dist-prune[timm]'") from error
+    if not timm.is_model(model):
+        raise UserError(f"unknown timm model '{model}'; {nearest(model, timm.list_models())}")
+    return lambda **arguments: timm.create_model(model, pretrained=False, **arguments)
+
+
+def remember(model: nn.Module, architecture: Architecture) -> nn.Module:
+    """Note on ``model`` how it was built; the note travels with copies. Returns the model."""
+    model.dist_prune_architecture = architecture  # type: ignore[assignment]
+    return model
+
+
+def architecture_of(model: nn.Module) -> Architecture | None:
+    """How a *plain* model was built: as remembered, or recognized for stock torchvision and timm models.
+
+    Recognition builds candidates without memory (meta device) and compares their whole structure, so a model
+    that its owner has edited is not mistaken for the stock one. None where nothing matches.
+    """
+    remembered = getattr(model, "dist_prune_architecture", None)
+    if remembered is not None:
+        return remembered
+    return next((c for c in _candidates(model) if _same_structure(c, model)), None)
+
+
+def _candidates(model: nn.Module) -> list[Architecture]:
+    known = getattr(model, "pretrained_cfg", None) or {}
+    if "timm" in type(model).__module__ and known.get("architecture"):
+        arguments = {"num_classes": model.num_classes, "in_chans": _in_channels(model)}
+        return [Architecture(f"timm/{known['architecture']}", arguments)]
+    if isinstance(model, torchvision.models.ResNet):
+        names = torchvision.models.list_models(module=torchvision.models, include=["*resne*"])
+        return [Architecture(f"torchvision/{name}", {"num_classes": model.fc.out_features}) for name in names]
+    return []
+
+
+def _in_channels(model: nn.Module) -> int:
+    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+
+
+def _same_structure(candidate: Architecture, model: nn.Module) -> bool:
+    with torch.device("meta"):
+        return repr(candidate.build()) == repr(model)

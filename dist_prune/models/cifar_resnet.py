@@ -1,0 +1,94 @@
+"""The CIFAR ResNets of He et al. (arXiv 1512.03385, section 4.2): depth 6n + 2, widths 16, 32 and 64.
+
+Shortcuts where the width changes: option A subsamples and pads with zero channels (no parameters), option B
+projects by a 1x1 convolution with batch norm. Dense MACs at 32 x 32 (fvcore): ResNet-20/56/110 have
+40.93/126.55/254.99 M with A, 41.22/126.84/255.28 M with B.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PadShortcut(nn.Module):
+    """Option A: every second pixel, new channels filled with zeros, half on each side."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        before = (out_channels - in_channels) // 2
+        self.padding = (0, 0, 0, 0, before, out_channels - in_channels - before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, ceil(H / stride), ceil(W / stride))."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+class BasicBlock(nn.Module):
+    """relu(shortcut(x) + bn2(conv2(relu(bn1(conv1(x))))))."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, option: str) -> nn.Module | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    if option == "A":
+        return PadShortcut(in_channels, out_channels, stride)
+    projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+
+
+class CifarResNet(nn.Module):
+    """Three stages of (depth - 2) / 6 blocks; the second and third halve the resolution.
+
+    Raises ValueError for a depth that is not 6n + 2 or an unknown shortcut option.
+    """
+
+    def __init__(
+        self, depth: int, num_classes: int = 10, in_channels: int = 3, shortcut: str = "B", width: int = 16
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"a CIFAR ResNet has depth 6n + 2 (8, 14, 20, 26, 32, ...), not {depth}")
+        if shortcut not in ("A", "B"):
+            raise ValueError(f"shortcut is 'A' (padding) or 'B' (projection), not {shortcut!r}")
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(width, width, blocks, 1, shortcut)
+        self.layer2 = _stage(width, 2 * width, blocks, 2, shortcut)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, 2, shortcut)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_channels, H, W) -> logits (B, num_classes)."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, shortcut: str) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride, shortcut)
+    rest = [BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)

@@ -1,0 +1,97 @@
+"""Residual blocks of known families, seen as act(shortcut(x) + F(x)) without editing their code.
+
+A form says how to compute F from a block's own children, which child is its shortcut and which its last
+activation. A further family is one more entry of ``_forms``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torchvision
+from torch import Tensor, nn
+
+from dist_prune.models import cifar_resnet
+
+
+@dataclass(frozen=True)
+class ResidualForm:
+    """How the blocks of one family compute act(shortcut(x) + F(x)).
+
+    branch: (block, x) -> F(x); shortcut: the name of the child that transforms the shortcut (None in blocks
+    that keep x); activation: the name of the child that is applied to the sum.
+    """
+
+    branch: Callable[[nn.Module, Tensor], Tensor]
+    activation: str
+    shortcut: str = "downsample"
+
+    def shortcut_of(self, block: nn.Module) -> nn.Module | None:
+        """The module that transforms the shortcut, or None where x passes unchanged."""
+        return getattr(block, self.shortcut)
+
+    def activation_of(self, block: nn.Module) -> nn.Module:
+        """The module that is applied to the sum."""
+        return getattr(block, self.activation)
+
+    def branch_modules(self, block: nn.Module) -> list[str]:
+        """Names of the children that only F uses (and, where it is shared, its activation)."""
+        return [name for name, _ in block.named_children() if name != self.shortcut]
+
+
+def _basic(block: nn.Module, x: Tensor) -> Tensor:
+    return block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+
+
+def _bottleneck(block: nn.Module, x: Tensor) -> Tensor:
+    out = block.relu(block.bn1(block.conv1(x)))
+    out = block.relu(block.bn2(block.conv2(out)))
+    return block.bn3(block.conv3(out))
+
+
+def _timm_basic(block: nn.Module, x: Tensor) -> Tensor:
+    out = block.aa(block.act1(block.drop_block(block.bn1(block.conv1(x)))))
+    return _timm_tail(block, block.bn2(block.conv2(out)))
+
+
+def _timm_bottleneck(block: nn.Module, x: Tensor) -> Tensor:
+    out = block.act1(block.bn1(block.conv1(x)))
+    out = block.aa(block.act2(block.drop_block(block.bn2(block.conv2(out)))))
+    return _timm_tail(block, block.bn3(block.conv3(out)))
+
+
+def _timm_tail(block: nn.Module, out: Tensor) -> Tensor:
+    out = out if block.se is None else block.se(out)
+    return out if block.drop_path is None else block.drop_path(out)
+
+
+def _forms() -> dict[type[nn.Module], ResidualForm]:
+    resnet = torchvision.models.resnet
+    forms: dict[type[nn.Module], ResidualForm] = {
+        cifar_resnet.BasicBlock: ResidualForm(_basic, "relu"),
+        resnet.BasicBlock: ResidualForm(_basic, "relu"),
+        resnet.Bottleneck: ResidualForm(_bottleneck, "relu"),
+    }
+    if timm_resnet := sys.modules.get("timm.models.resnet"):  # a timm model cannot exist without it
+        forms[timm_resnet.BasicBlock] = ResidualForm(_timm_basic, "act2")
+        forms[timm_resnet.Bottleneck] = ResidualForm(_timm_bottleneck, "act3")
+    return forms
+
+
+def residual_form(module: nn.Module) -> ResidualForm | None:
+    """The form of a residual block, or None for any other module.
+
+    A subclass counts as long as it keeps its family's forward; one with a forward of its own may compute
+    something else and is left alone.
+    """
+    for family, form in _forms().items():
+        if isinstance(module, family) and type(module).forward is family.forward:
+            return form
+    return None
+
+
+def residual_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """All residual blocks of known families by qualified name, in the order of the network."""
+    return {name: module for name, module in model.named_modules() if residual_form(module) is not None}

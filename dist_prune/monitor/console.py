@@ -1,0 +1,107 @@
+"""What a run shows while it goes on and when it ends: a progress bar or plain lines, and the final table."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from dist_prune.monitor.wording import duration, percent, result_rows
+
+
+class Progress:
+    """A tqdm bar where standard error is a terminal, otherwise a plain line now and then.
+
+    Plain lines come with the first step of every epoch, with the last step, and in between whenever `every`
+    seconds have passed.
+
+    Args:
+        total_steps: the step at which the run is done.
+        enabled: False shows nothing at all.
+        initial: the step from which a resumed run goes on.
+        every: seconds between plain lines.
+    """
+
+    def __init__(self, total_steps: int, enabled: bool = True, initial: int = 0, every: float = 20.0) -> None:
+        self._total, self._initial, self._every, self._enabled = total_steps, initial, every, enabled
+        self._began = time.monotonic()
+        self._shown_at, self._shown_epoch = float("-inf"), -1
+        self._values: dict[str, str] = {}
+        self._bar: Any = None
+        if enabled and sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=initial, unit="step", dynamic_ncols=True)
+
+    def update(
+        self,
+        step: int,
+        epoch: int,
+        loss: float | None = None,
+        accuracy: float | None = None,
+        open_ratio: float | None = None,
+        images_per_second: float | None = None,
+    ) -> None:
+        """Show that `step` is done. A value left out keeps showing as it was last given.
+
+        Args:
+            step: the number of steps done since the beginning of the run.
+            epoch: the epoch, as it is to be shown.
+            loss: the total loss.
+            accuracy: a fraction.
+            open_ratio: the fraction of open gates.
+            images_per_second: over all processes.
+        """
+        if not self._enabled:
+            return
+        shown = {
+            "loss": None if loss is None else f"{loss:.4f}",
+            "accuracy": None if accuracy is None else percent(accuracy),
+            "open": None if open_ratio is None else percent(open_ratio),
+            "images/s": None if images_per_second is None else f"{images_per_second:,.0f}",
+        }
+        self._values |= {name: text for name, text in shown.items() if text is not None}
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {epoch}", refresh=False)
+            self._bar.set_postfix(self._values, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif self._due(step, epoch):
+            parts = [f"step {step:,}/{self._total:,}", f"epoch {epoch}"]
+            parts += [f"{name} {text}" for name, text in self._values.items()]
+            parts += [f"{duration(self._seconds_left(step))} left"]
+            print("  ".join(parts), file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        """Print a line on standard output, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.write(text)
+        elif self._enabled:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _due(self, step: int, epoch: int) -> bool:
+        now = time.monotonic()
+        due = epoch != self._shown_epoch or step >= self._total or now - self._shown_at >= self._every
+        if due:
+            self._shown_at, self._shown_epoch = now, epoch
+        return due
+
+    def _seconds_left(self, step: int) -> float:
+        seconds_per_step = (time.monotonic() - self._began) / max(step - self._initial, 1)
+        return seconds_per_step * max(self._total - step, 0)
+
+
+def final_table(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
+    """The table that ends a run.
+
+    Args:
+        summary: a summary record, with `accuracy` and `accuracy_consensus` where they were measured.
+        files: what lies where, for example {"sliced network": Path("runs/x/sliced")}.
+    """
+    rows = result_rows(summary) + [(what, str(path)) for what, path in files.items()]
+    return tabulate(rows, tablefmt="simple", disable_numparse=True)

@@ -1,0 +1,52 @@
+"""Files that are never half-written, and JSON that every reader accepts."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, bring it to the disk, then rename it over `path`.
+
+    Whatever fails, `path` holds either its old content or the new one; the file beside is removed.
+
+    Raises:
+        OSError: the folder is missing, full or not writable.
+    """
+    # Not tempfile.mkstemp: its files are private to the user, and a run folder is shared with a group.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """`value` as strict JSON: NaN and infinities become null, tensors and arrays become lists or numbers.
+
+    Raises:
+        TypeError: something in `value` has no JSON form.
+    """
+    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # tensors, arrays and their scalars, without importing their libraries
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,36 @@
+"""The metric names: one `group/name` each, used as TensorBoard tags and as keys of train records."""
+
+LOSS_TOTAL = "loss/total"
+LOSS_TASK = "loss/task"
+ACCURACY_TRAIN = "accuracy/train"
+ACCURACY_DYNAMIC = "accuracy/dynamic"
+ACCURACY_CONSENSUS = "accuracy/consensus"
+OPEN_RATIO = "gates/open_ratio"
+R_POLAR = "gates/r_polar"
+MACS_RATIO = "macs/ratio"
+IMAGES_PER_SECOND = "speed/images_per_second"
+LEARNING_RATE = "optimizer/lr"
+OPENING_PICTURE = "gates/opening"
+
+_LOSS_GROUP = "loss/"
+_SITE_GROUP = "sites/"
+
+
+def loss(term: str) -> str:
+    """The name of a loss term that a method calls `term`, for example `loss/polarization`."""
+    return _LOSS_GROUP + term
+
+
+def is_loss(name: str) -> bool:
+    """Whether a metric name is that of a loss term (the total included)."""
+    return name.startswith(_LOSS_GROUP)
+
+
+def term(name: str) -> str:
+    """The term of a loss's metric name: the inverse of `loss`."""
+    return name.removeprefix(_LOSS_GROUP)
+
+
+def site(name: str) -> str:
+    """The name under which the mean opening of one site is recorded."""
+    return _SITE_GROUP + name

@@ -1,0 +1,179 @@
+"""Pictures of how gates polarize: the opening of every layer over the epochs, as a map and as lines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dist_prune.monitor import style
+
+_Line = npt.NDArray[np.float64]
+
+_MOST_NAMES = 60  # more rows than this cannot all carry a name
+_NEARLY = 0.05  # as near as this to 0 or 1 counts as there
+
+
+def opening_picture(
+    history: npt.ArrayLike, site_names: Sequence[str], epochs: Sequence[int] | None = None
+) -> Figure:
+    """The paper's figure 6: one row a site, from input (top) to output, one column an epoch.
+
+    Dark is closed, light is open, reddish is not recorded.
+
+    Args:
+        history: mean opening, (epochs, sites), each in [0, 1] or NaN.
+        site_names: the sites from input to output.
+        epochs: the epoch of each column; 1, 2, ... if left out.
+
+    Raises:
+        ValueError: the shape does not fit the names or epochs.
+    """
+    table = _checked(history, site_names)
+    columns, sites = table.shape
+    epochs = list(range(1, columns + 1) if epochs is None else epochs)
+    if len(epochs) != columns:
+        raise ValueError(f"{len(epochs)} epochs for {columns} columns")
+    row = 0.3 if sites <= 20 else 0.16 if sites <= _MOST_NAMES else 9.6 / sites
+    figure = style.new_figure(8, 1.3 + row * max(sites, 4))
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        table.T, cmap=style.OPENING, vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="upper"
+    )
+    style.quiet(axes, grid=False)
+    axes.spines[:].set_visible(False)
+    shown = _spread(sites, _MOST_NAMES)
+    axes.set_yticks(shown, [site_names[i] for i in shown], fontsize=9 if sites <= 20 else 6.5)
+    shown = _round_epochs(epochs)
+    axes.set_xticks(shown, [str(epochs[i]) for i in shown])
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("site, from input to output")
+    if sites <= 20:  # thin rules keep few rows apart; between many they would hide the data
+        axes.hlines(np.arange(sites - 1) + 0.5, -0.5, columns - 0.5, color="white", linewidth=1.2)
+    style.title(axes, "Mean opening of every site")
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, ticks=[0, 0.5, 1])
+    bar.ax.set_yticklabels(["0  closed", "0.5", "1  open"], fontsize=9, color=style.QUIET)
+    bar.ax.tick_params(length=0)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def polarization_picture(
+    history: npt.ArrayLike,
+    site_names: Sequence[str],
+    positions: Sequence[float],
+    xlabel: str = "training step",
+) -> Figure:
+    """Every site's mean opening over the training: lines that part until each is open or closed.
+
+    Args:
+        history: mean opening, (times, sites), each in [0, 1] or NaN.
+        site_names: the sites from input to output.
+        positions: the step or epoch of each time.
+        xlabel: what `positions` counts.
+
+    Raises:
+        ValueError: the shape does not fit the names or positions.
+    """
+    table = _checked(history, site_names)
+    if len(positions) != len(table):
+        raise ValueError(f"{len(positions)} positions for {len(table)} times")
+    figure = style.new_figure(8, 4.2)
+    axes = figure.add_subplot()
+    style.quiet(axes)
+    closed: list[_Line] = []
+    opened: list[_Line] = []
+    between: list[_Line] = []
+    for line in table.T:
+        if np.isfinite(line).any():
+            end = line[_end(line)]
+            fate = closed if end <= _NEARLY else opened if end >= 1 - _NEARLY else between
+            fate.append(line)
+    width = 1.7 if len(site_names) <= 20 else 1.1
+    _draw(axes, positions, between, "in between", style.QUIET, width)
+    _draw(axes, positions, closed, "closed", style.CLOSED, width)
+    _draw(axes, positions, opened, "open", style.OPEN, width)
+    axes.set(ylim=(0, 1), xlim=(positions[0], positions[-1]) if len(positions) > 1 else None, xlabel=xlabel)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+    axes.xaxis.set_major_locator(style.round_ticks())
+    axes.xaxis.set_major_formatter(style.step_ticks())
+    axes.set_ylabel("mean opening over the batch")
+    style.title(axes, f"Mean opening of {len(site_names)} sites over the training", pad=14)
+    return figure
+
+
+def _end(line: _Line) -> int:
+    """The last time at which a site was recorded: one that is decided may be taken out."""
+    return int(np.flatnonzero(np.isfinite(line))[-1])
+
+
+def _draw(
+    axes: Axes,
+    positions: Sequence[float],
+    lines: Sequence[_Line],
+    fate: str,
+    colour: str,
+    width: float,
+) -> None:
+    """The lines of one fate, each with a white edge that keeps it apart, and their number beside the end."""
+    for line in lines:
+        end = _end(line)
+        axes.plot(positions, line, color="white", linewidth=2 * width, zorder=3, clip_on=False)
+        axes.plot(positions, line, color=colour, linewidth=width, zorder=3, clip_on=False)
+        axes.plot(positions[end], line[end], "o", color=colour, markersize=5, zorder=4, clip_on=False)
+    if lines:
+        height = float(np.median([line[_end(line)] for line in lines]))
+        if _NEARLY < height < 1 - _NEARLY:
+            height = min(max(height, 0.08), 0.92)  # clear of the numbers at 0 and 1
+        axes.annotate(
+            f"{len(lines)} {fate}",
+            (1, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(10, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=11,
+            fontweight="bold",
+        )
+
+
+def _checked(history: npt.ArrayLike, site_names: Sequence[str]) -> npt.NDArray[np.float64]:
+    table = np.asarray(history, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] != len(site_names) or table.size == 0:
+        raise ValueError(
+            f"history of shape {table.shape} for {len(site_names)} sites, expected (times, sites)"
+        )
+    return table
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of the indices below `count`, evenly spaced from 0."""
+    return list(range(0, count, -(-count // most)))
+
+
+def _round_epochs(epochs: Sequence[int]) -> list[int]:
+    """The columns to carry a number: all of a few, otherwise the multiples of 2, 5, 10, ..."""
+    strides = (digit * 10**power for power in range(9) for digit in (1, 2, 5))
+    stride = next(stride for stride in strides if len(epochs) / stride <= 13)
+    return [column for column, epoch in enumerate(epochs) if epoch % stride == 0]
+
+
+def gate_history(
+    records: Sequence[Mapping[str, Any]],
+) -> tuple[npt.NDArray[np.float64], list[str], list[Mapping[str, Any]]]:
+    """The gate means that train or eval records carry, as a table for the two pictures.
+
+    Args:
+        records: records of one kind; those without `gate_means` ({site: mean opening}) are passed over.
+
+    Returns:
+        The table, (times, sites), NaN where a site had no gate at the time; the sites in order of first
+        appearance; and the record of each time.
+    """
+    gated = [record for record in records if record.get("gate_means")]
+    sites = list(dict.fromkeys(site for record in gated for site in record["gate_means"]))
+    rows = [[record["gate_means"].get(site) for site in sites] for record in gated]
+    return np.array(rows, dtype=np.float64).reshape(len(gated), len(sites)), sites, gated

@@ -1,0 +1,182 @@
+"""The run folder: where each file of a run lies, and how its records are written and read back."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dist_prune.monitor.files import to_json, write_atomic
+
+Kind = Literal["train", "eval", "summary"]
+State = Literal["running", "done", "stopped", "failed"]
+Record = dict[str, Any]
+
+TRAIN_KEYS = ("epoch", "step")
+EVAL_KEYS = (
+    "epoch",
+    "step",
+    "seconds",
+    "images_per_second",
+    "accuracy",
+    "accuracy_consensus",
+    "open_ratio",
+    "r_polar",
+    "macs",
+    "macs_dense",
+    "macs_ratio",
+    "energy_joules",
+)
+SUMMARY_KEYS = (
+    "accuracy_sliced",
+    "macs",
+    "macs_dense",
+    "macs_ratio",
+    "parameters",
+    "parameters_dense",
+    "agreement",
+    "units_flipped_by_rounding",
+    "max_abs_difference",
+    "seconds_total",
+    "energy_joules",
+    "world_size",
+)
+_REQUIRED: dict[str, tuple[str, ...]] = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "summary": SUMMARY_KEYS}
+
+
+class RunExists(FileExistsError):  # noqa: N818 - named after what it reports, like FileExistsError
+    """The folder already holds a run, and the caller did not ask to resume it."""
+
+
+class RunFolderError(OSError):
+    """The folder cannot be made or written to."""
+
+
+class RunFolder:
+    """The folder of one run. `RunFolder(path)` reads one; `RunFolder.create` prepares one for a run."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.status = self.path / "status.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.mask = self.path / "mask.json"
+        self.sliced = self.path / "sliced"
+        self.report = self.path / "report"
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], resume: bool) -> "RunFolder":
+        """Make the folder, or take the one that is there: an empty one, or with `resume` that of a run.
+
+        Raises:
+            RunExists: it holds a run and `resume` is False.
+            RunFolderError: the path is a file, or nothing can be written there.
+        """
+        run = cls(path)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if run.holds_run() and not resume:
+                raise RunExists(
+                    f"{run.path} already holds a run; pass --resume to go on with it or choose another --out"
+                )
+            tempfile.TemporaryFile(dir=run.path).close()
+        except RunExists:
+            raise
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RunFolderError(f"{run.path} cannot be a run folder: a file is in the way") from error
+        except OSError as error:
+            raise RunFolderError(f"cannot write to the run folder {run.path}: {error.strerror}") from error
+        return run
+
+    def holds_run(self) -> bool:
+        """Whether a run has begun here."""
+        return any(path.exists() for path in (self.config, self.status, self.metrics, self.checkpoints))
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Write `value` as indented JSON, atomically; NaN and infinities become null."""
+        write_atomic(path, (to_json(value, indent=2) + "\n").encode())
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json."""
+        self.write_json(self.config, config)
+
+    def write_status(
+        self, state: State, reason: str | None = None, last_step: int = 0, resumed_from: int | None = None
+    ) -> None:
+        """Write status.json: how the run stands, for people and for launchers that flatten exit codes.
+
+        Raises:
+            ValueError: `state` is none of running, done, stopped, failed.
+        """
+        if state not in get_args(State):
+            raise ValueError(f"state {state!r} is none of {', '.join(get_args(State))}")
+        status = {"state": state, "reason": reason, "last_step": last_step, "resumed_from": resumed_from}
+        self.write_json(self.status, status)
+
+    def read_status(self) -> Record | None:
+        """The content of status.json, or None where no run has begun."""
+        return json.loads(self.status.read_text("utf-8")) if self.status.exists() else None
+
+    def append(self, kind: Kind, record: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl: the kind, the keys of the contract in their order, then the rest.
+
+        Train records need `epoch` and `step`, eval records `EVAL_KEYS`, the summary `SUMMARY_KEYS`; other
+        keys may follow. None stands for what was not measured.
+
+        Raises:
+            ValueError: the kind is unknown, or a key of the contract is missing.
+        """
+        if kind not in _REQUIRED:
+            raise ValueError(f"record kind {kind!r} is none of {', '.join(_REQUIRED)}")
+        missing = [key for key in _REQUIRED[kind] if key not in record]
+        if missing:
+            raise ValueError(f"{kind} record lacks {', '.join(missing)}")
+        ordered = {"kind": kind, **{key: record[key] for key in _REQUIRED[kind]}}
+        line = to_json({**ordered, **record, "kind": kind}) + "\n"
+        self._mend_tail()
+        with open(self.metrics, "ab") as file:
+            file.write(line.encode())
+
+    def read_metrics(self, kind: Kind | None = None) -> list[Record]:
+        """The records in the order they were written, all or those of one kind.
+
+        A half-written last line, left by a process that was killed, is passed over.
+
+        Raises:
+            ValueError: any other line is not JSON.
+        """
+        lines = self.metrics.read_bytes().split(b"\n") if self.metrics.exists() else []
+        lines = [line for line in lines if line.strip()]
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(json.loads(line.decode()))
+            except ValueError as error:
+                if number < len(lines):
+                    raise ValueError(f"{self.metrics}: record {number} is not JSON") from error
+        return [record for record in records if kind in (None, record["kind"])]
+
+    def drop_after(self, step: int) -> None:
+        """Take back, atomically, what a run resumed at `step` records anew: later records and the summary.
+
+        Records of `step` itself stay.
+        """
+        if self.metrics.exists():
+            records = self.read_metrics()
+            self._rewrite(r for r in records if r["kind"] != "summary" and r["step"] <= step)
+
+    def _mend_tail(self) -> None:
+        """Complete or remove a half-written last line, so that the next record starts a line of its own."""
+        if not self.metrics.exists() or self.metrics.stat().st_size == 0:
+            return
+        with open(self.metrics, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            whole = file.read() == b"\n"
+        if not whole:
+            self._rewrite(self.read_metrics())
+
+    def _rewrite(self, records: Iterable[Record]) -> None:
+        write_atomic(self.metrics, "".join(to_json(record) + "\n" for record in records).encode())

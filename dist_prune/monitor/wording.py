@@ -1,0 +1,79 @@
+"""Numbers and results as people read them: in the console's table and in the report alike."""
+
+from collections.abc import Mapping
+from typing import Any
+
+NOT_MEASURED = "not measured"
+
+
+def percent(ratio: float | None) -> str:
+    """0.983 as "98.3 %"; more digits where one would wrongly read as none or all."""
+    if ratio is None:
+        return NOT_MEASURED
+    for digits in range(1, 6):
+        text = f"{100 * ratio:.{digits}f}"
+        if ratio in (0, 1) or float(text) not in (0.0, 100.0):
+            break
+    return f"{text} %"
+
+
+def count(number: float | None, unit: str = "") -> str:
+    """41220000 as "41.22 M", with a unit as "41.22 M MACs"; below a thousand the number itself."""
+    if number is None:
+        return NOT_MEASURED
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.2f} {letter} {unit}".rstrip()
+    return f"{number:g} {unit}".rstrip()
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as "4.2 s", "1 min 23 s" or "2 h 05 min"."""
+    if seconds is None:
+        return NOT_MEASURED
+    if seconds < 59.95:  # what one decimal does not round up to a minute
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def energy(joules: float | None) -> str:
+    """Joules as "12.30 kJ (3.42 Wh)"."""
+    if joules is None:
+        return NOT_MEASURED
+    in_joules = f"{joules / 1000:.2f} kJ" if joules >= 1000 else f"{joules:.1f} J"
+    return f"{in_joules} ({joules / 3600:.2f} Wh)"
+
+
+def plain(number: float | None) -> str:
+    """A number in three significant digits."""
+    return NOT_MEASURED if number is None else f"{number:.3g}"
+
+
+def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a run came to, as (what, how much): the rows of the final table.
+
+    Args:
+        result: a summary record, which may also hold `accuracy` and `accuracy_consensus`. Accuracies and
+            ratios are fractions, `energy_joules` joules; what is missing or None was not measured.
+    """
+    get = result.get
+    gated = get("accuracy_consensus") is not None
+    return [
+        ("accuracy, gates dynamic" if gated else "accuracy", percent(get("accuracy"))),
+        ("accuracy, gates fixed to the consensus", percent(get("accuracy_consensus"))),
+        ("accuracy, sliced network", percent(get("accuracy_sliced"))),
+        ("MACs, dense", count(get("macs_dense"), "MACs")),
+        ("MACs, sliced", count(get("macs"), "MACs")),
+        ("MACs, sliced / dense", percent(get("macs_ratio"))),
+        ("parameters, dense", count(get("parameters_dense"))),
+        ("parameters, sliced", count(get("parameters"))),
+        ("agreement of samples with the consensus", percent(get("agreement"))),
+        ("units flipped by rounding", count(get("units_flipped_by_rounding"))),
+        ("largest difference, masked - sliced output", plain(get("max_abs_difference"))),
+        ("time", duration(get("seconds_total"))),
+        ("energy", energy(get("energy_joules"))),
+        ("processes", count(get("world_size"))),
+    ]

@@ -1,0 +1,61 @@
+"""TensorBoard's own reader finds what was written."""
+
+import io
+import sys
+
+import numpy as np
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dist_prune.monitor import names, style
+from dist_prune.monitor.tensorboard import TensorBoardLog
+
+
+def read(folder):
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "tensors": 0})
+    return events.Reload()
+
+
+def points(events, tag):
+    return [(event.step, round(event.value, 4)) for event in events.Scalars(tag)]
+
+
+def test_scalars_pictures_and_texts_can_be_read_back(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would now fail
+    figure = style.new_figure(2, 1)
+    figure.set_facecolor("#ff0000")
+    log = TensorBoardLog(tmp_path, purge_step=None)
+    log.scalars(1, {names.LOSS_TOTAL: 2.5, names.loss("macs"): 0.0, names.site("layer1.0"): 0.25})
+    log.scalars(2, {names.LOSS_TOTAL: 1.5, names.loss("macs"): None})
+    log.figure(names.OPENING_PICTURE, figure, step=2)
+    log.text("configuration", "**epochs** 3", step=0)
+    log.close()
+    events = read(tmp_path)
+    assert points(events, "loss/total") == [(1, 2.5), (2, 1.5)]
+    assert points(events, "loss/macs") == [(1, 0.0)]
+    assert points(events, "sites/layer1.0") == [(1, 0.25)]
+    (picture,) = events.Images("gates/opening")
+    pixels = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    assert picture.step == 2
+    assert pixels.shape == (100, 200, 3)
+    assert (pixels == [255, 0, 0]).all()
+    (text,) = events.Tensors("configuration/text_summary")
+    assert text.tensor_proto.string_val[0] == b"**epochs** 3"
+
+
+def test_a_resumed_log_hides_what_it_writes_again(tmp_path):
+    first = TensorBoardLog(tmp_path)
+    for step in (1, 2, 3):
+        first.scalars(step, {"loss/total": 1.0})
+    first.close()
+    second = TensorBoardLog(tmp_path, purge_step=2)
+    second.scalars(2, {"loss/total": 9.0})
+    second.close()
+    assert points(read(tmp_path), "loss/total") == [(1, 1.0), (2, 9.0)]
+
+
+def test_the_name_of_a_loss_term_can_be_taken_back():
+    assert names.loss("polarization") == "loss/polarization"
+    assert names.term(names.loss("polarization")) == "polarization"
+    assert names.is_loss(names.LOSS_TASK)
+    assert not names.is_loss(names.OPEN_RATIO)
