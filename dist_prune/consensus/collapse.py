@@ -95,7 +95,8 @@ def _shortcut_only(block: nn.Module, keeps_activation: bool) -> nn.Module:
     shortcut, activation = form.shortcut_of(block), form.activation_of(block)
     activation = copy.deepcopy(activation)
     if hasattr(activation, "inplace"):
-        activation.inplace = False  # its input may be a tensor that the block before still needs for backward
+        # Its input may be a tensor that the block before still needs for its backward pass.
+        activation.inplace = False  # type: ignore[assignment]
     if shortcut is not None:
         return nn.Sequential(shortcut, activation)
     repeats = isinstance(activation, nn.ReLU) and not keeps_activation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Mask:
         return {"sites": [asdict(site) for site in self.sites], "totals": totals}
 
     @staticmethod
-    def of(kept: dict[str, Sequence[int]], model_sites: Sequence[Site]) -> Mask:
+    def of(kept: Mapping[str, Sequence[int]], model_sites: Sequence[Site]) -> Mask:
         """A mask given by hand: kept unit indices by site name, every site named.
 
         Raises UserError for missing or unknown sites, indices out of range, and for a site that has no other
@@ -150,8 +150,8 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
     for batch in batches:
         images = batch[0] if isinstance(batch, (tuple, list)) else batch
         model(images.to(device))
-        sums, count, _ = local_gates(model)
-        totals += torch.cat([sums, sums.new_tensor([count])])
+        sums, samples, _ = local_gates(model)
+        totals += torch.cat([sums, sums.new_tensor([samples])])
     model.train(was_training)
     totals = distributed.all_reduce_sum(totals)
     if totals[-1] == 0:

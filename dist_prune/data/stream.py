@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tarfile import TarError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, tensor
@@ -79,21 +79,20 @@ class Source:
                 f"damaged shard {path}: found {count} samples, expected {expected}; make or copy it again"
             )
 
-    def _parse(self, path: Path, raw: dict[str, bytes]) -> Sample:
+    def _parse(self, path: Path, raw: dict[str, Any]) -> Sample:
         place = f"{path}, sample {raw['__key__']}"
         image = raw.get("jpg", raw.get("png"))
         if image is None or "cls" not in raw:
             raise ShardError(f"damaged shard: {place} lacks its image or its label; make or copy it again")
         text, classes = raw["cls"], len(self.index.class_names)
         label = int(text) if text.isdigit() else -1
+        shown = text.decode(errors="replace")[:20]
         if not 0 <= label < classes:
-            raise ShardError(
-                f"{place}: label {text.decode(errors='replace')[:20]!r} is none of the {classes} classes 0 to {classes - 1}"
-            )
+            raise ShardError(f"{place}: label {shown!r} is none of the classes 0 to {classes - 1}")
         return Sample(place, image, label)
 
 
-def _raw_samples(path: Path) -> Iterator[dict[str, bytes]]:
+def _raw_samples(path: Path) -> Iterator[dict[str, Any]]:
     """Group the members of a tar into samples with WebDataset; opens no pipes and no URLs."""
     try:
         with open(path, "rb") as stream:

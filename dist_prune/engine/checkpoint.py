@@ -77,7 +77,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint below ``folder`` that is whole, and a line about each newer one that is not."""
-    passed_over = []
+    passed_over: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return load_checkpoint(path), passed_over

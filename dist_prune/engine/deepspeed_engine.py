@@ -10,21 +10,25 @@ import contextlib
 import io
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 with contextlib.redirect_stdout(io.StringIO()):
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 from dist_prune import distributed  # noqa: E402
+from dist_prune.engine.cpu import tune_cpu  # noqa: E402
 from dist_prune.engine.ds_config import Batching  # noqa: E402
 from dist_prune.errors import UserError  # noqa: E402
 
@@ -48,11 +52,8 @@ def start_process_group() -> torch.device:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in os.environ:  # ranks that share a machine's cores must not fight for them
-        ranks_here = int(
-            os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", os.environ["WORLD_SIZE"]))
-        )
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, ranks_here)))
+    else:
+        tune_cpu()
     with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
     return device
@@ -173,6 +174,12 @@ class Engine:
     def _set_momentum(self, parameter: nn.Parameter, value: Tensor) -> None:
         if self.stage == 0:
             self._engine.optimizer.state[parameter]["momentum_buffer"] = value.clone()
+        elif self.stage == 3:
+            # The setter for whole tensors of DeepSpeed 0.19.8 fails where the ranks do not divide the size.
+            size = parameter.ds_tensor.ds_numel
+            padded = F.pad(value.flatten(), (0, size * distributed.world_size() - value.numel()))
+            part = padded.narrow(0, size * distributed.rank(), size)
+            safe_set_local_optimizer_state(parameter, part, "momentum_buffer")
         else:
             safe_set_full_optimizer_state(parameter, value, "momentum_buffer")
 
@@ -199,11 +206,15 @@ class Engine:
 
 def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
     """The JSON with what follows from recipe and world size."""
+    zero = ds_config.get("zero_optimization", {})
     return {
         "zero_allow_untested_optimizer": True,  # SGD at ZeRO >= 1
         "zero_force_ds_cpu_optimizer": False,  # SGD with offload
         "steps_per_print": 10**9,
+        "gradient_clipping": 0.0,  # DeepSpeed's own default is 1.0: it would clip where nobody asked for it
         **ds_config,
+        # ZeRO 3 would put its own linear in the place of torch's in the whole process, for good.
+        "zero_optimization": {**zero, "memory_efficient_linear": False} if zero.get("stage") == 3 else zero,
         "train_batch_size": batching.global_batch,
         "train_micro_batch_size_per_gpu": batching.micro,
         "gradient_accumulation_steps": batching.accumulation,

@@ -88,7 +88,12 @@ def _refuse_auto(key: str, value: Any) -> None:
 
 
 def _check_stage(config: dict[str, Any]) -> None:
-    stage = config.get("zero_optimization", {}).get("stage", 0)
+    zero = config.get("zero_optimization", {})
+    if zero.get("memory_efficient_linear"):
+        raise UserError(
+            "'zero_optimization.memory_efficient_linear' replaces torch's linear layer; remove it"
+        )
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise UserError(f"'zero_optimization.stage' is 0, 1, 2 or 3, not {stage!r}")
 

@@ -32,7 +32,7 @@ def parameter_groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any
     if config.decay_gates_and_norms:
         return [{"params": parameters}]
     spared = {id(p) for m in module.modules() if isinstance(m, (Gate, *_NORMS)) for p in m.parameters()}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if id(p) not in spared]},
         {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
     ]

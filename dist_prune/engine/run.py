@@ -64,10 +64,8 @@ def run(config: RunConfig, options: Options) -> bool:
 
 
 def open_images(config: RunConfig) -> ImageData:
-    """The recipe's data; on several ranks the first one makes what has to be made."""
-    if not distributed.is_main():
-        distributed.barrier()
-    data = open_data(
+    """The recipe's data, opened by each rank on its own."""
+    return open_data(
         config.data,
         seed=config.seed,
         workers=config.workers,
@@ -75,9 +73,6 @@ def open_images(config: RunConfig) -> ImageData:
         augment=Augment(**config.augment.model_dump()),
         channels_last=config.channels_last,
     )
-    if distributed.is_main():
-        distributed.barrier()
-    return data
 
 
 def build_method(config: RunConfig, data: ImageData) -> tuple[Method, Task]:

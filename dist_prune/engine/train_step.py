@@ -60,7 +60,7 @@ def train_step(
         gates = _gates(engine, phase, labels)
         right = (logits.detach().argmax(1) == labels).sum()
         scalars = torch.stack([task_sum.detach(), right.float(), task_sum.new_tensor(float(stop))])
-        means, reduced = window.reduce(gates.sums, gates.count, scalars)
+        means, reduced = window.reduce(gates.sums, gates.samples, scalars)
         totals += reduced
         task = task_sum * (distributed.world_size() / window.micro_samples)
         gate_means = GateMeans(means, gates.sizes) if phase.has_gates else None

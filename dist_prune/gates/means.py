@@ -28,10 +28,10 @@ class GateMeans(NamedTuple):
 
 
 class LocalGates(NamedTuple):
-    """This rank's part of a forward pass: sums over samples (all units,), fp32, and the number of samples."""
+    """This rank's part of a forward pass: sums over samples (all units,), fp32, and the number of ``samples``."""
 
     sums: Tensor
-    count: int
+    samples: int
     sizes: tuple[int, ...]
 
 
@@ -87,6 +87,6 @@ def gate_means(model: nn.Module) -> GateMeans:
 
     One all-reduce. Raises RuntimeError if there was no forward pass since the last call.
     """
-    sums, count, sizes = local_gates(model)
-    values, _ = Window().reduce(sums, count, sums.new_empty(0))
+    sums, samples, sizes = local_gates(model)
+    values, _ = Window().reduce(sums, samples, sums.new_empty(0))
     return GateMeans(values, sizes)

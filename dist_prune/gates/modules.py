@@ -78,6 +78,8 @@ class LayerGate(Gate):
 class FixedGate(Gate):
     """A gate whose decisions are those of a mask, the same for every sample."""
 
+    open_units: Tensor
+
     def __init__(self, open_units: Tensor) -> None:
         super().__init__()
         self.units = open_units.numel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
@@ -41,28 +42,28 @@ class ResidualForm:
         return [name for name, _ in block.named_children() if name != self.shortcut]
 
 
-def _basic(block: nn.Module, x: Tensor) -> Tensor:
+def _basic(block: Any, x: Tensor) -> Tensor:
     return block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
 
 
-def _bottleneck(block: nn.Module, x: Tensor) -> Tensor:
+def _bottleneck(block: Any, x: Tensor) -> Tensor:
     out = block.relu(block.bn1(block.conv1(x)))
     out = block.relu(block.bn2(block.conv2(out)))
     return block.bn3(block.conv3(out))
 
 
-def _timm_basic(block: nn.Module, x: Tensor) -> Tensor:
+def _timm_basic(block: Any, x: Tensor) -> Tensor:
     out = block.aa(block.act1(block.drop_block(block.bn1(block.conv1(x)))))
     return _timm_tail(block, block.bn2(block.conv2(out)))
 
 
-def _timm_bottleneck(block: nn.Module, x: Tensor) -> Tensor:
+def _timm_bottleneck(block: Any, x: Tensor) -> Tensor:
     out = block.act1(block.bn1(block.conv1(x)))
     out = block.aa(block.act2(block.drop_block(block.bn2(block.conv2(out)))))
     return _timm_tail(block, block.bn3(block.conv3(out)))
 
 
-def _timm_tail(block: nn.Module, out: Tensor) -> Tensor:
+def _timm_tail(block: Any, out: Tensor) -> Tensor:
     out = out if block.se is None else block.se(out)
     return out if block.drop_path is None else block.drop_path(out)
 

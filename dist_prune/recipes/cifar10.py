@@ -29,7 +29,7 @@ def cifar10_resnet20_half() -> RunConfig:
         augment=_AUGMENT,
         target_macs=0.55,
         polarization=Ramp(end=2.0, from_epoch=2, to_epoch=5),
-        target_weight=Ramp(end=2.0, from_epoch=2, to_epoch=5),
+        target_weight=Steps(values=((2, 1), (4, 2), (8, 0))),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dist_prune.config import AugmentConfig, LrConfig, RunConfig
-from dist_prune.schedules import Ramp
+from dist_prune.schedules import Ramp, Steps
 
 
 def digits() -> RunConfig:
@@ -15,12 +15,12 @@ def digits() -> RunConfig:
         name="digits",
         data="digits",
         model="resnet20",
-        epochs=24,
+        epochs=40,
         global_batch_size=128,
         lr=0.1,
         lr_schedule=LrConfig(kind="one_cycle"),
         augment=AugmentConfig(crop_padding=1),
         target_macs=0.55,
-        polarization=Ramp(end=2.0, from_epoch=4, to_epoch=12),
-        target_weight=Ramp(end=2.0, from_epoch=4, to_epoch=12),
+        polarization=Ramp(end=2.0, from_epoch=5, to_epoch=15),
+        target_weight=Steps(values=((5, 1), (10, 2), (28, 0))),
     )

@@ -1,0 +1,26 @@
+"""What makes training on CPUs fast: memory that is kept, and threads that are shared out among ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+
+
+def tune_cpu() -> None:
+    """Share the cores among the ranks of this machine, and keep freed memory for the next step.
+
+    By default glibc gives every large activation back to the system when it is freed and takes it anew in
+    the next layer, page by page: a third of a ResNet-20 step. ``OMP_NUM_THREADS`` wins over the sharing.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1")
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(ranks)))
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**30)

@@ -1,0 +1,79 @@
+"""Real gloo ranks for tests: spawned processes that fail by a time limit and never hang."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 120
+) -> list[Any]:
+    """Call ``function(*arguments)`` on each of ``world_size`` gloo ranks and return their results by rank.
+
+    ``function`` must be importable (a module-level function). Raises AssertionError with the first failing
+    rank's traceback, or when the ranks are not done within ``seconds``.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        settings = (world_size, _free_port(), folder, function, arguments)
+        ranks = [context.Process(target=_rank, args=(r, *settings), daemon=True) for r in range(world_size)]
+        for process in ranks:
+            process.start()
+        try:
+            _wait(ranks, time.monotonic() + seconds, folder)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+        return [pickle.loads((Path(folder) / f"{r}.result").read_bytes()) for r in range(world_size)]
+
+
+def _wait(ranks: list[Any], deadline: float, folder: str) -> None:
+    while any(process.is_alive() for process in ranks):
+        failed = [r for r, process in enumerate(ranks) if process.exitcode not in (None, 0)]
+        assert not failed, _report(folder, failed[0])
+        assert time.monotonic() < deadline, "the ranks did not finish in time"
+        time.sleep(0.05)
+    failed = [r for r, process in enumerate(ranks) if process.exitcode != 0]
+    assert not failed, _report(folder, failed[0])
+
+
+def _report(folder: str, rank: int) -> str:
+    path = Path(folder) / f"{rank}.error"
+    return f"rank {rank} failed:\n" + (path.read_text() if path.exists() else "(without a word)")
+
+
+def _rank(
+    rank: int, world_size: int, port: int, folder: str, function: Callable[..., Any], arguments: Any
+) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        torch.distributed.init_process_group("gloo")
+        result = function(*arguments)
+        torch.distributed.barrier()
+        (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))
+    except BaseException:
+        (Path(folder) / f"{rank}.error").write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,198 @@
+"""What the ranks of the distributed tests do, and the one-process references they are held against."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dist_prune
+from dist_prune import distributed
+from dist_prune.config import RunConfig
+from dist_prune.gates import gated_blocks
+from dist_prune.measure import unit_costs
+from dist_prune.methods import Phase
+from dist_prune.methods.consensus import GatedPhase
+from dist_prune.regularizers import macs_distance
+
+SHAPE = (3, 8, 8)
+CONFIG = RunConfig(
+    name="test", data="none", model="resnet14", epochs=4, global_batch_size=8, lr=0.05, weight_decay=0.0,
+    polarization=3.0, activation=0.5, target_macs=0.4, target_weight=2.0, decay_gates_and_norms=False,
+)  # fmt: skip
+
+
+def batch(samples: int = 8) -> tuple[Tensor, Tensor]:
+    """The same images and labels in every process."""
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(samples, *SHAPE, generator=generator)
+    images = images + 2 * torch.randn(samples, 3, 1, 1, generator=generator)  # so that gates differ
+    return images, torch.randint(0, 10, (samples,), generator=generator)
+
+
+def undecided_phase() -> Phase:
+    """A gated network whose gates differ from sample to sample, the same in every process."""
+    torch.manual_seed(3)
+    plain = dist_prune.build_model("resnet14", num_classes=10)
+    costs = unit_costs(plain, SHAPE)
+    module = dist_prune.attach_gates(plain, open_bias=None)
+    for _, block in gated_blocks(module):
+        nn.init.normal_(block.gate.dense2.weight, std=0.5)
+        nn.init.zeros_(block.gate.dense2.bias)
+    torch.set_num_threads(1)  # the same rounding everywhere
+    with torch.no_grad():  # running statistics that fit, so that the gates are balanced in eval mode
+        for _ in range(20):
+            module(batch(64)[0])
+    return GatedPhase("gated", module, CONFIG.epochs, config=CONFIG, costs=costs)
+
+
+def reference(micro_batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, float, dict[str, Tensor]]:
+    """Means, loss and gradients of one process with plain torch: the mean over micro-batches of the losses."""
+    phase = undecided_phase()
+    module = phase.module.eval()  # batch-norm statistics fixed
+    total, means = torch.zeros(()), None
+    for images, labels in micro_batches:
+        loss = F.cross_entropy(module(images), labels)
+        means = dist_prune.gate_means(module)
+        unit_macs = torch.tensor(list(phase.costs.per_unit.values())).float()
+        loss = loss + dist_prune.polarization(means, 3.0) + dist_prune.activation(means, 0.5)
+        loss = loss + macs_distance(means, unit_macs, phase.costs.fixed, 0.4, 2.0)
+        total = total + loss / len(micro_batches)
+    total.backward()
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return means.values.detach(), total.item(), gradients
+
+
+def share(images: Tensor, labels: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """This rank's consecutive part of a batch that is cut into ``sizes``."""
+    start = sum(sizes[: distributed.rank()])
+    part = slice(start, start + sizes[distributed.rank()])
+    return images[part], labels[part]
+
+
+def engine_for(
+    phase: Phase, stage: int, micro: int = 4, accumulation: int = 1, ds: dict[str, Any] | None = None
+) -> Any:
+    """A DeepSpeed engine for a phase, with the optimizer of the recipe."""
+    from dist_prune.engine.deepspeed_engine import Engine, start_process_group
+    from dist_prune.engine.ds_config import Batching
+    from dist_prune.engine.optimizer import build_optimizer, build_scheduler
+
+    device = start_process_group()
+    optimizer = build_optimizer(phase.module, CONFIG)
+    scheduler = build_scheduler(optimizer, CONFIG, epochs=4, steps_per_epoch=10)
+    config = {"zero_optimization": {"stage": stage}, **(ds or {})}
+    return Engine(
+        phase.module,
+        optimizer,
+        scheduler,
+        config,
+        Batching(micro, accumulation, distributed.world_size()),
+        device,
+    )
+
+
+def one_step(stage: int, sizes: list[int], repeats: int = 1) -> dict[str, Any]:
+    """One optimizer step on this rank's share (``repeats`` identical micro-batches): means, loss, gradients.
+
+    After a first step from rest the momentum is the gradient, so the engine's own snapshot hands it out.
+    """
+    from dist_prune.engine.train_step import train_step
+
+    phase = undecided_phase()
+    engine = engine_for(phase, stage, micro=max(sizes), accumulation=repeats)
+    engine.module.eval()
+    part = share(*batch(sum(sizes)), sizes)
+    with counted_collectives() as calls:
+        record = train_step(engine, phase, [part] * repeats, epoch=0.0, stop=False)
+    snapshot = engine.snapshot()
+    engine.close()
+    return {
+        "means": record.means,
+        "loss": record.losses["total"],
+        "gradients": snapshot.momentum,
+        "collectives": dict(calls),
+    }
+
+
+class counted_collectives:  # noqa: N801 - used like a function
+    """Counts the collectives that dist_prune itself starts (the engine's own do not pass here)."""
+
+    def __enter__(self) -> Counter[str]:
+        self.calls: Counter[str] = Counter()
+        self._real = distributed.dist
+        distributed.dist = _Counting(self._real, self.calls)
+        return self.calls
+
+    def __exit__(self, *_: object) -> None:
+        distributed.dist = self._real
+
+
+class _Counting:
+    def __init__(self, real: Any, calls: Counter[str]) -> None:
+        self._real, self._calls = real, calls
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+        if name in ("all_reduce", "broadcast", "all_gather", "barrier", "broadcast_object_list", "reduce"):
+            self._calls[name] += 1
+        return found
+
+
+def train_then_continue(first_stage: int, second_stage: int) -> dict[str, Any]:
+    """Two steps at one stage, a snapshot, a third step; and the third step again from the snapshot elsewhere."""
+    phase = undecided_phase()
+    engine = engine_for(phase, first_stage, micro=8 // distributed.world_size())
+    for _ in range(2):
+        _plain_step(engine, phase)
+    snapshot, schedule = engine.snapshot(), engine.scheduler_state()
+    _plain_step(engine, phase)
+    straight = engine.snapshot()
+    engine.close()
+    return {
+        "snapshot": snapshot,
+        "schedule": schedule,
+        "straight": straight,
+        "again": continue_from(snapshot, schedule, second_stage),
+    }
+
+
+def continue_from(snapshot: Any, schedule: dict[str, Any], stage: int) -> Any:
+    """One step from a snapshot; returns the snapshot after it."""
+    phase = undecided_phase()
+    phase.module.load_state_dict(snapshot.weights)
+    engine = engine_for(phase, stage, micro=8 // distributed.world_size())
+    engine.restore_optimizer(snapshot.momentum, schedule, batch(8)[0])
+    _plain_step(engine, phase)
+    after = engine.snapshot()
+    engine.close()
+    return after
+
+
+def _plain_step(engine: Any, phase: Phase) -> None:
+    from dist_prune.engine.train_step import train_step
+
+    engine.module.eval()  # so that the world size changes nothing
+    size = 8 // distributed.world_size()
+    train_step(engine, phase, [share(*batch(8), [size] * distributed.world_size())], epoch=0.0, stop=False)
+
+
+def buffers_and_masks() -> dict[str, Any]:
+    """Buffers and masks of ranks that have seen different data, also with a rank that has none."""
+    phase = undecided_phase()
+    images = batch(9)[0]
+    mine = images[:9] if distributed.rank() == 0 else images[:0]
+    with torch.no_grad():
+        phase.module.train()(images[distributed.rank() :: 2])
+    mean_before = phase.module.bn1.running_mean.clone()
+    distributed.average_buffers(phase.module)
+    split = images[:4] if distributed.rank() == 0 else images[4:]
+    return {
+        "before": mean_before,
+        "after": {name: buffer.clone() for name, buffer in phase.module.named_buffers()},
+        "split": dist_prune.consensus_mask(phase.module, [split]),
+        "all on rank 0": dist_prune.consensus_mask(phase.module, [mine] if len(mine) else []),
+    }

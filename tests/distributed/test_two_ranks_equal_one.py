@@ -1,0 +1,47 @@
+"""Two ranks with halves of a batch give the means, loss and gradients of one process with all of it."""
+
+from __future__ import annotations
+
+import pytest
+import scenarios
+import torch
+from ranks import run_ranks
+
+CASES = {"equal": [4, 4], "unequal": [3, 5]}
+
+
+def steps_of_a_stage(stage: int) -> dict[str, dict]:
+    results = {name: scenarios.one_step(stage, sizes) for name, sizes in CASES.items()}
+    results["accumulated"] = scenarios.one_step(stage, CASES["unequal"], repeats=3)
+    return results
+
+
+@pytest.fixture(scope="module", params=[0, 1, 2, 3])
+def steps(request):
+    return run_ranks(2, steps_of_a_stage, request.param)
+
+
+@pytest.mark.parametrize("case", ["equal", "unequal", "accumulated"])
+def test_two_ranks_equal_one_process_on_the_joined_batch(steps, case):
+    means, loss, gradients = scenarios.reference([scenarios.batch(8)])
+    assert ((means > 0) & (means < 1)).sum() >= 3, "gates must be undecided for this to say something"
+    for rank in steps:
+        result = rank[case]
+        torch.testing.assert_close(result["means"], means, rtol=1e-5, atol=1e-7)
+        assert result["loss"] == pytest.approx(loss, rel=1e-5)
+        assert result["gradients"].keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            scale = gradient.abs().max().item()
+            difference = (result["gradients"][name] - gradient).abs().max().item()
+            assert difference <= 1e-5 * max(scale, 1e-6), f"{name}: {difference} of {scale}"
+
+
+def test_a_micro_batch_costs_one_collective_of_ours(steps):
+    for rank in steps:
+        assert rank["equal"]["collectives"] == {"all_reduce": 1}
+        assert rank["accumulated"]["collectives"] == {"all_reduce": 3}
+
+
+def test_gates_get_gradients_from_the_regularizers(steps):
+    gradients = steps[0]["equal"]["gradients"]
+    assert any(gradient.abs().max() > 1e-4 for name, gradient in gradients.items() if ".gate." in name)

@@ -1,0 +1,139 @@
+"""The index is read back as it was written, and a wrong one is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_tools import ShardError, make_shards, read_index
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("index") / "digits"
+    make_shards("digits", None, folder)
+    return folder
+
+
+@pytest.fixture
+def index_file(digits, tmp_path) -> Path:
+    """A folder of its own that holds nothing but the index."""
+    copy = tmp_path / "_info.json"
+    copy.write_text((digits / "_info.json").read_text())
+    return copy
+
+
+def change(path: Path, edit) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def test_folder_and_file_give_the_same_index(digits):
+    assert read_index(digits) == read_index(digits / "_info.json") == read_index(str(digits))
+
+
+def test_index_follows_timms_conventions(digits):
+    split = json.loads((digits / "_info.json").read_text())["splits"]["train"]
+    assert split["name"] == "train"
+    assert split["num_samples"] == sum(split["shard_lengths"]) == 1437
+    assert (
+        len(split["filenames"]) == len(split["shard_lengths"]) == len(split["sha256"]) == len(split["bytes"])
+    )
+
+
+def test_pattern_restricts_the_split_it_names_and_no_other(digits):
+    index = read_index(f"{digits}/digits-train-{{000001..000002}}.tar")
+    whole = read_index(digits)
+    assert index.splits["train"].filenames == ("digits-train-000001.tar", "digits-train-000002.tar")
+    assert index.splits["train"].num_samples == 720
+    assert index.splits["train"].sha256 == whole.splits["train"].sha256[1:3]
+    assert index.splits["test"] == whole.splits["test"]
+
+
+def test_pattern_with_an_unlisted_shard_is_refused(digits):
+    with pytest.raises(ShardError, match=r"digits-train-000004\.tar.*does not list"):
+        read_index(f"{digits}/digits-train-{{000003..000004}}.tar")
+
+
+def test_missing_folder_and_folder_without_index_are_told_apart(tmp_path):
+    with pytest.raises(ShardError, match="no such folder"):
+        read_index(tmp_path / "nothing")
+    with pytest.raises(ShardError, match=r"no _info\.json in"):
+        read_index(tmp_path)
+
+
+def test_unreadable_json_is_named(tmp_path):
+    (tmp_path / "_info.json").write_text('{"version": 1,')
+    with pytest.raises(ShardError, match=r"cannot read .*_info\.json"):
+        read_index(tmp_path)
+
+
+def _set(*keys):
+    *path, value = keys
+
+    def edit(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return edit
+
+
+WRONG = {
+    "version": (_set("version", 2), "version is 2"),
+    "no splits": (_set("splits", {}), "'splits' is not"),
+    "empty split": (
+        _set(
+            "splits",
+            "train",
+            {"filenames": [], "shard_lengths": [], "sha256": [], "bytes": [], "num_samples": 0},
+        ),
+        "split 'train' is empty",
+    ),
+    "escaping name": (_set("splits", "train", "filenames", 0, "../x.tar"), r"'\.\./x\.tar'.*plain name"),
+    "absolute name": (_set("splits", "train", "filenames", 0, "/etc/x.tar"), "plain name"),
+    "pipe": (_set("splits", "train", "filenames", 0, "pipe:x.tar"), "plain name"),
+    "twice": (_set("splits", "train", "filenames", 0, "digits-train-000001.tar"), "lists a file twice"),
+    "negative length": (_set("splits", "train", "shard_lengths", 0, -1), "lists -1 in 'shard_lengths'"),
+    "column missing": (_set("splits", "train", "sha256", []), "differ in length"),
+    "wrong total": (_set("splits", "train", "num_samples", 5), "'num_samples' of split 'train' is 5"),
+    "zero deviation": (_set("std", [0.0]), "'std' is not"),
+    "channels": (_set("mean", [0.1, 0.2, 0.3]), "each of the 1 channels"),
+    "shape": (_set("image_shape", [8, 8]), "'image_shape' is not"),
+    "class twice": (_set("class_names", 0, "1"), "'class_names' is not"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_index_that_cannot_be_right_is_refused_in_one_line(index_file, case):
+    edit, message = WRONG[case]
+    change(index_file, edit)
+    with pytest.raises(ShardError, match=message) as caught:
+        read_index(index_file)
+    assert "\n" not in str(caught.value)
+    assert str(index_file) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["name", "class_names", "image_shape", "splits", "fingerprint"])
+def test_a_missing_key_is_named(index_file, key):
+    change(index_file, lambda content: content.pop(key))
+    with pytest.raises(ShardError, match=f"has no '{key}'"):
+        read_index(index_file)
+
+
+def test_missing_and_shortened_shards_are_found_without_opening_them(tmp_path):
+    index = make_shards("digits", None, tmp_path)
+    index.check_files()
+    victim = tmp_path / index.splits["train"].filenames[1]
+    victim.write_bytes(victim.read_bytes()[:-512])
+    with pytest.raises(ShardError, match=f"damaged shard {victim}: found 747008 bytes, expected 747520"):
+        index.check_files()
+    victim.unlink()
+    with pytest.raises(ShardError, match=f"missing shard {victim}"):
+        index.check_files()
+
+
+def test_unknown_split_names_those_there(digits):
+    with pytest.raises(ShardError, match="no split 'val': it has train, test"):
+        read_index(digits).split("val")

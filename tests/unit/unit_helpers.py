@@ -1,0 +1,63 @@
+"""Small networks, masks and comparisons that several unit tests share."""
+
+import random
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune import attach_gates, build_model
+from dist_prune.consensus import Mask
+from dist_prune.gates import sites
+
+
+def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
+    """``model`` with random batch-norm statistics and affine parts: no branch is zero, no norm the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in (
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 1.5),
+                (module.weight.data, 0.4, 1.2),
+                (module.bias.data, -0.4, 0.4),
+            ):
+                drawn = torch.rand(tensor.shape, generator=generator) * (high - low) + low
+                tensor.copy_(drawn.to(tensor))
+    return model
+
+
+def undecided(gated: nn.Module, seed: int = 0) -> nn.Module:
+    """``gated`` with gates that open for some samples and close for others."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in gated.named_parameters():
+        if ".gate.dense2" in name:
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(drawn if name.endswith("weight") else 0.3 * drawn)
+    return gated
+
+
+def gated_resnet(depth: int = 20, shortcut: str = "B", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A CIFAR ResNet with gates that disagree about samples, and with shaken batch norms; eval mode."""
+    plain = shaken(build_model(f"resnet{depth}", num_classes=10, shortcut=shortcut, width=8))
+    return shaken(undecided(attach_gates(plain))).to(dtype).eval()
+
+
+def images(count: int = 4, size: int = 16, channels: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(count, channels, size, size, dtype=dtype)
+
+
+def mask_closing(gated: nn.Module, closed: Iterable[str]) -> Mask:
+    """The mask that closes exactly the sites called ``closed``."""
+    closed, all_sites = set(closed), sites(gated)
+    assert closed <= {site.name for site in all_sites}
+    return Mask.of({s.name: () if s.name in closed else tuple(range(s.units)) for s in all_sites}, all_sites)
+
+
+def random_mask(gated: nn.Module, seed: int) -> Mask:
+    drawn = random.Random(seed)
+    return mask_closing(gated, [site.name for site in sites(gated) if drawn.random() < 0.5])
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
