@@ -7,7 +7,6 @@ exits 3; anything unforeseen exits 1 with its stack trace.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -75,7 +74,7 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
     sys.stderr.flush()
     distributed.leave(seconds=60 if code in (DONE, STOPPED) else 15)
     sys.stderr.flush()
-    os._exit(code)  # no worker, thread or atexit hook may delay or change the exit code
+    sys.exit(code)
 
 
 def _report_error(error: Exception) -> int:

@@ -55,7 +55,7 @@ class RunConfig(_Section):
     data: str
     model: str
     model_args: dict[str, Any] = {}
-    method: Literal["consensus", "dense"] = "consensus"
+    method: str = "consensus"
     gates: GatesConfig = GatesConfig()
     epochs: int = Field(350, ge=1)
     seed: int = Field(1, ge=0)

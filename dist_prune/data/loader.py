@@ -183,8 +183,8 @@ def _unchanged(item: _Item) -> _Item:
 
 def _start_worker(number: int) -> None:
     """Leave it to the rank to end its workers: a launcher that signals all would end them under it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -23,6 +24,7 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CU
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 with contextlib.redirect_stdout(io.StringIO()):
     import deepspeed
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -30,7 +32,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 from dist_prune import distributed  # noqa: E402
 from dist_prune.engine.cpu import tune_cpu  # noqa: E402
 from dist_prune.engine.ds_config import Batching  # noqa: E402
-from dist_prune.errors import UserError  # noqa: E402
+from dist_prune.errors import UserError, nearest  # noqa: E402
 
 
 @dataclass
@@ -42,6 +44,22 @@ class Snapshot:
 
     weights: dict[str, Tensor]
     momentum: dict[str, Tensor]
+
+
+def check_with_deepspeed(ds_config: dict[str, Any]) -> None:
+    """Raise UserError for what only DeepSpeed itself or this machine can refuse, before anything is written."""
+    _autocast_dtype(ds_config)
+    try:
+        DeepSpeedZeroConfig(**ds_config.get("zero_optimization", {}))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        hint = (
+            nearest(key, DeepSpeedZeroConfig.model_fields)
+            if first["type"] == "extra_forbidden"
+            else first["msg"]
+        )
+        raise UserError(f"'zero_optimization.{key}' is not what DeepSpeed takes: {hint}") from error
 
 
 def start_process_group() -> torch.device:
@@ -76,17 +94,14 @@ class Engine:
         self.stage = ds_config.get("zero_optimization", {}).get("stage", 0)
         self._autocast = _autocast_dtype(ds_config)
         self._scheduler = scheduler
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._engine, *_ = deepspeed.initialize(
-                    model=module.to(device),
-                    optimizer=optimizer,
-                    lr_scheduler=scheduler,
-                    config=_complete(ds_config, batching),
-                    dist_init_required=False,
-                )
-        except (ValueError, TypeError, KeyError) as error:  # pydantic's errors are ValueErrors
-            raise UserError(f"DeepSpeed refuses the configuration: {_in_one_line(error)}") from error
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._engine, *_ = deepspeed.initialize(
+                model=module.to(device),
+                optimizer=optimizer,
+                lr_scheduler=scheduler,
+                config=_complete(ds_config, batching),
+                dist_init_required=False,
+            )
 
     @property
     def module(self) -> nn.Module:
@@ -128,28 +143,30 @@ class Engine:
         return Snapshot(weights, self._momentum(parameters) if with_optimizer else {})
 
     def restore_optimizer(
-        self, momentum: dict[str, Tensor], scheduler: dict[str, Any] | None, images: Tensor
+        self, momentum: dict[str, Tensor], schedule: dict[str, Any] | None, images: Tensor
     ) -> None:
         """Put optimizer state and schedule back (weights are loaded before the engine is built).
 
-        images: a batch for the priming step by which ZeRO creates its partitions of the state.
+        schedule: as ``schedule_state`` returned it, None to begin it; images: a batch for the priming step by
+        which ZeRO creates its partitions of the state.
         """
+        schedule = schedule or self.schedule_state()  # the priming step must not count
         if momentum:
             if self.stage > 0:
                 self._prime(images)
             for name, parameter in self.module.named_parameters():
                 if name in momentum:
                     self._set_momentum(parameter, momentum[name].to(self.device))
-        if scheduler is not None:
-            self._scheduler.load_state_dict(scheduler)
-            for group, lr in zip(
-                self._engine.optimizer.param_groups, self._scheduler.get_last_lr(), strict=True
-            ):
-                group["lr"] = lr
+        self._scheduler.load_state_dict(schedule["scheduler"])
+        for group, settings in zip(self._engine.optimizer.param_groups, schedule["groups"], strict=True):
+            group.update(settings)
 
-    def scheduler_state(self) -> dict[str, Any]:
-        """The schedule's state as plain data."""
-        return dict(self._scheduler.state_dict())
+    def schedule_state(self) -> dict[str, Any]:
+        """The schedule as plain data: its own state, and what it has set in each parameter group."""
+        groups = [
+            {key: group[key] for key in ("lr", "momentum")} for group in self._engine.optimizer.param_groups
+        ]
+        return {"scheduler": dict(self._scheduler.state_dict()), "groups": groups}
 
     def close(self) -> None:
         """Release the engine's memory and hooks; the module is not usable afterwards."""
@@ -164,6 +181,8 @@ class Engine:
         if self.stage == 0:
             state = self._engine.optimizer.state
             found = {name: state[p].get("momentum_buffer") for name, p in parameters.items() if p in state}
+        elif self._engine.global_steps == 0:
+            found = {}  # ZeRO creates the state with the first step
         else:
             self._link_states()
             found = {
@@ -171,7 +190,7 @@ class Engine:
             }
         return {name: _to_host(tensor) for name, tensor in found.items() if tensor is not None}
 
-    def _set_momentum(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def _set_momentum(self, parameter: Any, value: Tensor) -> None:
         if self.stage == 0:
             self._engine.optimizer.state[parameter]["momentum_buffer"] = value.clone()
         elif self.stage == 3:
@@ -239,7 +258,3 @@ def _full_fp32(parameter: nn.Parameter) -> Tensor:
 
 def _to_host(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone()
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

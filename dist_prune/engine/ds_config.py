@@ -24,7 +24,7 @@ _REFUSED = {
     "optimizer": "the recipe owns the optimizer (lr, momentum, weight_decay)",
     "scheduler": "the recipe owns the schedule (lr_schedule)",
     "compression_training": "DeepSpeed removed it; gates are set in the recipe",
-    "elasticity": "DeepSpeed removed it; use torchrun --max-restarts",
+    "elasticity": "DeepSpeed removed it; stop and go on with --resume at another world size",
     "tensorboard": "the run folder has its own TensorBoard records",
 }
 _AUTOCAST = {"enabled", "dtype", "lower_precision_safe_modules"}

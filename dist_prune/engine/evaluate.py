@@ -20,21 +20,21 @@ def accuracies(
 ) -> dict[str, float]:
     """Top-1 accuracy of each model over the shares of all ranks; the data is read and decoded once.
 
-    batches: this rank's (images (B, C, H, W), labels (B,)); a rank may have none. The models are put in eval
-    mode. Models that are the same object are computed once. Raises ValueError if no rank has a sample.
+    models: the same names on every rank; they are put in eval mode. batches: this rank's (images
+    (B, C, H, W), labels (B,)); a rank may have none. Raises ValueError if no rank has a sample.
     """
-    distinct = {id(model): model.eval() for model in models.values()}
-    counts = torch.zeros(len(distinct) + 1, dtype=torch.float64, device=device)
+    for model in models.values():
+        model.eval()
+    counts = torch.zeros(len(models) + 1, dtype=torch.float64, device=device)
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with autocast or nullcontext():
-            right = [(model(images).argmax(1) == labels).sum() for model in distinct.values()]
+            right = [(model(images).argmax(1) == labels).sum() for model in models.values()]
         counts += torch.stack([*right, torch.as_tensor(len(labels), device=device)])
     *right_counts, samples = distributed.all_reduce_sum(counts).tolist()
     if samples == 0:
         raise ValueError("nothing to evaluate: no rank has a sample")
-    by_model = dict(zip(distinct, right_counts, strict=True))
-    return {name: by_model[id(model)] / samples for name, model in models.items()}
+    return {name: right / samples for name, right in zip(models, right_counts, strict=True)}
 
 
 @torch.no_grad()

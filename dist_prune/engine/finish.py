@@ -61,12 +61,12 @@ def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = Non
         "max_abs_difference": difference,
     }
     reloaded = _write(setting, small, mask, summary)
-    models = {
-        "accuracy": trained,
-        "accuracy_consensus": fixed,
-        "accuracy_sliced": reloaded.to(setting.device),
-    }
-    summary |= accuracies(models, setting.eval_batches("test"), setting.device, autocast)
+    models = {"accuracy": trained, "accuracy_sliced": reloaded.to(setting.device)}
+    if mask is not None:
+        models["accuracy_consensus"] = fixed
+    summary |= {"accuracy_consensus": None} | accuracies(
+        models, setting.eval_batches("test"), setting.device, autocast
+    )
     return Outcome(summary, reloaded)
 
 

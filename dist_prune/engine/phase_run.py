@@ -47,7 +47,6 @@ class PhaseRun:
         self.replica = copy.deepcopy(phase.module).to(setting.device)
         optimizer = build_optimizer(phase.module, setting.config)
         scheduler = build_scheduler(optimizer, setting.config, phase.epochs, setting.steps_per_epoch)
-        schedule = schedule or dict(scheduler.state_dict())
         self.engine = Engine(
             phase.module, optimizer, scheduler, setting.ds_config, setting.batching, setting.device
         )
@@ -65,8 +64,10 @@ class PhaseRun:
             return self.phase.decide(self.replica, self.setting.eval_batches("train", limit))
 
     def evaluate(self, mask: Mask | None) -> dict[str, float]:
-        """Test accuracy of the replica, with its gates as they are and fixed to ``mask``."""
-        models = {"accuracy": self.replica, "accuracy_consensus": self.phase.fixed(self.replica, mask)}
+        """Test accuracy of the replica, with its gates as they are and, if it has a mask, fixed to that."""
+        models = {"accuracy": self.replica}
+        if mask is not None:
+            models["accuracy_consensus"] = self.phase.fixed(self.replica, mask)
         return accuracies(
             models, self.setting.eval_batches("test"), self.setting.device, self.engine.autocast()
         )

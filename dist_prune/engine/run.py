@@ -15,7 +15,7 @@ from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data import Augment, ImageData, open_data
 from dist_prune.engine.checkpoint import Checkpoint, load_newest
-from dist_prune.engine.deepspeed_engine import start_process_group
+from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.engine.finish import advice, finish
 from dist_prune.engine.recorder import Recorder
@@ -47,17 +47,20 @@ def run(config: RunConfig, options: Options) -> bool:
     Raises UserError for what the user can mend.
     """
     ds_config = load_ds_config(options.ds_config)
+    check_with_deepspeed(ds_config)
     device = start_process_group()
     batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
     data = open_images(config)
+    data.steps_per_epoch(config.global_batch_size)  # refuses a batch that is larger than the data
     method, task = build_method(config, data)
+    costs = task.costs()
     folder = _open_folder(config, options)
     if (folder.read_status() or {}).get("state") == "done":
         if distributed.is_main():
             print(f"{folder.path} is finished already; its results are in {folder.sliced}")
         return True
     checkpoint = _find_checkpoint(folder, config)
-    setting = Setting(config, ds_config, batching, data, method, task.costs(), device, folder)
+    setting = Setting(config, ds_config, batching, data, method, costs, device, folder)
     if distributed.is_main():
         folder.write_config(_record_of(setting))
     return _train_and_finish(setting, options, checkpoint)

@@ -132,6 +132,7 @@ class Trainer:
             "phase": phase.name,
             "seconds": self.position.seconds,
             "images_per_second": speed,
+            "accuracy_consensus": None,
             **accuracy,
             "open_ratio": mask.open_ratio if mask else None,
             "r_polar": mask.r_polar if mask else None,
@@ -154,7 +155,7 @@ class Trainer:
                 "phase": run.phase.name,
                 "structures": self.structures,
                 "position": asdict(self.position),
-                "schedule": run.engine.scheduler_state(),
+                "schedule": run.engine.schedule_state(),
             }
             checkpoint = Checkpoint(snapshot.weights, snapshot.momentum, state)
             save_checkpoint(self.setting.folder.checkpoints, checkpoint, self.position.step)

@@ -21,6 +21,7 @@ from dist_prune.regularizers import macs_distance
 SHAPE = (3, 8, 8)
 CONFIG = RunConfig(
     name="test", data="none", model="resnet14", epochs=4, global_batch_size=8, lr=0.05, weight_decay=0.0,
+    lr_schedule={"kind": "one_cycle"},
     polarization=3.0, activation=0.5, target_macs=0.4, target_weight=2.0, decay_gates_and_norms=False,
 )  # fmt: skip
 
@@ -148,7 +149,7 @@ def train_then_continue(first_stage: int, second_stage: int) -> dict[str, Any]:
     engine = engine_for(phase, first_stage, micro=8 // distributed.world_size())
     for _ in range(2):
         _plain_step(engine, phase)
-    snapshot, schedule = engine.snapshot(), engine.scheduler_state()
+    snapshot, schedule = engine.snapshot(), engine.schedule_state()
     _plain_step(engine, phase)
     straight = engine.snapshot()
     engine.close()

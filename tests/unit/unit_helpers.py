@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from dist_prune import attach_gates, build_model
+from dist_prune import attach_gates, build_model, gate_means
 from dist_prune.consensus import Mask
-from dist_prune.gates import sites
+from dist_prune.gates import LayerGate, gated_blocks, sites
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -27,24 +27,36 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def undecided(gated: nn.Module, seed: int = 0) -> nn.Module:
-    """``gated`` with gates that open for some samples and close for others."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in gated.named_parameters():
-        if ".gate.dense2" in name:
-            drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.data.copy_(drawn if name.endswith("weight") else 0.3 * drawn)
+@torch.no_grad()
+def undecided(gated: nn.Module) -> nn.Module:
+    """``gated`` with gates set so that each opens for about half of such ``images``."""
+
+    def balance(gate: LayerGate, inputs: tuple[Tensor]) -> None:
+        hidden = gate.dense1(inputs[0].mean((2, 3)))
+        gate.norm.running_mean.copy_(hidden.mean(0))
+        gate.norm.running_var.copy_(hidden.var(0))
+        nn.init.normal_(gate.dense2.weight)
+        logits = gate.dense2(gate.norm(hidden).relu())
+        gate.dense2.bias -= logits.median() + 0.01
+
+    hooks = [block.gate.register_forward_pre_hook(balance) for _, block in gated_blocks(gated)]
+    gated.eval()(images(32))
+    gate_means(gated)
+    for hook in hooks:
+        hook.remove()
     return gated
 
 
 def gated_resnet(depth: int = 20, shortcut: str = "B", dtype: torch.dtype = torch.float32) -> nn.Module:
     """A CIFAR ResNet with gates that disagree about samples, and with shaken batch norms; eval mode."""
     plain = shaken(build_model(f"resnet{depth}", num_classes=10, shortcut=shortcut, width=8))
-    return shaken(undecided(attach_gates(plain))).to(dtype).eval()
+    return undecided(attach_gates(plain)).to(dtype).eval()
 
 
 def images(count: int = 4, size: int = 16, channels: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(count, channels, size, size, dtype=dtype)
+    """Noise around a colour of its own for each sample."""
+    colours = torch.randn(count, channels, 1, 1, dtype=dtype)
+    return colours + torch.randn(count, channels, size, size, dtype=dtype)
 
 
 def mask_closing(gated: nn.Module, closed: Iterable[str]) -> Mask:

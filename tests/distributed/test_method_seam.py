@@ -1,0 +1,109 @@
+"""A method of two phases fits behind the seam without a change to the loop: train dense, cut at random, train on."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+
+import dist_prune
+from dist_prune import distributed
+from dist_prune.consensus import cut
+from dist_prune.methods import METHODS, Method, Phase, Transition
+from dist_prune.models import residual_blocks
+from dist_prune.recipes import recipe
+
+
+class RandomCut(Method):
+    """Train dense, remove half of the blocks at random, train on with weights and momentum that stay."""
+
+    @property
+    def epochs(self) -> int:
+        return 2 * self.task.config.epochs
+
+    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+        dense = Phase("dense", self.task.build(), self.task.config.epochs)
+        yield dense
+        kept = recorded["cut"]["kept"] if "cut" in recorded else self._random_half(dense.module)
+        small, origins = cut(dense.trained or self.task.build(), kept)
+        inherited = Transition.of(origins)
+        yield Phase("cut", small, self.task.config.epochs, {"kept": kept}, kept, inherited)
+
+    def _random_half(self, module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+        names = list(residual_blocks(module))
+        chosen = random.Random(4).sample(names, len(names) // 2)
+        return {name: (0,) if name in chosen else () for name in names}
+
+
+def run_random_cut(folder: str, stage: int, *invocations: dict[str, Any]) -> list[bool]:
+    from dist_prune.config import override
+    from dist_prune.engine import phase_run
+    from dist_prune.engine.run import Options, run
+
+    METHODS["random_cut"] = RandomCut
+    settings = ["method=random_cut", "epochs=1", "model=resnet14", "log_every=1", "workers=0"]
+    starts = []
+    remember_starts(phase_run, starts)
+    config = override(recipe("digits"), settings)
+    done = [
+        run(config, Options(f"ds_configs/zero{stage}.json", out=folder, **words)) for words in invocations
+    ]
+    if distributed.is_main():
+        torch.save(starts, Path(folder) / "starts.pt")
+    return done
+
+
+def remember_starts(phase_run: Any, starts: list[Any]) -> None:
+    """Note, at the beginning of each phase, what it is given and what its engine then holds."""
+
+    class Watched(phase_run.PhaseRun):
+        def __init__(self, setting: Any, phase: Phase, start: Any, schedule: Any) -> None:
+            super().__init__(setting, phase, start, schedule)
+            held = self.engine.snapshot()
+            starts.append((phase.name, start.weights, start.momentum, held.weights, held.momentum))
+
+    from dist_prune.engine import trainer
+
+    trainer.PhaseRun = Watched
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_second_phase_inherits_weights_and_momentum_and_half_of_the_network(
+    stage, tmp_path, monkeypatch, data_folder
+):
+    assert run_ranks(2, run_random_cut, str(tmp_path), stage, {}) == [[True], [True]]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evals = [r for r in records if r["kind"] == "eval"]
+    assert [r["phase"] for r in evals] == ["dense", "cut"]
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 23))
+    (summary,) = [r for r in records if r["kind"] == "summary"]
+    small = dist_prune.load_sliced(tmp_path / "sliced")
+    assert len(residual_blocks(small)) == 3
+    assert summary["macs_ratio"] == evals[1]["macs_ratio"] < 0.6 < evals[0]["macs_ratio"] == 1.0
+
+    (_, none, _, _, no_momentum), (name, weights, momentum, held, held_momentum) = torch.load(
+        tmp_path / "starts.pt"
+    )
+    assert (name, none, no_momentum) == ("cut", {}, {})
+    assert set(weights) == set(small.state_dict())
+    assert set(momentum) == {name for name, _ in small.named_parameters()}
+    for tensors, found in ((weights, held), (momentum, held_momentum)):
+        for tensor_name, tensor in tensors.items():
+            torch.testing.assert_close(found[tensor_name], tensor, rtol=1e-6, atol=1e-8, msg=tensor_name)
+
+
+def test_a_run_resumes_within_its_second_phase(tmp_path, data_folder):
+    invocations = ({"max_steps": 15}, {"resume": True})
+    assert run_ranks(1, run_random_cut, str(tmp_path / "stopped"), 2, *invocations) == [[False, True]]
+    assert run_ranks(1, run_random_cut, str(tmp_path / "straight"), 2, {}) == [[True]]
+    losses = {}
+    for name in ("stopped", "straight"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = [line["loss/total"] for line in lines if line["kind"] == "train"]
+    assert losses["stopped"] == pytest.approx(losses["straight"], rel=1e-5)

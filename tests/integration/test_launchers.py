@@ -1,0 +1,32 @@
+"""The same program under every launcher, at the number of ranks that was asked for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import QUICK, records
+
+LAUNCHERS = {
+    "deepspeed, 2 ranks, zero3": (["deepspeed", "--num_accelerators", "2", "launch/train.py"], "zero3", 2),
+    "deepspeed, 2 ranks, bf16": (["deepspeed", "--num_accelerators", "2", "launch/train.py"], "zero2_bf16", 2),
+    "torchrun, 2 ranks": (["torchrun", "--nproc_per_node", "2", "launch/train.py"], "zero1", 2),
+    "accelerate": (
+        ["accelerate", "launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
+         "--dynamo_backend", "no", "launch/train.py"],
+        "zero0",
+        1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_the_program_runs_under(name, command, tmp_path):
+    words, ds_config, world_size = LAUNCHERS[name]
+    folder = tmp_path / "run"
+    done = command(*words, "--ds_config", f"ds_configs/{ds_config}.json", "--out", folder, "--set", *QUICK)
+    assert done.code == 0, done.err
+    (summary,) = records(folder, "summary")
+    assert summary["world_size"] == world_size
+    assert summary["max_abs_difference"] <= 1e-5
+    assert json.loads((folder / "config.json").read_text())["world_size"] == world_size

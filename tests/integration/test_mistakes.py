@@ -1,0 +1,96 @@
+"""A user's mistake is one line that says what is wrong and how to mend it, with exit code 2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dist_prune import cli
+
+GOOD = ["--ds_config", "ds_configs/zero2.json"]
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, data_home, tmp_path):
+    """Run launch/train.py's program in this process and return its one line of error."""
+
+    def run(*words: str) -> str:
+        monkeypatch.setenv("DIST_PRUNE_DATA", str(data_home))
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        with pytest.raises(SystemExit) as left:
+            cli.train_main([str(word) for word in words] + ["--out", str(tmp_path / "run")])
+        error = capsys.readouterr().err
+        assert left.value.code == 2, error
+        assert len(error.strip().splitlines()) == 1, error
+        assert not (tmp_path / "run").exists(), "a refused run leaves nothing behind"
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([*GOOD, "--recipee", "digits"], "--recipe"),
+        ([*GOOD, "--recipe", "digitz"], "did you mean 'digits'"),
+        ([*GOOD, "--set", "epoch=3"], "did you mean 'epochs'"),
+        ([*GOOD, "--set", "gates.hiden=3"], "did you mean 'gates.hidden'"),
+        ([*GOOD, "--set", "epochs"], "key=value"),
+        ([*GOOD, "--set", "epochs=many"], "epochs"),
+        ([*GOOD, "--set", "epochs=0"], "greater than or equal to 1"),
+        ([*GOOD, "--set", "gates.kind=layers"], "gates.kind"),
+        ([*GOOD, "--set", "model=resnet21"], "unknown model 'resnet21'"),
+        ([*GOOD, "--set", "model_args.shortcut=C"], "shortcut"),
+        ([*GOOD, "--set", "method=concensus"], "did you mean 'consensus'"),
+        ([*GOOD, "--set", "global_batch_size=5000"], "5000"),
+        ([*GOOD, "--max_steps", "0"], "above 0"),
+        ([*GOOD, "--data", "digit"], "digits"),
+        ([*GOOD, "--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        ([*GOOD, "--data", "cifar10"], "dist-prune shards make cifar10"),
+        (["--ds_config", "ds_configs/zero9.json"], "ds_configs/zero9.json"),
+        ([], "--ds_config"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(refused, words, expected):
+    assert expected in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "JSON object"),
+        (json.dumps({"zero_optimisation": {"stage": 2}}), "did you mean 'zero_optimization'"),
+        (json.dumps({"zero_optimization": {"stag": 2}}), "stag"),
+        (json.dumps({"optimizer": {"type": "Adam"}}), "recipe owns the optimizer"),
+        (json.dumps({"train_micro_batch_size_per_gpu": "auto"}), "auto"),
+        (json.dumps({"train_micro_batch_size_per_gpu": 48}), "48"),
+        (json.dumps({"gradient_accumulation_steps": 3, "train_micro_batch_size_per_gpu": 64}), "contradict"),
+        (json.dumps({"bf16": {"enabled": True}}), "torch_autocast"),
+        (json.dumps({"fp16": {"enabled": True}}), "GPU"),
+        (json.dumps({"compression_training": {}}), "removed"),
+    ],
+)
+def test_a_mistake_in_the_ds_config_is_one_line(refused, tmp_path, content, expected):
+    path = tmp_path / "ds.json"
+    path.write_text(content)
+    error = refused("--ds_config", path)
+    assert expected in error or "follows from the recipe" in error
+
+
+def test_a_folder_without_images_is_refused_when_shards_are_made(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = command(
+        "dist-prune", "shards", "make", "imagefolder", tmp_path / "empty", "--out", tmp_path / "out"
+    )
+    assert done.code == 2
+    assert len(done.lines) == 1
+    assert "Traceback" not in done.err
+
+
+def test_two_ranks_report_a_mistake_once(command, tmp_path):
+    words = ["torchrun", "--nproc_per_node", "2", "launch/train.py", *GOOD, "--set", "global_batch_size=33"]
+    done = command(*words, "--out", tmp_path / "run")
+    assert done.code != 0
+    assert done.err.count("error: global_batch_size 33") == 1

@@ -1,0 +1,184 @@
+"""The consensus mask: votes, agreement, masks given by hand, mask.json."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from unit_helpers import gated_resnet, images
+
+from dist_prune import UserError, attach_gates, build_model, consensus_mask
+from dist_prune.consensus import Mask, SiteMask, load_mask, vote
+from dist_prune.gates import gated_blocks, sites
+from dist_prune.models import Site
+
+LAYERS = (Site("a", "layer", 1), Site("b", "layer", 1), Site("c", "layer", 1))
+CHANNELS = (Site("wide", "channel", 4, may_be_empty=False), Site("narrow", "channel", 2))
+
+
+@pytest.mark.parametrize(("mean", "stays"), [(0.0, False), (0.5, False), (0.5 + 1e-7, True), (1.0, True)])
+def test_a_unit_stays_where_its_mean_exceeds_one_half(mean, stays):
+    mask = vote(torch.tensor([mean], dtype=torch.float64), LAYERS[:1])
+    assert mask.kept == {"a": (0,) if stays else ()}
+
+
+def test_agreement_is_the_share_of_samples_that_decide_like_the_mask():
+    mask = vote(torch.tensor([1.0, 0.25, 0.75]), LAYERS)
+    assert mask.kept == {"a": (0,), "b": (), "c": (0,)}
+    assert [site.agreement for site in mask.sites] == [1.0, 0.75, 0.75]
+    assert mask.agreement == pytest.approx(2.5 / 3)
+    assert mask.open_ratio == pytest.approx(2 / 3)
+    assert mask.mean_activation == {"a": 1.0, "b": 0.25, "c": 0.75}
+    assert [site.r_polar for site in mask.sites] == [0.0, 0.1875, 0.1875]
+    assert mask.r_polar == pytest.approx(0.125)
+
+
+def test_figures_of_sites_with_several_units_are_means_over_units_then_over_sites():
+    mask = vote(torch.tensor([1.0, 0.75, 0.5, 0.0, 1.0, 1.0]), CHANNELS)
+    wide, narrow = mask.sites
+    assert (wide.kept, narrow.kept) == ((0, 1), (0, 1))
+    assert wide.agreement == pytest.approx((1 + 0.75 + 0.5 + 1) / 4)
+    assert wide.mean_activation == pytest.approx(2.25 / 4)
+    assert wide.r_polar == pytest.approx((0.1875 + 0.25) / 4)
+    assert mask.agreement == pytest.approx((3.25 / 4 + 1) / 2)
+    assert mask.open_ratio == pytest.approx(4 / 6)
+    assert (wide.undecided, narrow.undecided) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "undecided"),
+    [(0.0, False), (0.01, False), (0.0101, True), (0.5, True), (0.9899, True), (0.99, False)],
+)
+def test_a_unit_is_undecided_when_more_than_one_sample_in_a_hundred_disagrees(mean, undecided):
+    mask = vote(torch.tensor([mean], dtype=torch.float64), LAYERS[:1])
+    assert mask.undecided == (["a"] if undecided else [])
+
+
+def test_a_site_that_may_not_be_empty_keeps_its_most_active_unit():
+    mask = vote(torch.tensor([0.1, 0.4, 0.3, 0.4, 0.1, 0.2]), CHANNELS)
+    assert mask.kept == {"wide": (1,), "narrow": ()}
+    assert mask.sites[0].agreement == pytest.approx((0.9 + 0.4 + 0.7 + 0.6) / 4)
+
+
+def test_a_mask_by_hand_is_sorted_and_in_the_order_of_the_network():
+    mask = Mask.of({"narrow": [], "wide": [3, 0]}, CHANNELS)
+    assert mask.kept == {"wide": (0, 3), "narrow": ()}
+    assert [site.name for site in mask.sites] == ["wide", "narrow"]
+    assert (mask.agreement, mask.undecided, mask.open_ratio) == (1.0, [], pytest.approx(2 / 6))
+
+
+@pytest.mark.parametrize(
+    ("kept", "named"),
+    [
+        ({"wide": [0]}, "narrow"),
+        ({"wide": [0], "narrow": [], "other": []}, "other"),
+        ({"wide": [4], "narrow": []}, r"'wide'.*0\.\.3"),
+        ({"wide": [-1], "narrow": []}, "'wide'"),
+        ({"wide": [1, 1], "narrow": []}, "'wide'.*distinct"),
+        ({"wide": [], "narrow": []}, "'wide'.*no shortcut"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused_by_name(kept, named):
+    with pytest.raises(UserError, match=named):
+        Mask.of(kept, CHANNELS)
+
+
+def test_mask_json_round_trips(tmp_path):
+    mask = vote(torch.tensor([1.0, 0.7, 0.2, 0.1, 0.6, 0.0]), CHANNELS)
+    path = tmp_path / "mask.json"
+    path.write_text(json.dumps(mask.as_dict()))
+    assert load_mask(path) == mask
+    assert load_mask(str(path)) == mask
+
+
+def test_mask_json_says_what_the_run_folder_promises():
+    data = vote(torch.tensor([1.0, 0.25, 0.75]), LAYERS).as_dict()
+    assert {"name", "kind", "units", "mean_activation", "kept", "agreement"} <= data["sites"][0].keys()
+    assert data["totals"] == {
+        "kept": 2,
+        "units": 3,
+        "open_ratio": pytest.approx(2 / 3),
+        "agreement": pytest.approx(2.5 / 3),
+    }
+
+
+SITE = {"name": "a", "kind": "layer", "units": 1, "mean_activation": 1.0, "kept": [0], "agreement": 1.0}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        json.dumps({"sites": 3}),
+        json.dumps({"sites": ["a"]}),
+        json.dumps({"sites": [{**SITE, "extra": 1}]}),
+        json.dumps({"sites": [{k: v for k, v in SITE.items() if k != "kept"}]}),
+        json.dumps({"sites": [{k: v for k, v in SITE.items() if k != "agreement"}]}),
+    ],
+)
+def test_what_is_not_a_mask_json_is_refused_with_its_path(tmp_path, content):
+    path = tmp_path / "mask.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"mask\.json is not a readable"):
+        load_mask(path)
+
+
+def test_a_missing_mask_json_is_refused_and_an_old_one_without_extras_is_read(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        load_mask(tmp_path / "nowhere")
+    (tmp_path / "old").write_text(json.dumps({"sites": [SITE]}))
+    assert load_mask(tmp_path / "old") == Mask((SiteMask("a", "layer", 1, 1.0, (0,), 1.0),))
+
+
+@pytest.mark.parametrize("cuts", [[24], [1, 23], [7, 7, 7, 3], [2] * 12])
+def test_the_consensus_is_that_of_the_means_over_all_samples_however_they_are_batched(cuts):
+    gated = gated_resnet(14)
+    x = images(24)
+    decisions = []
+    for _, block in gated_blocks(gated):
+        block.gate.register_forward_hook(lambda _, __, out: decisions.append(out[1].double()))
+    with torch.no_grad():
+        gated(x)
+    means = torch.cat(decisions, dim=1).mean(0)
+    assert (means.sub(0.5).abs() < 0.5).any()
+    batches = list(x.split(cuts))
+    expected = vote(means, sites(gated))
+    assert consensus_mask(gated, batches).as_dict() == expected.as_dict()
+    labelled = ((images, torch.zeros(len(images))) for images in batches)
+    assert consensus_mask(gated, labelled).as_dict() == expected.as_dict()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_keeps_its_mode_its_statistics_and_its_weights(training):
+    gated = gated_resnet(8).train(training)
+    before = {name: tensor.clone() for name, tensor in gated.state_dict().items()}
+    consensus_mask(gated, [images()])
+    assert all(module.training is training for module in gated.modules())
+    for name, tensor in gated.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(p.grad is None for p in gated.parameters())
+
+
+def test_layers_that_their_owner_froze_in_eval_mode_stay_there():
+    gated = gated_resnet(8).train()
+    norms = [m for m in gated.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    consensus_mask(gated, [images()])
+    assert gated.training
+    assert not any(norm.training for norm in norms)
+
+
+def test_no_sample_at_all_is_refused():
+    with pytest.raises(UserError, match="at least one sample"):
+        consensus_mask(attach_gates(build_model("resnet8", num_classes=10)), [])
+
+
+def test_decisions_of_training_steps_do_not_leak_into_the_next_step():
+    gated = gated_resnet(8)
+    consensus_mask(gated, [images()])
+    assert all(block.gate.take_decisions() is None for _, block in gated_blocks(gated))

@@ -1,0 +1,154 @@
+"""Attaching gates: on every family, once, without changing what the open network computes."""
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.models.resnet import BasicBlock as TimmBasicBlock
+from timm.models.resnet import Bottleneck as TimmBottleneck
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from unit_helpers import gated_resnet, images, mask_closing, shaken
+
+from dist_prune import UserError, attach_gates, build_model, gate_means, masked
+from dist_prune.gates import GatedBlock, LayerGate, gated_blocks, sites
+from dist_prune.models import Site, architecture_of, residual_blocks
+
+FAMILIES = {
+    "cifar A": lambda: build_model("resnet14", num_classes=3, shortcut="A"),
+    "cifar B": lambda: build_model("resnet14", num_classes=3, shortcut="B"),
+    "torchvision BasicBlock": lambda: torchvision.models.ResNet(BasicBlock, [2, 1, 1, 1], num_classes=3),
+    "torchvision Bottleneck": lambda: torchvision.models.ResNet(Bottleneck, [2, 1, 1, 1], num_classes=3),
+    "timm BasicBlock": lambda: timm.models.ResNet(TimmBasicBlock, (2, 1, 1, 1), num_classes=3),
+    "timm Bottleneck": lambda: timm.models.ResNet(TimmBottleneck, (2, 1, 1, 1), num_classes=3),
+    "timm seresnet18": lambda: timm.create_model("seresnet18", num_classes=3),
+    "timm resnet26d": lambda: timm.create_model("resnet26d", num_classes=3),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_residual_block_gets_a_gate_of_its_own_and_open_gates_change_nothing(family):
+    plain = shaken(FAMILIES[family]()).eval()
+    names = list(residual_blocks(plain))
+    x = images(2, 32)
+    with torch.no_grad():
+        expected = plain(x)
+    parameters = dict(plain.named_parameters())
+
+    gated = attach_gates(plain)
+    assert gated is plain
+    assert sites(gated) == tuple(Site(name, "layer", 1, may_be_empty=True) for name in names)
+    gates = [block.gate for _, block in gated_blocks(gated)]
+    assert len({id(gate) for gate in gates}) == len(names)
+    with torch.no_grad():
+        seen = gated(x)
+    values, sizes = gate_means(gated)
+    assert values.tolist() == [1.0] * len(names)
+    assert sizes == (1,) * len(names)
+    assert (seen - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
+
+    ours = {id(p) for p in gated.parameters()}
+    assert {id(p) for p in parameters.values()} <= ours, "weights are the very same objects"
+    assert len(ours) - len(parameters) == 6 * len(names)
+
+
+def test_open_gates_change_nothing_in_double_precision():
+    plain = shaken(build_model("resnet20", num_classes=10, width=8)).double().eval()
+    x = images(4, dtype=torch.float64)
+    expected = plain(x)
+    torch.testing.assert_close(attach_gates(copy.deepcopy(plain))(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_in_training_too_open_gates_change_neither_output_nor_gradient():
+    plain = shaken(build_model("resnet8", num_classes=10, width=8)).double().train()
+    twin = copy.deepcopy(plain)
+    gated = attach_gates(plain)
+    x = images(8, dtype=torch.float64)
+    gated(x).square().sum().backward()
+    assert gate_means(gated).values.min() == 1
+    twin(x).square().sum().backward()
+    ours = {name.replace(".block.", "."): p.grad for name, p in gated.named_parameters()}
+    for name, parameter in twin.named_parameters():
+        if name.startswith(("layer3", "fc")):  # further back the gates' own gradient is added
+            torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_a_gate_reads_the_blocks_input_and_gates_its_branch():
+    gated = gated_resnet(8, dtype=torch.float64)
+    block = gated.layer2[0]
+    with torch.no_grad():
+        x = gated.layer1(gated.relu(gated.bn1(gated.conv1(images(32, dtype=torch.float64)))))
+        decisions = copy.deepcopy(block.gate)(x)[1]
+        out = block(x)
+        opened, closed = block.block(x), block.block.downsample(x).relu()
+    assert 0 < decisions.mean() < 1
+    torch.testing.assert_close(out, torch.where(decisions.view(-1, 1, 1, 1) > 0, opened, closed))
+
+
+@pytest.mark.parametrize("family", ["cifar B", "torchvision Bottleneck", "timm Bottleneck"])
+def test_gates_follow_the_models_dtype_and_the_blocks_width(family):
+    gated = attach_gates(FAMILIES[family]().double(), hidden=5)
+    for _, block in gated_blocks(gated):
+        assert isinstance(block.gate, LayerGate)
+        assert block.gate.dense1.weight.dtype == torch.float64
+        assert block.gate.dense1.in_features == block.block.conv1.in_channels
+        assert block.gate.dense1.out_features == 5
+
+
+def test_the_loss_reaches_every_gate_and_every_weight():
+    gated = attach_gates(shaken(build_model("resnet14", num_classes=10, width=8)), open_bias=0.1).train()
+    gated(images(32)).square().sum().backward()
+    without = [n for n, p in gated.named_parameters() if p.grad is None or not p.grad.any()]
+    # What comes before a batch norm in training cannot shift its output: these biases have no effect.
+    assert [name for name in without if not name.endswith("dense1.bias")] == []
+
+
+def test_gates_are_attached_once():
+    gated = attach_gates(build_model("resnet8", num_classes=10))
+    with pytest.raises(UserError, match="gates already"):
+        attach_gates(gated)
+    assert sum(isinstance(m, GatedBlock) for m in gated.modules()) == 3
+
+
+def test_a_masked_network_counts_as_gated():
+    gated = attach_gates(build_model("resnet8", num_classes=10))
+    with pytest.raises(UserError, match="gates already"):
+        attach_gates(masked(gated, mask_closing(gated, [])))
+
+
+def test_a_model_without_residual_blocks_is_refused():
+    with pytest.raises(UserError, match="Sequential has no residual block"):
+        attach_gates(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
+
+
+def test_a_model_that_is_itself_a_block_is_refused_as_the_users_mistake():
+    with pytest.raises(UserError):
+        attach_gates(BasicBlock(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [({"kind": "layers"}, "'layers'.*did you mean 'layer'"), ({"head": "st"}, "'st'.*did you mean 'ste'")],
+)
+def test_unknown_kinds_and_heads_are_refused_with_the_nearest(arguments, hint):
+    model = build_model("resnet8", num_classes=10)
+    with pytest.raises(UserError, match=hint):
+        attach_gates(model, **arguments)
+    assert list(gated_blocks(model)) == []
+
+
+def test_how_the_plain_network_was_built_is_remembered():
+    with torch.device("meta"):
+        stock = torchvision.models.resnet18(num_classes=3)
+    plain = architecture_of(stock)
+    assert plain is not None
+    assert architecture_of(attach_gates(stock)) == plain
+
+
+def test_a_gated_network_saves_and_loads_its_weights():
+    gated, other = gated_resnet(8), attach_gates(build_model("resnet8", num_classes=10, width=8)).eval()
+    other.load_state_dict(gated.state_dict())
+    x = images()
+    assert torch.equal(other(x), gated(x))

@@ -1,0 +1,168 @@
+"""Gate means: what was decided in the latest forward pass, averaged, with its gradient."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from unit_helpers import gated_resnet, images
+
+from dist_prune import activation, attach_gates, build_model, gate_means, polarization
+from dist_prune.gates import Window, gated_blocks, local_gates
+
+
+def test_means_are_those_of_the_decisions_of_all_samples():
+    gated = gated_resnet(20)
+    x = images(16)
+    seen = {name: [] for name, _ in gated_blocks(gated)}
+    for name, block in gated_blocks(gated):
+        block.gate.register_forward_hook(lambda _, __, out, name=name: seen[name].append(out[1]))
+    gated(x)
+    values, sizes = gate_means(gated)
+    expected = [torch.cat(decisions).double().mean().item() for decisions in seen.values()]
+    assert sizes == (1,) * 9
+    assert values.dtype == torch.float32
+    assert values.tolist() == pytest.approx(expected, abs=1e-7)
+    assert any(0 < mean < 1 for mean in expected)
+
+
+def test_gradients_are_attached():
+    gated = gated_resnet(8).train()
+    gated(images(16))
+    means = gate_means(gated)
+    assert means.values.requires_grad
+    (polarization(means) + activation(means)).backward()
+    for name, block in gated_blocks(gated):
+        assert block.gate.dense2.weight.grad is not None, name
+
+
+def test_the_gradient_is_that_of_the_mean_over_samples():
+    gated = gated_resnet(8, dtype=torch.float64).train()
+    x = images(16, dtype=torch.float64)
+    twin = copy.deepcopy(gated)
+    gated(x)
+    (gate_means(gated).values * torch.arange(1.0, 4)).sum().backward()
+    twin(x)
+    decisions = [block.gate.take_decisions() for _, block in gated_blocks(twin)]
+    sum(weight * d.mean() for weight, d in zip((1.0, 2.0, 3.0), decisions, strict=True)).backward()
+    for (name, ours), theirs in zip(gated.named_parameters(), twin.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_raises_without_a_forward_pass_since_the_last_call():
+    gated = gated_resnet(8)
+    with pytest.raises(RuntimeError, match=r"forward pass.*layer1\.0"):
+        gate_means(gated)
+    gated(images())
+    gate_means(gated)
+    with pytest.raises(RuntimeError, match="forward pass since the last call"):
+        gate_means(gated)
+
+
+def test_raises_without_gates():
+    plain = build_model("resnet8", num_classes=10)
+    plain(images())
+    with pytest.raises(RuntimeError, match="attach_gates"):
+        gate_means(plain)
+
+
+def test_the_latest_of_several_forward_passes_counts():
+    gated = gated_resnet(8)
+    first, second = images(8), images(8)
+    gated(second)
+    expected = gate_means(gated).values
+    gated(first)
+    gated(second)
+    assert torch.equal(gate_means(gated).values, expected)
+
+
+def test_a_model_can_be_copied_in_the_middle_of_a_step():
+    gated = gated_resnet(8).train()
+    logits = gated(images())
+    twin = copy.deepcopy(gated)
+    with pytest.raises(RuntimeError, match="forward pass"):
+        gate_means(twin)
+    (logits.sum() + polarization(gate_means(gated))).backward()
+    assert all(p.grad is None for p in twin.parameters())
+    twin(images())
+    gate_means(twin)
+
+
+def test_a_thousand_samples_are_counted_exactly_under_bf16():
+    """bf16 itself cannot count beyond 256."""
+    gated = attach_gates(build_model("resnet8", num_classes=10, width=4)).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        gated(images(1001, 4))
+    sums, samples, _ = local_gates(gated)
+    assert samples == 1001
+    assert sums.tolist() == [1001.0] * 3
+
+
+def window_of(batches, loss):
+    """Mean values after each micro-batch, and the gradient of the window as an engine averages it."""
+    window, values, gradients = Window(), [], []
+    for decisions in batches:
+        logits = decisions.clone().requires_grad_()
+        means, _ = window.reduce(logits.sum(0), len(logits), torch.empty(0))
+        loss(means).backward()
+        values.append(means.detach())
+        gradients.append(logits.grad / len(batches))
+    return values, gradients
+
+
+def bent(means):
+    return (means * (1 - means) * torch.arange(1.0, len(means) + 1)).sum()
+
+
+@pytest.mark.parametrize("times", [2, 3, 7])
+def test_identical_micro_batches_give_the_value_and_gradient_of_one(times):
+    batch = torch.randint(0, 2, (12, 5)).float()
+    (value,), (gradient,) = window_of([batch], bent)
+    values, gradients = window_of([batch] * times, bent)
+    for later in values:
+        torch.testing.assert_close(later, value, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(sum(gradients), gradient, rtol=1e-5, atol=1e-8)
+
+
+BATCH = st.integers(2, 40).flatmap(lambda n: st.lists(st.integers(0, 1), min_size=n, max_size=n))
+
+
+@given(st.lists(BATCH, min_size=1, max_size=5))
+def test_unequal_micro_batches_give_the_mean_over_everything_so_far(batches):
+    tensors = [torch.tensor(batch).float().view(-1, 1) for batch in batches]
+    values, _ = window_of(tensors, lambda means: means.sum())
+    for k, value in enumerate(values, start=1):
+        so_far = [decision for batch in batches[:k] for decision in batch]
+        assert value.item() == pytest.approx(sum(so_far) / len(so_far), abs=2e-7)
+        if sum(so_far) in (0, len(so_far)):
+            assert value.item() == sum(so_far) / len(so_far), "decided units are exactly 0 or 1"
+
+
+def test_the_gradient_goes_through_the_current_micro_batch():
+    window = Window()
+    first = torch.ones(4, 2, requires_grad=True)
+    second = torch.zeros(12, 2, requires_grad=True)
+    window.reduce(first.sum(0), 4, torch.empty(0))
+    means, _ = window.reduce(second.sum(0), 12, torch.empty(0))
+    means.sum().backward()
+    assert means.tolist() == [0.25, 0.25]
+    assert first.grad is None
+    assert torch.equal(second.grad, torch.full((12, 2), 1 / 12))
+
+
+def test_scalars_come_back_beside_the_means_and_counts_are_kept():
+    window = Window()
+    _, scalars = window.reduce(torch.zeros(3), 4, torch.tensor([7.0, 8.0]))
+    assert scalars.tolist() == [7, 8]
+    _, scalars = window.reduce(torch.zeros(3), 6, torch.tensor([1.0, 2.0]))
+    assert scalars.tolist() == [1, 2]
+    assert (float(window.micro_samples), float(window.samples)) == (6, 10)
+
+
+def test_a_network_without_gates_has_a_window_of_nothing_but_scalars():
+    means, scalars = Window().reduce(torch.empty(0), 4, torch.tensor([3.0]))
+    assert means.shape == (0,)
+    assert scalars.tolist() == [3]

@@ -1,0 +1,144 @@
+"""The two operations on feature maps equal the plain expressions that they stand for."""
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from dist_prune.gates.ops import add_gated, pooled_beside
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+SHAPES = [
+    (2, 3, 2, 2),
+    (1, 1, 1, 1),
+    (3, 5, 7, 3),
+    (2, 4, 1, 5),
+    (2, 600, 2, 3),
+    (4, 16, 8, 8),
+    (2, 8, 13, 11),
+]
+SMALL = [(2, 3, 2, 2), (1, 1, 1, 1), (2, 2, 3, 5), (3, 1, 2, 3)]
+
+
+def maps(shape, layout, dtype=torch.float64):
+    return torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[layout]).requires_grad_()
+
+
+def gates(shape, dtype=torch.float64):
+    return torch.rand(shape[0], 1, dtype=dtype).requires_grad_()
+
+
+def plain_add(kept, gate, branch):
+    return kept + gate[:, :, None, None] * branch
+
+
+def same(ours, theirs, tolerance=1e-13):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pooled_beside_is_the_map_and_its_mean_with_the_gradient_of_both(shape, layout):
+    x = maps(shape, layout)
+    upstream = torch.randn(shape, dtype=torch.float64), torch.randn(shape[:2], dtype=torch.float64)
+    upstream = upstream[0].contiguous(memory_format=FORMATS[layout]), upstream[1]
+    passed, pooled = pooled_beside(x)
+    assert torch.equal(passed, x)
+    same(pooled, x.mean((2, 3)))
+    (ours,) = torch.autograd.grad((passed, pooled), x, upstream)
+    (theirs,) = torch.autograd.grad((x * 1, x.mean((2, 3))), x, upstream)
+    same(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("used", [0, 1])
+def test_pooled_beside_has_the_right_gradient_when_one_output_is_not_used(used, layout):
+    x = maps((3, 5, 4, 4), layout)
+    (ours,) = torch.autograd.grad(pooled_beside(x)[used].square().sum(), x)
+    (theirs,) = torch.autograd.grad((x, x.mean((2, 3)))[used].square().sum(), x)
+    same(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_pooled_beside_passes_torchs_check_of_gradients(shape, layout):
+    assert gradcheck(pooled_beside, (maps(shape, layout),))
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_add_gated_is_kept_plus_gate_times_branch_in_value_and_gradient(shape, layout):
+    inputs = maps(shape, layout), gates(shape), maps(shape, layout)
+    upstream = torch.randn(shape, dtype=torch.float64)
+    ours, theirs = add_gated(*inputs), plain_add(*inputs)
+    same(ours, theirs)
+    same(torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), 1e-12)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("shape", SMALL, ids=str)
+def test_add_gated_passes_torchs_check_of_gradients(shape, layout):
+    assert gradcheck(add_gated, (maps(shape, layout), gates(shape), maps(shape, layout)))
+
+
+@pytest.mark.parametrize("branch_layout", FORMATS)
+@pytest.mark.parametrize("kept_layout", FORMATS)
+@pytest.mark.parametrize("grad_layout", FORMATS)
+def test_mixed_layouts_change_nothing(kept_layout, branch_layout, grad_layout):
+    shape = (3, 4, 5, 2)
+    inputs = maps(shape, kept_layout), gates(shape), maps(shape, branch_layout)
+    upstream = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=FORMATS[grad_layout])
+    same(
+        torch.autograd.grad(add_gated(*inputs), inputs, upstream),
+        torch.autograd.grad(plain_add(*inputs), inputs, upstream),
+    )
+
+
+def test_a_closed_gate_leaves_the_shortcut_bit_for_bit_and_an_open_one_the_plain_sum():
+    kept, branch = maps((2, 3, 5, 5), "NCHW", torch.float32), maps((2, 3, 5, 5), "NCHW", torch.float32)
+    assert torch.equal(add_gated(kept, torch.zeros(2, 1), branch), kept)
+    assert torch.equal(add_gated(kept, torch.ones(2, 1), branch), kept + branch)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_bf16_maps_give_the_exact_result_within_rounding(layout):
+    shape, rounding = (4, 16, 9, 9), 2**-8
+    x = maps(shape, layout, torch.bfloat16)
+    passed, pooled = pooled_beside(x)
+    assert (passed.dtype, pooled.dtype) == (torch.bfloat16, torch.float32)
+    exact = x.detach().double().mean((2, 3))
+    # A sum of 81 numbers of size 1, rounded once.
+    assert (pooled - exact).abs().max() <= rounding * exact.abs().max() + 1e-6
+
+    kept, branch = maps(shape, layout, torch.bfloat16), maps(shape, layout, torch.bfloat16)
+    gate = gates(shape, torch.float32)
+    out = add_gated(kept, gate, branch)
+    assert out.dtype == torch.bfloat16
+    wide = [t.detach().double().requires_grad_() for t in (kept, gate, branch)]
+    exact_out = plain_add(*wide)
+    torch.testing.assert_close(out.double(), exact_out, rtol=2 * rounding, atol=2 * rounding)
+    upstream = torch.randn(shape).bfloat16()
+    ours = torch.autograd.grad(out, (kept, gate, branch), upstream)
+    theirs = torch.autograd.grad(exact_out, wide, upstream.double())
+    assert [g.dtype for g in ours] == [torch.bfloat16, torch.float32, torch.bfloat16]
+    for our, their in zip(ours, theirs, strict=True):
+        assert (our.double() - their).abs().max() <= 4 * rounding * their.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", FORMATS)
+def test_the_mean_of_a_large_map_does_not_overflow_half_precision(layout, dtype):
+    """56 x 56 pixels of 30 add up to 94080, beyond the largest fp16 number."""
+    x = torch.full((2, 4, 56, 56), 30.0, dtype=dtype).contiguous(memory_format=FORMATS[layout])
+    torch.testing.assert_close(pooled_beside(x)[1], torch.full((2, 4), 30.0), rtol=2**-7, atol=0)
+
+
+def test_second_derivatives_are_right_or_refused():
+    """A silently wrong one would spoil gradient penalties and Hessian-vector products."""
+    shape = (2, 2, 2, 2)
+    inputs = maps(shape, "NCHW"), gates(shape), maps(shape, "NCHW")
+    try:
+        right = gradgradcheck(add_gated, inputs, raise_exception=False)
+    except RuntimeError as error:  # torch.autograd.function.once_differentiable
+        assert "once_differentiable" in str(error)  # noqa: PT017
+        right = True
+    assert right

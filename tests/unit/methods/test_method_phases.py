@@ -1,0 +1,147 @@
+"""Methods: what their phases train, which terms their loss has, and what remains at the end."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from unit_helpers import images, mask_closing, undecided
+
+from dist_prune import activation, gate_means, macs_distance, polarization
+from dist_prune.config import GatesConfig, RunConfig, override
+from dist_prune.consensus import Mask
+from dist_prune.gates import gated_blocks, sites
+from dist_prune.measure import count_macs, count_parameters
+from dist_prune.methods import METHODS, Phase, Step, Task
+
+SHAPE = (3, 16, 16)
+
+
+def task(**changes) -> Task:
+    fields = {"name": "test", "data": "none", "model": "resnet14", "model_args": {"width": 8}, "epochs": 3}
+    return Task(RunConfig(**{**fields, **changes}), 10, SHAPE)
+
+
+def only_phase(the_task: Task) -> Phase:
+    (phase,) = METHODS[the_task.config.method](the_task).phases({})
+    return phase
+
+
+def step_at(phase: Phase, epoch: float) -> Step:
+    x, labels = images(8), torch.arange(8)
+    logits = phase.module.eval()(x)
+    means = gate_means(phase.module) if phase.has_gates else None
+    return Step(phase.module, x, labels, logits, means, epoch)
+
+
+def test_the_default_method_of_a_recipe_exists():
+    assert RunConfig.model_fields["method"].default in METHODS
+
+
+def test_the_network_follows_from_the_recipe_the_data_and_the_seed():
+    first, same, other = task(seed=4).build(), task(seed=4).build(), task(seed=5).build()
+    assert (first.conv1.in_channels, first.fc.out_features, first.conv1.out_channels) == (3, 10, 8)
+    assert torch.equal(first.fc.weight, same.fc.weight)
+    assert not torch.equal(first.fc.weight, other.fc.weight)
+
+
+def test_costs_are_those_of_the_plain_network():
+    costs, plain = task().costs(), task().build()
+    assert costs.dense == count_macs(plain, SHAPE)
+    assert costs.parameters == count_parameters(plain)
+    assert list(costs.per_unit) == [f"layer{s}.{b}" for s in (1, 2, 3) for b in (0, 1)]
+
+
+def test_dense_trains_the_plain_network_and_returns_it():
+    phase = only_phase(task(method="dense"))
+    assert (phase.name, phase.epochs, phase.has_gates) == ("dense", 3, False)
+    assert list(gated_blocks(phase.module)) == []
+    assert phase.loss_terms(step_at(phase, 1.0)) == {}
+    assert phase.decide(phase.module, []) is None
+    assert phase.fixed(phase.module, None) is phase.module
+    assert phase.small(phase.module, None) is phase.module
+    assert phase.kept_under(None) == {}
+
+
+def test_consensus_trains_a_gated_network_in_one_phase():
+    phase = only_phase(task(gates=GatesConfig(hidden=5, open_bias=0.25)))
+    assert (phase.name, phase.epochs, phase.has_gates) == ("gated", 3, True)
+    gates = [block.gate for _, block in gated_blocks(phase.module)]
+    assert len(gates) == 6
+    assert {gate.dense1.out_features for gate in gates} == {5}
+    assert {gate.dense2.bias.item() for gate in gates} == {0.25}
+
+
+def test_gates_do_not_change_the_weights_that_a_seed_gives():
+    gated, plain = only_phase(task()).module, task().build()
+    assert torch.equal(gated.layer2[0].block.conv1.weight, plain.layer2[0].conv1.weight)
+    assert torch.equal(gated.fc.weight, plain.fc.weight)
+
+
+def test_the_loss_is_equation_10_and_the_distance_from_the_budget():
+    config = {"polarization": 3.0, "activation": 0.5, "target_macs": 0.4}
+    phase = only_phase(task(**config, target_weight=2.0))
+    undecided(phase.module)
+    step = step_at(phase, 0.5)
+    assert ((step.means.values > 0) & (step.means.values < 1)).any()
+    terms = phase.loss_terms(step)
+    costs = task().costs()
+    unit_macs = torch.tensor([float(costs.per_unit[site.name]) for site in sites(phase.module)])
+    assert terms.keys() == {"polarization", "activation", "macs"}
+    assert torch.equal(terms["polarization"], polarization(step.means, 3.0))
+    assert torch.equal(terms["activation"], activation(step.means, 0.5))
+    assert torch.equal(terms["macs"], macs_distance(step.means, unit_macs, costs.fixed, 0.4, 2.0))
+
+
+def test_terms_without_weight_are_left_out_and_schedules_set_the_weights():
+    ramp = {"kind": "ramp", "end": 2.0, "from_epoch": 1, "to_epoch": 2}
+    phase = only_phase(task(polarization=ramp))
+    undecided(phase.module)
+    assert phase.loss_terms(step_at(phase, 0.5)) == {}
+    step = step_at(phase, 1.25)
+    terms = {name: term.item() for name, term in phase.loss_terms(step).items()}
+    assert terms == {"polarization": pytest.approx(polarization(step.means, 0.5).item())}
+
+
+def test_without_a_budget_there_is_no_macs_term():
+    phase = only_phase(task(target_weight=5.0))
+    assert "macs" not in phase.loss_terms(step_at(phase, 1.0))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_task_loss_is_summed_over_samples_in_fp32(smoothing):
+    phase = only_phase(task(label_smoothing=smoothing))
+    logits, labels = torch.randn(6, 10).bfloat16(), torch.arange(6)
+    loss = phase.task_loss(logits, labels)
+    each = [
+        F.cross_entropy(row[None].float(), label[None], label_smoothing=smoothing)
+        for row, label in zip(logits, labels, strict=True)
+    ]
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(sum(each).item(), rel=1e-5)
+
+
+def test_a_gated_phase_decides_fixes_and_collapses():
+    phase = only_phase(task())
+    undecided(phase.module)
+    x = images(16)
+    mask = phase.decide(phase.module, [x])
+    assert isinstance(mask, Mask)
+    fixed, small = phase.fixed(phase.module, mask), phase.small(phase.module, mask)
+    torch.testing.assert_close(small(x), fixed(x), rtol=1e-5, atol=1e-5)
+    assert list(gated_blocks(small)) == []
+    assert count_macs(small, SHAPE) == task().costs().of(phase.kept_under(mask))
+
+
+def test_units_of_earlier_phases_and_of_the_mask_count_together():
+    phase = only_phase(task())
+    phase.kept = {"gone": (), "layer1.0": (0,)}
+    mask = mask_closing(phase.module, ["layer1.0", "layer3.1"])
+    under = phase.kept_under(mask)
+    assert under["gone"] == ()
+    assert under["layer1.0"] == ()
+    assert under["layer3.1"] == ()
+    assert under["layer2.0"] == (0,)
+
+
+def test_gates_of_kind_none_train_the_dense_network():
+    config = override(task().config, ["gates.kind=none"])
+    assert only_phase(Task(config, 10, SHAPE)).has_gates is False

@@ -1,0 +1,136 @@
+"""Imports point downward only; deepspeed has one door; data_tools stands alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAVES = {"config", "distributed", "errors", "schedules"}
+ALLOWED = {
+    "recipes": {"config", "schedules", "errors"},
+    "engine": {
+        "methods",
+        "data",
+        "measure",
+        "monitor",
+        "consensus",
+        "gates",
+        "models",
+        "regularizers",
+        *LEAVES,
+    },
+    "methods": {"regularizers", "consensus", "gates", "models", "measure", *LEAVES},
+    "consensus": {"gates", "models", *LEAVES},
+    "gates": {"models", *LEAVES},
+    "measure": {"models", *LEAVES},
+    "models": LEAVES,
+    "monitor": LEAVES,
+    "data": LEAVES,
+    "regularizers": set(),
+    **dict.fromkeys(LEAVES, LEAVES),
+    "__init__": {"consensus", "gates", "models", "regularizers", *LEAVES},
+}
+WIRING = {"cli", "commands", "__main__"}  # these may import anything
+USE_SHARDS = {"data", *WIRING}
+FILES = sorted(
+    path.relative_to(ROOT) for top in ("dist_prune", "data_tools") for path in (ROOT / top).rglob("*.py")
+)
+MODULES = {".".join(path.with_suffix("").parts) for path in FILES}
+
+
+def imported_modules(source: str, package: str) -> set[str]:
+    """Full names of all imported modules, wherever the import stands; relative ones resolved."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            above = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (above, node.module) if part)
+            parts = {f"{module}.{alias.name}" for alias in node.names}
+            below = {part for part in parts if is_module(part)}
+            names |= below if below == parts else below | {module}
+    return names
+
+
+def is_module(name: str) -> bool:
+    return name in MODULES or f"{name}.__init__" in MODULES
+
+
+def imports_of(path: Path) -> set[str]:
+    return imported_modules((ROOT / path).read_text(), ".".join(path.parent.parts))
+
+
+def part_of(path_or_name) -> str:
+    """The package or module of dist_prune that a file or a full module name belongs to."""
+    if isinstance(path_or_name, Path):
+        return path_or_name.with_suffix("").parts[1]
+    return (path_or_name.split(".") + ["__init__"])[1]
+
+
+def test_the_parser_sees_every_kind_of_import():
+    source = """
+import a.b, dist_prune.gates.ops as ops
+from dist_prune import distributed, UserError
+from . import means
+from ..models import Site
+def late():
+    from data_tools import ShardError
+"""
+    assert imported_modules(source, "dist_prune.gates") == {
+        "a.b",
+        "dist_prune.gates.ops",
+        "dist_prune.distributed",
+        "dist_prune",
+        "dist_prune.gates.means",
+        "dist_prune.models",
+        "data_tools",
+    }
+
+
+def test_every_part_of_the_package_has_its_place():
+    parts = {part_of(path) for path in FILES if path.parts[0] == "dist_prune"}
+    assert parts - WIRING <= ALLOWED.keys(), "give the new part its place in ALLOWED"
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_imports_point_downward(part):
+    upward = [
+        f"{path} imports {name}"
+        for path in FILES
+        if path.parts[0] == "dist_prune" and part_of(path) == part
+        for name in imports_of(path)
+        if name.split(".")[0] == "dist_prune" and part_of(name) not in ALLOWED[part] | {part}
+    ]
+    assert upward == []
+
+
+def test_the_shard_tools_import_nothing_of_dist_prune():
+    tools = [path for path in FILES if path.parts[0] == "data_tools"]
+    assert tools
+    assert [path for path in tools for name in imports_of(path) if name.split(".")[0] == "dist_prune"] == []
+
+
+def test_only_data_and_the_command_line_use_the_shard_tools():
+    users = {
+        part_of(path)
+        for path in FILES
+        for name in imports_of(path)
+        if path.parts[0] == "dist_prune" and name.split(".")[0] == "data_tools"
+    }
+    assert users <= USE_SHARDS
+
+
+def test_deepspeed_has_one_door():
+    doors = [path for path in FILES for name in imports_of(path) if name.split(".")[0] == "deepspeed"]
+    assert set(doors) == {Path("dist_prune/engine/deepspeed_engine.py")}
+
+
+def test_importing_the_package_brings_neither_deepspeed_nor_timm():
+    code = "import dist_prune, sys; print({'deepspeed', 'timm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stderr

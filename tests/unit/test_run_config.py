@@ -1,0 +1,150 @@
+"""RunConfig: typed, validated, and overridden from the command line without silent mistakes."""
+
+import warnings
+
+import pytest
+from pydantic import ValidationError
+
+from dist_prune import UserError
+from dist_prune.config import GatesConfig, RunConfig, override
+from dist_prune.schedules import Constant, Ramp
+
+
+def config(**changes) -> RunConfig:
+    return RunConfig(name="test", data="none", model="resnet20", **changes)
+
+
+def test_defaults_are_the_papers_settings_for_cifar10():
+    """arXiv 2302.10798, section 5.1."""
+    c = config()
+    assert (c.epochs, c.global_batch_size, c.lr, c.momentum, c.weight_decay) == (350, 256, 0.1, 0.9, 5e-4)
+    assert (c.lr_schedule.kind, c.lr_schedule.milestones, c.lr_schedule.gamma) == (
+        "steps",
+        (60, 120, 160),
+        0.1,
+    )
+    assert (c.seed, c.nesterov, c.gates.hidden) == (1, False, 16)
+
+
+@pytest.mark.parametrize(
+    ("setting", "read"),
+    [
+        ("epochs=3", lambda c: c.epochs == 3),
+        ("lr=1e-2", lambda c: c.lr == 0.01),
+        ("model=resnet56", lambda c: c.model == "resnet56"),
+        ("data=/shards/with=sign", lambda c: c.data == "/shards/with=sign"),
+        ("nesterov=true", lambda c: c.nesterov is True),
+        ("target_macs=null", lambda c: c.target_macs is None),
+        ("gates.hidden=8", lambda c: c.gates.hidden == 8),
+        ("gates.open_bias=null", lambda c: c.gates.open_bias is None),
+        ("lr_schedule.milestones=[1, 2]", lambda c: c.lr_schedule.milestones == (1, 2)),
+        ("polarization=3", lambda c: c.polarization == Constant(value=3)),
+        ("polarization.end=4", lambda c: c.polarization == Ramp(end=4, to_epoch=2)),
+        (
+            'activation={"kind": "ramp", "end": 1, "to_epoch": 2}',
+            lambda c: c.activation == Ramp(end=1, to_epoch=2),
+        ),
+        ("model_args.shortcut=A", lambda c: c.model_args == {"shortcut": "A"}),
+        ('model_args={"width": 8}', lambda c: c.model_args == {"width": 8}),
+    ],
+)
+def test_settings_are_applied_by_dotted_key(setting, read):
+    before = config(polarization=Ramp(end=2, to_epoch=2))
+    dumped = before.model_dump()
+    assert read(override(before, [setting]))
+    assert before.model_dump() == dumped
+
+
+def test_later_settings_win_and_none_change_nothing():
+    assert override(config(), ["epochs=3", "epochs=4"]).epochs == 4
+    assert override(config(), []) == config()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("epoch=3", r"unknown recipe key 'epoch'.*did you mean 'epochs'"),
+        ("gate.kind=layer", r"'gate\.kind'.*did you mean 'gates'"),
+        ("gates.hiden=3", r"'gates\.hiden'.*did you mean 'gates\.hidden'"),
+        ("lr_schedule.knid=steps", r"did you mean 'lr_schedule\.kind'"),
+        ("model.depth=20", r"unknown recipe key 'model\.depth'"),
+        ("polarization.start=1", r"'polarization\.start'"),  # a constant has no start
+        ("=3", "unknown recipe key ''"),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest(setting, said):
+    with pytest.raises(UserError, match=said):
+        override(config(), [setting])
+
+
+@pytest.mark.parametrize("setting", ["epochs", "", "gates.kind:layer"])
+def test_a_setting_without_equals_sign_is_malformed(setting):
+    with pytest.raises(UserError, match="expected key=value"):
+        override(config(), [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("epochs=0", "epochs"),
+        ("epochs=many", "epochs"),
+        ("epochs=2.5", "epochs"),
+        ("lr=-1", "lr"),
+        ("lr=NaN", "lr"),
+        ("momentum=1", "momentum"),
+        ("target_macs=1.5", "target_macs"),
+        ("target_macs=0", "target_macs"),
+        ("global_batch_size=1", "global_batch_size"),
+        ("gates.kind=layers", r"gates\.kind"),
+        ("gates.head=gauss", r"gates\.head"),
+        ("gates=none", "gates"),
+        ("lr_schedule.kind=wave", r"lr_schedule\.kind"),
+        ("augment.flip=perhaps", r"augment\.flip"),
+        ("seed=-1", "seed"),
+        ("model=7", "model"),
+        ('polarization={"kind": "wave"}', "polarization"),
+    ],
+)
+def test_wrong_values_are_refused_in_one_line_that_names_key_and_value(setting, key):
+    with pytest.raises(UserError, match=rf"recipe key '{key}") as caught:
+        override(config(), [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_the_model_are_free_at_any_depth():
+    assert override(config(), ["model_args.block_args.attn_layer=se"]).model_args == {
+        "block_args": {"attn_layer": "se"}
+    }
+
+
+def test_an_argument_of_the_model_that_is_a_value_has_no_parts():
+    with pytest.raises(UserError, match="model_args"):
+        override(config(), ["model_args.width=8", "model_args.width.low=3"])
+
+
+def test_gates_of_kind_none_mean_the_dense_method_however_the_config_is_made():
+    assert override(config(), ["gates.kind=none"]).method == "dense"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert config(gates=GatesConfig(kind="none")).method == "dense"
+
+
+def test_nesterov_without_momentum_is_refused_before_the_run_starts():
+    """torch's SGD would raise when the run is being built."""
+    with pytest.raises(UserError, match="nesterov"):
+        override(config(), ["nesterov=true", "momentum=0"])
+
+
+def test_a_config_does_not_change_and_knows_its_fields():
+    c = config()
+    with pytest.raises(ValidationError):
+        c.epochs = 3
+    with pytest.raises(ValidationError, match="epoch"):
+        config(epoch=3)
+
+
+def test_a_config_survives_json():
+    c = config(
+        polarization=Ramp(end=2, to_epoch=3), model_args={"width": 8}, gates=GatesConfig(open_bias=None)
+    )
+    assert RunConfig.model_validate_json(c.model_dump_json()) == c
