@@ -1,4 +1,4 @@
-"""Makes ``unit_helpers`` importable from every folder of unit tests, and draws the same numbers every time."""
+"""Makes ``unit_helpers`` importable from all folders of unit tests, and draws the same numbers every time."""
 
 import pytest
 import torch

@@ -59,6 +59,12 @@ def test_torchrun_inside_srun_wins(environment):
     assert environment(**slurm, **torchrun) == torchrun
 
 
+def test_a_launcher_that_sets_ranks_is_not_mixed_with_slurms_variables(environment):
+    slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "3", "SLURM_NTASKS": "8"}
+    seen = environment(**slurm, RANK="0")
+    assert (seen["RANK"], seen["LOCAL_RANK"], seen["WORLD_SIZE"]) == ("0", "0", "1")
+
+
 def test_an_sbatch_script_without_a_step_is_one_process(environment):
     seen = environment(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NTASKS="8")
     assert seen["WORLD_SIZE"] == "1"

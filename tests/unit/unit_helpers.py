@@ -12,7 +12,7 @@ from dist_prune.gates import LayerGate, gated_blocks, sites
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
-    """``model`` with random batch-norm statistics and affine parts: no branch is zero, no norm the identity."""
+    """``model`` with random batch-norm statistics and affine parts: no branch is zero, no norm trivial."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

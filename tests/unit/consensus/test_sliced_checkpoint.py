@@ -81,10 +81,13 @@ def test_a_loaded_network_may_be_saved_again(tmp_path):
     assert files_of(second) == files_of(first)
 
 
-def test_a_network_that_was_collapsed_twice_comes_back_whole(tmp_path):
-    once = small_resnet("layer1.1", "layer2.0")
-    gated = attach_gates(once).eval()
-    twice = collapse(gated, mask_closing(gated, ["layer3.1"]))
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(("layer1.1", "layer2.0"), "layer3.1"), (("layer1.0",), "layer1.1"), (("layer1.1",), "layer1.0")],
+)
+def test_a_network_that_was_collapsed_twice_comes_back_whole(tmp_path, first, second):
+    gated = attach_gates(small_resnet(*first)).eval()
+    twice = collapse(gated, mask_closing(gated, [second]))
     back = load_sliced(save_sliced(twice, tmp_path / "sliced"))
     x = images()
     assert torch.equal(back(x), twice(x))
@@ -305,9 +308,11 @@ def test_a_network_with_gates_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_current_folder_is_a_folder_like_any_other(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+def test_the_current_folder_can_be_loaded_and_cannot_be_replaced(tmp_path, monkeypatch):
+    """As the model card says; a folder that is replaced under a process is no longer where it stands."""
     small = small_resnet()
-    save_sliced(small, ".")
+    monkeypatch.chdir(save_sliced(small, tmp_path / "here"))
+    assert repr(load_sliced(".")) == repr(small)
+    with pytest.raises(UserError):
+        save_sliced(small, ".")
     assert repr(load_sliced(".")) == repr(small)

@@ -135,7 +135,8 @@ def test_a_schedule_goes_on_where_its_state_was_taken(kind):
         scheduler.step()
     resumed_optimizer, resumed = start()
     resumed.load_state_dict(dict(scheduler.state_dict()))
-    resumed_optimizer.param_groups[0]["lr"] = resumed.get_last_lr()[0]
+    now = optimizer.param_groups[0]  # what the engine stores beside the schedule
+    resumed_optimizer.param_groups[0].update(lr=now["lr"], momentum=now["momentum"])
     for _ in range(23):
         ours, theirs = resumed_optimizer.param_groups[0], optimizer.param_groups[0]
         assert ours["lr"] == pytest.approx(theirs["lr"], rel=1e-12)

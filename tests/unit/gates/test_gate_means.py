@@ -91,13 +91,15 @@ def test_a_model_can_be_copied_in_the_middle_of_a_step():
     gate_means(twin)
 
 
-def test_a_thousand_samples_are_counted_exactly_under_bf16():
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=["autocast", "bf16 weights"])
+def test_a_thousand_samples_are_counted_exactly_under_bf16(weights):
     """bf16 itself cannot count beyond 256."""
-    gated = attach_gates(build_model("resnet8", num_classes=10, width=4)).eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        gated(images(1001, 4))
+    gated = attach_gates(build_model("resnet8", num_classes=10, width=4)).to(weights).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=weights is torch.float32):
+        gated(images(1001, 4, dtype=weights))
     sums, samples, _ = local_gates(gated)
     assert samples == 1001
+    assert sums.dtype == torch.float32
     assert sums.tolist() == [1001.0] * 3
 
 
