@@ -36,7 +36,15 @@ def train(recipe: str, shards: Path, folder: Path, seed: int) -> dict:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evals = [record for record in records if record["kind"] == "eval"]
     summary = records[-1]
-    keys = ("accuracy", "accuracy_consensus", "accuracy_sliced", "macs", "macs_ratio", "agreement", "seconds_total")
+    keys = (
+        "accuracy",
+        "accuracy_consensus",
+        "accuracy_sliced",
+        "macs",
+        "macs_ratio",
+        "agreement",
+        "seconds_total",
+    )
     mask = folder / "mask.json"
     sites = json.loads(mask.read_text())["sites"] if mask.exists() else []
     return {
@@ -60,7 +68,9 @@ def main() -> None:
     if not (shards / "_info.json").exists():
         words = ["shards", "make", options.source, options.images, "--out", shards]
         run("-c", "from dist_prune.cli import main; main()", *words)
-    results = [train(name, shards, options.work / f"{name}-seed{options.seed}", options.seed) for name in RECIPES]
+    results = [
+        train(name, shards, options.work / f"{name}-seed{options.seed}", options.seed) for name in RECIPES
+    ]
     found = {
         "benchmark": "cifar10_resnet20",
         "data": "CIFAR-10 as JPEG, 50,000 + 10,000 images",

@@ -23,9 +23,11 @@ import dist_prune
 from dist_prune.engine.cpu import tune_cpu
 
 
-def make_step(model: nn.Module, images: Tensor, labels: Tensor, bf16: bool, gated: bool) -> Callable[[], float]:
+def make_step(
+    model: nn.Module, images: Tensor, labels: Tensor, bf16: bool, gated: bool
+) -> Callable[[], float]:
     """A function that trains one step and returns its seconds."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
 
     def step() -> float:
         began = time.perf_counter()
@@ -64,7 +66,9 @@ def main() -> None:
         model = dist_prune.build_model(options.model, num_classes=10)
         if name == "gated":
             dist_prune.attach_gates(model)
-        steps[name] = make_step(model.to(device), images, labels, options.precision == "bf16", name == "gated")
+        steps[name] = make_step(
+            model.to(device), images, labels, options.precision == "bf16", name == "gated"
+        )
     for _ in range(5):
         [step() for step in steps.values()]
     seconds = {name: [] for name in steps}
@@ -75,12 +79,16 @@ def main() -> None:
     result = {
         "benchmark": "step_time",
         **vars(options),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "plain_ms": round(1000 * statistics.median(seconds["plain"]), 2),
         "gated_ms": round(1000 * statistics.median(seconds["gated"]), 2),
-        "ratio_of_medians": round(statistics.median(seconds["gated"]) / statistics.median(seconds["plain"]), 4),
+        "ratio_of_medians": round(
+            statistics.median(seconds["gated"]) / statistics.median(seconds["plain"]), 4
+        ),
         "median_of_ratios": round(statistics.median(ratios), 4),
     }
     print(json.dumps(result))

@@ -86,7 +86,9 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.method == "consensus" and self.gates.kind == "none":
-            return self.model_copy(update={"method": "dense"})
+            object.__setattr__(self, "method", "dense")  # frozen for everyone else
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
         return self
 
 
@@ -125,7 +127,7 @@ def _assign(data: dict[str, Any], path: list[str], value: Any, key: str) -> None
             )
             raise UserError(f"unknown recipe key '{key}'; {nearest('.'.join(path[: depth + 1]), known)}")
         if depth + 1 < len(path):
-            data = data[part]
+            data = data.setdefault(part, {}) if open_ended else data[part]
     data[path[-1]] = value
 
 

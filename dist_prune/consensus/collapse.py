@@ -8,7 +8,7 @@ was inherited from where can be read off by identity.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dist_prune.consensus.mask import Mask
 from dist_prune.errors import UserError
 from dist_prune.gates import FixedGate, gated_blocks, sites
-from dist_prune.models import residual_blocks, residual_form
+from dist_prune.models import architecture_of, remember, residual_blocks, residual_form
 
 
 def masked(model: nn.Module, mask: Mask) -> nn.Module:
@@ -47,6 +47,9 @@ def cut(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> tuple[nn.Module,
     run carries optimizer state over.
     """
     small = copy.deepcopy(model)
+    architecture = architecture_of(model)
+    if architecture is not None:
+        remember(small, architecture)
     origins = {id(tensor): name for name, tensor in _named_tensors(small)}
     remove_units(strip_gates(small), kept)
     return small, {name: origins[id(tensor)] for name, tensor in _named_tensors(small)}
@@ -70,16 +73,19 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
     Raises UserError for a site that the network does not have.
     """
     blocks = residual_blocks(plain)
+    before = getattr(plain, "dist_prune_kept", {})
     for name, units in kept.items():
         if name not in blocks:
             raise UserError(f"the network has no site '{name}'")
         if not units:
-            plain.set_submodule(name, _shortcut_only(blocks[name], keeps_activation=_is_first(name, blocks)))
-    plain.dist_prune_kept = {name: list(units) for name, units in kept.items()}  # type: ignore[assignment]
+            is_first = _is_first(name, {*blocks, *before})
+            plain.set_submodule(name, _shortcut_only(blocks[name], keeps_activation=is_first))
+    now = {name: list(units) for name, units in kept.items()}
+    plain.dist_prune_kept = {**before, **now}  # type: ignore[assignment]
 
 
-def _is_first(name: str, blocks: Mapping[str, nn.Module]) -> bool:
-    """Whether no residual block stands directly before this one in the same sequence."""
+def _is_first(name: str, blocks: Collection[str]) -> bool:
+    """Whether no residual block stands, or stood, directly before this one in the same sequence."""
     parent, _, position = name.rpartition(".")
     return not position.isdigit() or f"{parent}.{int(position) - 1}" not in blocks
 

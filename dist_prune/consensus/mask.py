@@ -145,14 +145,17 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
     device = next(model.parameters()).device
     model_sites = sites(model)
     totals = torch.zeros(sum(site.units for site in model_sites) + 1, dtype=torch.float64, device=device)
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
-    for batch in batches:
-        images = batch[0] if isinstance(batch, (tuple, list)) else batch
-        model(images.to(device))
-        sums, samples, _ = local_gates(model)
-        totals += torch.cat([sums, sums.new_tensor([samples])])
-    model.train(was_training)
+    try:
+        for batch in batches:
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            model(images.to(device))
+            sums, samples, _ = local_gates(model)
+            totals += torch.cat([sums, sums.new_tensor([samples])])
+    finally:
+        for module, training in modes.items():
+            module.training = training
     totals = distributed.all_reduce_sum(totals)
     if totals[-1] == 0:
         raise UserError("the consensus mask needs at least one sample")

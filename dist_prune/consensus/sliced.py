@@ -19,6 +19,7 @@ from torch import nn
 
 from dist_prune.consensus.collapse import remove_units
 from dist_prune.errors import UserError
+from dist_prune.gates import gated_blocks
 from dist_prune.models import Architecture, architecture_of
 
 FORMAT = "dist_prune.sliced"
@@ -46,6 +47,7 @@ def save_sliced(
         raise UserError(
             f"cannot describe this {type(small).__name__} for a checkpoint: build it with dist_prune.build_model"
         )
+    _refuse_other_structure(small, architecture, kept)
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -57,6 +59,8 @@ def save_sliced(
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
     target = Path(folder)
+    if not target.name:
+        raise UserError(f"name a folder for the checkpoint: '{folder}' itself cannot be replaced")
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -77,8 +81,13 @@ def load_sliced(folder: str | Path) -> nn.Module:
         tensors = safetensors.torch.load_file(Path(folder) / "model.safetensors")
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}/model.safetensors cannot be read: {error}") from error
+    architecture = Architecture(config["builder"], config["arguments"])
     with torch.device("meta"):
-        small = Architecture(config["builder"], config["arguments"]).build()
+        small = architecture.build()
+        remove_units(small, config["kept_units"])
+    if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
+        with torch.random.fork_rng(devices=[]):  # buffers that no file holds are made by the builder
+            small = architecture.build()
         remove_units(small, config["kept_units"])
     try:
         small.load_state_dict(tensors, strict=True, assign=True)
@@ -106,7 +115,23 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     missing = {"builder", "arguments", "kept_units"} - config.keys()
     if missing:
         raise UserError(f"{path} lacks '{sorted(missing)[0]}'")
+    for key, kind in (("builder", str), ("arguments", dict), ("kept_units", dict)):
+        if not isinstance(config[key], kind):
+            raise UserError(f"{path}: '{key}' is of the wrong type: {config[key]!r}")
     return config
+
+
+def _refuse_other_structure(small: nn.Module, architecture: Architecture, kept: Mapping[str, Any]) -> None:
+    if any(True for _ in gated_blocks(small)):
+        raise UserError("this network still has gates: save what dist_prune.collapse returns")
+    with torch.device("meta"):
+        rebuilt = architecture.build()
+        remove_units(rebuilt, kept)
+    if repr(rebuilt) != repr(small):
+        raise UserError(
+            f"this {type(small).__name__} was changed after it was built as {architecture.builder}; a sliced "
+            "checkpoint cannot describe that"
+        )
 
 
 def _replace_folder(beside: Path, target: Path) -> None:

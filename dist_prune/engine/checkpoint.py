@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, step: int) -> Path:
     pointer.write_text(final.name + "\n")
     _sync(pointer)
     os.replace(pointer, folder / "latest")
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+    for old in [*sorted(folder.glob("step-*"))[:-KEEP], *folder.glob(".step-*.tmp")]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

@@ -50,4 +50,6 @@ def build_scheduler(
         return MultiStepLR(optimizer, milestones, schedule.gamma)
     if schedule.kind == "cosine":
         return CosineAnnealingLR(optimizer, T_max=steps)
-    return OneCycleLR(optimizer, config.lr, total_steps=steps, pct_start=schedule.warmup_share)
+    return OneCycleLR(
+        optimizer, config.lr, total_steps=steps, pct_start=schedule.warmup_share, cycle_momentum=False
+    )

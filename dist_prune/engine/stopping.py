@@ -7,6 +7,7 @@ import time
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_ONE_KEY_PRESS = 2.0  # seconds; a terminal and a launcher may both pass on one Ctrl-C
 
 
 class StopRequest:
@@ -20,6 +21,7 @@ class StopRequest:
         self._max_steps = max_steps
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         self._steps = 0
+        self._interrupted: float | None = None
         self.reason: str | None = None
 
     def __enter__(self) -> StopRequest:
@@ -31,9 +33,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.reason is not None:
-            raise KeyboardInterrupt
-        self.reason = f"received {signal.Signals(number).name}"
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted is not None and now - self._interrupted > _ONE_KEY_PRESS:
+                raise KeyboardInterrupt
+            self._interrupted = self._interrupted or now
+        self.reason = self.reason or f"received {signal.Signals(number).name}"
 
     def count_step(self) -> None:
         """Tell that an optimizer step begins; sets the reason if it is to be the last."""

@@ -57,8 +57,10 @@ def attach_gates(
         raise UserError("this model has gates already")
     architecture = architecture_of(model)
     blocks = residual_blocks(model)
-    if not blocks:
-        raise UserError(f"{type(model).__name__} has no residual block of a known family (ResNet blocks)")
+    if not blocks or "" in blocks:
+        raise UserError(
+            f"{type(model).__name__} has no residual block of a known family in it (ResNet blocks)"
+        )
     reference = next(model.parameters())
     for name, block in blocks.items():
         gate = LayerGate(block_in_channels(block), hidden, head, open_bias)

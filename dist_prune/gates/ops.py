@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _ROW = 512  # elements that a broadcast should run over in one go: far fewer (few channels) are slow
 
@@ -19,12 +20,16 @@ class _PooledBeside(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         # A matrix product adds up in fp32 without first writing an fp32 copy of the map, as mean() would.
         batch, channels, height, width = x.shape
-        ones = x.new_ones(1, 1, height * width).expand(batch, -1, -1)
-        sums = torch.bmm(ones, _flat(x).view(batch, height * width, channels)).squeeze(1)
+        # Shares of a power of two, so that the sums stay within fp16 and the scaling rounds nothing.
+        pixels = height * width
+        scale = 2.0 ** (pixels.bit_length() - 1)
+        shares = x.new_full((1, 1, pixels), 1 / scale).expand(batch, -1, -1)
+        sums = torch.bmm(shares, _flat(x).view(batch, pixels, channels)).squeeze(1)
         wide = torch.promote_types(x.dtype, torch.float32)
-        return x.view_as(x), sums.to(wide) / (height * width)
+        return x.view_as(x), sums.to(wide) * (scale / pixels)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, pooled_grad: Tensor) -> Tensor:
         batch, channels, height, width = grad.shape
         share = (pooled_grad / (height * width)).to(grad.dtype)
@@ -47,13 +52,16 @@ class _AddGated(torch.autograd.Function):
         factor = gate.to(branch.dtype).view(-1, 1, 1, 1)
         ctx.save_for_backward(factor, branch)
         ctx.gate_dtype = gate.dtype
+        # Looking at the gates is free on CPUs; a GPU would have to be waited for.
+        ctx.all_open = not gate.is_cuda and bool((gate == 1).all())
         return torch.addcmul(kept, factor, branch)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         factor, branch = ctx.saved_tensors
         gate_grad = torch.bmm(_flat(grad).unsqueeze(1), _flat(branch).unsqueeze(2)).view(-1, 1)
-        return grad, gate_grad.to(ctx.gate_dtype), grad * factor
+        return grad, gate_grad.to(ctx.gate_dtype), grad if ctx.all_open else grad * factor
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def cifar10_resnet20_half() -> RunConfig:
         model="resnet20",
         epochs=10,
         global_batch_size=256,
-        lr=0.4,
+        lr=0.3,
         lr_schedule=LrConfig(kind="one_cycle"),
         nesterov=True,
         augment=_AUGMENT,
