@@ -10,31 +10,13 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from dist_prune import distributed
+from dist_prune.arguments import Parser, positive
 from dist_prune.errors import RunError, UserError, nearest
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
-
-
-class Parser(argparse.ArgumentParser):
-    """Argument errors in one line that names the nearest option, raised instead of printed by every rank."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse, and refuse what is left over."""
-        parsed, unknown = self.parse_known_args(arguments)
-        if unknown:
-            known = [option for action in self._actions for option in action.option_strings]
-            odd = unknown[0].split("=")[0]
-            raise UserError(f"unknown option '{odd}'; {nearest(odd, known)}")
-        return parsed
 
 
 def train_main(arguments: Sequence[str]) -> NoReturn:
@@ -125,21 +107,10 @@ def _train_parser() -> Parser:
     parser.add_argument("--data", help="a data set's name, a folder of shards, or a pattern of shard names")
     parser.add_argument("--out", help="run folder (default: runs/RECIPE-TIMESTAMP)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    parser.add_argument("--max_steps", type=_positive(int), help="save and stop after so many more steps")
-    parser.add_argument("--max_hours", type=_positive(float), help="save and stop after so many hours")
+    parser.add_argument("--max_steps", type=positive(int), help="save and stop after so many more steps")
+    parser.add_argument("--max_hours", type=positive(float), help="save and stop after so many hours")
     parser.add_argument(
         "--set", action="extend", default=[], nargs="+", metavar="KEY=VALUE", help="override recipe fields"
     )
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # launchers pass it
     return parser
-
-
-def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names the type in its message
-    return parse

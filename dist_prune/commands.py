@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dist_prune.arguments import Parser
 from dist_prune.errors import UserError, nearest
 
 
-def _parser(name: str, function: Callable[..., Any]) -> Any:
-    from dist_prune.cli import Parser
-
+def _parser(name: str, function: Callable[..., Any]) -> Parser:
     return Parser(prog=f"dist-prune {name}", description=function.__doc__)
 
 

@@ -8,11 +8,13 @@ import os
 
 import torch
 
+from dist_prune.gates.kernels import compile_kernels
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 def tune_cpu() -> None:
-    """Share the cores among the ranks of this machine, and keep freed memory for the next step.
+    """Share the cores among the ranks of this machine, keep freed memory, and compile the gates' kernels.
 
     By default glibc gives every large activation back to the system when it is freed and takes it anew in
     the next layer, page by page: a third of a ResNet-20 step. ``OMP_NUM_THREADS`` wins over the sharing.
@@ -24,3 +26,4 @@ def tune_cpu() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+    compile_kernels()

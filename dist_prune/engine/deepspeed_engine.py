@@ -25,8 +25,12 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 with contextlib.redirect_stdout(io.StringIO()):
     import deepspeed
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+    from deepspeed.utils import (
+        safe_get_full_fp32_param,
+        safe_get_full_optimizer_state,
+        safe_set_full_optimizer_state,
+        safe_set_local_optimizer_state,
+    )
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 from dist_prune import distributed  # noqa: E402

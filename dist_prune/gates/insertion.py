@@ -29,11 +29,14 @@ class GatedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> what the original block returns, (B, C_out, H', W')."""
-        x, decisions = self.gate(x)
-        branch = self.form.branch(self.block, x)
+        for_branch, for_shortcut, decisions = self.gate(x)
+        branch = self.form.branch(self.block, for_branch)
         shortcut = self.form.shortcut_of(self.block)
-        kept = x if shortcut is None else shortcut(x)
-        return self.form.activation_of(self.block)(add_gated(kept, decisions, branch))
+        kept = for_shortcut if shortcut is None else shortcut(for_shortcut)
+        activation = self.form.activation_of(self.block)
+        if type(activation) is nn.ReLU:
+            return add_gated(kept, decisions, branch, relu=True)
+        return activation(add_gated(kept, decisions, branch))
 
 
 def attach_gates(

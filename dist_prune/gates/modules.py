@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.gates.heads import HEADS
-from dist_prune.gates.ops import pooled_beside
+from dist_prune.gates.ops import fan_out
 
 
 @contextlib.contextmanager
@@ -27,8 +27,8 @@ def _without_autocast(device_type: str) -> Iterator[None]:
 class Gate(nn.Module):
     """What every gate has in common: it keeps the decisions of its latest forward pass.
 
-    ``forward`` takes a block's input and returns it, handed through, together with the decisions: a gate that
-    reads the input adds its gradient on the way (see ``ops.pooled_beside``).
+    ``forward`` takes a block's input and returns it twice, for branch and shortcut, together with the
+    decisions: a gate that reads the input adds up all three gradients on the way back (``ops.fan_out``).
 
     ``decisions`` is a tensor of zeros and ones, (B, units), with its graph attached in training, until
     ``take_decisions`` hands it over.
@@ -78,14 +78,14 @@ class LayerGate(Gate):
             nn.init.constant_(self.dense2.bias, open_bias)
             nn.init.normal_(self.dense2.weight, std=0.01)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Block input (B, C, H, W) -> the same, and decisions (B, 1) in the dtype of the gate's weights."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Block input (B, C, H, W) -> the same twice, and decisions (B, 1) in the dtype of the gate's weights."""
         # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding.
         with _without_autocast(x.device.type):
-            x, pooled = pooled_beside(x)
+            first, second, pooled = fan_out(x)
             pooled = pooled.to(self.dense1.weight.dtype)
             logits = self.dense2(self.relu(self.norm(self.dense1(pooled))))
-            return x, self.keep(self.head(logits))
+            return first, second, self.keep(self.head(logits))
 
 
 class FixedGate(Gate):
@@ -98,6 +98,6 @@ class FixedGate(Gate):
         self.units = open_units.numel()
         self.register_buffer("open_units", open_units, persistent=False)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Block input (B, ...) -> the same, and decisions (B, units)."""
-        return x, self.keep(self.open_units.to(x.dtype).expand(x.shape[0], -1))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Block input (B, ...) -> the same twice, and decisions (B, units)."""
+        return x, x, self.keep(self.open_units.to(x.dtype).expand(x.shape[0], -1))

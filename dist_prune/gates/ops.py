@@ -12,33 +12,43 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dist_prune.gates.kernels import kernels_for
+
 _ROW = 512  # elements that a broadcast should run over in one go: far fewer (few channels) are slow
 
 
-class _PooledBeside(torch.autograd.Function):
+class _FanOut(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        # A matrix product adds up in fp32 without first writing an fp32 copy of the map, as mean() would.
-        batch, channels, height, width = x.shape
-        # Shares of a power of two, so that the sums stay within fp16 and the scaling rounds nothing.
-        pixels = height * width
-        scale = 2.0 ** (pixels.bit_length() - 1)
-        shares = x.new_full((1, 1, pixels), 1 / scale).expand(batch, -1, -1)
-        sums = torch.bmm(shares, _flat(x).view(batch, pixels, channels)).squeeze(1)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return x.view_as(x), sums.to(wide) * (scale / pixels)
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kernels = kernels_for(x)
+        pooled = kernels.mean(x) if kernels else _mean(x)
+        return x.view_as(x), x.view_as(x), pooled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, pooled_grad: Tensor) -> Tensor:
-        batch, channels, height, width = grad.shape
-        share = (pooled_grad / (height * width)).to(grad.dtype)
-        if not grad.is_contiguous(memory_format=torch.channels_last):
-            return grad + share.view(batch, channels, 1, 1)
+    def backward(ctx: Any, first: Tensor, second: Tensor, pooled: Tensor) -> Tensor:
+        batch, channels, height, width = first.shape
+        share = (pooled / (height * width)).contiguous()
+        if kernels := kernels_for(first, second):
+            return kernels.add_with_share(first, second, share)
+        total, share = first + second, share.to(first.dtype)
+        if not total.is_contiguous(memory_format=torch.channels_last):
+            return total.add_(share.view(batch, channels, 1, 1))
         # A broadcast over few channels runs slowly; over several pixels at a time it does not.
         pixels = _repeats(height * width, _ROW // channels)
-        rows = _flat(grad).view(batch, -1, pixels * channels) + share.repeat(1, pixels).unsqueeze(1)
-        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        _flat(total).view(batch, -1, pixels * channels).add_(share.repeat(1, pixels).unsqueeze(1))
+        return total
+
+
+def _mean(x: Tensor) -> Tensor:
+    # A matrix product adds up in fp32 without first writing an fp32 copy of the map, as mean() would. Shares
+    # of a power of two keep the sums within fp16, and their scaling rounds nothing.
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    scale = 2.0 ** (pixels.bit_length() - 1)
+    shares = x.new_full((1, 1, pixels), 1 / scale).expand(batch, -1, -1)
+    sums = torch.bmm(shares, _flat(x).view(batch, pixels, channels)).squeeze(1)
+    return sums.to(torch.promote_types(x.dtype, torch.float32)) * (scale / pixels)
 
 
 def _repeats(pixels: int, wanted: int) -> int:
@@ -48,20 +58,35 @@ def _repeats(pixels: int, wanted: int) -> int:
 
 class _AddGated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kept: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-        factor = gate.to(branch.dtype).view(-1, 1, 1, 1)
-        ctx.save_for_backward(factor, branch)
-        ctx.gate_dtype = gate.dtype
+    def forward(ctx: Any, kept: Tensor, gate: Tensor, branch: Tensor, relu: bool) -> Tensor:
         # Looking at the gates is free on CPUs; a GPU would have to be waited for.
         ctx.all_open = not gate.is_cuda and bool((gate == 1).all())
-        return torch.addcmul(kept, factor, branch)
+        if kernels := kernels_for(kept, branch):
+            out = kernels.gated_forward(kept, gate.float(), branch, relu)
+        else:
+            out = torch.addcmul(kept, _factor(gate, branch), branch)
+            out = out.relu_() if relu else out
+        ctx.relu = relu
+        ctx.save_for_backward(gate, branch, out if relu else None)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        factor, branch = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        gate, branch, out = ctx.saved_tensors
+        if kernels := kernels_for(grad, branch, *([out] if ctx.relu else [])):
+            after = out if ctx.relu else grad
+            grads = kernels.gated_backward(grad, after, branch, gate.float(), ctx.relu, ctx.all_open)
+            return grads[0], grads[1].to(gate.dtype), grads[2], None
+        if ctx.relu:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
         gate_grad = torch.bmm(_flat(grad).unsqueeze(1), _flat(branch).unsqueeze(2)).view(-1, 1)
-        return grad, gate_grad.to(ctx.gate_dtype), grad if ctx.all_open else grad * factor
+        branch_grad = grad if ctx.all_open else grad * _factor(gate, branch)
+        return grad, gate_grad.to(gate.dtype), branch_grad, None
+
+
+def _factor(gate: Tensor, branch: Tensor) -> Tensor:
+    return gate.to(branch.dtype).view(-1, 1, 1, 1)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -69,14 +94,17 @@ def _flat(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
 
 
-def pooled_beside(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``(x, x.mean((2, 3)))``: the map handed through, and its mean (B, C) in fp32 or wider.
+def fan_out(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(x, x, x.mean((2, 3)))``: the map for two users, and its mean (B, C) in fp32 or wider.
 
-    Whoever goes on with the first output has both parts of x's gradient added in one pass over memory.
+    What the two users and the mean send back is added up in one place, in as few passes as possible.
     """
-    return _PooledBeside.apply(x)
+    return _FanOut.apply(x)
 
 
-def add_gated(kept: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """``kept + gate[:, :, None, None] * branch``; gate (B, 1), kept and branch (B, C, H, W) of one dtype."""
-    return _AddGated.apply(kept, gate, branch)
+def add_gated(kept: Tensor, gate: Tensor, branch: Tensor, relu: bool = False) -> Tensor:
+    """``kept + gate[:, :, None, None] * branch``, or the ReLU of it.
+
+    gate (B, 1); kept and branch (B, C, H, W), of one dtype.
+    """
+    return _AddGated.apply(kept, gate, branch, relu)

@@ -45,7 +45,7 @@ SUMMARY_KEYS = (
 _REQUIRED: dict[str, tuple[str, ...]] = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "summary": SUMMARY_KEYS}
 
 
-class RunExists(FileExistsError):  # noqa: N818 - named after what it reports, like FileExistsError
+class RunExists(FileExistsError):
     """The folder already holds a run, and the caller did not ask to resume it."""
 
 

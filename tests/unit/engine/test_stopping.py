@@ -49,7 +49,15 @@ def test_a_signal_sets_the_reason_and_interrupts_nothing(number):
         assert stop.reason == f"received {number.name}"
 
 
-def test_a_second_ctrl_c_interrupts():
+def test_one_ctrl_c_that_arrives_twice_does_not_interrupt():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.reason == "received SIGINT"
+
+
+def test_a_second_ctrl_c_interrupts(monkeypatch):
+    monkeypatch.setattr("dist_prune.engine.stopping._ONE_KEY_PRESS", 0.0)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):

@@ -80,7 +80,7 @@ def test_a_gate_reads_the_blocks_input_and_gates_its_branch():
     block = gated.layer2[0]
     with torch.no_grad():
         x = gated.layer1(gated.relu(gated.bn1(gated.conv1(images(32, dtype=torch.float64)))))
-        decisions = copy.deepcopy(block.gate)(x)[1]
+        decisions = copy.deepcopy(block.gate)(x)[2]
         out = block(x)
         opened, closed = block.block(x), block.block.downsample(x).relu()
     assert 0 < decisions.mean() < 1

@@ -17,7 +17,7 @@ def test_means_are_those_of_the_decisions_of_all_samples():
     x = images(16)
     seen = {name: [] for name, _ in gated_blocks(gated)}
     for name, block in gated_blocks(gated):
-        block.gate.register_forward_hook(lambda _, __, out, name=name: seen[name].append(out[1]))
+        block.gate.register_forward_hook(lambda _, __, out, name=name: seen[name].append(out[2]))
     gated(x)
     values, sizes = gate_means(gated)
     expected = [torch.cat(decisions).double().mean().item() for decisions in seen.values()]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from dist_prune.gates.ops import add_gated, pooled_beside
+from dist_prune.gates.ops import add_gated, fan_out
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 SHAPES = [
@@ -19,6 +19,16 @@ SHAPES = [
 SMALL = [(2, 3, 2, 2), (1, 1, 1, 1), (2, 2, 3, 5), (3, 1, 2, 3)]
 
 
+@pytest.fixture
+def compiled(monkeypatch):
+    """The kernels, only for this test; skips where there is no compiler."""
+    from dist_prune.gates import kernels
+
+    monkeypatch.setattr(kernels, "_kernels", kernels._kernels)
+    if not kernels.compile_kernels():
+        pytest.skip("no C++ compiler: the plain operations serve")
+
+
 def maps(shape, layout, dtype=torch.float64):
     return torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[layout]).requires_grad_()
 
@@ -27,8 +37,9 @@ def gates(shape, dtype=torch.float64):
     return torch.rand(shape[0], 1, dtype=dtype).requires_grad_()
 
 
-def plain_add(kept, gate, branch):
-    return kept + gate[:, :, None, None] * branch
+def plain_add(kept, gate, branch, relu=False):
+    total = kept + gate[:, :, None, None] * branch
+    return total.relu() if relu else total
 
 
 def same(ours, theirs, tolerance=1e-13):
@@ -37,39 +48,65 @@ def same(ours, theirs, tolerance=1e-13):
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_pooled_beside_is_the_map_and_its_mean_with_the_gradient_of_both(shape, layout):
+def test_fan_out_is_the_map_twice_and_its_mean_with_the_gradient_of_all_three(shape, layout):
     x = maps(shape, layout)
-    upstream = torch.randn(shape, dtype=torch.float64), torch.randn(shape[:2], dtype=torch.float64)
-    upstream = upstream[0].contiguous(memory_format=FORMATS[layout]), upstream[1]
-    passed, pooled = pooled_beside(x)
-    assert torch.equal(passed, x)
+    upstream = [torch.randn(shape, dtype=torch.float64) for _ in range(2)]
+    upstream = [u.contiguous(memory_format=FORMATS[layout]) for u in upstream]
+    upstream.append(torch.randn(shape[:2], dtype=torch.float64))
+    first, second, pooled = fan_out(x)
+    assert torch.equal(first, x)
+    assert torch.equal(second, x)
     same(pooled, x.mean((2, 3)))
-    (ours,) = torch.autograd.grad((passed, pooled), x, upstream)
-    (theirs,) = torch.autograd.grad((x * 1, x.mean((2, 3))), x, upstream)
+    (ours,) = torch.autograd.grad((first, second, pooled), x, upstream)
+    (theirs,) = torch.autograd.grad((x * 1, x * 1, x.mean((2, 3))), x, upstream)
     same(ours, theirs)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("used", [0, 1])
-def test_pooled_beside_has_the_right_gradient_when_one_output_is_not_used(used, layout):
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_fan_out_has_the_right_gradient_when_only_one_output_is_used(used, layout):
     x = maps((3, 5, 4, 4), layout)
-    (ours,) = torch.autograd.grad(pooled_beside(x)[used].square().sum(), x)
-    (theirs,) = torch.autograd.grad((x, x.mean((2, 3)))[used].square().sum(), x)
+    (ours,) = torch.autograd.grad(fan_out(x)[used].square().sum(), x)
+    (theirs,) = torch.autograd.grad((x, x, x.mean((2, 3)))[used].square().sum(), x)
     same(ours, theirs)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("shape", SMALL, ids=str)
-def test_pooled_beside_passes_torchs_check_of_gradients(shape, layout):
-    assert gradcheck(pooled_beside, (maps(shape, layout),))
+def test_fan_out_passes_torchs_check_of_gradients(shape, layout):
+    assert gradcheck(fan_out, (maps(shape, layout),))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 16, 8, 8), (2, 5, 3, 7), (1, 33, 1, 1)], ids=str)
+@pytest.mark.parametrize("opening", ["open", "closed", "mixed"])
+@pytest.mark.parametrize("relu", [False, True])
+def test_compiled_kernels_equal_the_plain_expressions_in_float64(shape, dtype, opening, relu, compiled):
+    """Sums in fp32, rounded once to the maps' dtype: a few units in the last place of the largest value."""
+    x, kept, branch = (maps(shape, "channels_last", dtype) for _ in range(3))
+    gate = {"open": torch.ones, "closed": torch.zeros, "mixed": torch.rand}[opening](
+        shape[0], 1
+    ).requires_grad_()
+    upstream = [torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(3)]
+    upstream.append(torch.randn(shape[:2]))
+    outs = (add_gated(kept, gate, branch, relu), *fan_out(x))
+    ours = torch.autograd.grad(outs, (x, kept, gate, branch), upstream)
+    wide = [t.detach().double().requires_grad_() for t in (x, kept, gate, branch)]
+    plain = (plain_add(*wide[1:], relu), wide[0] * 1, wide[0] * 1, wide[0].mean((2, 3)))
+    theirs = torch.autograd.grad(plain, wide, [u.double() for u in upstream])
+    torch.testing.assert_close(outs[3].double(), plain[3], rtol=1e-6, atol=1e-6)
+    unit = torch.finfo(dtype).eps
+    for our, their in zip(ours, theirs, strict=True):
+        assert (our.double() - their).abs().max() <= 4 * unit * max(1.0, their.abs().max().item())
 
 
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_add_gated_is_kept_plus_gate_times_branch_in_value_and_gradient(shape, layout):
+@pytest.mark.parametrize("relu", [False, True])
+def test_add_gated_is_kept_plus_gate_times_branch_in_value_and_gradient(shape, layout, relu):
     inputs = maps(shape, layout), gates(shape), maps(shape, layout)
     upstream = torch.randn(shape, dtype=torch.float64)
-    ours, theirs = add_gated(*inputs), plain_add(*inputs)
+    ours, theirs = add_gated(*inputs, relu), plain_add(*inputs, relu)
     same(ours, theirs)
     same(torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(theirs, inputs, upstream), 1e-12)
 
@@ -103,7 +140,7 @@ def test_a_closed_gate_leaves_the_shortcut_bit_for_bit_and_an_open_one_the_plain
 def test_bf16_maps_give_the_exact_result_within_rounding(layout):
     shape, rounding = (4, 16, 9, 9), 2**-8
     x = maps(shape, layout, torch.bfloat16)
-    passed, pooled = pooled_beside(x)
+    passed, _, pooled = fan_out(x)
     assert (passed.dtype, pooled.dtype) == (torch.bfloat16, torch.float32)
     exact = x.detach().double().mean((2, 3))
     # A sum of 81 numbers of size 1, rounded once.
@@ -129,7 +166,7 @@ def test_bf16_maps_give_the_exact_result_within_rounding(layout):
 def test_the_mean_of_a_large_map_does_not_overflow_half_precision(layout, dtype):
     """56 x 56 pixels of 30 add up to 94080, beyond the largest fp16 number."""
     x = torch.full((2, 4, 56, 56), 30.0, dtype=dtype).contiguous(memory_format=FORMATS[layout])
-    torch.testing.assert_close(pooled_beside(x)[1], torch.full((2, 4), 30.0), rtol=2**-7, atol=0)
+    torch.testing.assert_close(fan_out(x)[2], torch.full((2, 4), 30.0), rtol=2**-7, atol=0)
 
 
 def test_second_derivatives_are_right_or_refused():

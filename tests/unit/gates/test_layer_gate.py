@@ -51,7 +51,7 @@ def test_computes_what_the_layers_of_table_1_compute(training, hidden):
     gate.dense2.bias.data -= table_1(gate, 6, hidden)(x).median() + 0.01
     reference = table_1(gate, 6, hidden)
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    _, decisions = gate(mine)
+    _, _, decisions = gate(mine)
     logits = reference(theirs)
     assert torch.equal(decisions, (logits > 0).double())
     assert 0 < decisions.mean() < 1, "a test where all samples decide alike says little"
@@ -75,7 +75,7 @@ def test_starts_open_within_reach_of_the_gradient(training, seed):
     gate = LayerGate(32).train(training)
     x = torch.randn(256, 32, 4, 4).relu()
     logits = table_1(gate, 32, 16)(x)
-    assert gate(x)[1].mean() > 0.99
+    assert gate(x)[2].mean() > 0.99
     assert (logits - 1).abs().max() < 0.5
 
 
@@ -93,7 +93,7 @@ def test_decides_in_full_precision_under_autocast():
     gate = LayerGate(8).train()
     x = torch.randn(16, 8, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
-        _, decisions = gate(x.bfloat16())
+        _, _, decisions = gate(x.bfloat16())
     assert decisions.dtype == torch.float32
 
 
@@ -101,8 +101,9 @@ def test_hands_its_input_through_and_its_decisions_over_once():
     gate = LayerGate(8)
     x = torch.randn(4, 8, 3, 3)
     assert gate.take_decisions() is None
-    passed, decisions = gate(x)
-    assert torch.equal(passed, x)
+    first, second, decisions = gate(x)
+    assert torch.equal(first, x)
+    assert torch.equal(second, x)
     assert gate.take_decisions() is decisions
     assert gate.take_decisions() is None
 
@@ -119,9 +120,10 @@ def test_a_copy_in_the_middle_of_a_step_brings_no_decisions_along():
 def test_a_fixed_gate_decides_alike_for_every_sample_and_is_not_saved():
     gate = FixedGate(torch.tensor([1.0, 0.0, 1.0]))
     x = torch.randn(5, 2, 3, 3, dtype=torch.float64)
-    passed, decisions = gate(x)
+    first, second, decisions = gate(x)
     assert gate.units == 3
-    assert passed is x
+    assert first is x
+    assert second is x
     assert torch.equal(decisions, torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64).repeat(5, 1))
     assert torch.equal(gate.take_decisions(), decisions)
     assert gate.state_dict() == {}

@@ -1,0 +1,42 @@
+"""Argument parsing with errors in one line that names the nearest option."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from dist_prune.errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises argument errors as UserError, instead of printing usage and error on every rank."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls for a mistake."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse, and refuse what is left over."""
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            odd = unknown[0].split("=")[0]
+            raise UserError(f"unknown option '{odd}'; {nearest(odd, known)}")
+        return parsed
+
+
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """An argument type: a number of ``kind`` above 0."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names the type in its message
+    return parse

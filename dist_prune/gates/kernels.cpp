@@ -1,0 +1,170 @@
+// Passes over channels_last maps on CPUs that torch needs several for, or copies: the mean over
+// pixels, the sum of two maps and a value per sample and channel, and relu(kept + gate * branch) with its backward.
+// All arithmetic is fp32. Compiled on request (kernels.py); ops.py has the plain expressions.
+#include <torch/extension.h>
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+struct Float32 {
+  using Storage = float;
+  static float load(float x) { return x; }
+  static float store(float x) { return x; }
+};
+
+struct BFloat16 {
+  using Storage = uint16_t;
+  static float load(uint16_t x) {
+    uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+  static uint16_t store(float x) {  // to nearest, ties to even; NaN stays NaN
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return x == x ? static_cast<uint16_t>(rounded) : 0x7fc0;
+  }
+};
+
+struct Shape {
+  int64_t batch, pixels, channels;
+  explicit Shape(const at::Tensor& map) : batch(map.size(0)), pixels(map.size(2) * map.size(3)), channels(map.size(1)) {}
+  int64_t sample() const { return pixels * channels; }
+};
+
+template <typename Format>
+void mean_rows(const void* map, float* mean, Shape shape) {
+  using T = typename Format::Storage;
+  at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const T* x = static_cast<const T*>(map) + n * shape.sample();
+      float* sum = mean + n * shape.channels;
+      for (int64_t p = 0; p < shape.pixels; ++p) {
+        for (int64_t c = 0; c < shape.channels; ++c) sum[c] += Format::load(x[p * shape.channels + c]);
+      }
+      for (int64_t c = 0; c < shape.channels; ++c) sum[c] /= static_cast<float>(shape.pixels);
+    }
+  });
+}
+
+template <typename Format>
+void add_rows(const void* a, const void* b, const float* share, void* out, Shape shape) {
+  using T = typename Format::Storage;
+  at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float* add = share + n * shape.channels;
+      for (int64_t p = 0; p < shape.pixels; ++p) {
+        const int64_t row = (n * shape.pixels + p) * shape.channels;
+        const T* x = static_cast<const T*>(a) + row;
+        const T* y = static_cast<const T*>(b) + row;
+        T* z = static_cast<T*>(out) + row;
+        for (int64_t c = 0; c < shape.channels; ++c) {
+          z[c] = Format::store(Format::load(x[c]) + Format::load(y[c]) + add[c]);
+        }
+      }
+    }
+  });
+}
+
+template <typename Format>
+void gated_forward_rows(const void* kept, const float* gate, const void* branch, void* out, bool relu, Shape shape) {
+  using T = typename Format::Storage;
+  at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const T* k = static_cast<const T*>(kept) + n * shape.sample();
+      const T* f = static_cast<const T*>(branch) + n * shape.sample();
+      T* z = static_cast<T*>(out) + n * shape.sample();
+      const float open = gate[n], floor = relu ? 0.0f : -std::numeric_limits<float>::infinity();
+      for (int64_t i = 0; i < shape.sample(); ++i) {
+        const float sum = Format::load(k[i]) + open * Format::load(f[i]);
+        z[i] = Format::store(sum < floor ? floor : sum);  // NaN passes
+      }
+    }
+  });
+}
+
+// grad_sum: gradient of kept + gate * branch. out (may be null): the result after ReLU, which cuts the gradient.
+template <typename Format>
+void gated_backward_rows(const void* grad, const void* out, const void* branch, const float* gate, void* grad_sum,
+                         float* grad_gate, void* grad_branch, Shape shape) {
+  using T = typename Format::Storage;
+  at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t start = n * shape.sample(), size = shape.sample();
+      const T* g = static_cast<const T*>(grad) + start;
+      const T* f = static_cast<const T*>(branch) + start;
+      if (out != nullptr) {
+        const T* y = static_cast<const T*>(out) + start;
+        T* cut = static_cast<T*>(grad_sum) + start;
+        for (int64_t i = 0; i < size; ++i) cut[i] = Format::load(y[i]) <= 0.0f ? T(0) : g[i];
+        g = cut;  // one sample fits the cache: what follows reads it from there
+      }
+      constexpr int64_t kLanes = 16;  // partial sums, so that the additions run side by side
+      float sums[kLanes] = {};
+      const int64_t whole = size / kLanes * kLanes;
+      for (int64_t i = 0; i < whole; i += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          sums[lane] += Format::load(g[i + lane]) * Format::load(f[i + lane]);
+        }
+      }
+      for (int64_t i = whole; i < size; ++i) sums[0] += Format::load(g[i]) * Format::load(f[i]);
+      for (float sum : sums) grad_gate[n] += sum;
+      if (grad_branch == nullptr) continue;
+      T* b = static_cast<T*>(grad_branch) + start;
+      for (int64_t i = 0; i < size; ++i) b[i] = Format::store(Format::load(g[i]) * gate[n]);
+    }
+  });
+}
+
+bool is_bf16(const at::Tensor& map) { return map.scalar_type() == at::kBFloat16; }
+
+}  // namespace
+
+// Maps are (B, C, H, W), channels_last, fp32 or bf16, all of one dtype; share and gates are fp32.
+
+at::Tensor mean(const at::Tensor& map) {
+  at::Tensor out = at::zeros({map.size(0), map.size(1)}, map.options().dtype(at::kFloat));
+  (is_bf16(map) ? mean_rows<BFloat16> : mean_rows<Float32>)(map.data_ptr(), out.data_ptr<float>(), Shape(map));
+  return out;
+}
+
+at::Tensor add_with_share(const at::Tensor& a, const at::Tensor& b, const at::Tensor& share) {
+  at::Tensor out = at::empty_like(a);
+  (is_bf16(a) ? add_rows<BFloat16> : add_rows<Float32>)(a.data_ptr(), b.data_ptr(), share.data_ptr<float>(),
+                                                        out.data_ptr(), Shape(a));
+  return out;
+}
+
+// gate: (B, 1). kept + gate * branch, through ReLU if asked for.
+at::Tensor gated_forward(const at::Tensor& kept, const at::Tensor& gate, const at::Tensor& branch, bool relu) {
+  at::Tensor out = at::empty_like(kept);
+  (is_bf16(kept) ? gated_forward_rows<BFloat16> : gated_forward_rows<Float32>)(
+      kept.data_ptr(), gate.data_ptr<float>(), branch.data_ptr(), out.data_ptr(), relu, Shape(kept));
+  return out;
+}
+
+// Gradients of kept, gate (B, 1) and branch; those of kept and branch are one tensor if all gates are open.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_backward(const at::Tensor& grad, const at::Tensor& out,
+                                                              const at::Tensor& branch, const at::Tensor& gate,
+                                                              bool relu, bool all_open) {
+  at::Tensor grad_sum = relu ? at::empty_like(grad) : grad;
+  at::Tensor grad_gate = at::zeros_like(gate);
+  at::Tensor grad_branch = all_open ? grad_sum : at::empty_like(grad);
+  (is_bf16(grad) ? gated_backward_rows<BFloat16> : gated_backward_rows<Float32>)(
+      grad.data_ptr(), relu ? out.data_ptr() : nullptr, branch.data_ptr(), gate.data_ptr<float>(),
+      relu ? grad_sum.data_ptr() : nullptr, grad_gate.data_ptr<float>(), all_open ? nullptr : grad_branch.data_ptr(),
+      Shape(grad));
+  return {grad_sum, grad_gate, grad_branch};
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  module.def("mean", &mean);
+  module.def("add_with_share", &add_with_share);
+  module.def("gated_forward", &gated_forward);
+  module.def("gated_backward", &gated_backward);
+}

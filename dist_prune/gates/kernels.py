@@ -1,0 +1,60 @@
+"""Compiles the CPU kernels of ``kernels.cpp``, on request and once for each kind of processor.
+
+Without them everything works by torch's own operations; a gated ResNet-56 step then takes some 4 % longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_kernels: Any = None
+
+
+def compile_kernels() -> bool:
+    """Compile the kernels, or load what an earlier call compiled; about half a minute the first time.
+
+    Needs a C++ compiler and ninja. Returns whether the kernels are there; warns in one line if not.
+    """
+    global _kernels
+    if _kernels is None:
+        from torch.utils.cpp_extension import load
+
+        source = Path(__file__).with_name("kernels.cpp")
+        flags = ["-O3", "-march=native", "-fopenmp"]
+        try:
+            _kernels = load(f"dist_prune_kernels_{_processor()}", [str(source)], extra_cflags=flags)
+        except (RuntimeError, OSError, ImportError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            warnings.warn(
+                f"CPU kernels are not compiled ({reason[0]}); torch's operations serve", stacklevel=2
+            )
+    return _kernels is not None
+
+
+def kernels_for(*maps: Tensor) -> Any:
+    """The compiled kernels if they can take these (B, C, H, W) maps, else None."""
+    if _kernels is None:
+        return None
+    dtype = maps[0].dtype
+    fits = dtype in (torch.float32, torch.bfloat16) and all(
+        m.device.type == "cpu" and m.dtype == dtype and m.is_contiguous(memory_format=torch.channels_last)
+        for m in maps
+    )
+    return _kernels if fits else None
+
+
+def _processor() -> str:
+    """Tells kinds of processor apart: nodes that share a home folder must not share native code."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        flags = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {flags} {torch.__version__}".encode()).hexdigest()[:12]
