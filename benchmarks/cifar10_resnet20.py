@@ -80,6 +80,7 @@ def main() -> None:
         "runs": results,
     }
     path = ROOT / "benchmarks" / "results" / "cifar10_resnet20.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=2) + "\n")
     print(path.read_text())
 
