@@ -134,6 +134,7 @@ at::Tensor mean(const at::Tensor& map) {
 }
 
 at::Tensor add_with_share(const at::Tensor& a, const at::Tensor& b, const at::Tensor& share) {
+  TORCH_CHECK(share.is_contiguous(), "share must be contiguous");
   at::Tensor out = at::empty_like(a);
   (is_bf16(a) ? add_rows<BFloat16> : add_rows<Float32>)(a.data_ptr(), b.data_ptr(), share.data_ptr<float>(),
                                                         out.data_ptr(), Shape(a));
@@ -142,6 +143,7 @@ at::Tensor add_with_share(const at::Tensor& a, const at::Tensor& b, const at::Te
 
 // gate: (B, 1). kept + gate * branch, through ReLU if asked for.
 at::Tensor gated_forward(const at::Tensor& kept, const at::Tensor& gate, const at::Tensor& branch, bool relu) {
+  TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
   at::Tensor out = at::empty_like(kept);
   (is_bf16(kept) ? gated_forward_rows<BFloat16> : gated_forward_rows<Float32>)(
       kept.data_ptr(), gate.data_ptr<float>(), branch.data_ptr(), out.data_ptr(), relu, Shape(kept));
@@ -152,6 +154,7 @@ at::Tensor gated_forward(const at::Tensor& kept, const at::Tensor& gate, const a
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_backward(const at::Tensor& grad, const at::Tensor& out,
                                                               const at::Tensor& branch, const at::Tensor& gate,
                                                               bool relu, bool all_open) {
+  TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
   at::Tensor grad_sum = relu ? at::empty_like(grad) : grad;
   at::Tensor grad_gate = at::zeros_like(gate);
   at::Tensor grad_branch = all_open ? grad_sum : at::empty_like(grad);

@@ -62,7 +62,7 @@ class _AddGated(torch.autograd.Function):
         # Looking at the gates is free on CPUs; a GPU would have to be waited for.
         ctx.all_open = not gate.is_cuda and bool((gate == 1).all())
         if kernels := kernels_for(kept, branch):
-            out = kernels.gated_forward(kept, gate.float(), branch, relu)
+            out = kernels.gated_forward(kept, gate.float().contiguous(), branch, relu)
         else:
             out = torch.addcmul(kept, _factor(gate, branch), branch)
             out = out.relu_() if relu else out
@@ -76,7 +76,8 @@ class _AddGated(torch.autograd.Function):
         gate, branch, out = ctx.saved_tensors
         if kernels := kernels_for(grad, branch, *([out] if ctx.relu else [])):
             after = out if ctx.relu else grad
-            grads = kernels.gated_backward(grad, after, branch, gate.float(), ctx.relu, ctx.all_open)
+            factor = gate.float().contiguous()
+            grads = kernels.gated_backward(grad, after, branch, factor, ctx.relu, ctx.all_open)
             return grads[0], grads[1].to(gate.dtype), grads[2], None
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)

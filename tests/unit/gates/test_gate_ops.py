@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from dist_prune.consensus import Mask, collapse, masked
+from dist_prune.gates import attach_gates, sites
 from dist_prune.gates.ops import add_gated, fan_out
+from dist_prune.models import build_model
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 SHAPES = [
@@ -98,6 +101,16 @@ def test_compiled_kernels_equal_the_plain_expressions_in_float64(shape, dtype, o
     unit = torch.finfo(dtype).eps
     for our, their in zip(ours, theirs, strict=True):
         assert (our.double() - their).abs().max() <= 4 * unit * max(1.0, their.abs().max().item())
+
+
+def test_compiled_kernels_give_the_same_network_fixed_to_a_mask(compiled):
+    """The decisions of a mask are one value spread over the batch, not B values in memory."""
+    model = attach_gates(build_model("resnet14", num_classes=10)).eval()
+    names = [site.name for site in sites(model)]
+    mask = Mask.of({name: [0] if number % 2 else [] for number, name in enumerate(names)}, sites(model))
+    images = torch.randn(6, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(masked(model, mask)(images), collapse(model, mask)(images))
 
 
 @pytest.mark.parametrize("layout", FORMATS)
