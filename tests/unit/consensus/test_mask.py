@@ -140,7 +140,7 @@ def test_the_consensus_is_that_of_the_means_over_all_samples_however_they_are_ba
     x = images(24)
     decisions = []
     for _, block in gated_blocks(gated):
-        block.gate.register_forward_hook(lambda _, __, out: decisions.append(out[1].double()))
+        block.gate.register_forward_hook(lambda _, __, out: decisions.append(out[2].double()))
     with torch.no_grad():
         gated(x)
     means = torch.cat(decisions, dim=1).mean(0)
