@@ -49,7 +49,12 @@ class LrConfig(_Section):
 
 
 class RunConfig(_Section):
-    """One run. Defaults are the paper's settings for CIFAR-10 (arXiv 2302.10798, section 5.1)."""
+    """One run. Defaults are the paper's settings for CIFAR-10 (arXiv 2302.10798, section 5.1).
+
+    polarization, activation, target_weight: weights of the loss terms over the epochs; target_macs: the share
+    of the dense MACs that the last of them aims at (whole units may end beside it); mask_samples: training
+    images that decide the mask at each evaluation (at the end all of them do).
+    """
 
     name: str
     data: str

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from dist_prune.models import residual_blocks, residual_form
+
+with warnings.catch_warnings():  # fvcore scripts functions on import, which torch deprecates
+    warnings.simplefilter("ignore")
+    from fvcore.nn import FlopCountAnalysis
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def _train_and_finish(setting: Setting, options: Options, checkpoint: Checkpoint
             recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")
         else:
             reason = None
-            recorder.say(advice(last.phase.decision) or "all gates have decided" if last.sites else "")
+            if last.sites:
+                recorder.say(advice(last.phase.decision) or "all gates have decided")
             outcome = finish(setting, last.phase, last.engine.autocast())
             seconds = {"seconds_total": trainer.seconds(), "energy_joules": None}
             recorder.summary({**outcome.summary, **seconds, "world_size": distributed.world_size()})
