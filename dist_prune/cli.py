@@ -7,6 +7,7 @@ exits 3; anything unforeseen exits 1 with its stack trace.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 
 def train_main(arguments: Sequence[str]) -> NoReturn:
     """The program of ``launch/train.py``."""
+    distributed.complete_environment()  # so that one rank only speaks, whatever launcher started it
     _exit_with(lambda: _train(arguments))
 
 
@@ -49,7 +51,7 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
     try:
         code = program()
     except KeyboardInterrupt:
-        code = _report("interrupted; what was saved before can be resumed with --resume", STOPPED)
+        code = _report("interrupted; what was saved before can be resumed with --resume", FAILED)
     except Exception as error:
         code = _report_error(error)
     sys.stdout.flush()
@@ -60,22 +62,21 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
 
 
 def _report_error(error: Exception) -> int:
-    if _is_users(error):
+    from data_tools import ShardError
+
+    if isinstance(error, UserError):
         return _report(f"error: {error}", USER_ERROR)
+    if isinstance(error, ShardError):
+        alone = distributed.world_size() > 1  # while training, damaged data is met by the rank that reads it
+        return _report(f"error: {error}", USER_ERROR, by_any_rank=alone)
     if isinstance(error, RunError):
         return _report(f"error: {error}", FAILED)
     traceback.print_exc()
     return FAILED
 
 
-def _is_users(error: Exception) -> bool:
-    from data_tools import ShardError
-
-    return isinstance(error, (UserError, ShardError))
-
-
-def _report(line: str, code: int) -> int:
-    if distributed.is_main():
+def _report(line: str, code: int, by_any_rank: bool = False) -> int:
+    if distributed.is_main() or by_any_rank:
         print(line, file=sys.stderr)
     return code
 
@@ -85,7 +86,7 @@ def _train(arguments: Sequence[str]) -> int:
     from dist_prune.config import override
     from dist_prune.recipes import recipe
 
-    settings = [f"data={options.data}"] if options.data else []
+    settings = [f"data={json.dumps(options.data)}"] if options.data else []
     config = override(recipe(options.recipe), settings + options.set)
     from dist_prune.engine.run import Options, run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from dist_prune.arguments import Parser
@@ -35,8 +34,7 @@ def collapse(arguments: list[str]) -> None:
     options = parser.parse(arguments)
     from dist_prune.engine.offline import collapse_run
 
-    summary = collapse_run(options.run, options.out, options.mask, options.data)
-    _show({**summary, "sliced network": str(Path(options.out or options.run) / "sliced")})
+    _show(collapse_run(options.run, options.out, options.mask, options.data))
 
 
 def evaluate(arguments: list[str]) -> None:

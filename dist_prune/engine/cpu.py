@@ -17,7 +17,7 @@ def tune_cpu() -> None:
     """Share the cores among the ranks of this machine, keep freed memory, and compile the gates' kernels.
 
     By default glibc gives every large activation back to the system when it is freed and takes it anew in
-    the next layer, page by page: a third of a ResNet-20 step. ``OMP_NUM_THREADS`` wins over the sharing.
+    the next layer, page by page, which can cost more than the computation. ``OMP_NUM_THREADS`` wins over the sharing.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1")

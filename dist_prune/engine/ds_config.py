@@ -106,6 +106,13 @@ def _check_precision(config: dict[str, Any]) -> None:
         raise UserError(
             "'bf16' also casts what batch norm needs in fp32; use 'torch_autocast' with dtype bfloat16 instead"
         )
+    if enabled == ["fp16"] and config.get("zero_optimization", {}).get("stage", 0) == 0:
+        raise UserError(
+            "'fp16' without ZeRO keeps its fp32 weights where checkpoints do not reach; use stage 1 or 2"
+        )
+    clipping = config.get("gradient_clipping", 0.0)
+    if not isinstance(clipping, (int, float)) or isinstance(clipping, bool) or clipping < 0:
+        raise UserError(f"'gradient_clipping' is a number from 0 up, not {clipping!r}")
     autocast = config.get("torch_autocast", {})
     dtype = autocast.get("dtype", "bfloat16")
     if autocast.get("enabled") and dtype not in ("bfloat16", "float16"):

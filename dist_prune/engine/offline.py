@@ -45,7 +45,7 @@ def collapse_run(
     assert phase.trained is not None
     batches = setting.eval_batches("train")
     phase.decision = load_mask(mask) if mask else phase.decide(phase.trained, batches)
-    return finish(setting, phase).summary
+    return {**finish(setting, phase).summary, "sliced network": str(folder.sliced)}
 
 
 def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -> dict[str, Any]:

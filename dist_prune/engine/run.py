@@ -27,7 +27,7 @@ from dist_prune.methods import METHODS, Method, Task
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
 
 _PACKAGES = ("dist-prune", "torch", "torchvision", "deepspeed", "webdataset", "numpy")
-_MAY_CHANGE = {"workers", "log_every", "checkpoint_every", "mask_samples"}  # what does not change the results
+_MAY_CHANGE = {"log_every", "checkpoint_every", "mask_samples"}  # what does not change the results
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,17 @@ def run(config: RunConfig, options: Options) -> bool:
     """
     ds_config = load_ds_config(options.ds_config)
     check_with_deepspeed(ds_config)
-    device = start_process_group()
-    batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
+    if options.resume and not options.out:
+        raise UserError("--resume needs the run folder to go on with: --out RUN")
     data = open_images(config)
     data.steps_per_epoch(config.global_batch_size)  # refuses a batch that is larger than the data
+    data.num_samples("test")  # refuses data that could not be evaluated
+    device = start_process_group()
+    batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
     method, task = build_method(config, data)
     costs = task.costs()
     folder = _open_folder(config, options)
-    if (folder.read_status() or {}).get("state") == "done":
+    if distributed.broadcast_object(distributed.is_main() and _is_done(folder)):
         if distributed.is_main():
             print(f"{folder.path} is finished already; its results are in {folder.sliced}")
         return True
@@ -141,6 +144,13 @@ def _open_folder(config: RunConfig, options: Options) -> RunFolder:
     if problem:
         raise UserError(problem)
     return RunFolder(path)
+
+
+def _is_done(folder: RunFolder) -> bool:
+    try:
+        return (folder.read_status() or {}).get("state") == "done"
+    except ValueError as error:
+        raise UserError(f"{folder.status} is damaged ({error}); remove it to go on with the run") from error
 
 
 def _find_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint | None:

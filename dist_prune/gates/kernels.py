@@ -1,6 +1,6 @@
 """Compiles the CPU kernels of ``kernels.cpp``, on request and once for each kind of processor.
 
-Without them everything works by torch's own operations; a gated ResNet-56 step then takes some 4 % longer.
+Without them everything works by torch's own operations, only slower (benchmarks/step_time.py).
 """
 
 from __future__ import annotations

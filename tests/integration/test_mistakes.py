@@ -17,7 +17,15 @@ def refused(capsys, monkeypatch, data_home, tmp_path):
 
     def run(*words: str) -> str:
         monkeypatch.setenv("DIST_PRUNE_DATA", str(data_home))
-        monkeypatch.setenv("WORLD_SIZE", "1")
+        rendezvous = {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29511",
+        }
+        for name, value in rendezvous.items():  # set here, so that what the program sets goes with the test
+            monkeypatch.setenv(name, value)
         with pytest.raises(SystemExit) as left:
             cli.train_main([str(word) for word in words] + ["--out", str(tmp_path / "run")])
         error = capsys.readouterr().err
@@ -68,7 +76,9 @@ def test_a_mistake_on_the_command_line_is_one_line(refused, words, expected):
         (json.dumps({"train_micro_batch_size_per_gpu": 48}), "48"),
         (json.dumps({"gradient_accumulation_steps": 3, "train_micro_batch_size_per_gpu": 64}), "contradict"),
         (json.dumps({"bf16": {"enabled": True}}), "torch_autocast"),
-        (json.dumps({"fp16": {"enabled": True}}), "GPU"),
+        (json.dumps({"fp16": {"enabled": True}, "zero_optimization": {"stage": 2}}), "GPU"),
+        (json.dumps({"fp16": {"enabled": True}}), "stage 1 or 2"),
+        (json.dumps({"gradient_clipping": "abc"}), "gradient_clipping"),
         (json.dumps({"compression_training": {}}), "removed"),
     ],
 )
