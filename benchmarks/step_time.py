@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument(
+        "--open_bias", type=float, default=1.0, help="1: gates start open; 0: about half of them"
+    )
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -65,7 +68,7 @@ def main() -> None:
     for name in ("plain", "gated"):
         model = dist_prune.build_model(options.model, num_classes=10)
         if name == "gated":
-            dist_prune.attach_gates(model)
+            dist_prune.attach_gates(model, open_bias=options.open_bias)
         steps[name] = make_step(
             model.to(device), images, labels, options.precision == "bf16", name == "gated"
         )
