@@ -44,12 +44,9 @@ def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = Non
         raise CollapseFailed(
             f"masked and sliced outputs differ by {difference:.3g} (tolerance {tolerance:.3g})"
         )
-    shape, kept = setting.data.input_shape, phase.kept_under(mask)
-    macs = count_macs(small, shape)
-    if macs != setting.costs.of(kept):
-        raise CollapseFailed(
-            f"the sliced network has {macs} MACs, the mask predicts {setting.costs.of(kept)}"
-        )
+    macs, predicted = count_macs(small, setting.data.input_shape), phase.macs(setting.costs, mask)
+    if macs != predicted:
+        raise CollapseFailed(f"the sliced network has {macs} MACs, the mask predicts {predicted}")
     summary: dict[str, Any] = {
         "macs": macs,
         "macs_dense": setting.costs.dense,

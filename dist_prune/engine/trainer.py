@@ -125,7 +125,7 @@ class Trainer:
         self, phase: Phase, mask: Mask | None, accuracy: dict[str, float], speed: float
     ) -> dict[str, Any]:
         costs = self.setting.costs
-        macs = costs.of(phase.kept_under(mask))
+        macs = phase.macs(costs, mask)
         return {
             "epoch": self.position.epoch + 1,
             "step": self.position.step,

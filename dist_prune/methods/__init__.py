@@ -3,7 +3,13 @@
 from dist_prune.methods.base import Inherited, Method, Phase, Step, Task, Transition
 from dist_prune.methods.consensus import Consensus
 from dist_prune.methods.dense import Dense
+from dist_prune.methods.uniform import UniformDepth, UniformWidth
 
-METHODS: dict[str, type[Method]] = {"consensus": Consensus, "dense": Dense}
+METHODS: dict[str, type[Method]] = {
+    "consensus": Consensus,
+    "dense": Dense,
+    "uniform_depth": UniformDepth,
+    "uniform_width": UniformWidth,
+}
 
 __all__ = ["METHODS", "Inherited", "Method", "Phase", "Step", "Task", "Transition"]

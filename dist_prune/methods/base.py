@@ -118,6 +118,10 @@ class Phase:
         """Units left by earlier phases and by ``mask``, by site name; sites that are whole may be missing."""
         return {**self.kept, **(mask.kept if mask else {})}
 
+    def macs(self, dense: Costs, mask: Mask | None) -> int:
+        """MACs of what remains of the module under ``mask``; dense: the costs of the recipe's dense network."""
+        return dense.of(self.kept_under(mask))
+
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The task loss *summed* over the micro-batch, fp32; the step divides by the global count."""
         return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)

@@ -57,26 +57,31 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, option: str) -> 
 class CifarResNet(nn.Module):
     """Three stages of (depth - 2) / 6 blocks; the second and third halve the resolution.
 
-    Raises ValueError for a depth that is not 6n + 2 or an unknown shortcut option.
+    width: channels of the first stage; the others have 2 and 4 times as many. It need not be whole (11.3 gives
+    11, 23 and 45 channels), so that a narrower network can meet a MACs budget. Raises ValueError for a depth
+    that is not 6n + 2, a width under 1 or an unknown shortcut option.
     """
 
     def __init__(
-        self, depth: int, num_classes: int = 10, in_channels: int = 3, shortcut: str = "B", width: int = 16
+        self, depth: int, num_classes: int = 10, in_channels: int = 3, shortcut: str = "B", width: float = 16
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"a CIFAR ResNet has depth 6n + 2 (8, 14, 20, 26, 32, ...), not {depth}")
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut is 'A' (padding) or 'B' (projection), not {shortcut!r}")
+        if width < 1:
+            raise ValueError(f"a CIFAR ResNet has a width of 1 channel at least, not {width}")
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        first, second, third = (round(width * factor) for factor in (1, 2, 4))
+        self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(width, width, blocks, 1, shortcut)
-        self.layer2 = _stage(width, 2 * width, blocks, 2, shortcut)
-        self.layer3 = _stage(2 * width, 4 * width, blocks, 2, shortcut)
+        self.layer1 = _stage(first, first, blocks, 1, shortcut)
+        self.layer2 = _stage(first, second, blocks, 2, shortcut)
+        self.layer3 = _stage(second, third, blocks, 2, shortcut)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(4 * width, num_classes)
+        self.fc = nn.Linear(third, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,121 @@
+"""The honest rivals: dense networks of the budget's MACs, trained from scratch (uniform depth, uniform width).
+
+Whoever wants half of the MACs could train a plain network of that size. What gates find must beat it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dist_prune.config import RunConfig
+from dist_prune.consensus import Mask, cut
+from dist_prune.errors import UserError
+from dist_prune.measure import Costs
+from dist_prune.methods.base import Method, Phase, Task
+from dist_prune.models import architecture_of
+
+_WIDTHS = {"cifar_resnet": ("width", 16.0), "torchvision/mobilenet_v2": ("width_mult", 1.0)}
+
+
+class UniformDepth(Method):
+    """The dense network with fewer residual layers in every stage, as even as the budget allows."""
+
+    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+        """One phase."""
+        config = self.task.config
+        kept = uniform_depth(self.task.costs(), _target(config))
+        small, _ = cut(self.task.build(), kept)
+        yield Phase("dense", small, config.epochs, kept=kept, label_smoothing=config.label_smoothing)
+
+
+class UniformWidth(Method):
+    """The dense network with fewer channels, by one factor throughout."""
+
+    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+        """One phase."""
+        task, config = self.task, self.task.config
+        small = uniform_width(task, _target(config))
+        yield _NarrowPhase(
+            "dense",
+            small.build(),
+            config.epochs,
+            label_smoothing=config.label_smoothing,
+            own_macs=small.costs().dense,
+        )
+
+
+@dataclass(kw_only=True)
+class _NarrowPhase(Phase):
+    own_macs: int
+
+    def macs(self, dense: Costs, mask: Mask | None) -> int:
+        """The narrow network's own."""
+        return self.own_macs
+
+
+def _target(config: RunConfig) -> float:
+    if config.target_macs is None:
+        raise UserError(f"method '{config.method}' needs a budget: --set target_macs=0.5")
+    return config.target_macs
+
+
+def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
+    """Kept units of each layer site: stages lose their last layers, as evenly as possible.
+
+    Among stage depths that differ by at most one layer from the same share of each stage, the one nearest to
+    ``target`` times the dense MACs; where several are, first and last stage keep more. Every stage keeps one
+    layer at least.
+    """
+    stages: dict[str, list[str]] = defaultdict(list)
+    for name in costs.per_unit:
+        stages[name.rpartition(".")[0]].append(name)
+    best: tuple[tuple[float, int], dict[str, tuple[int, ...]]] | None = None
+    for share in {n / len(layers) for layers in stages.values() for n in range(len(layers) + 1)}:
+        options = [
+            sorted({max(1, min(len(layers), int(share * len(layers)) + more)) for more in (0, 1)})
+            for layers in stages.values()
+        ]
+        for depths in itertools.product(*options):
+            kept = {
+                name: (0,) if position < depth else ()
+                for depth, layers in zip(depths, stages.values(), strict=True)
+                for position, name in enumerate(layers)
+            }
+            key = (round(abs(costs.of(kept) / costs.dense - target), 2), -depths[0] - depths[-1])
+            if best is None or key < best[0]:
+                best = key, kept
+    if best is None:
+        raise UserError("uniform depth needs a network with residual layers")
+    return best[1]
+
+
+def uniform_width(task: Task, target: float) -> Task:
+    """The task with the width at which its network comes nearest to ``target`` of the dense MACs.
+
+    Raises UserError for networks that have no width argument.
+    """
+    architecture = architecture_of(task.build())
+    if architecture is None or architecture.builder not in _WIDTHS:
+        raise UserError(f"uniform_width: {task.config.model} has no width argument; use uniform_depth")
+    argument, default = _WIDTHS[architecture.builder]
+    full = float(task.config.model_args.get(argument, default))
+    wanted = target * task.costs().dense
+    low, high = 0.0, 1.0  # MACs grow with the width: halve the interval that holds the budget
+    for _ in range(10):
+        middle = (low + high) / 2
+        if _narrowed(task, argument, middle * full).costs().dense < wanted:
+            low = middle
+        else:
+            high = middle
+    candidates = [_narrowed(task, argument, factor * full) for factor in (low, high) if factor > 0]
+    return min(candidates, key=lambda candidate: abs(candidate.costs().dense - wanted))
+
+
+def _narrowed(task: Task, argument: str, width: float) -> Task:
+    arguments = {**task.config.model_args, argument: max(width, 1.0) if argument == "width" else width}
+    return dataclasses.replace(task, config=task.config.model_copy(update={"model_args": arguments}))
