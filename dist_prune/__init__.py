@@ -5,7 +5,7 @@ The functions here work in anyone's own training loop; none of them needs deepsp
 
 from dist_prune.consensus import collapse, consensus_mask, load_sliced, masked, save_sliced
 from dist_prune.errors import UserError
-from dist_prune.gates import attach_gates, gate_means
+from dist_prune.gates import attach_gates, gate_means, macs_budget
 from dist_prune.models import build_model
 from dist_prune.regularizers import activation, macs_distance, polarization
 
@@ -20,6 +20,7 @@ __all__ = [
     "consensus_mask",
     "gate_means",
     "load_sliced",
+    "macs_budget",
     "macs_distance",
     "masked",
     "polarization",

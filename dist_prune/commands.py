@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from dist_prune.arguments import Parser
+from dist_prune.arguments import Parser, positive
 from dist_prune.errors import UserError, nearest
 
 
@@ -14,12 +15,18 @@ def _parser(name: str, function: Callable[..., Any]) -> Parser:
 
 
 def recipes(arguments: list[str]) -> None:
-    """List the recipes that --recipe takes."""
-    from dist_prune.recipes import RECIPES
+    """List the recipes that --recipe takes; or show one of them, with all its fields."""
+    from dist_prune.recipes import RECIPES, recipe
 
-    _parser("recipes", recipes).parse(arguments)
-    for name, recipe in RECIPES.items():
-        print(f"{name}\n    " + (recipe.__doc__ or "").strip().splitlines()[0])
+    parser = _parser("recipes", recipes)
+    parser.add_argument("name", metavar="NAME", nargs="?")
+    chosen = parser.parse(arguments).name
+    if chosen:
+        config = recipe(chosen)
+        print(f"{inspect.getdoc(RECIPES[chosen])}\n\n{config.model_dump_json(indent=2)}")
+        return
+    for name, described in RECIPES.items():
+        print(f"{name}\n    " + (described.__doc__ or "").strip().splitlines()[0])
 
 
 def collapse(arguments: list[str]) -> None:
@@ -49,17 +56,37 @@ def evaluate(arguments: list[str]) -> None:
     _show(evaluate_sliced(options.folder, options.data, options.split))
 
 
+def naive(arguments: list[str]) -> None:
+    """Evaluate a trained network that loses a random share of its weights or layers (naive baselines)."""
+    parser = _parser("naive", naive)
+    parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
+    parser.add_argument("--data", help="data set, folder of shards or pattern (default: the run's)")
+    parser.add_argument("--shares", type=float, nargs="+", help="default: 0.2 0.3 0.5 0.6 0.8")
+    parser.add_argument("--draws", type=positive(int), default=3, help="random draws of each share")
+    parser.add_argument("--split", default="test")
+    options = parser.parse(arguments)
+    from dist_prune.engine.naive import SHARES, naive_baselines, table
+
+    shares = options.shares or SHARES
+    print(table(naive_baselines(options.folder, options.data, shares, options.draws, options.split)))
+
+
 def report(arguments: list[str]) -> None:
-    """Draw the pictures and the page of a run folder."""
+    """Draw the pictures and the page of a run folder; several are compared, in tables and pictures."""
     parser = _parser("report", report)
-    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument("--out", help="folder of a comparison (default: report-comparison beside the runs)")
     options = parser.parse(arguments)
     from dist_prune.monitor.records import RunFolder
     from dist_prune.monitor.report import write_report
+    from dist_prune.monitor.study_report import write_comparison
 
     try:
-        print(write_report(RunFolder(options.run)))
-    except (FileNotFoundError, ValueError) as error:
+        if len(options.runs) > 1 or options.out:
+            print(write_comparison(options.runs, options.out))
+        else:
+            print(write_report(RunFolder(options.runs[0])))
+    except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
 
 
@@ -93,7 +120,8 @@ def shards(arguments: list[str]) -> None:
         **settings,
     )
     for name in index.splits:
-        print(f"{name}: {index.splits[name]}")
+        split = index.splits[name]
+        print(f"{name}: {sum(split.shard_lengths):,} images in {len(split.filenames)} shards")
 
 
 def _show(values: dict[str, Any]) -> None:
@@ -107,6 +135,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": recipes,
     "collapse": collapse,
     "evaluate": evaluate,
+    "naive": naive,
     "report": report,
     "shards": shards,
 }

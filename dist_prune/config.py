@@ -19,12 +19,39 @@ class _Section(BaseModel):
 
 
 class GatesConfig(_Section):
-    """The gates of the consensus method; ``kind`` none trains the dense network."""
+    """The gates of the consensus method; ``kind`` none trains the dense network.
 
-    kind: Literal["layer", "none"] = "layer"
-    head: Literal["ste"] = "ste"
+    position, dense_layers, flatten: see ``dist_prune.attach_gates``; flatten applies to channel gates;
+    temperature: of Gumbel-softmax over the epochs.
+    """
+
+    kind: Literal["layer", "channel", "none"] = "layer"
+    position: Literal["before", "between", "after"] = "between"
+    head: Literal["ste", "gumbel", "bernoulli"] = "ste"
+    temperature: Schedule = Constant(value=1.0)
+    dense_layers: Literal[1, 2] = 2
     hidden: int = Field(16, ge=1)
+    flatten: bool | None = None
     open_bias: float | None = 1.0
+
+
+class BudgetConfig(_Section):
+    """When, in shares of the run, a MACs budget does what (see ``dist_prune.gates.Timeline``).
+
+    allow_empty: channel sites may lose their last channel, stages of a network their last layer.
+    """
+
+    listen: float = Field(0.2, ge=0, lt=1)
+    begin: float = Field(0.3, ge=0, lt=1)
+    end: float = Field(0.55, gt=0, lt=1)
+    settled: float = Field(0.7, gt=0, le=1)
+    allow_empty: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BudgetConfig:
+        if not self.listen <= self.begin < self.end < self.settled:
+            raise ValueError("budget: listen <= begin < end < settled is needed")
+        return self
 
 
 class AugmentConfig(_Section):
@@ -51,9 +78,10 @@ class LrConfig(_Section):
 class RunConfig(_Section):
     """One run. Defaults are the paper's settings for CIFAR-10 (arXiv 2302.10798, section 5.1).
 
-    polarization, activation, target_weight: weights of the loss terms over the epochs; target_macs: the share
-    of the dense MACs that the last of them aims at (whole units may end beside it); mask_samples: training
-    images that decide the mask at each evaluation (at the end all of them do).
+    target_macs: the share of the dense MACs that the sliced network may cost (whole units may end beside it);
+    polarization, activation: weights of the loss terms over the epochs; a budget brings a polarization of its
+    own where none is given (without one it is 1); mask_samples: training images that decide the mask at each
+    evaluation (at the end all of them do).
     """
 
     name: str
@@ -74,10 +102,10 @@ class RunConfig(_Section):
     decay_gates_and_norms: bool = True
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
-    polarization: Schedule = Constant(value=1.0)
+    target_macs: float | None = Field(None, gt=0, lt=1)
+    budget: BudgetConfig = BudgetConfig()
+    polarization: Schedule | None = None
     activation: Schedule = Constant(value=0.0)
-    target_macs: float | None = Field(None, gt=0, le=1)
-    target_weight: Schedule = Constant(value=1.0)
     mask_samples: int = Field(2048, ge=1)
 
     image_size: int | None = Field(None, ge=1)

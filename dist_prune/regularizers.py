@@ -1,8 +1,8 @@
 """Regularizers on gate means: pure functions, tensors in, scalar out, one equation each.
 
-``means`` is always a pair (values, sizes): the flat vector of all units' mean activations over the global
-batch, shape (sum of sizes,), in [0, 1], and the number of units of each site in the same order; see
-``dist_prune.gate_means``. Equations are those of arXiv 2302.10798.
+``means`` is a pair (values, sizes), or begins with them as ``GateMeans`` does: the flat vector of all units'
+mean activations over the global batch, shape (sum of sizes,), in [0, 1], and the number of units of each site
+in the same order; see ``dist_prune.gate_means``. Equations are those of arXiv 2302.10798.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Means = tuple[Tensor, Sequence[int]]
+Means = tuple[Tensor, Sequence[int]] | tuple[Tensor, Sequence[int], Tensor]
 
 
 def mean_over_sites(means: Means) -> Tensor:
@@ -20,7 +20,7 @@ def mean_over_sites(means: Means) -> Tensor:
 
     With one unit per site (layer gates) it is the plain mean of equation 8. Returns a scalar.
     """
-    values, sizes = means
+    values, sizes = means[:2]
     counts = torch.tensor(list(sizes), device=values.device)
     weights = torch.repeat_interleave(1.0 / (len(sizes) * counts.to(values.dtype)), counts)
     return (values * weights).sum()
@@ -28,7 +28,7 @@ def mean_over_sites(means: Means) -> Tensor:
 
 def polarization(means: Means, weight: float = 1.0) -> Tensor:
     """Equations 7 to 9: the mean of g (1 - g); 0 exactly when every unit's mean is 0 or 1, at most 0.25."""
-    values, sizes = means
+    values, sizes = means[:2]
     return weight * mean_over_sites((values * (1 - values), sizes))
 
 
@@ -37,15 +37,11 @@ def activation(means: Means, weight: float = 1.0) -> Tensor:
     return weight * mean_over_sites(means)
 
 
-def macs_distance(
-    means: Means, unit_macs: Tensor, fixed_macs: float, target: float, weight: float = 1.0
-) -> Tensor:
-    """The distance of the expected MACs from a budget, both as shares of the dense network's MACs.
+def macs_distance(share: Tensor, target: float, weight: float = 1.0) -> Tensor:
+    """The distance of the expected MACs from a budget.
 
-    unit_macs: MACs that each unit costs, shape of ``means`` values; fixed_macs: MACs of what no gate controls;
-    target: the wanted share. The absolute distance keeps a pull of constant strength until the target is met,
-    where a square would let go before it.
+    share: expected MACs as a share of the dense network's, a scalar with gradient (``Costs.share`` of the gate
+    means); target: the wanted share. The absolute distance keeps a pull of constant strength until the target
+    is met, where a square would let go before it.
     """
-    values, _ = means
-    share = (fixed_macs + (values * unit_macs).sum()) / (fixed_macs + unit_macs.sum())
     return weight * (share - target).abs()

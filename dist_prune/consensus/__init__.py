@@ -1,10 +1,13 @@
 """Consensus: the mask that all samples agree on, collapse to a plain network, the sliced checkpoint."""
 
-from dist_prune.consensus.collapse import collapse, cut, masked, remove_units, strip_gates
+from dist_prune.consensus.collapse import Inherited, collapse, cut, masked
 from dist_prune.consensus.mask import Mask, SiteMask, consensus_mask, load_mask, vote
 from dist_prune.consensus.sliced import load_sliced, read_sliced_config, save_sliced
+from dist_prune.consensus.slicing import remove_units
+from dist_prune.gates import strip_gates
 
 __all__ = [
+    "Inherited",
     "Mask",
     "SiteMask",
     "collapse",

@@ -17,6 +17,7 @@ from dist_prune.gates import local_gates, sites
 from dist_prune.models import Site
 
 THRESHOLD = 0.5
+BINS = 20
 DECIDED = 0.99  # a unit counts as decided when at least this share of samples agrees with the mask
 
 
@@ -26,7 +27,8 @@ class SiteMask:
 
     mean_activation: mean over units, in [0, 1]; kept: indices of the units that stay; agreement: share of
     (sample, unit) decisions that equal the mask; r_polar: mean over units of g (1 - g), the site's part of
-    equation 9; undecided: number of units under ``DECIDED``.
+    equation 9; undecided: number of units under ``DECIDED``; flipped: number of units that stay against the
+    gates' vote; histogram: number of units by mean activation, in ``BINS`` equal bins of [0, 1].
     """
 
     name: str
@@ -37,6 +39,8 @@ class SiteMask:
     agreement: float
     r_polar: float = 0.0
     undecided: int = 0
+    flipped: int = 0
+    histogram: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,16 @@ class Mask:
     def open_ratio(self) -> float:
         """Share of all units that stay."""
         return sum(len(site.kept) for site in self.sites) / sum(site.units for site in self.sites)
+
+    @property
+    def flipped(self) -> int:
+        """Number of units that stay against the gates' vote, because nothing else would have been left."""
+        return sum(site.flipped for site in self.sites)
+
+    @property
+    def histogram(self) -> list[int]:
+        """Number of units by mean activation, in ``BINS`` equal bins of [0, 1]."""
+        return [sum(counts) for counts in zip(*(site.histogram for site in self.sites), strict=True)]
 
     @property
     def undecided(self) -> list[str]:
@@ -116,7 +130,8 @@ def vote(means: Tensor, model_sites: Sequence[Site]) -> Mask:
     parts = means.detach().double().cpu().split([site.units for site in model_sites])
     for site, part in zip(model_sites, parts, strict=True):
         stays = part > THRESHOLD
-        if not stays.any() and not site.may_be_empty:
+        rescued = not stays.any() and not site.may_be_empty
+        if rescued:
             stays[part.argmax()] = True
         agreement = torch.where(stays, part, 1 - part)
         decided.append(
@@ -129,6 +144,8 @@ def vote(means: Tensor, model_sites: Sequence[Site]) -> Mask:
                 agreement=agreement.mean().item(),
                 r_polar=(part * (1 - part)).mean().item(),
                 undecided=int((agreement < DECIDED).sum()),
+                flipped=int(rescued),
+                histogram=tuple(part.float().histc(BINS, 0, 1).int().tolist()),
             )
         )
     return Mask(tuple(decided))
@@ -151,8 +168,8 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
         for batch in batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(images.to(device))
-            sums, samples, _ = local_gates(model)
-            totals += torch.cat([sums, sums.new_tensor([samples])])
+            local = local_gates(model)
+            totals += torch.cat([local.sums, local.sums.new_tensor([local.samples])])
     finally:
         for module, training in modes.items():
             module.training = training
@@ -166,6 +183,11 @@ def load_mask(path: str | Path) -> Mask:
     """Read a mask.json; raises UserError if it is missing, unreadable or not a mask."""
     try:
         data = json.loads(Path(path).read_text())
-        return Mask(tuple(SiteMask(**{**site, "kept": tuple(site["kept"])}) for site in data["sites"]))
+        return Mask(tuple(_read(site) for site in data["sites"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a readable mask.json: {error}") from error
+
+
+def _read(site: dict[str, Any]) -> SiteMask:
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in site.items()}
+    return SiteMask(**fields)

@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dist_prune.consensus.collapse import remove_units
+from dist_prune.consensus.slicing import remove_units
 from dist_prune.errors import UserError
-from dist_prune.gates import gated_blocks
+from dist_prune.gates import gated_modules
 from dist_prune.models import Architecture, architecture_of
 
 FORMAT = "dist_prune.sliced"
@@ -122,7 +122,7 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _refuse_other_structure(small: nn.Module, architecture: Architecture, kept: Mapping[str, Any]) -> None:
-    if any(True for _ in gated_blocks(small)):
+    if any(True for _ in gated_modules(small)):
         raise UserError("this network still has gates: save what dist_prune.collapse returns")
     with torch.device("meta"):
         rebuilt = architecture.build()

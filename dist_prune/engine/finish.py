@@ -13,6 +13,7 @@ from dist_prune.consensus import Mask, load_sliced, save_sliced
 from dist_prune.engine.evaluate import accuracies, max_abs_difference
 from dist_prune.engine.setting import Setting
 from dist_prune.errors import RunError
+from dist_prune.gates import outcome
 from dist_prune.measure import count_macs, count_parameters
 from dist_prune.methods import Phase
 
@@ -51,10 +52,11 @@ def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = Non
         "macs": macs,
         "macs_dense": setting.costs.dense,
         "macs_ratio": macs / setting.costs.dense,
+        **_budget(setting, mask),
         "parameters": count_parameters(small),
         "parameters_dense": setting.costs.parameters,
         "agreement": mask.agreement if mask else None,
-        "units_flipped_by_rounding": 0,  # the mask is the gates' own vote; nothing is rounded to a budget
+        "units_flipped_by_rounding": mask.flipped if mask else None,
         "max_abs_difference": difference,
     }
     reloaded = _write(setting, small, mask, summary)
@@ -65,6 +67,14 @@ def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = Non
         models, setting.eval_batches("test"), setting.device, autocast
     )
     return Outcome(summary, reloaded)
+
+
+def _budget(setting: Setting, mask: Mask | None) -> dict[str, Any]:
+    """The budget and what became of it, for gated networks that have one."""
+    target = setting.config.target_macs
+    if mask is None or target is None:
+        return {}
+    return {"target_macs": target, "budget": outcome(setting.costs, mask.kept, target)}
 
 
 def _write(setting: Setting, small: nn.Module, mask: Mask | None, summary: dict[str, Any]) -> nn.Module:

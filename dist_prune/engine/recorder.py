@@ -11,7 +11,6 @@ from dist_prune import distributed
 from dist_prune.consensus import Mask
 from dist_prune.engine.setting import Position
 from dist_prune.engine.train_step import StepRecord
-from dist_prune.gates import GateMeans
 from dist_prune.models import Site
 from dist_prune.monitor import names
 from dist_prune.monitor.console import Progress, final_table
@@ -110,8 +109,11 @@ def _site_means(means: Tensor, sites: Sequence[Site]) -> list[float]:
 def _gate_metrics(means: Tensor, sites: Sequence[Site]) -> dict[str, float]:
     if not sites:
         return {}
-    gates = GateMeans(means, tuple(site.units for site in sites))
-    return {names.OPEN_RATIO: mean_over_sites(gates).item(), names.R_POLAR: polarization(gates).item()}
+    gates = (means.double(), tuple(site.units for site in sites))
+    return {
+        names.OPEN_RATIO: min(mean_over_sites(gates).item(), 1.0),
+        names.R_POLAR: polarization(gates).item(),
+    }
 
 
 def _evaluation_line(record: Mapping[str, Any]) -> str:

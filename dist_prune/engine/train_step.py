@@ -22,13 +22,14 @@ class StepRecord:
     """What one optimizer step showed, over the whole global batch.
 
     losses: ``total``, ``task`` and each term, means over samples; accuracy: share of right answers;
-    means: gate means (all units,), on the CPU, empty without gates; samples: images in the step;
-    stop: whether any rank was asked to stop.
+    means: gate means (all units,), on the CPU, empty without gates; logits: their mean logits; samples: images
+    in the step; stop: whether any rank was asked to stop.
     """
 
     losses: dict[str, float]
     accuracy: float
     means: Tensor
+    logits: Tensor
     samples: int
     stop: bool
 
@@ -39,18 +40,20 @@ class StepRecord:
 
 
 def train_step(
-    engine: Engine, phase: Phase, batches: Sequence[Batch], epoch: float, stop: bool
+    engine: Engine, phase: Phase, batches: Sequence[Batch], epoch: float, stop: bool, number: int = 0
 ) -> StepRecord:
-    """Train on one global batch; ``batches`` are this rank's micro-batches (images, labels).
+    """Train on one global batch, the run's ``number``-th; ``batches``: this rank's micro-batches (images, labels).
 
     One all-reduce a micro-batch: unit sums, count, loss, right answers and the stop flag together. The task
     loss of a rank is W / N times its local sum, so that averaged gradients are those of the joined batch.
     """
     window = Window()
-    totals = torch.zeros(3, device=engine.device)
+    totals: Tensor = torch.zeros((), device=engine.device)
     terms_seen: dict[str, Tensor] = {}
     means = totals.new_empty(0)
-    for images, labels in batches:
+    for turn, (images, labels) in enumerate(batches):
+        place = turn * distributed.world_size() + distributed.rank()
+        phase.before_forward(engine.module, number, place * len(images), epoch)
         images, labels = (
             images.to(engine.device, non_blocking=True),
             labels.to(engine.device, non_blocking=True),
@@ -60,31 +63,33 @@ def train_step(
         gates = _gates(engine, phase, labels)
         right = (logits.detach().argmax(1) == labels).sum()
         scalars = torch.stack([task_sum.detach(), right.float(), task_sum.new_tensor(float(stop))])
-        means, reduced = window.reduce(gates.sums, gates.samples, scalars)
-        totals += reduced
+        means, reduced = window.reduce(gates.sums, gates.samples, torch.cat([scalars, gates.logits]))
+        totals = totals + reduced
         task = task_sum * (distributed.world_size() / window.micro_samples)
-        gate_means = GateMeans(means, gates.sizes) if phase.has_gates else None
+        logits_so_far = totals[len(scalars) :].detach() / window.samples
+        gate_means = GateMeans(means, gates.sizes, logits_so_far) if phase.has_gates else None
         terms = phase.loss_terms(Step(engine.module, images, labels, logits, gate_means, epoch))
         engine.backward(sum(terms.values(), start=task))
         engine.step()
         for name, value in terms.items():
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
-    phase.after_step(engine.module)
     return _record(window, totals, terms_seen, means.detach())
 
 
 def _gates(engine: Engine, phase: Phase, labels: Tensor) -> LocalGates:
     if phase.has_gates:
         return local_gates(engine.module)
-    return LocalGates(torch.empty(0, device=engine.device), len(labels), ())
+    none = torch.empty(0, device=engine.device)
+    return LocalGates(none, none, len(labels), ())
 
 
 def _record(window: Window, totals: Tensor, terms: dict[str, Tensor], means: Tensor) -> StepRecord:
     """Read the figures off the device: the only place of a step that waits for it."""
     samples = torch.as_tensor(window.samples, device=totals.device).reshape(1)
-    loss_sum, right, stops, count, *values = torch.cat(
-        [totals, samples, *(t.reshape(1) for t in terms.values())]
-    ).tolist()
+    seen = torch.cat([means, totals, samples, *(t.reshape(1) for t in terms.values())]).cpu()
+    units = means.numel()
+    means, sums, logit_sums, rest = seen.split([units, 3, units, 1 + len(terms)])
+    (loss_sum, right, stops), (count, *values) = sums.tolist(), rest.tolist()
     losses = {"task": loss_sum / count, **dict(zip(terms, values, strict=True))}
     losses["total"] = sum(losses.values())
-    return StepRecord(losses, right / count, means.cpu(), int(count), stops > 0)
+    return StepRecord(losses, right / count, means, logit_sums / count, int(count), stops > 0)

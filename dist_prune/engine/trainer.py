@@ -93,7 +93,9 @@ class Trainer:
         self.stop.count_step()
         self._lr = run.engine.lr
         epoch = self.position.epoch + self.position.batch / self.setting.steps_per_epoch
-        record = train_step(run.engine, run.phase, batches, epoch, stop=self.stop.reason is not None)
+        stop = self.stop.reason is not None
+        record = train_step(run.engine, run.phase, batches, epoch, stop, number=self.position.step)
+        run.phase.after_step(run.engine.module, record.logits, epoch)
         self.position.step += 1
         self.position.batch += 1
         self._images += record.samples
@@ -141,6 +143,7 @@ class Trainer:
             "macs_ratio": macs / costs.dense,
             "energy_joules": None,
             "gate_means": mask.mean_activation if mask else {},
+            "gate_histogram": mask.histogram if mask else [],
         }
 
     def _turn_epoch(self) -> None:

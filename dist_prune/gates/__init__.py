@@ -1,21 +1,44 @@
 """Gates: heads, gating modules, their insertion into networks, and their means over the global batch."""
 
-from dist_prune.gates.heads import HEADS
-from dist_prune.gates.insertion import GatedBlock, attach_gates, gated_blocks, sites
+from dist_prune.gates.budget import Budget, Timeline, macs_budget, outcome
+from dist_prune.gates.heads import HEADS, Head, Moment
+from dist_prune.gates.insertion import (
+    attach_gates,
+    find_sites,
+    follow_logits,
+    gated_modules,
+    set_moment,
+    sites,
+    strip_gates,
+)
 from dist_prune.gates.means import GateMeans, Window, gate_means, local_gates
-from dist_prune.gates.modules import FixedGate, Gate, LayerGate
+from dist_prune.gates.modules import FixedGate, Gate, GatingModule
+from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels
 
 __all__ = [
     "HEADS",
+    "Budget",
     "FixedGate",
     "Gate",
     "GateMeans",
+    "Gated",
     "GatedBlock",
-    "LayerGate",
+    "GatedBranch",
+    "GatedChannels",
+    "GatingModule",
+    "Head",
+    "Moment",
+    "Timeline",
     "Window",
     "attach_gates",
+    "find_sites",
+    "follow_logits",
     "gate_means",
-    "gated_blocks",
+    "gated_modules",
     "local_gates",
+    "macs_budget",
+    "outcome",
+    "set_moment",
     "sites",
+    "strip_gates",
 ]

@@ -1,14 +1,18 @@
 """Heads: the last step of a gate, from a real number to a binary decision that still passes a gradient.
 
-A new head is one small nn.Module (logits in, zeros and ones of the same shape out) and an entry of HEADS.
+A new head is one small subclass of ``Head`` and an entry of ``HEADS``.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dist_prune import distributed
+from dist_prune.gates.noise import logistic_noise
 
 
 class _StraightThroughFunction(torch.autograd.Function):
@@ -23,7 +27,38 @@ class _StraightThroughFunction(torch.autograd.Function):
         return grad * (logits.abs() <= 1)
 
 
-class StraightThrough(nn.Module):
+@dataclass(frozen=True)
+class Moment:
+    """What stochastic heads key their noise by, so that another number of ranks changes nothing.
+
+    seed: of the run; step: counts optimizer steps; first_sample: the number, within the global batch, of the
+    first sample of this rank's micro-batch; temperature: of Gumbel-softmax.
+    """
+
+    seed: int
+    step: int
+    first_sample: int
+    temperature: float = 1.0
+
+
+class Head(nn.Module):
+    """Logits (B, units) -> zeros and ones of the same shape and dtype, with a gradient.
+
+    number: of the gate in its network; gates of one network draw different noise.
+    """
+
+    moment: Moment | None = None  # of the next forward pass, where the caller sets it
+    obeys_thresholds = True  # whether a threshold on the logits decides how many units are open
+
+    def __init__(self, units: int, number: int = 0) -> None:
+        super().__init__()
+        self.number = number
+
+    def follow(self, logits: Tensor) -> None:
+        """Called after a step with the units' mean logits over the global batch (units,)."""
+
+
+class StraightThrough(Head):
     """The straight-through estimator of arXiv 2302.10798.
 
     Forward (equation 4): 1 where x > 0, else 0. Backward (equation 5): the gradient passes where |x| <= 1.
@@ -34,4 +69,58 @@ class StraightThrough(nn.Module):
         return _StraightThroughFunction.apply(logits)
 
 
-HEADS: dict[str, type[nn.Module]] = {"ste": StraightThrough}
+class GumbelSoftmax(Head):
+    """The hard Gumbel-softmax of arXiv 1611.01144 for two classes, open (logit x) and closed (logit 0).
+
+    In training: 1 where x + noise > 0, the noise being the difference of two Gumbel draws; backward, the
+    gradient of sigmoid((x + noise) / temperature). In evaluation: 1 where x > 0.
+    """
+
+    def __init__(self, units: int, number: int = 0) -> None:
+        super().__init__(units, number)
+        self._passes = 0
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits (B, units) -> zeros and ones of the same shape and dtype."""
+        if not self.training:
+            return (logits > 0).to(logits.dtype)
+        moment, self.moment = self.moment or self._own_moment(len(logits)), None
+        noisy = logits + logistic_noise(moment.seed, moment.step, self.number, moment.first_sample, logits)
+        soft = torch.sigmoid(noisy / moment.temperature)
+        return (noisy > 0).to(soft.dtype) + soft - soft.detach()
+
+    def _own_moment(self, batch: int) -> Moment:
+        self._passes += 1
+        return Moment(0, self._passes, distributed.rank() * batch)
+
+
+class BernoulliThreshold(Head):
+    """The Bernoulli head as arXiv 2302.10798, section 5.4, describes it: open where x exceeds its mean.
+
+    The mean over the global batch follows with a step's delay and as a running mean, so that it is the same
+    on all ranks without a collective of its own, and is known in evaluation. Backward as equation 5. About half
+    of the samples find a gate open, whatever it learns: no regularizer or budget can change that.
+    """
+
+    mean: Tensor
+    momentum = 0.1
+    obeys_thresholds = False
+
+    def __init__(self, units: int, number: int = 0) -> None:
+        super().__init__(units, number)
+        self.register_buffer("mean", torch.zeros(units))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits (B, units) -> zeros and ones of the same shape and dtype."""
+        return _StraightThroughFunction.apply(logits - self.mean)
+
+    def follow(self, logits: Tensor) -> None:
+        """Move the running mean."""
+        self.mean.lerp_(logits.to(self.mean), self.momentum)
+
+
+HEADS: dict[str, type[Head]] = {
+    "ste": StraightThrough,
+    "gumbel": GumbelSoftmax,
+    "bernoulli": BernoulliThreshold,
+}

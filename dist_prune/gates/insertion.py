@@ -1,88 +1,184 @@
-"""Insertion of gates: residual blocks are wrapped, never edited, so that slicing can take them out again."""
+"""Insertion of gates: modules are wrapped, never edited, so that slicing can take the gates out again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError, nearest
-from dist_prune.gates.heads import HEADS
-from dist_prune.gates.modules import Gate, LayerGate
-from dist_prune.gates.ops import add_gated
-from dist_prune.models import Site, architecture_of, remember, residual_blocks, residual_form
+from dist_prune.gates.heads import HEADS, Moment
+from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels
+from dist_prune.measure import count_macs
+from dist_prune.models import (
+    POSITIONS,
+    Site,
+    architecture_of,
+    channel_sites,
+    layer_sites,
+    remember,
+    residual_form,
+)
+
+KINDS = ("layer", "channel")
+FLATTEN_LIMIT = 0.02  # share of the network's MACs that flattened gating modules may cost by default
 
 
-class GatedBlock(nn.Module):
-    """act(shortcut(x) + g(x) * F(x)): a residual block whose branch a gate opens or closes per sample.
+def find_sites(plain: nn.Module, kind: str = "layer", position: str = "between") -> tuple[Site, ...]:
+    """The sites of a plain network that gates of one kind (and position) would control, in its order.
 
-    ``block`` is the original block, untouched: with the gate open the wrapper computes what the block does.
+    Raises UserError for an unknown kind or position, and if the network has no such site.
     """
-
-    def __init__(self, block: nn.Module, gate: Gate) -> None:
-        super().__init__()
-        form = residual_form(block)
-        assert form is not None, f"{type(block).__name__} is not a residual block of a known family"
-        self.block = block
-        self.gate = gate
-        self.form = form
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> what the original block returns, (B, C_out, H', W')."""
-        for_branch, for_shortcut, decisions = self.gate(x)
-        branch = self.form.branch(self.block, for_branch)
-        shortcut = self.form.shortcut_of(self.block)
-        kept = for_shortcut if shortcut is None else shortcut(for_shortcut)
-        activation = self.form.activation_of(self.block)
-        if type(activation) is nn.ReLU:
-            return add_gated(kept, decisions, branch, relu=True)
-        return activation(add_gated(kept, decisions, branch))
+    if kind not in KINDS:
+        raise UserError(f"gates of kind '{kind}' are not available; {nearest(kind, KINDS)}")
+    if position not in POSITIONS:
+        raise UserError(f"unknown gate position '{position}'; {nearest(position, POSITIONS)}")
+    found = layer_sites(plain) if kind == "layer" else channel_sites(plain, position)
+    if not found or any(site.gate_at == "" for site in found):
+        what = "residual layer" if kind == "layer" else f"channel site at position '{position}'"
+        elsewhere = kind == "channel" and position != "between" and channel_sites(plain, "between")
+        hint = "; it has some at position 'between'" if elsewhere else " of a known family in it"
+        raise UserError(f"{type(plain).__name__} has no {what}{hint}")
+    return found
 
 
 def attach_gates(
     model: nn.Module,
     kind: str = "layer",
+    *,
+    position: str = "between",
     head: str = "ste",
     hidden: int = 16,
+    dense_layers: int = 2,
+    flatten: bool | None = None,
+    input_shape: Sequence[int] | None = None,
     open_bias: float | None = 1.0,
 ) -> nn.Module:
-    """Put a gate on every residual block of ``model``, in place, and return the model.
+    """Put a gate on every site of ``model``, in place, and return the model.
 
-    kind: ``layer`` (one gate a block); head: a name of ``HEADS``; hidden: width of the gating module;
-    open_bias: see ``LayerGate``. Blocks are those of our CIFAR ResNets, of torchvision's and timm's ResNet
-    families and their subclasses. Raises UserError if there is none, or if the model has gates already.
+    kind: ``layer`` (one gate a residual branch) or ``channel`` (one gate a feature map); position: of channel
+    gates, ``before``, ``between`` or ``after`` (arXiv 2302.10798, Figure 3; families other than ResNets have
+    ``between`` only); head: a name of ``HEADS``; hidden, dense_layers, open_bias: see ``GatingModule``.
+    flatten: channel gates read the flattened map, as in the paper's Table 1, instead of its average over
+    pixels; None: where all flattened gates together cost at most 2 % of the network's MACs. Flattened maps
+    need input_shape (C, H, W). Raises UserError for what the model or the options do not allow.
     """
-    if kind != "layer":
-        raise UserError(f"gates of kind '{kind}' are not available; {nearest(kind, ['layer'])}")
     if head not in HEADS:
         raise UserError(f"unknown gate head '{head}'; {nearest(head, HEADS)}")
-    if any(True for _ in gated_blocks(model)):
+    if any(True for _ in gated_modules(model)):
         raise UserError("this model has gates already")
+    found = find_sites(model, kind, position)
     architecture = architecture_of(model)
-    blocks = residual_blocks(model)
-    if not blocks or "" in blocks:
-        raise UserError(
-            f"{type(model).__name__} has no residual block of a known family in it (ResNet blocks)"
-        )
+    shapes = _shapes(model, found, input_shape) if kind == "channel" and input_shape else None
+    flatten = kind == "channel" and _flattens(
+        flatten, model, found, shapes, input_shape, hidden, dense_layers
+    )
+    options = {"hidden": hidden, "dense_layers": dense_layers, "head": head, "open_bias": open_bias}
     reference = next(model.parameters())
-    for name, block in blocks.items():
-        gate = LayerGate(block_in_channels(block), hidden, head, open_bias)
-        model.set_submodule(name, GatedBlock(block, gate.to(reference.device, reference.dtype)))
+    for number, site in enumerate(found):
+        features = shapes[number].numel() if flatten and shapes else _width(model, site)
+        gate = GatingModule(features, site.units, flatten=flatten, number=number, **options)  # type: ignore[arg-type]
+        _insert(model, site, gate.to(reference.device, reference.dtype))
     return model if architecture is None else remember(model, architecture)
 
 
-def block_in_channels(block: nn.Module) -> int:
-    """The number of channels of a residual block's input."""
-    return next(m.in_channels for m in block.modules() if isinstance(m, nn.Conv2d))
+def _insert(model: nn.Module, site: Site, gate: GatingModule) -> None:
+    inner = model.get_submodule(site.gate_at)
+    if site.kind == "channel":
+        wrapper: type[Gated] = GatedChannels
+    else:
+        wrapper = GatedBlock if residual_form(inner) else GatedBranch
+    model.set_submodule(site.gate_at, wrapper(inner, gate, site))
 
 
-def gated_blocks(model: nn.Module) -> Iterator[tuple[str, GatedBlock]]:
-    """All gated blocks with their qualified names, in the order of the network."""
+def _width(model: nn.Module, site: Site) -> int:
+    """Channels of what a gate reads."""
+    if site.kind == "channel":
+        return site.units
+    module = model.get_submodule(site.gate_at)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            return part.in_channels
+        if isinstance(part, nn.MultiheadAttention):
+            return part.embed_dim
+        if isinstance(part, nn.Linear):
+            return part.in_features
+    raise UserError(f"cannot tell how many channels '{site.name}' reads")
+
+
+def _shapes(model: nn.Module, found: Sequence[Site], input_shape: Sequence[int]) -> list[torch.Size]:
+    """The shapes (C, H, W) of what channel gates read, for images of ``input_shape``."""
+    shapes: dict[str, torch.Size] = {}
+    hooks = []
+    for site in found:
+
+        def note(_: nn.Module, inputs: tuple, output: torch.Tensor, site: Site = site) -> None:
+            shapes[site.name] = (output if site.behind else inputs[0]).shape[1:]
+
+        hooks.append(model.get_submodule(site.gate_at).register_forward_hook(note))
+    reference, was_training = next(model.parameters()), model.training
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype))
+    model.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return [shapes[site.name] for site in found]
+
+
+def _flattens(
+    wanted: bool | None,
+    model: nn.Module,
+    found: Sequence[Site],
+    shapes: list[torch.Size] | None,
+    input_shape: Sequence[int] | None,
+    hidden: int,
+    dense_layers: int,
+) -> bool:
+    if shapes is None or input_shape is None:
+        if wanted:
+            raise UserError("flattened channel gates need input_shape=(C, H, W)")
+        return False
+    if wanted is not None:
+        return wanted
+    outputs = [hidden if dense_layers > 1 else site.units for site in found]
+    macs = sum(shape.numel() * out for shape, out in zip(shapes, outputs, strict=True))
+    return macs <= FLATTEN_LIMIT * count_macs(model, input_shape)
+
+
+def strip_gates(model: nn.Module) -> nn.Module:
+    """Take all gates out, in place: every gated module becomes the module it wraps. Returns the model."""
+    for name, wrapper in list(gated_modules(model)):
+        model.set_submodule(name, wrapper.inner)
+    return model
+
+
+def gated_modules(model: nn.Module) -> Iterator[tuple[str, Gated]]:
+    """All gated modules with their qualified names, in the order of the network."""
     for name, module in model.named_modules():
-        if isinstance(module, GatedBlock):
+        if isinstance(module, Gated):
             yield name, module
+
+
+def gating_modules(model: nn.Module) -> list[GatingModule]:
+    """The gates of ``model`` that learn, in the order of the network."""
+    return [gated.gate for _, gated in gated_modules(model) if isinstance(gated.gate, GatingModule)]
+
+
+def set_moment(model: nn.Module, moment: Moment) -> None:
+    """Say what the noise of stochastic heads is keyed by in the next forward pass."""
+    for gate in gating_modules(model):
+        gate.head.moment = moment
+
+
+def follow_logits(model: nn.Module, logits: Tensor) -> None:
+    """After a step: tell the heads the units' mean logits over the global batch (all units,)."""
+    gates = gating_modules(model)
+    for gate, part in zip(gates, logits.split([gate.units for gate in gates]), strict=True):
+        gate.head.follow(part)
 
 
 def sites(model: nn.Module) -> tuple[Site, ...]:
     """The sites that the gates of ``model`` control, in the order of the network."""
-    return tuple(Site(name, "layer", module.gate.units) for name, module in gated_blocks(model))
+    return tuple(module.site for _, module in gated_modules(model))

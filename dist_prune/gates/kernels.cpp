@@ -1,11 +1,13 @@
 // Passes over channels_last maps on CPUs that torch needs several for, or copies: the mean over
-// pixels, the sum of two maps and a value per sample and channel, and relu(kept + gate * branch) with its backward.
+// pixels, the sum of maps and a value per sample and channel, maps times such a value, and
+// relu(kept + gate * branch), with their backwards.
 // All arithmetic is fp32. Compiled on request (kernels.py); ops.py has the plain expressions.
 #include <torch/extension.h>
 
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 namespace {
 
@@ -61,8 +63,12 @@ void add_rows(const void* a, const void* b, const float* share, void* out, Shape
       for (int64_t p = 0; p < shape.pixels; ++p) {
         const int64_t row = (n * shape.pixels + p) * shape.channels;
         const T* x = static_cast<const T*>(a) + row;
-        const T* y = static_cast<const T*>(b) + row;
         T* z = static_cast<T*>(out) + row;
+        if (b == nullptr) {
+          for (int64_t c = 0; c < shape.channels; ++c) z[c] = Format::store(Format::load(x[c]) + add[c]);
+          continue;
+        }
+        const T* y = static_cast<const T*>(b) + row;
         for (int64_t c = 0; c < shape.channels; ++c) {
           z[c] = Format::store(Format::load(x[c]) + Format::load(y[c]) + add[c]);
         }
@@ -121,6 +127,44 @@ void gated_backward_rows(const void* grad, const void* out, const void* branch, 
   });
 }
 
+// gate has a value per sample and channel.
+template <typename Format>
+void scale_rows(const void* map, const float* gate, void* out, Shape shape) {
+  using T = typename Format::Storage;
+  at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float* open = gate + n * shape.channels;
+      for (int64_t p = 0; p < shape.pixels; ++p) {
+        const int64_t row = (n * shape.pixels + p) * shape.channels;
+        const T* x = static_cast<const T*>(map) + row;
+        T* z = static_cast<T*>(out) + row;
+        for (int64_t c = 0; c < shape.channels; ++c) z[c] = Format::store(Format::load(x[c]) * open[c]);
+      }
+    }
+  });
+}
+
+template <typename Format>
+void scale_backward_rows(const void* grad, const void* map, const float* gate, void* grad_map, float* grad_gate,
+                         Shape shape) {
+  using T = typename Format::Storage;
+  at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const float* open = gate + n * shape.channels;
+      float* sum = grad_gate + n * shape.channels;
+      for (int64_t p = 0; p < shape.pixels; ++p) {
+        const int64_t row = (n * shape.pixels + p) * shape.channels;
+        const T* g = static_cast<const T*>(grad) + row;
+        const T* x = static_cast<const T*>(map) + row;
+        for (int64_t c = 0; c < shape.channels; ++c) sum[c] += Format::load(g[c]) * Format::load(x[c]);
+        if (grad_map == nullptr) continue;
+        T* z = static_cast<T*>(grad_map) + row;
+        for (int64_t c = 0; c < shape.channels; ++c) z[c] = Format::store(Format::load(g[c]) * open[c]);
+      }
+    }
+  });
+}
+
 bool is_bf16(const at::Tensor& map) { return map.scalar_type() == at::kBFloat16; }
 
 }  // namespace
@@ -133,12 +177,34 @@ at::Tensor mean(const at::Tensor& map) {
   return out;
 }
 
-at::Tensor add_with_share(const at::Tensor& a, const at::Tensor& b, const at::Tensor& share) {
+// b may be left out.
+at::Tensor add_with_share(const at::Tensor& a, const std::optional<at::Tensor>& b, const at::Tensor& share) {
   TORCH_CHECK(share.is_contiguous(), "share must be contiguous");
   at::Tensor out = at::empty_like(a);
-  (is_bf16(a) ? add_rows<BFloat16> : add_rows<Float32>)(a.data_ptr(), b.data_ptr(), share.data_ptr<float>(),
-                                                        out.data_ptr(), Shape(a));
+  (is_bf16(a) ? add_rows<BFloat16> : add_rows<Float32>)(a.data_ptr(), b ? b->data_ptr() : nullptr,
+                                                        share.data_ptr<float>(), out.data_ptr(), Shape(a));
   return out;
+}
+
+// gate: (B, C). gate * map.
+at::Tensor scale_forward(const at::Tensor& map, const at::Tensor& gate) {
+  TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
+  at::Tensor out = at::empty_like(map);
+  (is_bf16(map) ? scale_rows<BFloat16> : scale_rows<Float32>)(map.data_ptr(), gate.data_ptr<float>(), out.data_ptr(),
+                                                              Shape(map));
+  return out;
+}
+
+// Gradients of map and gate (B, C); that of the map is the given one if all gates are open.
+std::tuple<at::Tensor, at::Tensor> scale_backward(const at::Tensor& grad, const at::Tensor& map,
+                                                  const at::Tensor& gate, bool all_open) {
+  TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
+  at::Tensor grad_gate = at::zeros_like(gate);
+  at::Tensor grad_map = all_open ? grad : at::empty_like(grad);
+  (is_bf16(grad) ? scale_backward_rows<BFloat16> : scale_backward_rows<Float32>)(
+      grad.data_ptr(), map.data_ptr(), gate.data_ptr<float>(), all_open ? nullptr : grad_map.data_ptr(),
+      grad_gate.data_ptr<float>(), Shape(grad));
+  return {grad_map, grad_gate};
 }
 
 // gate: (B, 1). kept + gate * branch, through ReLU if asked for.
@@ -168,6 +234,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gated_backward(const at::Tensor& 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("mean", &mean);
   module.def("add_with_share", &add_with_share);
+  module.def("scale_forward", &scale_forward);
+  module.def("scale_backward", &scale_backward);
   module.def("gated_forward", &gated_forward);
   module.def("gated_backward", &gated_backward);
 }

@@ -13,24 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
-from dist_prune.gates.insertion import gated_blocks
+from dist_prune.gates.insertion import follow_logits, gated_modules
 
 
 class GateMeans(NamedTuple):
-    """Mean activations over the global batch.
+    """What the gates did over the global batch.
 
-    values: shape (all units,), fp32, in [0, 1], with the gradient of this rank's part attached;
-    sizes: the number of units of each site, in the order of ``sites(model)``.
+    values: mean activations, shape (all units,), fp32, in [0, 1], with the gradient of this rank's part
+    attached; sizes: the number of units of each site, in the order of ``sites(model)``; logits: mean logits
+    (all units,), fp32, detached: what a ``Budget`` ranks units by.
     """
 
     values: Tensor
     sizes: tuple[int, ...]
+    logits: Tensor
 
 
 class LocalGates(NamedTuple):
-    """This rank's part of a forward pass: sums over samples (all units,), fp32, and the number of ``samples``."""
+    """This rank's part of a forward pass, fp32: sums over its ``samples`` of decisions and of logits (all units,)."""
 
     sums: Tensor
+    logits: Tensor
     samples: int
     sizes: tuple[int, ...]
 
@@ -40,17 +43,18 @@ def local_gates(model: nn.Module) -> LocalGates:
 
     Raises RuntimeError if a gate has seen no forward pass since the last call, or if there is no gate.
     """
-    taken = {name: block.gate.take_decisions() for name, block in gated_blocks(model)}
+    taken = {name: gated.gate.take_decisions() for name, gated in gated_modules(model)}
     if not taken:
         raise RuntimeError("this model has no gates: call attach_gates first")
-    missing = [name for name, decisions in taken.items() if decisions is None]
+    missing = [name for name, latest in taken.items() if latest is None]
     if missing:
         raise RuntimeError(
             f"gate means need a forward pass since the last call; the gate of {missing[0]} saw none"
         )
-    decisions = [d for d in taken.values() if d is not None]
-    sums = torch.cat([d.flatten(1) for d in decisions], dim=1).float().sum(0)  # bf16 sums saturate at 256
-    return LocalGates(sums, decisions[0].shape[0], tuple(d.shape[1] for d in decisions))
+    decisions, logits = zip(*(latest for latest in taken.values() if latest is not None), strict=True)
+    # bf16 sums saturate at 256
+    sums, logit_sums = (torch.cat(parts, dim=1).float().sum(0) for parts in (decisions, logits))
+    return LocalGates(sums, logit_sums, decisions[0].shape[0], tuple(d.shape[1] for d in decisions))
 
 
 class Window:
@@ -87,6 +91,8 @@ def gate_means(model: nn.Module) -> GateMeans:
 
     One all-reduce. Raises RuntimeError if there was no forward pass since the last call.
     """
-    sums, samples, sizes = local_gates(model)
-    values, _ = Window().reduce(sums, samples, sums.new_empty(0))
-    return GateMeans(values, sizes)
+    local = local_gates(model)
+    window = Window()
+    values, logits = window.reduce(local.sums, local.samples, local.logits)
+    follow_logits(model, logits / window.samples)
+    return GateMeans(values, local.sizes, logits / window.samples)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,65 +29,96 @@ def _without_autocast(device_type: str) -> Iterator[None]:
 class Gate(nn.Module):
     """What every gate has in common: it keeps the decisions of its latest forward pass.
 
-    ``forward`` takes a block's input and returns it twice, for branch and shortcut, together with the
-    decisions: a gate that reads the input adds up all three gradients on the way back (``ops.fan_out``).
+    ``forward`` takes what a gate reads, a map (B, C, H, W) or tokens (B, T, C), and returns it twice, for two
+    users, together with the decisions: a gate that reads its input adds up all three gradients on the way
+    back (``ops.fan_out``).
 
-    ``decisions`` is a tensor of zeros and ones, (B, units), with its graph attached in training, until
-    ``take_decisions`` hands it over.
+    Decisions are zeros and ones, (B, units), with their graph attached in training, until ``take_decisions``
+    hands them over together with the logits that they come from.
     """
 
     units: int
 
     def __init__(self) -> None:
         super().__init__()
-        self._decisions: Tensor | None = None
+        self._latest: tuple[Tensor, Tensor] | None = None
 
-    def keep(self, decisions: Tensor) -> Tensor:
-        """Remember the decisions of this forward pass and pass them on."""
-        self._decisions = decisions
+    def keep(self, decisions: Tensor, logits: Tensor) -> Tensor:
+        """Remember the decisions of this forward pass, and pass them on."""
+        self._latest = decisions, logits.detach()
         return decisions
 
-    def take_decisions(self) -> Tensor | None:
-        """The decisions of the latest forward pass; None if there was none since the last call."""
-        decisions, self._decisions = self._decisions, None
-        return decisions
+    def take_decisions(self) -> tuple[Tensor, Tensor] | None:
+        """Decisions and logits (B, units) of the latest forward pass; None if there was none since the last call."""
+        latest, self._latest = self._latest, None
+        return latest
 
     def __getstate__(self) -> dict[str, Any]:
         # Decisions of a training step hang in a graph, which cannot be copied and means nothing to a copy.
-        return {**self.__dict__, "_decisions": None}
+        return {**self.__dict__, "_latest": None}
 
 
-class LayerGate(Gate):
-    """The layer gating module of arXiv 2302.10798, Table 1 (left column).
+class GatingModule(Gate):
+    """The gating modules of arXiv 2302.10798, Table 1: average pool (or flatten), K dense layers, binary head.
 
-    Average pool, dense to ``hidden`` (16), BatchNorm1d, ReLU, dense to 1, binary head. ``open_bias`` is the
-    initial bias of the last dense layer: at 1 (with small weights behind it) the gate starts open for nearly
-    every sample and still within reach of equation 5's gradient, |x| <= 1; None keeps torch's default.
+    Each dense layer but the last is followed by batch norm and ReLU. ``in_features``: channels of the input
+    (flattened: channels times pixels); ``units``: outputs, one for each channel of a channel site (the table
+    prints 1 there, where equation 9 needs one for each channel). ``open_bias`` is the initial bias of the
+    last dense layer: at 1, with small weights behind it, the gate starts open for nearly every sample and
+    still within reach of equation 5's gradient, |x| <= 1; None keeps torch's default. ``number``: of the gate
+    in its network.
+
+    A unit opens where its logit exceeds ``threshold``, and its gradient passes within ``reach`` of it. These are
+    0 and 1, as in the paper, unless a ``Budget`` moves them.
     """
 
-    units = 1
+    threshold: Tensor
+    reach: Tensor
 
     def __init__(
-        self, in_channels: int, hidden: int = 16, head: str = "ste", open_bias: float | None = 1.0
+        self,
+        in_features: int,
+        units: int = 1,
+        *,
+        hidden: int = 16,
+        dense_layers: int = 2,
+        head: str = "ste",
+        open_bias: float | None = 1.0,
+        flatten: bool = False,
+        number: int = 0,
     ) -> None:
         super().__init__()
-        self.dense1 = nn.Linear(in_channels, hidden)
-        self.norm = nn.BatchNorm1d(hidden)
-        self.relu = nn.ReLU(inplace=True)
-        self.dense2 = nn.Linear(hidden, 1)
-        self.head = HEADS[head]()
+        self.units = units
+        self.flatten = flatten
+        self.open_bias = open_bias
+        widths = [in_features, *[hidden] * (dense_layers - 1)]
+        body: list[nn.Module] = []
+        for narrow, wide in itertools.pairwise(widths):
+            body += [nn.Linear(narrow, wide), nn.BatchNorm1d(wide), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*body)
+        self.last = nn.Linear(widths[-1], units)
+        self.head = HEADS[head](units, number)
+        self.register_buffer("threshold", torch.zeros(units))
+        self.register_buffer("reach", torch.ones(()))
         if open_bias is not None:
-            nn.init.constant_(self.dense2.bias, open_bias)
-            nn.init.normal_(self.dense2.weight, std=0.01)
+            nn.init.constant_(self.last.bias, open_bias)
+            nn.init.normal_(self.last.weight, std=0.04 / math.sqrt(widths[-1]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Block input (B, C, H, W) -> the same twice, and decisions (B, 1) in the dtype of the gate's weights."""
+        """What the gate reads -> the same twice, and decisions (B, units) in the dtype of the gate's weights."""
         # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding.
         with _without_autocast(x.device.type):
-            first, second, pooled = fan_out(x)
-            pooled = pooled.to(self.dense1.weight.dtype)
-            logits = self.dense2(self.relu(self.norm(self.dense1(pooled))))
-            return first, second, self.keep(self.head(logits))
+            first, second, features = self._features(x)
+            logits = self.last(self.body(features.to(self.last.weight.dtype)))
+            decisions = self.head((logits - self.threshold) / self.reach)
+            return first, second, self.keep(decisions, logits)
+
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.flatten:
+            return x, x, x.flatten(1)
+        if x.dim() == 3:
+            return x, x, x.mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
+        return fan_out(x)
 
 
 class FixedGate(Gate):
@@ -100,4 +133,5 @@ class FixedGate(Gate):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Block input (B, ...) -> the same twice, and decisions (B, units)."""
-        return x, x, self.keep(self.open_units.to(x.dtype).expand(x.shape[0], -1))
+        decisions = self.open_units.to(x.dtype).expand(x.shape[0], -1)
+        return x, x, self.keep(decisions, decisions)

@@ -1,4 +1,4 @@
-"""Two operations on feature maps that gates add to every block, written to cost few passes over memory.
+"""Operations on feature maps that gates add to every block, written to cost few passes over memory.
 
 Their results and gradients are those of the plain expressions named below (tests hold them against these);
 the plain expressions themselves cost several passes more, most of them in autograd's backward.
@@ -22,16 +22,24 @@ class _FanOut(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kernels = kernels_for(x)
         pooled = kernels.mean(x) if kernels else _mean(x)
+        ctx.set_materialize_grads(False)  # often there is one user only
+        ctx.shape, ctx.dtype = x.shape, x.dtype
         return x.view_as(x), x.view_as(x), pooled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, first: Tensor, second: Tensor, pooled: Tensor) -> Tensor:
-        batch, channels, height, width = first.shape
+    def backward(ctx: Any, first: Tensor | None, second: Tensor | None, pooled: Tensor | None) -> Tensor:
+        batch, channels, height, width = ctx.shape
+        maps = [m for m in (first, second) if m is not None]
+        if pooled is None:
+            return sum(maps[1:], start=maps[0])
         share = (pooled / (height * width)).contiguous()
-        if kernels := kernels_for(first, second):
-            return kernels.add_with_share(first, second, share)
-        total, share = first + second, share.to(first.dtype)
+        if not maps:
+            return share.to(ctx.dtype).view(batch, channels, 1, 1).expand(ctx.shape)
+        if kernels := kernels_for(*maps):
+            return kernels.add_with_share(maps[0], maps[-1] if len(maps) == 2 else None, share)
+        total = maps[0] + maps[1] if len(maps) == 2 else maps[0].clone()
+        share = share.to(total.dtype)
         if not total.is_contiguous(memory_format=torch.channels_last):
             return total.add_(share.view(batch, channels, 1, 1))
         # A broadcast over few channels runs slowly; over several pixels at a time it does not.
@@ -86,6 +94,30 @@ class _AddGated(torch.autograd.Function):
         return grad, gate_grad.to(gate.dtype), branch_grad, None
 
 
+class _ScaleChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, gate: Tensor, may_alias: bool) -> Tensor:
+        ctx.all_open = not gate.is_cuda and bool((gate == 1).all())
+        ctx.save_for_backward(maps, gate)
+        if ctx.all_open and may_alias:
+            return maps.view_as(maps)
+        if kernels := kernels_for(maps):
+            return kernels.scale_forward(maps, gate.float().contiguous())
+        return maps * gate.to(maps.dtype)[:, :, None, None]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        maps, gate = ctx.saved_tensors
+        if kernels := kernels_for(grad, maps):
+            grads = kernels.scale_backward(grad, maps, gate.float().contiguous(), ctx.all_open)
+            return grads[0], grads[1].to(gate.dtype), None
+        wide = torch.promote_types(maps.dtype, torch.float32)
+        gate_grad = (grad * maps).sum((2, 3), dtype=wide).to(gate.dtype)
+        map_grad = grad if ctx.all_open else grad * gate.to(grad.dtype)[:, :, None, None]
+        return map_grad, gate_grad, None
+
+
 def _factor(gate: Tensor, branch: Tensor) -> Tensor:
     return gate.to(branch.dtype).view(-1, 1, 1, 1)
 
@@ -109,3 +141,11 @@ def add_gated(kept: Tensor, gate: Tensor, branch: Tensor, relu: bool = False) ->
     gate (B, 1); kept and branch (B, C, H, W), of one dtype.
     """
     return _AddGated.apply(kept, gate, branch, relu)
+
+
+def scale_channels(maps: Tensor, gate: Tensor, may_alias: bool = True) -> Tensor:
+    """``gate[:, :, None, None] * maps``; maps (B, C, H, W), gate (B, C).
+
+    may_alias: whether the result may be ``maps`` itself when all gates are open (not if it is changed in place).
+    """
+    return _ScaleChannels.apply(maps, gate, may_alias)

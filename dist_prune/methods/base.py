@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
-from dist_prune.consensus import Mask
-from dist_prune.gates import GateMeans
+from dist_prune.consensus import Inherited, Mask
+from dist_prune.gates import GateMeans, find_sites
 from dist_prune.measure import Costs, unit_costs
-from dist_prune.models import build_model
+from dist_prune.models import build_model, layer_sites
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,14 @@ class Task:
         )
 
     def costs(self) -> Costs:
-        """MACs of the dense network and of each of its units."""
-        return unit_costs(self.build(), self.input_shape)
+        """MACs of the dense network, and how they depend on the units that the recipe's gates control.
+
+        Networks and methods without gates count layers, where there are any.
+        """
+        plain, gates = self.build(), self.config.gates
+        gated = self.config.method == "consensus"
+        sites = find_sites(plain, gates.kind, gates.position) if gated else layer_sites(plain)
+        return unit_costs(plain, self.input_shape, sites)
 
 
 @dataclass(frozen=True)
@@ -58,21 +64,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Inherited:
-    """Where a tensor of a new phase comes from: the old name and, per dimension, the indices that stay."""
-
-    name: str
-    indices: tuple[Tensor | None, ...] = ()
-
-    def take(self, old: Tensor) -> Tensor:
-        """The part of ``old`` that is inherited."""
-        for dimension, index in enumerate(self.indices):
-            if index is not None:
-                old = old.index_select(dimension, index.to(old.device))
-        return old.clone()
-
-
-@dataclass(frozen=True)
 class Transition:
     """For each tensor of the new module, what it inherits from the old one; the optimizer's state follows.
 
@@ -82,11 +73,6 @@ class Transition:
 
     tensors: Mapping[str, Inherited] = field(default_factory=dict)
     keep_optimizer: bool = True
-
-    @staticmethod
-    def of(origins: Mapping[str, str]) -> Transition:
-        """Whole tensors by name, as ``consensus.cut`` returns them."""
-        return Transition({new: Inherited(old) for new, old in origins.items()})
 
 
 @dataclass
@@ -122,6 +108,9 @@ class Phase:
         """MACs of what remains of the module under ``mask``; dense: the costs of the recipe's dense network."""
         return dense.of(self.kept_under(mask))
 
+    def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
+        """Called before every micro-batch. step: optimizer steps so far; first_sample: see ``Moment``."""
+
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The task loss *summed* over the micro-batch, fp32; the step divides by the global count."""
         return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)
@@ -130,8 +119,11 @@ class Phase:
         """Further terms of the loss by name (names become metric names), weights included."""
         return {}
 
-    def after_step(self, module: nn.Module) -> None:
-        """Called after every optimizer step, for example to clamp weights."""
+    def after_step(self, module: nn.Module, logits: Tensor, epoch: float) -> None:
+        """Called after every optimizer step, for example to clamp weights.
+
+        logits: mean logits of the gates' units over the global batch, on the CPU (empty without gates).
+        """
 
     def decide(self, module: nn.Module, batches: Iterable[Any]) -> Mask | None:
         """The mask that ``module`` (trained so far) agrees on over ``batches``; all ranks call it."""

@@ -72,8 +72,8 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
     layer at least.
     """
     stages: dict[str, list[str]] = defaultdict(list)
-    for name in costs.per_unit:
-        stages[name.rpartition(".")[0]].append(name)
+    for site in costs.sites:
+        stages[site.stage].append(site.name)
     best: tuple[tuple[float, int], dict[str, tuple[int, ...]]] | None = None
     for share in {n / len(layers) for layers in stages.values() for n in range(len(layers) + 1)}:
         options = [
@@ -81,7 +81,7 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
             for layers in stages.values()
         ]
         for depths in itertools.product(*options):
-            kept = {
+            kept: dict[str, tuple[int, ...]] = {
                 name: (0,) if position < depth else ()
                 for depth, layers in zip(depths, stages.values(), strict=True)
                 for position, name in enumerate(layers)

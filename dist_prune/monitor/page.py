@@ -26,6 +26,10 @@ tbody th { font-weight: 400; overflow-wrap: anywhere; }
 td.number { text-align: right; white-space: nowrap; }
 th.number { text-align: right; }
 .results { max-width: 38rem; }
+.note { color: var(--quiet); font-size: .9rem; max-width: 45rem; }
+.study { font-size: .85rem; }
+.study thead th { vertical-align: bottom; min-width: 4.5rem; }
+.study tbody th:first-child { min-width: 11rem; }
 .none { color: var(--quiet); }
 .bar { display: inline-block; width: 6rem; height: .6rem; background: #1b3767; vertical-align: baseline; }
 .bar i { display: block; height: 100%; background: var(--open); }
@@ -57,10 +61,8 @@ def render_page(
         mask: the content of mask.json.
         config_json: the content of config.json.
     """
-    figures = "\n".join(_figure(caption, data) for caption, data in pictures)
+    figures = "\n".join(figure(caption, data) for caption, data in pictures)
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="state">{escape(state)}</p>',
         f'<p class="warning">{escape(warning)}</p>' if warning else "",
         "<h2>Results</h2>",
         _results(results),
@@ -70,18 +72,54 @@ def render_page(
         if config_json
         else "",
     ]
+    return document(title, state, parts)
+
+
+def document(title: str, state: str, parts: Sequence[str]) -> str:
+    """A page that needs no other file.
+
+    Args:
+        title: its heading, as plain text.
+        state: the line below it, as plain text.
+        parts: HTML; empty ones are left out.
+    """
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_CSS}</style>"
     )
-    body = "\n".join(part for part in parts if part)
+    top = [f"<h1>{escape(title)}</h1>", f'<p class="state">{escape(state)}</p>']
+    body = "\n".join([*top, *(part for part in parts if part)])
     return f'<!doctype html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}\n</body>\n</html>\n'
 
 
-def _figure(caption: str, data: bytes) -> str:
+def figure(caption: str, data: bytes) -> str:
+    """A picture with its caption; `data` is a PNG, which becomes part of the page."""
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     text = escape(caption)
     return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def note(text: str) -> str:
+    """A paragraph that explains what follows."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+    """A table of texts, of which the first `words` columns are words and the others numbers."""
+
+    def row(texts: Sequence[str]) -> str:
+        cells = [f"<th>{escape(text)}</th>" for text in texts[:words]]
+        return "<tr>" + "".join([*cells, *map(_number, texts[words:])]) + "</tr>"
+
+    heads = "".join(
+        f"<th{' class=number' if column >= words else ''}>{escape(text)}</th>"
+        for column, text in enumerate(head)
+    )
+    body = "\n".join(map(row, rows))
+    return (
+        f'<div class="wide"><table class="study"><thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody>'
+        "</table></div>"
+    )
 
 
 def _number(text: str) -> str:

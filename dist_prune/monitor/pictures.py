@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dist_prune.monitor import style
+from dist_prune.monitor.opening import MOST_NAMES, draw_opening, opening_bar
 
 _Line = npt.NDArray[np.float64]
 
-_MOST_NAMES = 60  # more rows than this cannot all carry a name
 _NEARLY = 0.05  # as near as this to 0 or 1 counts as there
 
 
@@ -36,27 +36,12 @@ def opening_picture(
     epochs = list(range(1, columns + 1) if epochs is None else epochs)
     if len(epochs) != columns:
         raise ValueError(f"{len(epochs)} epochs for {columns} columns")
-    row = 0.3 if sites <= 20 else 0.16 if sites <= _MOST_NAMES else 9.6 / sites
+    row = 0.3 if sites <= 20 else 0.16 if sites <= MOST_NAMES else 9.6 / sites
     figure = style.new_figure(8, 1.3 + row * max(sites, 4))
     axes = figure.add_subplot()
-    image = axes.imshow(
-        table.T, cmap=style.OPENING, vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="upper"
-    )
-    style.quiet(axes, grid=False)
-    axes.spines[:].set_visible(False)
-    shown = _spread(sites, _MOST_NAMES)
-    axes.set_yticks(shown, [site_names[i] for i in shown], fontsize=9 if sites <= 20 else 6.5)
-    shown = _round_epochs(epochs)
-    axes.set_xticks(shown, [str(epochs[i]) for i in shown])
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("site, from input to output")
-    if sites <= 20:  # thin rules keep few rows apart; between many they would hide the data
-        axes.hlines(np.arange(sites - 1) + 0.5, -0.5, columns - 0.5, color="white", linewidth=1.2)
+    image = draw_opening(axes, table, site_names, epochs)
     style.title(axes, "Mean opening of every site")
-    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, ticks=[0, 0.5, 1])
-    bar.ax.set_yticklabels(["0  closed", "0.5", "1  open"], fontsize=9, color=style.QUIET)
-    bar.ax.tick_params(length=0)
-    bar.outline.set_visible(False)
+    opening_bar(figure, image, [axes])
     return figure
 
 
@@ -147,18 +132,6 @@ def _checked(history: npt.ArrayLike, site_names: Sequence[str]) -> npt.NDArray[n
             f"history of shape {table.shape} for {len(site_names)} sites, expected (times, sites)"
         )
     return table
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most `most` of the indices below `count`, evenly spaced from 0."""
-    return list(range(0, count, -(-count // most)))
-
-
-def _round_epochs(epochs: Sequence[int]) -> list[int]:
-    """The columns to carry a number: all of a few, otherwise the multiples of 2, 5, 10, ..."""
-    strides = (digit * 10**power for power in range(9) for digit in (1, 2, 5))
-    stride = next(stride for stride in strides if len(epochs) / stride <= 13)
-    return [column for column, epoch in enumerate(epochs) if epoch % stride == 0]
 
 
 def gate_history(

@@ -47,9 +47,9 @@ def png(figure: Figure, dpi: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def title(axes: Axes, text: str, pad: float = 10) -> None:
+def title(axes: Axes, text: str, pad: float = 10, size: float = 11) -> None:
     """A heading at the left edge of the axes."""
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK, pad=pad)
+    axes.set_title(text, loc="left", fontsize=size, fontweight="bold", color=INK, pad=pad)
 
 
 def quiet(axes: Axes, grid: bool = True) -> None:
@@ -72,6 +72,11 @@ def round_ticks() -> MaxNLocator:
 def percent_ticks() -> FuncFormatter:
     """Fractions as percentages."""
     return FuncFormatter(_formatter(lambda value: f"{100 * value:g} %"))
+
+
+def point_ticks() -> FuncFormatter:
+    """Differences of fractions as percentage points."""
+    return FuncFormatter(_formatter(lambda value: f"{100 * value:g}"))
 
 
 def step_ticks() -> FuncFormatter:

@@ -67,7 +67,7 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("accuracy, sliced network", percent(get("accuracy_sliced"))),
         ("MACs, dense", count(get("macs_dense"), "MACs")),
         ("MACs, sliced", count(get("macs"), "MACs")),
-        ("MACs, sliced / dense", percent(get("macs_ratio"))),
+        ("MACs, sliced / dense", percent(get("macs_ratio")) + _asked(result)),
         ("parameters, dense", count(get("parameters_dense"))),
         ("parameters, sliced", count(get("parameters"))),
         ("agreement of samples with the consensus", percent(get("agreement"))),
@@ -77,3 +77,9 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("energy", energy(get("energy_joules"))),
         ("processes", count(get("world_size"))),
     ]
+
+
+def _asked(result: Mapping[str, Any]) -> str:
+    """The budget, and what became of it."""
+    target = result.get("target_macs")
+    return "" if target is None else f" (budget {percent(target)}: {result.get('budget')})"

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dist_prune.config import RunConfig
 from dist_prune.errors import UserError, nearest
-from dist_prune.recipes import cifar10, digits
+from dist_prune.recipes import cifar10, digits, imagenet, paper
+from dist_prune.recipes.catalog import Recipe
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        digits.digits,
-        cifar10.cifar10_resnet20_dense,
-        cifar10.cifar10_resnet20_half,
-        cifar10.cifar10_resnet110_paper,
-        cifar10.cifar10_resnet110_lambda_up,
-    )
+RECIPES: dict[str, Recipe] = {
+    digits.digits.__name__: digits.digits,
+    **cifar10.CATALOG,
+    **paper.CATALOG,
+    **imagenet.CATALOG,
 }
 
 

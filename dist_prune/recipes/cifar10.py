@@ -1,22 +1,23 @@
-"""CIFAR-10. Make the shards once: dist-prune shards make cifar10 [FOLDER] --out ~/.cache/dist_prune/cifar10."""
+"""CIFAR-10 under a MACs budget, quickly: what the benchmarks use.
+
+Make the shards once: dist-prune shards make cifar10 [FOLDER] --out ~/.cache/dist_prune/cifar10.
+"""
 
 from __future__ import annotations
 
 from dist_prune.config import AugmentConfig, GatesConfig, LrConfig, RunConfig
-from dist_prune.schedules import Constant, Ramp, Steps
+from dist_prune.recipes.catalog import Catalog
 
-_AUGMENT = AugmentConfig(crop_padding=4, flip=True)
-
-
-def cifar10_resnet20_dense() -> RunConfig:
-    """ResNet-20, dense, 10 epochs of one-cycle: the baseline of ``cifar10_resnet20_half``."""
-    return cifar10_resnet20_half().model_copy(
-        update={"name": "cifar10_resnet20_dense", "method": "dense", "target_macs": None}
-    )
+CATALOG = Catalog()
+AUGMENT = AugmentConfig(crop_padding=4, flip=True)
 
 
+@CATALOG.add
 def cifar10_resnet20_half() -> RunConfig:
-    """ResNet-20 with layer gates, 10 epochs of one-cycle, about half of the MACs left."""
+    """ResNet-20 with layer gates, 10 epochs of one-cycle, half of the MACs left (5 of 9 layers).
+
+    deepspeed launch/train.py --ds_config ds_configs/zero2_bf16.json --recipe cifar10_resnet20_half
+    """
     return RunConfig(
         name="cifar10_resnet20_half",
         data="cifar10",
@@ -26,27 +27,28 @@ def cifar10_resnet20_half() -> RunConfig:
         lr=0.3,
         lr_schedule=LrConfig(kind="one_cycle"),
         nesterov=True,
-        augment=_AUGMENT,
-        target_macs=0.55,
-        polarization=Ramp(end=2.0, from_epoch=2, to_epoch=5),
-        target_weight=Steps(values=((2, 1), (4, 2), (8, 0))),
+        augment=AUGMENT,
+        target_macs=0.5,
     )
 
 
-def cifar10_resnet110_paper() -> RunConfig:
-    """The paper's Table 2, layer pruned: ResNet-110, 350 epochs; 92.82 % with 53.7 % of the layers open there."""
-    return RunConfig(
-        name="cifar10_resnet110_paper",
-        data="cifar10",
-        model="resnet110",
-        augment=_AUGMENT,
-        polarization=Constant(value=3.0),
-        gates=GatesConfig(open_bias=None),
+CATALOG.variant(
+    cifar10_resnet20_half,
+    "cifar10_resnet20_dense",
+    "ResNet-20, dense, 10 epochs of one-cycle: the baseline of cifar10_resnet20_half.",
+    method="dense",
+    target_macs=None,
+)
+CATALOG.variant(
+    cifar10_resnet20_half,
+    "cifar10_resnet20_channel_half",
+    "ResNet-20 with channel gates, 10 epochs of one-cycle, half of the MACs left.",
+    gates=GatesConfig(kind="channel"),
+)
+for _shape in ("depth", "width"):
+    CATALOG.variant(
+        cifar10_resnet20_half,
+        f"cifar10_resnet20_uniform_{_shape}",
+        f"The rival of cifar10_resnet20_half: half of the MACs from the start, by uniform {_shape}.",
+        method=f"uniform_{_shape}",
     )
-
-
-def cifar10_resnet110_lambda_up() -> RunConfig:
-    """The paper's Table 5, rising lambda: 0, from epoch 125 on 2, from 190 on 3; 93.18 % there, 55.56 % open."""
-    paper = cifar10_resnet110_paper()
-    rising = Steps(values=((0, 0), (125, 2), (190, 3)))
-    return paper.model_copy(update={"name": "cifar10_resnet110_lambda_up", "polarization": rising})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dist_prune.config import AugmentConfig, LrConfig, RunConfig
-from dist_prune.schedules import Ramp, Steps
 
 
 def digits() -> RunConfig:
@@ -20,7 +19,5 @@ def digits() -> RunConfig:
         lr=0.1,
         lr_schedule=LrConfig(kind="one_cycle"),
         augment=AugmentConfig(crop_padding=1),
-        target_macs=0.55,
-        polarization=Ramp(end=2.0, from_epoch=5, to_epoch=15),
-        target_weight=Steps(values=((5, 1), (10, 2), (28, 0))),
+        target_macs=0.5,
     )

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 import dist_prune
 from dist_prune import distributed
 from dist_prune.config import RunConfig
-from dist_prune.gates import gated_blocks
+from dist_prune.gates import Budget, GateMeans, Timeline, gated_modules
 from dist_prune.measure import unit_costs
-from dist_prune.methods import Phase
+from dist_prune.methods import Phase, Step
 from dist_prune.methods.consensus import GatedPhase
+from dist_prune.models import layer_sites
 from dist_prune.regularizers import macs_distance
 
 SHAPE = (3, 8, 8)
 CONFIG = RunConfig(
     name="test", data="none", model="resnet14", epochs=4, global_batch_size=8, lr=0.05, weight_decay=0.0,
     lr_schedule={"kind": "one_cycle"},
-    polarization=3.0, activation=0.5, target_macs=0.4, target_weight=2.0, decay_gates_and_norms=False,
+    polarization=3.0, activation=0.5, target_macs=0.4, decay_gates_and_norms=False,
 )  # fmt: skip
 
 
@@ -34,37 +35,58 @@ def batch(samples: int = 8) -> tuple[Tensor, Tensor]:
     return images, torch.randint(0, 10, (samples,), generator=generator)
 
 
-def undecided_phase() -> Phase:
+class PricedPhase(GatedPhase):
+    """A gated phase with a further loss term of its own, which is not linear in the means."""
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        return {**super().loss_terms(step), "macs": macs_distance(self.expected_share(step.means), 0.4, 2.0)}
+
+    def expected_share(self, means: GateMeans) -> Tensor:
+        return self.budget.costs.share(means.values)
+
+
+def undecided_phase() -> PricedPhase:
     """A gated network whose gates differ from sample to sample, the same in every process."""
     torch.manual_seed(3)
     plain = dist_prune.build_model("resnet14", num_classes=10)
-    costs = unit_costs(plain, SHAPE)
+    costs = unit_costs(plain, SHAPE, layer_sites(plain))
     module = dist_prune.attach_gates(plain, open_bias=None)
-    for _, block in gated_blocks(module):
-        nn.init.normal_(block.gate.dense2.weight, std=0.5)
-        nn.init.zeros_(block.gate.dense2.bias)
+    for _, wrapper in gated_modules(module):
+        nn.init.normal_(wrapper.gate.last.weight, std=0.5)
+        nn.init.zeros_(wrapper.gate.last.bias)
     torch.set_num_threads(1)  # the same rounding everywhere
     with torch.no_grad():  # running statistics that fit, so that the gates are balanced in eval mode
         for _ in range(20):
             module(batch(64)[0])
-    return GatedPhase("gated", module, CONFIG.epochs, config=CONFIG, costs=costs)
+    budget = Budget(module, costs, CONFIG.target_macs, Timeline())
+    return PricedPhase("gated", module, CONFIG.epochs, config=CONFIG, budget=budget)
 
 
-def reference(micro_batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, float, dict[str, Tensor]]:
-    """Means, loss and gradients of one process with plain torch: the mean over micro-batches of the losses."""
+def reference(micro_batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """What ``one_step`` returns, of one process with plain torch: the mean over micro-batches of the losses."""
     phase = undecided_phase()
     module = phase.module.eval()  # batch-norm statistics fixed
     total, means = torch.zeros(()), None
     for images, labels in micro_batches:
         loss = F.cross_entropy(module(images), labels)
         means = dist_prune.gate_means(module)
-        unit_macs = torch.tensor(list(phase.costs.per_unit.values())).float()
         loss = loss + dist_prune.polarization(means, 3.0) + dist_prune.activation(means, 0.5)
-        loss = loss + macs_distance(means, unit_macs, phase.costs.fixed, 0.4, 2.0)
+        loss = loss + macs_distance(phase.expected_share(means), 0.4, 2.0)
         total = total + loss / len(micro_batches)
     total.backward()
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    return means.values.detach(), total.item(), gradients
+    phase.after_step(module, means.logits, epoch=2.0)
+    return {
+        "means": means.values.detach(),
+        "logits": means.logits,
+        "loss": total.item(),
+        "gradients": gradients,
+        "thresholds": thresholds(module),
+    }
+
+
+def thresholds(module: nn.Module) -> Tensor:
+    return torch.cat([wrapper.gate.threshold.clone() for _, wrapper in gated_modules(module)])
 
 
 def share(images: Tensor, labels: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
@@ -97,7 +119,7 @@ def engine_for(
 
 
 def one_step(stage: int, sizes: list[int], repeats: int = 1) -> dict[str, Any]:
-    """One optimizer step on this rank's share (``repeats`` identical micro-batches): means, loss, gradients.
+    """One optimizer step on this rank's share (``repeats`` identical micro-batches): means, loss, gradients, ...
 
     After a first step from rest the momentum is the gradient, so the engine's own snapshot hands it out.
     """
@@ -110,9 +132,13 @@ def one_step(stage: int, sizes: list[int], repeats: int = 1) -> dict[str, Any]:
     with counted_collectives() as calls:
         record = train_step(engine, phase, [part] * repeats, epoch=0.0, stop=False)
     snapshot = engine.snapshot()
+    phase.after_step(engine.module, record.logits, epoch=2.0)
+    moved = thresholds(engine.module)
     engine.close()
     return {
+        "thresholds": moved,
         "means": record.means,
+        "logits": record.logits,
         "loss": record.losses["total"],
         "gradients": snapshot.momentum,
         "collectives": dict(calls),

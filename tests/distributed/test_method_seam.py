@@ -32,8 +32,7 @@ class RandomCut(Method):
         yield dense
         kept = recorded["cut"]["kept"] if "cut" in recorded else self._random_half(dense.module)
         small, origins = cut(dense.trained or self.task.build(), kept)
-        inherited = Transition.of(origins)
-        yield Phase("cut", small, self.task.config.epochs, {"kept": kept}, kept, inherited)
+        yield Phase("cut", small, self.task.config.epochs, {"kept": kept}, kept, Transition(origins))
 
     def _random_half(self, module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
         names = list(residual_blocks(module))

@@ -23,12 +23,14 @@ def steps(request):
 
 @pytest.mark.parametrize("case", ["equal", "unequal", "accumulated"])
 def test_two_ranks_equal_one_process_on_the_joined_batch(steps, case):
-    means, loss, gradients = scenarios.reference([scenarios.batch(8)])
+    reference = scenarios.reference([scenarios.batch(8)])
+    means, gradients = reference["means"], reference["gradients"]
     assert ((means > 0) & (means < 1)).sum() >= 3, "gates must be undecided for this to say something"
     for rank in steps:
         result = rank[case]
         torch.testing.assert_close(result["means"], means, rtol=1e-5, atol=1e-7)
-        assert result["loss"] == pytest.approx(loss, rel=1e-5)
+        torch.testing.assert_close(result["logits"], reference["logits"], rtol=1e-5, atol=1e-6)
+        assert result["loss"] == pytest.approx(reference["loss"], rel=1e-5)
         assert result["gradients"].keys() == gradients.keys()
         for name, gradient in gradients.items():
             scale = gradient.abs().max().item()
@@ -40,6 +42,14 @@ def test_a_micro_batch_costs_one_collective_of_ours(steps):
     for rank in steps:
         assert rank["equal"]["collectives"] == {"all_reduce": 1}
         assert rank["accumulated"]["collectives"] == {"all_reduce": 3}
+
+
+@pytest.mark.parametrize("case", ["equal", "unequal", "accumulated"])
+def test_the_budget_moves_the_thresholds_alike_on_all_ranks_and_as_in_one_process(steps, case):
+    expected = scenarios.reference([scenarios.batch(8)])["thresholds"]
+    assert expected.unique().numel() == 6, "thresholds must differ for this to say something"
+    assert torch.equal(steps[0][case]["thresholds"], steps[1][case]["thresholds"])
+    torch.testing.assert_close(steps[0][case]["thresholds"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gates_get_gradients_from_the_regularizers(steps):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dist_prune import attach_gates, build_model, gate_means
 from dist_prune.consensus import Mask
-from dist_prune.gates import LayerGate, gated_blocks, sites
+from dist_prune.gates import GatingModule, gated_modules, sites
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -29,17 +29,18 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
 
 @torch.no_grad()
 def undecided(gated: nn.Module) -> nn.Module:
-    """``gated`` with gates set so that each opens for about half of such ``images``."""
+    """``gated`` with gates set so that each unit opens for about half of such ``images``."""
 
-    def balance(gate: LayerGate, inputs: tuple[Tensor]) -> None:
-        hidden = gate.dense1(inputs[0].mean((2, 3)))
-        gate.norm.running_mean.copy_(hidden.mean(0))
-        gate.norm.running_var.copy_(hidden.var(0))
-        nn.init.normal_(gate.dense2.weight)
-        logits = gate.dense2(gate.norm(hidden).relu())
-        gate.dense2.bias -= logits.median() + 0.01
+    def balance(gate: GatingModule, inputs: tuple[Tensor]) -> None:
+        features = inputs[0].flatten(1) if gate.flatten else inputs[0].mean((2, 3))
+        if gate.body:
+            hidden = gate.body[0](features)
+            gate.body[1].running_mean.copy_(hidden.mean(0))
+            gate.body[1].running_var.copy_(hidden.var(0))
+        nn.init.normal_(gate.last.weight)
+        gate.last.bias -= gate.last(gate.body(features)).median(0).values + 0.01
 
-    hooks = [block.gate.register_forward_pre_hook(balance) for _, block in gated_blocks(gated)]
+    hooks = [wrapper.gate.register_forward_pre_hook(balance) for _, wrapper in gated_modules(gated)]
     gated.eval()(images(32))
     gate_means(gated)
     for hook in hooks:

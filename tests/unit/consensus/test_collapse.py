@@ -13,8 +13,8 @@ from torch import nn
 from unit_helpers import gated_resnet, images, mask_closing, random_mask, relative_difference, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, masked
-from dist_prune.consensus import Mask, cut, remove_units, strip_gates
-from dist_prune.gates import FixedGate, Gate, GatedBlock, gated_blocks, sites
+from dist_prune.consensus import Inherited, Mask, cut, remove_units, strip_gates
+from dist_prune.gates import FixedGate, Gate, Gated, find_sites, gated_modules, sites
 from dist_prune.measure import unit_costs
 from dist_prune.models import residual_blocks
 
@@ -43,10 +43,10 @@ MASKS = {
     "all open": lambda gated: mask_closing(gated, []),
     "all closed": lambda gated: mask_closing(gated, [site.name for site in sites(gated)]),
     "downsampling closed": lambda gated: mask_closing(
-        gated, [name for name, wrapper in gated_blocks(gated) if changes_shape(wrapper.block)]
+        gated, [name for name, wrapper in gated_modules(gated) if changes_shape(wrapper.inner)]
     ),
     "others closed": lambda gated: mask_closing(
-        gated, [name for name, wrapper in gated_blocks(gated) if not changes_shape(wrapper.block)]
+        gated, [name for name, wrapper in gated_modules(gated) if not changes_shape(wrapper.inner)]
     ),
     **{f"random {seed}": lambda gated, seed=seed: random_mask(gated, seed) for seed in range(3)},
 }
@@ -88,8 +88,8 @@ def test_a_mask_by_itself_is_the_gated_network_with_these_decisions():
     x = images(3, dtype=torch.float64)
     with torch.no_grad():
         y = gated.relu(gated.bn1(gated.conv1(x)))
-        for name, wrapper in gated_blocks(gated):
-            block = wrapper.block
+        for name, wrapper in gated_modules(gated):
+            block = wrapper.inner
             shortcut = y if block.downsample is None else block.downsample(y)
             y = block(y) if mask.kept[name] else shortcut.clamp(min=0)
         expected = gated.fc(gated.avgpool(y).flatten(1))
@@ -98,20 +98,22 @@ def test_a_mask_by_itself_is_the_gated_network_with_these_decisions():
 
 def test_predicted_macs_are_fvcores_count_of_the_sliced_network(gated):
     shape = (3, 32, 32)
-    costs = unit_costs(strip_gates(copy.deepcopy(gated)), shape)
+    plain = strip_gates(copy.deepcopy(gated))
+    costs = unit_costs(plain, shape, find_sites(plain))
     for name, make in MASKS.items():
         mask = make(gated)
         counter = FlopCountAnalysis(collapse(gated, mask), torch.zeros(1, *shape))
         counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         assert costs.of(mask.kept) == counter.total(), name
-    assert costs.of(MASKS["all closed"](gated).kept) == costs.fixed
+    branches = sum(part.macs for part in costs.parts)
+    assert costs.of(MASKS["all closed"](gated).kept) == costs.dense - branches
     assert costs.of({}) == costs.dense
 
 
 def test_nothing_of_a_gate_is_left(gated):
     for make in MASKS.values():
         small = collapse(gated, make(gated))
-        assert not any(isinstance(m, (Gate, GatedBlock)) for m in small.modules())
+        assert not any(isinstance(m, (Gate, Gated)) for m in small.modules())
         assert not any("gate" in name for name in small.state_dict())
         assert not small.training
 
@@ -133,7 +135,7 @@ def test_the_model_that_was_collapsed_stays_as_it_was():
 def test_masked_fixes_every_gate_and_refuses_a_foreign_mask():
     gated = gated_resnet(14)
     fixed = masked(gated, random_mask(gated, 0))
-    assert all(isinstance(wrapper.gate, FixedGate) for _, wrapper in gated_blocks(fixed))
+    assert all(isinstance(wrapper.gate, FixedGate) for _, wrapper in gated_modules(fixed))
     other = gated_resnet(20)
     for function in (masked, collapse):
         with pytest.raises(UserError, match=r"layer\d\.2"):
@@ -151,7 +153,7 @@ def test_gradients_of_sliced_and_masked_are_equal(name, training):
     small(mine).square().sum().backward()
     fixed(theirs).square().sum().backward()
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-8, atol=1e-9)
-    expected = {n.replace(".block.", "."): p.grad for n, p in fixed.named_parameters()}
+    expected = {n.replace(".inner.", "."): p.grad for n, p in fixed.named_parameters()}
     origins = {n: n for n, _ in small.named_parameters()}
     for closed in (n for n, units in mask.kept.items() if not units):  # its shortcut became child 0
         for n in origins:
@@ -183,9 +185,11 @@ def test_origins_name_the_tensor_of_the_gated_network_that_each_tensor_was(gated
     new = small.state_dict(keep_vars=True)
     assert origins.keys() == new.keys()
     for here, there in origins.items():
-        assert torch.equal(new[here], old[there]), (here, there)
-    assert len(set(origins.values())) == len(origins)
-    assert not any(".gate." in there for there in origins.values())
+        assert torch.equal(new[here], old[there.name]), (here, there)
+        assert torch.equal(new[here], there.take(old[there.name])), (here, there)
+    names = {there.name for there in origins.values()}
+    assert len(names) == len(origins)
+    assert not any(".gate." in name for name in names)
 
 
 def test_cut_slices_a_plain_network_too():
@@ -195,8 +199,8 @@ def test_cut_slices_a_plain_network_too():
     small, origins = cut(plain, mask.kept)
     x = images(dtype=torch.float64)
     assert torch.equal(small(x), collapse(gated, mask)(x))
-    assert origins["layer2.0.0.0.weight"] == "layer2.0.downsample.0.weight"
-    assert origins["layer2.1.conv1.weight"] == "layer2.1.conv1.weight"
+    assert origins["layer2.0.0.0.weight"] == Inherited("layer2.0.downsample.0.weight")
+    assert origins["layer2.1.conv1.weight"] == Inherited("layer2.1.conv1.weight")
 
 
 def test_removing_units_keeps_the_very_parameters_that_stay():

@@ -9,7 +9,7 @@ from unit_helpers import gated_resnet, images
 
 from dist_prune import UserError, attach_gates, build_model, consensus_mask
 from dist_prune.consensus import Mask, SiteMask, load_mask, vote
-from dist_prune.gates import gated_blocks, sites
+from dist_prune.gates import gated_modules, sites
 from dist_prune.models import Site
 
 LAYERS = (Site("a", "layer", 1), Site("b", "layer", 1), Site("c", "layer", 1))
@@ -139,8 +139,8 @@ def test_the_consensus_is_that_of_the_means_over_all_samples_however_they_are_ba
     gated = gated_resnet(14)
     x = images(24)
     decisions = []
-    for _, block in gated_blocks(gated):
-        block.gate.register_forward_hook(lambda _, __, out: decisions.append(out[2].double()))
+    for _, wrapper in gated_modules(gated):
+        wrapper.gate.register_forward_hook(lambda _, __, out: decisions.append(out[2].double()))
     with torch.no_grad():
         gated(x)
     means = torch.cat(decisions, dim=1).mean(0)
@@ -181,4 +181,4 @@ def test_no_sample_at_all_is_refused():
 def test_decisions_of_training_steps_do_not_leak_into_the_next_step():
     gated = gated_resnet(8)
     consensus_mask(gated, [images()])
-    assert all(block.gate.take_decisions() is None for _, block in gated_blocks(gated))
+    assert all(wrapper.gate.take_decisions() is None for _, wrapper in gated_modules(gated))

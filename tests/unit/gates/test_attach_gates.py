@@ -13,8 +13,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import UserError, attach_gates, build_model, gate_means, masked
-from dist_prune.gates import GatedBlock, LayerGate, gated_blocks, sites
-from dist_prune.models import Site, architecture_of, residual_blocks
+from dist_prune.gates import GatedBlock, GatingModule, find_sites, gated_modules, sites
+from dist_prune.models import architecture_of, residual_blocks
 
 FAMILIES = {
     "cifar A": lambda: build_model("resnet14", num_classes=3, shortcut="A"),
@@ -31,7 +31,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_residual_block_gets_a_gate_of_its_own_and_open_gates_change_nothing(family):
     plain = shaken(FAMILIES[family]()).eval()
-    names = list(residual_blocks(plain))
+    names, found = list(residual_blocks(plain)), find_sites(plain)
     x = images(2, 32)
     with torch.no_grad():
         expected = plain(x)
@@ -39,12 +39,13 @@ def test_every_residual_block_gets_a_gate_of_its_own_and_open_gates_change_nothi
 
     gated = attach_gates(plain)
     assert gated is plain
-    assert sites(gated) == tuple(Site(name, "layer", 1, may_be_empty=True) for name in names)
-    gates = [block.gate for _, block in gated_blocks(gated)]
+    assert sites(gated) == found
+    assert [(s.name, s.kind, s.units, s.may_be_empty) for s in found] == [(n, "layer", 1, True) for n in names]
+    gates = [wrapper.gate for _, wrapper in gated_modules(gated)]
     assert len({id(gate) for gate in gates}) == len(names)
     with torch.no_grad():
         seen = gated(x)
-    values, sizes = gate_means(gated)
+    values, sizes, _ = gate_means(gated)
     assert values.tolist() == [1.0] * len(names)
     assert sizes == (1,) * len(names)
     assert (seen - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
@@ -69,7 +70,7 @@ def test_in_training_too_open_gates_change_neither_output_nor_gradient():
     gated(x).square().sum().backward()
     assert gate_means(gated).values.min() == 1
     twin(x).square().sum().backward()
-    ours = {name.replace(".block.", "."): p.grad for name, p in gated.named_parameters()}
+    ours = {name.replace(".inner.", "."): p.grad for name, p in gated.named_parameters()}
     for name, parameter in twin.named_parameters():
         if name.startswith(("layer3", "fc")):  # further back the gates' own gradient is added
             torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-9, atol=1e-11)
@@ -82,7 +83,7 @@ def test_a_gate_reads_the_blocks_input_and_gates_its_branch():
         x = gated.layer1(gated.relu(gated.bn1(gated.conv1(images(32, dtype=torch.float64)))))
         decisions = copy.deepcopy(block.gate)(x)[2]
         out = block(x)
-        opened, closed = block.block(x), block.block.downsample(x).relu()
+        opened, closed = block.inner(x), block.inner.downsample(x).relu()
     assert 0 < decisions.mean() < 1
     torch.testing.assert_close(out, torch.where(decisions.view(-1, 1, 1, 1) > 0, opened, closed))
 
@@ -90,11 +91,11 @@ def test_a_gate_reads_the_blocks_input_and_gates_its_branch():
 @pytest.mark.parametrize("family", ["cifar B", "torchvision Bottleneck", "timm Bottleneck"])
 def test_gates_follow_the_models_dtype_and_the_blocks_width(family):
     gated = attach_gates(FAMILIES[family]().double(), hidden=5)
-    for _, block in gated_blocks(gated):
-        assert isinstance(block.gate, LayerGate)
-        assert block.gate.dense1.weight.dtype == torch.float64
-        assert block.gate.dense1.in_features == block.block.conv1.in_channels
-        assert block.gate.dense1.out_features == 5
+    for _, wrapper in gated_modules(gated):
+        assert isinstance(wrapper.gate, GatingModule)
+        assert {tensor.dtype for tensor in wrapper.gate.state_dict().values()} <= {torch.float64, torch.long}
+        assert wrapper.gate.body[0].in_features == wrapper.inner.conv1.in_channels
+        assert wrapper.gate.body[0].out_features == 5
 
 
 def test_the_loss_reaches_every_gate_and_every_weight():
@@ -102,7 +103,7 @@ def test_the_loss_reaches_every_gate_and_every_weight():
     gated(images(32)).square().sum().backward()
     without = [n for n, p in gated.named_parameters() if p.grad is None or not p.grad.any()]
     # What comes before a batch norm in training cannot shift its output: these biases have no effect.
-    assert [name for name in without if not name.endswith("dense1.bias")] == []
+    assert [name for name in without if not name.endswith("gate.body.0.bias")] == []
 
 
 def test_gates_are_attached_once():
@@ -119,7 +120,7 @@ def test_a_masked_network_counts_as_gated():
 
 
 def test_a_model_without_residual_blocks_is_refused():
-    with pytest.raises(UserError, match="Sequential has no residual block"):
+    with pytest.raises(UserError, match="Sequential has no residual layer"):
         attach_gates(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
 
 
@@ -136,7 +137,7 @@ def test_unknown_kinds_and_heads_are_refused_with_the_nearest(arguments, hint):
     model = build_model("resnet8", num_classes=10)
     with pytest.raises(UserError, match=hint):
         attach_gates(model, **arguments)
-    assert list(gated_blocks(model)) == []
+    assert list(gated_modules(model)) == []
 
 
 def test_how_the_plain_network_was_built_is_remembered():

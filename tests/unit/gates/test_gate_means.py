@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from unit_helpers import gated_resnet, images
 
 from dist_prune import activation, attach_gates, build_model, gate_means, polarization
-from dist_prune.gates import Window, gated_blocks, local_gates
+from dist_prune.gates import Window, gated_modules, local_gates
 
 
 def test_means_are_those_of_the_decisions_of_all_samples():
     gated = gated_resnet(20)
     x = images(16)
-    seen = {name: [] for name, _ in gated_blocks(gated)}
-    for name, block in gated_blocks(gated):
-        block.gate.register_forward_hook(lambda _, __, out, name=name: seen[name].append(out[2]))
+    seen = {name: [] for name, _ in gated_modules(gated)}
+    for name, wrapper in gated_modules(gated):
+        wrapper.gate.register_forward_hook(lambda _, __, out, name=name: seen[name].append(out[2]))
     gated(x)
-    values, sizes = gate_means(gated)
+    values, sizes, _ = gate_means(gated)
     expected = [torch.cat(decisions).double().mean().item() for decisions in seen.values()]
     assert sizes == (1,) * 9
     assert values.dtype == torch.float32
@@ -33,8 +33,8 @@ def test_gradients_are_attached():
     means = gate_means(gated)
     assert means.values.requires_grad
     (polarization(means) + activation(means)).backward()
-    for name, block in gated_blocks(gated):
-        assert block.gate.dense2.weight.grad is not None, name
+    for name, wrapper in gated_modules(gated):
+        assert wrapper.gate.last.weight.grad is not None, name
 
 
 def test_the_gradient_is_that_of_the_mean_over_samples():
@@ -44,7 +44,7 @@ def test_the_gradient_is_that_of_the_mean_over_samples():
     gated(x)
     (gate_means(gated).values * torch.arange(1.0, 4)).sum().backward()
     twin(x)
-    decisions = [block.gate.take_decisions() for _, block in gated_blocks(twin)]
+    decisions = [wrapper.gate.take_decisions()[0] for _, wrapper in gated_modules(twin)]
     sum(weight * d.mean() for weight, d in zip((1.0, 2.0, 3.0), decisions, strict=True)).backward()
     for (name, ours), theirs in zip(gated.named_parameters(), twin.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None), name
@@ -97,10 +97,11 @@ def test_a_thousand_samples_are_counted_exactly_under_bf16(weights):
     gated = attach_gates(build_model("resnet8", num_classes=10, width=4)).to(weights).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=weights is torch.float32):
         gated(images(1001, 4, dtype=weights))
-    sums, samples, _ = local_gates(gated)
+    sums, logits, samples, sizes = local_gates(gated)
     assert samples == 1001
     assert sums.dtype == torch.float32
     assert sums.tolist() == [1001.0] * 3
+    assert (logits.dtype, logits.shape, sizes) == (torch.float32, (3,), (1, 1, 1))
 
 
 def window_of(batches, loss):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dist_prune.gates import HEADS
 
-STE = HEADS["ste"]()
+STE = HEADS["ste"](1)
 SMALLEST = 1e-45  # of fp32, above zero
 BEYOND_ONE = 1.0000001
 

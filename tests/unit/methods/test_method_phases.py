@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from unit_helpers import images, mask_closing, undecided
 
-from dist_prune import activation, gate_means, macs_distance, polarization
-from dist_prune.config import GatesConfig, RunConfig, override
+from dist_prune import activation, gate_means, polarization
+from dist_prune.config import BudgetConfig, GatesConfig, RunConfig, override
 from dist_prune.consensus import Mask
-from dist_prune.gates import gated_blocks, sites
+from dist_prune.gates import gated_modules
 from dist_prune.measure import count_macs, count_parameters
 from dist_prune.methods import METHODS, Phase, Step, Task
 
@@ -47,48 +47,46 @@ def test_costs_are_those_of_the_plain_network():
     costs, plain = task().costs(), task().build()
     assert costs.dense == count_macs(plain, SHAPE)
     assert costs.parameters == count_parameters(plain)
-    assert list(costs.per_unit) == [f"layer{s}.{b}" for s in (1, 2, 3) for b in (0, 1)]
+    assert [site.name for site in costs.sites] == [f"layer{s}.{b}" for s in (1, 2, 3) for b in (0, 1)]
 
 
 def test_dense_trains_the_plain_network_and_returns_it():
     phase = only_phase(task(method="dense"))
     assert (phase.name, phase.epochs, phase.has_gates) == ("dense", 3, False)
-    assert list(gated_blocks(phase.module)) == []
+    assert list(gated_modules(phase.module)) == []
     assert phase.loss_terms(step_at(phase, 1.0)) == {}
     assert phase.decide(phase.module, []) is None
     assert phase.fixed(phase.module, None) is phase.module
     assert phase.small(phase.module, None) is phase.module
     assert phase.kept_under(None) == {}
+    assert phase.macs(task().costs(), None) == task().costs().dense
 
 
 def test_consensus_trains_a_gated_network_in_one_phase():
     phase = only_phase(task(gates=GatesConfig(hidden=5, open_bias=0.25)))
     assert (phase.name, phase.epochs, phase.has_gates) == ("gated", 3, True)
-    gates = [block.gate for _, block in gated_blocks(phase.module)]
+    gates = [wrapper.gate for _, wrapper in gated_modules(phase.module)]
     assert len(gates) == 6
-    assert {gate.dense1.out_features for gate in gates} == {5}
-    assert {gate.dense2.bias.item() for gate in gates} == {0.25}
+    assert {gate.body[0].out_features for gate in gates} == {5}
+    assert {gate.last.bias.item() for gate in gates} == {0.25}
 
 
 def test_gates_do_not_change_the_weights_that_a_seed_gives():
     gated, plain = only_phase(task()).module, task().build()
-    assert torch.equal(gated.layer2[0].block.conv1.weight, plain.layer2[0].conv1.weight)
+    assert torch.equal(gated.layer2[0].inner.conv1.weight, plain.layer2[0].conv1.weight)
     assert torch.equal(gated.fc.weight, plain.fc.weight)
 
 
-def test_the_loss_is_equation_10_and_the_distance_from_the_budget():
-    config = {"polarization": 3.0, "activation": 0.5, "target_macs": 0.4}
-    phase = only_phase(task(**config, target_weight=2.0))
+@pytest.mark.parametrize("target", [None, 0.5])
+def test_the_loss_is_equation_10(target):
+    phase = only_phase(task(polarization=3.0, activation=0.5, target_macs=target))
     undecided(phase.module)
     step = step_at(phase, 0.5)
     assert ((step.means.values > 0) & (step.means.values < 1)).any()
     terms = phase.loss_terms(step)
-    costs = task().costs()
-    unit_macs = torch.tensor([float(costs.per_unit[site.name]) for site in sites(phase.module)])
-    assert terms.keys() == {"polarization", "activation", "macs"}
+    assert terms.keys() == {"polarization", "activation"}
     assert torch.equal(terms["polarization"], polarization(step.means, 3.0))
     assert torch.equal(terms["activation"], activation(step.means, 0.5))
-    assert torch.equal(terms["macs"], macs_distance(step.means, unit_macs, costs.fixed, 0.4, 2.0))
 
 
 def test_terms_without_weight_are_left_out_and_schedules_set_the_weights():
@@ -101,9 +99,54 @@ def test_terms_without_weight_are_left_out_and_schedules_set_the_weights():
     assert terms == {"polarization": pytest.approx(polarization(step.means, 0.5).item())}
 
 
-def test_without_a_budget_there_is_no_macs_term():
-    phase = only_phase(task(target_weight=5.0))
-    assert "macs" not in phase.loss_terms(step_at(phase, 1.0))
+def test_without_a_budget_polarization_has_the_papers_weight_of_one_where_none_is_given():
+    phase = only_phase(task())
+    undecided(phase.module)
+    step = step_at(phase, 0.0)
+    terms = phase.loss_terms(step)
+    assert terms.keys() == {"polarization"}
+    assert torch.equal(terms["polarization"], polarization(step.means, 1.0))
+
+
+def test_a_budget_brings_a_polarization_of_its_own_once_its_target_is_met():
+    phase = only_phase(task(target_macs=0.5, budget=BudgetConfig(end=0.5, settled=0.75)))
+    undecided(phase.module)
+    assert phase.loss_terms(step_at(phase, 0.5 * 3)) == {}
+    step = step_at(phase, 0.6 * 3)
+    expected = polarization(step.means, phase.budget.polarization_weight(0.6)).item()
+    terms = {name: term.item() for name, term in phase.loss_terms(step).items()}
+    assert terms == {"polarization": pytest.approx(expected, rel=1e-6)}
+    assert expected > 0
+
+
+def thresholds(phase: Phase) -> torch.Tensor:
+    return torch.cat([wrapper.gate.threshold for _, wrapper in gated_modules(phase.module)])
+
+
+def test_after_a_step_the_budget_moves_the_thresholds_by_the_units_mean_logits():
+    phase = only_phase(task(target_macs=0.5))
+    logits = torch.randn(6)
+    phase.after_step(phase.module, logits, 0.5 * 3)
+    assert torch.equal(thresholds(phase), phase.budget.thresholds(logits, phase.budget.spending(0.5)))
+    assert 0 < (logits > thresholds(phase)).sum() < 6
+
+
+def test_without_a_budget_every_gate_keeps_the_papers_threshold_of_zero():
+    phase = only_phase(task())
+    phase.after_step(phase.module, torch.randn(6), 2.9)
+    assert phase.budget is None
+    assert torch.equal(thresholds(phase), torch.zeros(6))
+
+
+@pytest.mark.parametrize("position", ["before", "between", "after"])
+def test_channel_gates_stand_where_the_recipe_says_and_are_counted_there(position):
+    the_task = task(gates=GatesConfig(kind="channel", position=position, dense_layers=1, flatten=True))
+    phase = only_phase(the_task)
+    costs = the_task.costs()
+    assert [wrapper.site for _, wrapper in gated_modules(phase.module)] == list(costs.sites)
+    assert {site.position for site in costs.sites} == {position}
+    assert all(wrapper.gate.flatten for _, wrapper in gated_modules(phase.module))
+    assert not any(wrapper.gate.body for _, wrapper in gated_modules(phase.module))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -127,8 +170,8 @@ def test_a_gated_phase_decides_fixes_and_collapses():
     assert isinstance(mask, Mask)
     fixed, small = phase.fixed(phase.module, mask), phase.small(phase.module, mask)
     torch.testing.assert_close(small(x), fixed(x), rtol=1e-5, atol=1e-5)
-    assert list(gated_blocks(small)) == []
-    assert count_macs(small, SHAPE) == task().costs().of(phase.kept_under(mask))
+    assert list(gated_modules(small)) == []
+    assert count_macs(small, SHAPE) == phase.macs(task().costs(), mask) == task().costs().of(mask.kept)
 
 
 def test_units_of_earlier_phases_and_of_the_mask_count_together():
@@ -140,6 +183,8 @@ def test_units_of_earlier_phases_and_of_the_mask_count_together():
     assert under["layer1.0"] == ()
     assert under["layer3.1"] == ()
     assert under["layer2.0"] == (0,)
+    costs = task().costs()
+    assert phase.macs(costs, mask) == costs.of({"layer1.0": (), "layer3.1": ()})
 
 
 def test_gates_of_kind_none_train_the_dense_network():

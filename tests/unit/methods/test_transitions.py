@@ -1,10 +1,13 @@
 """Transitions: each tensor of a new phase inherits a slice of one of the old phase."""
 
+import pytest
 import torch
-from unit_helpers import gated_resnet, images, mask_closing
+from unit_helpers import gated_resnet, images, mask_closing, shaken
 
-from dist_prune.consensus import cut, masked
-from dist_prune.methods import Inherited, Transition
+from dist_prune import build_model
+from dist_prune.consensus import Inherited, cut, masked
+from dist_prune.methods import Transition
+from dist_prune.models import channel_sites
 
 
 def test_without_indices_the_whole_tensor_is_inherited_as_a_copy():
@@ -41,7 +44,7 @@ def test_origins_of_a_cut_carry_every_tensor_over():
     gated = gated_resnet(14)
     mask = mask_closing(gated, ["layer1.1", "layer3.0"])
     small, origins = cut(gated, mask.kept)
-    transition = Transition.of(origins)
+    transition = Transition(origins)
     assert transition.keep_optimizer
     old = gated.state_dict()
     inherited = {new: origin.take(old[origin.name]) for new, origin in transition.tensors.items()}
@@ -50,6 +53,26 @@ def test_origins_of_a_cut_carry_every_tensor_over():
     small.load_state_dict(inherited, strict=True)
     x = images()
     torch.testing.assert_close(small.eval()(x), masked(gated, mask)(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("position", ["before", "between", "after"])
+def test_origins_of_narrowed_tensors_are_slices_of_the_old_ones(position):
+    plain = shaken(build_model("resnet14", num_classes=10, width=8)).eval()
+    found = channel_sites(plain, position)
+    small, origins = cut(plain, {site.name: range(1, site.units, 2) for site in found})
+    old, new = plain.state_dict(), small.state_dict()
+    assert origins.keys() == new.keys()
+    for name, origin in origins.items():
+        assert torch.equal(new[name], origin.take(old[origin.name])), name
+    assert sum(new[n].shape != old[o.name].shape for n, o in origins.items()) >= len(found)
+
+
+def test_constants_that_closed_channels_leave_behind_have_no_origin():
+    plain = shaken(build_model("resnet8", num_classes=10, width=8)).eval()
+    for _ in range(20):  # a new tensor may come to lie where an old one was
+        small, origins = cut(plain, {"layer1.0.between": (), "layer3.0.before": ()})
+        assert small.state_dict().keys() - origins.keys() == {"layer1.0.0.shift", "layer3.0.conv1.values"}
+        assert Transition(origins).tensors.keys() == origins.keys()
 
 
 def test_a_transition_that_names_nothing_starts_anew():

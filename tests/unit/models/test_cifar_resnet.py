@@ -12,7 +12,7 @@ from unit_helpers import shaken
 
 from dist_prune.consensus import cut
 from dist_prune.measure import Costs, count_macs, unit_costs
-from dist_prune.models import residual_blocks
+from dist_prune.models import layer_sites, residual_blocks
 from dist_prune.models.cifar_resnet import CifarResNet, PadShortcut
 
 CIFAR = (3, 32, 32)
@@ -20,7 +20,8 @@ CIFAR = (3, 32, 32)
 
 @lru_cache
 def costs_of(depth: int, shortcut: str) -> Costs:
-    return unit_costs(CifarResNet(depth, shortcut=shortcut), CIFAR)
+    plain = CifarResNet(depth, shortcut=shortcut)
+    return unit_costs(plain, CIFAR, layer_sites(plain))
 
 
 def fvcore_count(model: nn.Module) -> int:

@@ -1,0 +1,43 @@
+"""Noise that is a function of (seed, step, gate, sample, unit) alone: equal on one rank and on many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_WORD = (1 << 64) - 1
+_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def logistic_noise(seed: int, step: int, gate: int, first_sample: int, like: Tensor) -> Tensor:
+    """Standard logistic noise (B, units) in shape, device and dtype of ``like``; row i is of first_sample + i."""
+    batch, units = like.shape
+    samples = torch.arange(first_sample, first_sample + batch, device=like.device).unsqueeze(1)
+    counters = samples * units + torch.arange(units, device=like.device)
+    bits = _scramble(counters * _signed(_GAMMA) + _signed(_key(seed, step, gate)))
+    uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2.0**53
+    return (uniform.log() - (-uniform).log1p()).to(like.dtype)
+
+
+def _key(*words: int) -> int:
+    key = 0
+    for word in words:
+        key = _scramble_int((key + word + 1) * _GAMMA & _WORD)
+    return key
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """The finalizer of SplitMix64 (Steele et al., OOPSLA 2014) on int64, whose products wrap around."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_FIRST)
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_SECOND)
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _scramble_int(x: int) -> int:
+    x = (x ^ (x >> 30)) * _FIRST & _WORD
+    x = (x ^ (x >> 27)) * _SECOND & _WORD
+    return x ^ (x >> 31)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >= 1 << 63 else word

@@ -1,0 +1,69 @@
+"""Gated modules: a module of the network, untouched, together with the gate of one site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dist_prune.gates.modules import Gate
+from dist_prune.gates.ops import add_gated, scale_channels
+from dist_prune.models import Site, residual_form
+
+
+class Gated(nn.Module):
+    """What all have in common: with the gate open the wrapper computes what ``inner`` does."""
+
+    def __init__(self, inner: nn.Module, gate: Gate, site: Site) -> None:
+        super().__init__()
+        self.inner = inner
+        self.gate = gate
+        self.site = site
+
+
+class GatedBlock(Gated):
+    """act(shortcut(x) + g(x) * F(x)): a ResNet block whose branch a gate opens or closes per sample."""
+
+    def __init__(self, inner: nn.Module, gate: Gate, site: Site) -> None:
+        super().__init__(inner, gate, site)
+        form = residual_form(inner)
+        assert form is not None, f"{type(inner).__name__} is not a residual block of a known family"
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> what the original block returns, (B, C_out, H', W')."""
+        for_branch, for_shortcut, decisions = self.gate(x)
+        branch = self.form.branch(self.inner, for_branch)
+        shortcut = self.form.shortcut_of(self.inner)
+        kept = for_shortcut if shortcut is None else shortcut(for_shortcut)
+        activation = self.form.activation_of(self.inner)
+        if type(activation) is nn.ReLU:
+            return add_gated(kept, decisions, branch, relu=True)
+        return activation(add_gated(kept, decisions, branch))
+
+
+class GatedBranch(Gated):
+    """g(x) * F(x): the branch of a block that adds it to x itself; attention as well, which takes x thrice."""
+
+    def forward(self, *inputs: Tensor, **options: Any) -> Any:
+        """x of shape (B, C, H, W) or (B, T, C), as often as ``inner`` takes it -> what ``inner`` returns."""
+        x, _, decisions = self.gate(inputs[0])
+        out = self.inner(*(x for _ in inputs), **options)
+        branch, *rest = out if isinstance(out, tuple) else (out,)
+        gated = branch * decisions.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
+        return (gated, *rest) if isinstance(out, tuple) else gated
+
+
+class GatedChannels(Gated):
+    """Maps that a gate opens or closes channel by channel, in front of ``inner`` or behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> what ``inner`` returns, for or with the open channels only."""
+        if self.site.behind:
+            return self._gated(self.inner(x))
+        return self.inner(self._gated(x))
+
+    def _gated(self, maps: Tensor) -> Tensor:
+        maps, _, decisions = self.gate(maps)
+        # Behind the last norm of a residual block the shortcut is often added in place.
+        return scale_channels(maps, decisions, may_alias=self.site.position != "after")
