@@ -27,6 +27,9 @@ ARMS: dict[str, tuple[str, ...]] = {
     "dense": ("cifar10_resnet20_dense",),
     "uniform_depth": ("cifar10_resnet20_half", "method=uniform_depth", "target_macs=0.538"),
     "uniform_width": ("cifar10_resnet20_half", "method=uniform_width", "target_macs=0.5"),
+    "uniform_channels": ("cifar10_resnet20_half", "method=uniform_channels", "target_macs=0.5"),
+    "layer": ("cifar10_resnet20_half",),
+    "channel": ("cifar10_resnet20_channel_half",),
 }
 SUMMARY = ("accuracy_sliced", "accuracy", "macs", "macs_ratio", "parameters", "agreement")
 SUMMARY += ("units_flipped_by_rounding", "seconds_total")

@@ -1,9 +1,9 @@
-"""A plain PyTorch loop that trains a ResNet-20 on handwritten digits and ends with half of its MACs.
+"""A plain PyTorch loop: a ResNet-20 learns handwritten digits and ends with half of its MACs.
 
 python examples/bare_torch.py
 torchrun --nproc_per_node 2 examples/bare_torch.py
 
-All that was added to the loop are the lines marked "# dist_prune".
+The lines marked "# dist_prune" are all that was added to the loop.
 """
 
 import argparse
@@ -22,27 +22,29 @@ from dist_prune.measure import count_macs
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=20)
 parser.add_argument("--batch_size", type=int, default=64, help="of all ranks together")
-parser.add_argument("--out", default="runs/bare_torch", help="folder of the sliced network")
+parser.add_argument("--out", default="runs/bare_torch", help="folder for the sliced network")
 args = parser.parse_args()
 
 if "RANK" in os.environ:  # set by torchrun
     dist.init_process_group("gloo")
-ranks = dist.get_world_size() if dist.is_initialized() else 1
+rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 torch.manual_seed(1)
 
 digits = load_digits()
 images, labels = torch.tensor(digits.images).float().unsqueeze(1) / 16, torch.tensor(digits.target)
-train, test = TensorDataset(images[:1437], labels[:1437]), TensorDataset(images[1437:], labels[1437:])
+train, test = TensorDataset(images[:1437], labels[:1437]), (images[1437:], labels[1437:])
 sampler = DistributedSampler(train) if ranks > 1 else None
 loader = DataLoader(train, args.batch_size // ranks, shuffle=sampler is None, sampler=sampler, drop_last=True)
 
-model = dist_prune.build_model("resnet20", num_classes=10, in_channels=1)  # stands for your network
+model = dist_prune.build_model("resnet20", num_classes=10, in_channels=1)  # your network in its place
 model = dist_prune.attach_gates(model, kind="channel")  # dist_prune
 budget = dist_prune.macs_budget(model, input_shape=(1, 8, 8), target=0.5)  # dist_prune
 network = DistributedDataParallel(model) if ranks > 1 else model
 steps = args.epochs * len(loader)
 optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps, cycle_momentum=False)
+scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
+if rank == 0:
+    print(f"training on {ranks} processes")
 
 step = 0
 for epoch in range(args.epochs):
@@ -59,11 +61,19 @@ for epoch in range(args.epochs):
         budget.update(model, means.logits, progress)  # dist_prune
         scheduler.step()
         step += 1
-    print(epoch, loss.item(), flush=True)
+    if rank == 0:
+        print(f"epoch {epoch + 1}: loss {loss.item():.4f}", flush=True)
 
+if ranks > 1:  # the running means of batch norms are those of each rank's own images
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
 small = dist_prune.collapse(model, dist_prune.consensus_mask(model, loader))  # dist_prune
 
-right = (small(test.tensors[0]).argmax(1) == test.tensors[1]).float().mean().item()
-m = dist_prune.consensus_mask(model, loader); print(m.agreement, budget.spending(1), (dist_prune.masked(model,m)(test.tensors[0]).argmax(1)==test.tensors[1]).float().mean())
-model.eval(); print((model(test.tensors[0]).argmax(1)==test.tensors[1]).float().mean())
-print(f"accuracy {right:.4f}, MACs {count_macs(small, (1, 8, 8)) / budget.costs.dense:.4f} of the dense network's")
+if rank == 0:
+    dist_prune.save_sliced(small, args.out, input_shape=(1, 8, 8))
+    with torch.no_grad():
+        accuracy = (small(test[0]).argmax(1) == test[1]).float().mean()
+    share = count_macs(small, (1, 8, 8)) / budget.costs.dense
+    print(f"sliced network in {args.out}: accuracy {accuracy:.4f}, MACs {share:.4f} of the dense network's")
+if ranks > 1:
+    dist.destroy_process_group()

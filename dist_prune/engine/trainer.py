@@ -76,7 +76,9 @@ class Trainer:
         if self._resume is not None:
             checkpoint, self._resume = self._resume, None
             start = Snapshot(checkpoint.weights, checkpoint.momentum)
-            return PhaseRun(self.setting, phase, start, checkpoint.state["schedule"])
+            run = PhaseRun(self.setting, phase, start, checkpoint.state["schedule"])
+            phase.resumed(run.engine.module)
+            return run
         self.position.phase, self.position.epoch, self.position.batch = phase.name, 0, 0
         start = inherit(phase, self._before) if self._before else Snapshot({}, {})
         return PhaseRun(self.setting, phase, start, None)

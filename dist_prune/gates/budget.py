@@ -30,7 +30,7 @@ class Timeline:
     """What happens when, in shares of the run.
 
     Until ``listen`` the gates are held open; until ``begin`` they are open and learn their bids; until ``end``
-    what may be spent falls to the target; until ``settled`` polarization rises, and no threshold moves later.
+    what may be spent falls to the target; until ``settled`` the polarization term rises to its full weight.
     """
 
     listen: float = 0.2
@@ -59,8 +59,9 @@ class Budget:
                 "these gate heads open for about half of the samples, whatever the budget; use 'ste'"
             )
         shares = costs.unit_shares().float()
-        self._prices = shares / shares.mean()  # what a unit costs, next to the others
+        self._unit_costs = shares / shares.mean()  # what a unit costs, next to the others
         self._groups = guarded_groups(costs, target, allow_empty)
+        self._reach = 1.0
         self._starts = torch.cat(
             [torch.full((gate.units,), gate.open_bias or 0.0) for gate in gating_modules(model)]
         )
@@ -71,33 +72,49 @@ class Budget:
         return 1 - (1 - self.target) * _ramp(progress, t.begin, t.end)
 
     def polarization_weight(self, progress: float) -> float:
-        """A weight for the polarization term: it rises once the target is met, and grows with the number of units.
+        """A weight for the polarization term, which rises once the target is met.
 
-        Equation 9 is a mean, so that its push on one unit falls with their number; this makes up for it.
+        Equation 9 is a mean, so its push on one logit falls with the number of units, and with the gates' reach;
+        the weight makes up for both. Gates that it has pushed out of reach feel it no longer (equation 5).
         """
-        return len(self._prices) * _ramp(progress, self.timeline.end, self.timeline.settled)
+        ramp = _ramp(progress, self.timeline.end, self.timeline.settled)
+        return len(self._unit_costs) * self._reach * ramp
 
     def update(self, model: nn.Module, logits: Tensor, progress: float) -> None:
         """After an optimizer step. logits: the units' mean logits over the global batch (``GateMeans.logits``)."""
         logits = logits.cpu()
         if progress < self.timeline.listen:
-            _set(model, torch.full_like(logits, -_FAR), 1.0)
-        elif progress <= self.timeline.settled:
-            thresholds = self.thresholds(logits, self.spending(progress))
-            _set(model, thresholds, max(1.0, 2 * (logits - thresholds).abs().max().item()))
+            self._set(model, torch.full_like(logits, -_FAR))
+            return
+        thresholds = self.thresholds(logits, self.spending(progress))
+        if progress <= self.timeline.end:  # so far every gate may learn, however far its logit has moved
+            self._reach = max(1.0, 2 * (logits - thresholds).abs().max().item())
+        self._set(model, thresholds)
+
+    def _set(self, model: nn.Module, thresholds: Tensor) -> None:
+        gates = gating_modules(model)
+        for gate, part in zip(gates, thresholds.split([gate.units for gate in gates]), strict=True):
+            gate.threshold.copy_(part)
+            gate.reach.fill_(self._reach)
+
+    def resume(self, model: nn.Module) -> None:
+        """Go on from the buffers of a model that was loaded from a checkpoint."""
+        self._reach = gating_modules(model)[0].reach.item()
 
     def thresholds(self, logits: Tensor, spending: float) -> Tensor:
         """The price of a MAC at which the open units cost what may be spent, as a threshold for each unit."""
-        bids = (logits - self._starts) / self._prices
+        bids = (logits - self._starts) / self._unit_costs
         spared = torch.tensor([int(group[bids[group].argmax()]) for group in self._groups], dtype=torch.long)
         order = bids.argsort()
         order = order[~torch.isin(order, spared)]  # the highest bid of each guarded group stays open
         closed = self._count_to_close(order, spending)
-        lowest_open = bids[order[closed]] if closed < len(order) else bids[order[-1]] + 1
-        highest_closed = bids[order[closed - 1]] if closed else lowest_open - 1
-        thresholds = self._starts + (lowest_open + highest_closed) / 2 * self._prices
-        thresholds[spared] = torch.minimum(thresholds[spared], logits[spared] - 1)
-        return thresholds
+        margin = max(1.0, (bids.max() - bids.min()).item() / 2)  # where there is no bid on the other side
+        lowest_open = bids[order[closed]] if closed < len(order) else bids[order[-1]] + 2 * margin
+        highest_closed = bids[order[closed - 1]] if closed else lowest_open - 2 * margin
+        price = (lowest_open + highest_closed) / 2
+        prices = torch.full_like(bids, price.item())
+        prices[spared] = torch.minimum(prices[spared], bids[spared] - margin)
+        return self._starts + prices * self._unit_costs
 
     def _count_to_close(self, order: Tensor, spending: float) -> int:
         """How many units of ``order`` to close so that the others come nearest to the spending."""
@@ -113,7 +130,7 @@ class Budget:
         return few
 
     def _share(self, closed: Tensor) -> float:
-        values = torch.ones(len(self._prices))
+        values = torch.ones(len(self._unit_costs))
         values[closed] = 0
         return self.costs.share(values).item()
 
@@ -183,13 +200,6 @@ def _floor(costs: Costs, groups: Sequence[Tensor]) -> float:
     for group in groups:
         values[group[shares[group].argmin()]] = 1
     return costs.share(values).item()
-
-
-def _set(model: nn.Module, thresholds: Tensor, reach: float) -> None:
-    gates = gating_modules(model)
-    for gate, part in zip(gates, thresholds.split([gate.units for gate in gates]), strict=True):
-        gate.threshold.copy_(part)
-        gate.reach.fill_(reach)
 
 
 def _ramp(progress: float, begin: float, end: float) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.gates.heads import HEADS
-from dist_prune.gates.ops import fan_out
+from dist_prune.gates.ops import fan_out, pixel_mean
 
 
 @contextlib.contextmanager
@@ -65,8 +65,10 @@ class GatingModule(Gate):
     (flattened: channels times pixels); ``units``: outputs, one for each channel of a channel site (the table
     prints 1 there, where equation 9 needs one for each channel). ``open_bias`` is the initial bias of the
     last dense layer: at 1, with small weights behind it, the gate starts open for nearly every sample and
-    still within reach of equation 5's gradient, |x| <= 1; None keeps torch's default. ``number``: of the gate
-    in its network.
+    still within reach of equation 5's gradient, |x| <= 1; None keeps torch's default. ``feedback``:
+    whether the gate's gradient flows into the map that it reads. ``sensitivity`` scales what the last dense
+    layer reads: well below 1, a gate learns what holds for all samples long before what holds for some.
+    ``number``: of the gate in its network.
 
     A unit opens where its logit exceeds ``threshold``, and its gradient passes within ``reach`` of it. These are
     0 and 1, as in the paper, unless a ``Budget`` moves them.
@@ -85,11 +87,15 @@ class GatingModule(Gate):
         head: str = "ste",
         open_bias: float | None = 1.0,
         flatten: bool = False,
+        feedback: bool = True,
+        sensitivity: float = 1.0,
         number: int = 0,
     ) -> None:
         super().__init__()
         self.units = units
         self.flatten = flatten
+        self.feedback = feedback
+        self.sensitivity = sensitivity
         self.open_bias = open_bias
         widths = [in_features, *[hidden] * (dense_layers - 1)]
         body: list[nn.Module] = []
@@ -109,16 +115,17 @@ class GatingModule(Gate):
         # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding.
         with _without_autocast(x.device.type):
             first, second, features = self._features(x)
-            logits = self.last(self.body(features.to(self.last.weight.dtype)))
+            hidden = self.body(features.to(self.last.weight.dtype))
+            logits = self.last(hidden * self.sensitivity)
             decisions = self.head((logits - self.threshold) / self.reach)
             return first, second, self.keep(decisions, logits)
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.flatten:
-            return x, x, x.flatten(1)
-        if x.dim() == 3:
-            return x, x, x.mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
-        return fan_out(x)
+        if self.flatten or x.dim() == 3:
+            read = x if self.feedback else x.detach()
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return x, x, read.flatten(1) if self.flatten else read.mean(1, dtype=wide)
+        return fan_out(x) if self.feedback else (x, x, pixel_mean(x))
 
 
 class FixedGate(Gate):

@@ -20,8 +20,7 @@ _ROW = 512  # elements that a broadcast should run over in one go: far fewer (fe
 class _FanOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kernels = kernels_for(x)
-        pooled = kernels.mean(x) if kernels else _mean(x)
+        pooled = pixel_mean(x)
         ctx.set_materialize_grads(False)  # often there is one user only
         ctx.shape, ctx.dtype = x.shape, x.dtype
         return x.view_as(x), x.view_as(x), pooled
@@ -46,6 +45,13 @@ class _FanOut(torch.autograd.Function):
         pixels = _repeats(height * width, _ROW // channels)
         _flat(total).view(batch, -1, pixels * channels).add_(share.repeat(1, pixels).unsqueeze(1))
         return total
+
+
+def pixel_mean(x: Tensor) -> Tensor:
+    """The mean over pixels, (B, C, H, W) -> (B, C), in fp32 or wider; without gradient."""
+    x = x.detach()
+    kernels = kernels_for(x)
+    return kernels.mean(x) if kernels else _mean(x)
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from dist_prune.methods.base import Inherited, Method, Phase, Step, Task, Transition
 from dist_prune.methods.consensus import Consensus
 from dist_prune.methods.dense import Dense
-from dist_prune.methods.uniform import UniformDepth, UniformWidth
+from dist_prune.methods.uniform import UniformChannels, UniformDepth, UniformWidth
 
 METHODS: dict[str, type[Method]] = {
     "consensus": Consensus,
     "dense": Dense,
+    "uniform_channels": UniformChannels,
     "uniform_depth": UniformDepth,
     "uniform_width": UniformWidth,
 }

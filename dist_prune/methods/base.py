@@ -108,6 +108,9 @@ class Phase:
         """MACs of what remains of the module under ``mask``; dense: the costs of the recipe's dense network."""
         return dense.of(self.kept_under(mask))
 
+    def resumed(self, module: nn.Module) -> None:
+        """Called once when the phase goes on from a checkpoint, with the module's tensors in place."""
+
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Called before every micro-batch. step: optimizer steps so far; first_sample: see ``Moment``."""
 

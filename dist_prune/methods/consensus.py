@@ -21,7 +21,7 @@ class Consensus(Method):
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
         """One phase: everything is learned at once."""
         config, budget = self.task.config, None
-        options = config.gates.model_dump(exclude={"temperature"})
+        options = _gate_options(config)
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
         if config.target_macs is not None:
             settings = config.budget.model_dump()
@@ -32,6 +32,14 @@ class Consensus(Method):
         yield GatedPhase(
             "gated", module, config.epochs, label_smoothing=smoothing, config=config, budget=budget
         )
+
+
+def _gate_options(config: RunConfig) -> dict[str, Any]:
+    """What ``attach_gates`` is told; under a budget gates learn beside the network, not through it."""
+    options = config.gates.model_dump(exclude={"temperature"})
+    free = config.target_macs is None
+    defaults = {"feedback": free, "sensitivity": 1.0 if free else 0.1}
+    return {**options, **{key: value for key, value in defaults.items() if options[key] is None}}
 
 
 @dataclass(kw_only=True)
@@ -61,6 +69,11 @@ class GatedPhase(Phase):
         if self.config.polarization is not None:
             return self.config.polarization.at(epoch)
         return self.budget.polarization_weight(epoch / self.epochs) if self.budget else 1.0
+
+    def resumed(self, module: nn.Module) -> None:
+        """The budget goes on from the gates' buffers."""
+        if self.budget is not None:
+            self.budget.resume(module)
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Stochastic heads learn what their noise is keyed by."""

@@ -1,4 +1,4 @@
-"""The honest rivals: dense networks of the budget's MACs, trained from scratch (uniform depth, uniform width).
+"""The honest rivals: dense networks of the budget's MACs, trained from scratch (by depth, width or inner channels).
 
 Whoever wants half of the MACs could train a plain network of that size. What gates find must beat it.
 """
@@ -15,7 +15,8 @@ from typing import Any
 from dist_prune.config import RunConfig
 from dist_prune.consensus import Mask, cut
 from dist_prune.errors import UserError
-from dist_prune.measure import Costs
+from dist_prune.gates import find_sites
+from dist_prune.measure import Costs, unit_costs
 from dist_prune.methods.base import Method, Phase, Task
 from dist_prune.models import architecture_of
 
@@ -47,6 +48,19 @@ class UniformWidth(Method):
             label_smoothing=config.label_smoothing,
             own_macs=small.costs().dense,
         )
+
+
+class UniformChannels(Method):
+    """The dense network with fewer channels between the layers of its blocks: the same share everywhere."""
+
+    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+        """One phase."""
+        config, plain = self.task.config, self.task.build()
+        costs = unit_costs(plain, self.task.input_shape, find_sites(plain, "channel"))
+        kept = uniform_channels(costs, _target(config))
+        small, _ = cut(plain, kept)
+        smoothing, macs = config.label_smoothing, costs.of(kept)
+        yield _NarrowPhase("dense", small, config.epochs, label_smoothing=smoothing, own_macs=macs)
 
 
 @dataclass(kw_only=True)
@@ -94,6 +108,16 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
     return best[1]
 
 
+def uniform_channels(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
+    """Kept units of each channel site: the first so many, by one share, nearest to ``target`` of the dense MACs."""
+    steps = max(site.units for site in costs.sites)
+    options = (
+        {site.name: tuple(range(max(1, round(site.units * n / steps)))) for site in costs.sites}
+        for n in range(1, steps + 1)
+    )
+    return min(options, key=lambda kept: abs(costs.of(kept) / costs.dense - target))
+
+
 def uniform_width(task: Task, target: float) -> Task:
     """The task with the width at which its network comes nearest to ``target`` of the dense MACs.
 
@@ -101,7 +125,7 @@ def uniform_width(task: Task, target: float) -> Task:
     """
     architecture = architecture_of(task.build())
     if architecture is None or architecture.builder not in _WIDTHS:
-        raise UserError(f"uniform_width: {task.config.model} has no width argument; use uniform_depth")
+        raise UserError(f"uniform_width: {task.config.model} has no width argument; use uniform_channels")
     argument, default = _WIDTHS[architecture.builder]
     full = float(task.config.model_args.get(argument, default))
     wanted = target * task.costs().dense

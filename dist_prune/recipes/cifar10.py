@@ -45,7 +45,7 @@ CATALOG.variant(
     "ResNet-20 with channel gates, 10 epochs of one-cycle, half of the MACs left.",
     gates=GatesConfig(kind="channel"),
 )
-for _shape in ("depth", "width"):
+for _shape in ("depth", "width", "channels"):
     CATALOG.variant(
         cifar10_resnet20_half,
         f"cifar10_resnet20_uniform_{_shape}",

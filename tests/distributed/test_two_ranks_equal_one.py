@@ -47,7 +47,7 @@ def test_a_micro_batch_costs_one_collective_of_ours(steps):
 @pytest.mark.parametrize("case", ["equal", "unequal", "accumulated"])
 def test_the_budget_moves_the_thresholds_alike_on_all_ranks_and_as_in_one_process(steps, case):
     expected = scenarios.reference([scenarios.batch(8)])["thresholds"]
-    assert expected.unique().numel() == 6, "thresholds must differ for this to say something"
+    assert expected.unique().numel() > 3, "thresholds must differ for this to say something"
     assert torch.equal(steps[0][case]["thresholds"], steps[1][case]["thresholds"])
     torch.testing.assert_close(steps[0][case]["thresholds"], expected, rtol=1e-5, atol=1e-5)
 

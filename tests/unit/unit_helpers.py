@@ -1,7 +1,8 @@
 """Small networks, masks and comparisons that several unit tests share."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,17 @@ from torch import Tensor, nn
 from dist_prune import attach_gates, build_model, gate_means
 from dist_prune.consensus import Mask
 from dist_prune.gates import GatingModule, gated_modules, sites
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def maps(shape: Sequence[int], layout: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Random feature maps in a memory layout, as a leaf that wants a gradient."""
+    return torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[layout]).requires_grad_()
+
+
+def same(ours: Any, theirs: Any, tolerance: float = 1e-13) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:

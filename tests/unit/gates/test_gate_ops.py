@@ -1,15 +1,15 @@
-"""The two operations on feature maps equal the plain expressions that they stand for."""
+"""The operations on feature maps equal the plain expressions that they stand for."""
 
 import pytest
 import torch
 from torch.autograd import gradcheck
+from unit_helpers import FORMATS, maps, same
 
 from dist_prune.consensus import Mask, collapse, masked
 from dist_prune.gates import attach_gates, sites
 from dist_prune.gates.ops import add_gated, fan_out
 from dist_prune.models import build_model
 
-FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 SHAPES = [
     (2, 3, 2, 2),
     (1, 1, 1, 1),
@@ -22,20 +22,6 @@ SHAPES = [
 SMALL = [(2, 3, 2, 2), (1, 1, 1, 1), (2, 2, 3, 5), (3, 1, 2, 3)]
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    """The kernels, only for this test; skips where there is no compiler."""
-    from dist_prune.gates import kernels
-
-    monkeypatch.setattr(kernels, "_kernels", kernels._kernels)
-    if not kernels.compile_kernels():
-        pytest.skip("no C++ compiler: the plain operations serve")
-
-
-def maps(shape, layout, dtype=torch.float64):
-    return torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[layout]).requires_grad_()
-
-
 def gates(shape, dtype=torch.float64):
     return torch.rand(shape[0], 1, dtype=dtype).requires_grad_()
 
@@ -43,10 +29,6 @@ def gates(shape, dtype=torch.float64):
 def plain_add(kept, gate, branch, relu=False):
     total = kept + gate[:, :, None, None] * branch
     return total.relu() if relu else total
-
-
-def same(ours, theirs, tolerance=1e-13):
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -66,11 +48,14 @@ def test_fan_out_is_the_map_twice_and_its_mean_with_the_gradient_of_all_three(sh
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("used", [0, 1, 2])
-def test_fan_out_has_the_right_gradient_when_only_one_output_is_used(used, layout):
+@pytest.mark.parametrize("used", [[0], [1], [2], [0, 2], [1, 2], [0, 1]], ids=str)
+def test_fan_out_has_the_right_gradient_when_not_all_outputs_are_used(used, layout):
+    """A gate in front of a channel site has one user of its map."""
     x = maps((3, 5, 4, 4), layout)
-    (ours,) = torch.autograd.grad(fan_out(x)[used].square().sum(), x)
-    (theirs,) = torch.autograd.grad((x, x, x.mean((2, 3)))[used].square().sum(), x)
+    ours, theirs = (
+        torch.autograd.grad(sum((n + 1) * outputs[n].square().sum() for n in used), x)[0]
+        for outputs in (fan_out(x), (x, x, x.mean((2, 3))))
+    )
     same(ours, theirs)
 
 
@@ -103,11 +88,12 @@ def test_compiled_kernels_equal_the_plain_expressions_in_float64(shape, dtype, o
         assert (our.double() - their).abs().max() <= 4 * unit * max(1.0, their.abs().max().item())
 
 
-def test_compiled_kernels_give_the_same_network_fixed_to_a_mask(compiled):
+@pytest.mark.parametrize("kind", ["layer", "channel"])
+def test_compiled_kernels_give_the_same_network_fixed_to_a_mask(kind, compiled):
     """The decisions of a mask are one value spread over the batch, not B values in memory."""
-    model = attach_gates(build_model("resnet14", num_classes=10)).eval()
-    names = [site.name for site in sites(model)]
-    mask = Mask.of({name: [0] if number % 2 else [] for number, name in enumerate(names)}, sites(model))
+    model = attach_gates(build_model("resnet14", num_classes=10), kind).eval()
+    found = enumerate(sites(model))
+    mask = Mask.of({s.name: range(1, s.units, 2) if n % 3 else range(s.units) for n, s in found}, sites(model))
     images = torch.randn(6, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(masked(model, mask)(images), collapse(model, mask)(images))

@@ -1,0 +1,250 @@
+"""The MACs budget: which units are open when, what they cost, and what is out of reach."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import DenseNet, MobileNetV2
+from unit_helpers import images, shaken, undecided
+
+from dist_prune import UserError, attach_gates, build_model
+from dist_prune.gates import Budget, Timeline, gate_means, gated_modules
+from dist_prune.gates.budget import guarded_groups, macs_budget, outcome
+from dist_prune.gates.insertion import find_sites
+from dist_prune.measure import Costs, Part, unit_costs
+from dist_prune.models import Site
+
+SHAPE = (3, 16, 16)
+LINE = Timeline(listen=0.2, begin=0.4, end=0.6, settled=0.8)
+PLACES = ["layer", "before", "between", "after"]
+
+
+def options(place: str) -> dict[str, str]:
+    return {"kind": "layer"} if place == "layer" else {"kind": "channel", "position": place}
+
+
+def costs_at(place: str, depth: int = 14) -> Costs:
+    plain = build_model(f"resnet{depth}", num_classes=10, width=8)
+    return unit_costs(plain, SHAPE, find_sites(plain, **options(place)))
+
+
+def gated_at(place: str) -> nn.Module:
+    plain = shaken(build_model("resnet14", num_classes=10, width=8))
+    return undecided(attach_gates(plain, **options(place)))
+
+
+def budget_at(place: str, target: float = 0.7) -> tuple[nn.Module, Budget]:
+    gated = gated_at(place)
+    return gated, macs_budget(gated, SHAPE, target, LINE)
+
+
+def kept_of(costs: Costs, opened: torch.Tensor) -> dict[str, list[int]]:
+    parts = opened.split([site.units for site in costs.sites])
+    return {s.name: part.nonzero().flatten().tolist() for s, part in zip(costs.sites, parts, strict=True)}
+
+
+def share_of(costs: Costs, opened: torch.Tensor) -> float:
+    return costs.of(kept_of(costs, opened)) / costs.dense
+
+
+def state(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """The thresholds of all units, and the gates' reach."""
+    gates = [wrapper.gate for _, wrapper in gated_modules(model)]
+    return torch.cat([gate.threshold for gate in gates]).clone(), torch.stack([gate.reach for gate in gates]).clone()
+
+
+def units(costs: Costs) -> int:
+    return sum(site.units for site in costs.sites)
+
+
+@pytest.mark.parametrize(
+    ("progress", "share"), [(0, 1), (0.4, 1), (0.45, 0.925), (0.5, 0.85), (0.6, 0.7), (0.9, 0.7), (1, 0.7)]
+)
+def test_what_may_be_spent_falls_in_a_straight_line_from_everything_to_the_target(progress, share):
+    assert budget_at("layer")[1].spending(progress) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("progress", "ramp"), [(0, 0), (0.6, 0), (0.65, 0.25), (0.7, 0.5), (0.8, 1), (1, 1)])
+def test_polarization_rises_after_the_target_is_met_and_makes_up_for_the_number_of_units(progress, ramp):
+    for place in ("layer", "between"):
+        _, budget = budget_at(place)
+        assert budget.polarization_weight(progress) == pytest.approx(units(budget.costs) * ramp)
+
+
+def open_by_hand(costs: Costs, logits: torch.Tensor, spending: float, groups) -> torch.Tensor:
+    """One unit after the other is closed, lowest rise of its logit for its MACs first; the nearest share wins."""
+    shares = costs.unit_shares().float()
+    bids = (logits - 1) / (shares / shares.mean())
+    spared = {max(group.tolist(), key=lambda unit: bids[unit]) for group in groups}
+    opened = torch.ones(len(logits), dtype=torch.bool)
+    best, nearest = opened.clone(), abs(share_of(costs, opened) - spending)
+    for unit in bids.argsort().tolist():
+        if unit not in spared:
+            opened[unit] = False
+            if abs(share_of(costs, opened) - spending) < nearest:
+                best, nearest = opened.clone(), abs(share_of(costs, opened) - spending)
+    return best
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("spending", [1.0, 0.93, 0.8, 0.7, 0.0])
+def test_open_units_have_the_highest_bids_and_cost_what_may_be_spent(place, spending):
+    _, budget = budget_at(place)
+    costs, groups = budget.costs, guarded_groups(budget.costs, 0.7, allow_empty=False)
+    for _ in range(2):
+        logits = 1 + torch.randn(units(costs))
+        opened = logits > budget.thresholds(logits, spending)
+        assert torch.equal(opened, open_by_hand(costs, logits, spending, groups))
+        assert all(opened[group].any() for group in groups)
+        if spending > 0:
+            assert abs(share_of(costs, opened) - spending) <= costs.unit_shares().max()
+
+
+def test_of_units_that_rose_alike_the_dearest_goes_first():
+    gated = attach_gates(build_model("resnet8", num_classes=10))
+    budget = macs_budget(gated, (3, 32, 32), 0.3)
+    shares = budget.costs.unit_shares()
+    assert shares[0] > shares[1] > shares[2]
+    logits = torch.full((3,), 1.1)
+    seen = [(logits > budget.thresholds(logits, 1 - closed.item())).tolist() for closed in shares.cumsum(0)]
+    assert seen == [[False, True, True], [False, False, True], [False, False, False]]
+
+
+def test_thresholds_are_a_function_of_the_logits_and_nothing_else():
+    """Every rank computes them by itself."""
+    (_, budget), (_, other) = budget_at("between"), budget_at("between")
+    logits = torch.randn(units(budget.costs))
+    first = budget.thresholds(logits, 0.7)
+    before = logits.clone()
+    other.thresholds(torch.randn(len(logits)), 0.9)
+    assert torch.equal(budget.thresholds(logits, 0.7), first)
+    assert torch.equal(other.thresholds(logits, 0.7), first)
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_gates_are_held_open_before_they_listen(place):
+    gated, budget = budget_at(place)
+    budget.update(gated, torch.randn(units(budget.costs)), 0.19)
+    gated.train()(images(8)).sum().backward()
+    assert gate_means(gated).values.min() == 1
+    assert not any(wrapper.gate.last.bias.grad.any() for _, wrapper in gated_modules(gated))
+
+
+@pytest.mark.parametrize("progress", [0.2, 0.3, 0.4])
+def test_gates_that_listen_are_open_and_every_unit_learns(progress):
+    gated, budget = budget_at("between")
+    logits = torch.randn(units(budget.costs))
+    budget.update(gated, logits, progress)
+    thresholds, reach = state(gated)
+    assert (logits > thresholds).all()
+    assert ((logits - thresholds).abs() <= reach[0]).all()
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("progress", [0.5, 0.6, 0.7, 1.0])
+def test_an_update_opens_exactly_the_units_above_their_thresholds(place, progress):
+    gated, budget = budget_at(place)
+    x = images(16)
+    with torch.no_grad():
+        gated(x)
+        logits = gate_means(gated).logits
+        budget.update(gated, logits, progress)
+        thresholds, _ = state(gated)
+        assert torch.equal(thresholds, budget.thresholds(logits, budget.spending(progress)))
+        gated(x)
+    for _, wrapper in gated_modules(gated):
+        decisions, each = wrapper.gate.take_decisions()
+        assert torch.equal(decisions, (each > wrapper.gate.threshold).float())
+
+
+def test_reach_follows_the_logits_until_the_target_is_met_and_stays_from_then_on():
+    gated, budget = budget_at("layer")
+    budget.update(gated, torch.tensor([5.0, -3.0, 1.0, 0.5, 2.0, 1.5]), 0.5)
+    thresholds, first = state(gated)
+    assert (first == first[0]).all()
+    distance = (torch.tensor([5.0, -3.0, 1.0, 0.5, 2.0, 1.5]) - thresholds).abs().max()
+    assert first[0].item() == pytest.approx(2 * distance.item())
+    budget.update(gated, 30 * torch.randn(6), 0.7)
+    assert torch.equal(state(gated)[1], first)
+    assert budget.polarization_weight(0.8) == pytest.approx(6 * first[0].item())
+
+
+def test_a_budget_goes_on_from_the_buffers_of_a_checkpoint():
+    gated, budget = budget_at("layer")
+    budget.update(gated, 9 * torch.randn(6), 0.55)
+    again = copy.deepcopy(gated)
+    resumed = macs_budget(again, SHAPE, 0.7, LINE)
+    resumed.resume(again)
+    assert resumed.polarization_weight(0.9) == pytest.approx(budget.polarization_weight(0.9))
+    logits = torch.randn(6)
+    for model, its in ((gated, budget), (again, resumed)):
+        its.update(model, logits, 0.75)
+    assert all(torch.equal(a, b) for a, b in zip(state(gated), state(again), strict=True))
+
+
+@pytest.mark.parametrize("place", ["before", "between", "after"])
+def test_one_channel_of_every_site_is_guarded(place):
+    costs = costs_at(place)
+    groups = guarded_groups(costs, 0.9, allow_empty=False)
+    assert torch.cat(groups).tolist() == list(range(units(costs)))
+    assert [len(group) for group in groups] == [site.units for site in costs.sites]
+
+
+def test_one_layer_of_every_stage_is_guarded_unless_the_target_is_out_of_reach_otherwise():
+    costs = costs_at("layer", depth=20)
+    shares = costs.unit_shares().view(3, 3)
+    floor = 1 - (shares.sum() - shares.min(dim=1).values.sum()).item()
+    assert [g.tolist() for g in guarded_groups(costs, floor + 0.001, False)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert guarded_groups(costs, floor - 0.02, False) == []
+    assert guarded_groups(costs, floor + 0.001, True) == []
+
+
+def test_sites_may_be_emptied_on_request_where_a_path_remains():
+    assert guarded_groups(costs_at("between"), 0.5, allow_empty=True) == []
+    plain = MobileNetV2(10, width_mult=0.25)
+    costs = unit_costs(plain, (3, 32, 32), find_sites(plain, "channel"))
+    guarded = [len(group) for group in guarded_groups(costs, 0.6, allow_empty=True)]
+    assert guarded == [site.units for site in costs.sites if not site.may_be_empty]
+    assert 0 < len(guarded) < len(costs.sites)
+
+
+@pytest.mark.parametrize("make", [lambda: build_model("resnet20", num_classes=10), lambda: DenseNet(4, (2, 2), 8)])
+def test_a_target_out_of_reach_is_refused_with_the_smallest_share_there_is(make):
+    plain = make()
+    position = "between" if isinstance(plain, DenseNet) else "before"
+    costs = unit_costs(plain, (3, 32, 32), find_sites(plain, "channel", position))
+    floor = costs.of({site.name: (0,) for site in costs.sites}) / costs.dense
+    with pytest.raises(UserError, match=rf"target_macs={floor - 0.05}.*leave {floor:.3f} of the dense.*position"):
+        guarded_groups(costs, floor - 0.05, allow_empty=False)
+    assert len(guarded_groups(costs, floor, allow_empty=False)) == len(costs.sites)
+    if position == "before":
+        assert floor > 0.3, "the README's example of what this position cannot do"
+
+
+def test_heads_that_ignore_thresholds_are_refused():
+    gated = attach_gates(build_model("resnet8", num_classes=10), head="bernoulli")
+    with pytest.raises(UserError, match="half of the samples"):
+        macs_budget(gated, SHAPE, 0.5)
+
+
+def test_a_budget_that_closes_nothing_leaves_all_units_open():
+    gated = attach_gates(build_model("resnet8", num_classes=10))  # one layer a stage, all of them guarded
+    budget = macs_budget(gated, SHAPE, 0.995, LINE)
+    logits = torch.randn(3)
+    assert (logits > budget.thresholds(logits, 0.995)).all()
+
+
+def test_the_outcome_says_whether_another_unit_would_have_come_nearer():
+    sites = tuple(Site(name, "layer", 1) for name in "abc")
+    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((40, 30, 5))))
+
+    def kept(names: str) -> dict[str, tuple[int, ...]]:
+        return {site.name: (0,) if site.name in names else () for site in sites}
+
+    assert outcome(costs, kept("ac"), 0.7) == "met"
+    assert outcome(costs, kept("ac"), 0.71) == "met"
+    assert outcome(costs, kept("ac"), 0.68) == "met as nearly as whole units allow"
+    assert outcome(costs, kept("abc"), 0.68) == "missed"
+    assert outcome(costs, kept(""), 0.68) == "missed"
