@@ -54,7 +54,7 @@ steps = args.epochs * len(loader)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
 network, optimizer, scheduler, loader = accelerator.prepare(model, optimizer, scheduler, loader)
-accelerator.print(f"training on {accelerator.num_processes} processes, {accelerator.distributed_type}")
+accelerator.print(f"processes: {accelerator.num_processes}, {accelerator.distributed_type}")
 
 step = 0
 for epoch in range(args.epochs):

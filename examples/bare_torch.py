@@ -44,7 +44,7 @@ steps = args.epochs * len(loader)
 optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
 scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
 if rank == 0:
-    print(f"training on {ranks} processes")
+    print(f"processes: {ranks}")
 
 step = 0
 for epoch in range(args.epochs):

@@ -44,7 +44,7 @@ class Budget:
 
     model: gated; costs: ``unit_costs`` of its sites; target: the share; allow_empty: let channel sites lose
     their last channel and stages their last layer. (Stages lose it without being asked where the target cannot
-    be met otherwise.) Everything it changes lies in the gates' buffers ``threshold`` and ``reach``. Raises
+    be met otherwise.) All that it remembers lies in buffers of the gates, so that checkpoints hold it. Raises
     UserError if the target is out of reach.
     """
 
@@ -62,6 +62,7 @@ class Budget:
         self._unit_costs = shares / shares.mean()  # what a unit costs, next to the others
         self._groups = guarded_groups(costs, target, allow_empty)
         self._reach = 1.0
+        self._before: Tensor | None = None  # the mean logits of the step before
         self._starts = torch.cat(
             [torch.full((gate.units,), gate.open_bias or 0.0) for gate in gating_modules(model)]
         )
@@ -78,28 +79,31 @@ class Budget:
         the weight makes up for both. Gates that it has pushed out of reach feel it no longer (equation 5).
         """
         ramp = _ramp(progress, self.timeline.end, self.timeline.settled)
-        return len(self._unit_costs) * self._reach * ramp
+        return 0.2 * len(self._unit_costs) * self._reach * ramp
 
     def update(self, model: nn.Module, logits: Tensor, progress: float) -> None:
         """After an optimizer step. logits: the units' mean logits over the global batch (``GateMeans.logits``)."""
         logits = logits.cpu()
+        expected = logits if self._before is None else 2 * logits - self._before  # in the next step
+        self._before = logits
         if progress < self.timeline.listen:
-            self._set(model, torch.full_like(logits, -_FAR))
-            return
-        thresholds = self.thresholds(logits, self.spending(progress))
-        if progress <= self.timeline.end:  # so far every gate may learn, however far its logit has moved
-            self._reach = max(1.0, 2 * (logits - thresholds).abs().max().item())
-        self._set(model, thresholds)
-
-    def _set(self, model: nn.Module, thresholds: Tensor) -> None:
+            thresholds = torch.full_like(logits, -_FAR)
+        else:
+            thresholds = self.thresholds(expected, self.spending(progress))
+            if progress <= self.timeline.end:  # so far every gate may learn, however far its logit has moved
+                self._reach = max(1.0, 2 * (logits - thresholds).abs().max().item())
         gates = gating_modules(model)
-        for gate, part in zip(gates, thresholds.split([gate.units for gate in gates]), strict=True):
+        sizes = [gate.units for gate in gates]
+        for gate, part, latest in zip(gates, thresholds.split(sizes), logits.split(sizes), strict=True):
             gate.threshold.copy_(part)
+            gate.mean_logits.copy_(latest)
             gate.reach.fill_(self._reach)
 
     def resume(self, model: nn.Module) -> None:
         """Go on from the buffers of a model that was loaded from a checkpoint."""
-        self._reach = gating_modules(model)[0].reach.item()
+        gates = gating_modules(model)
+        self._reach = gates[0].reach.item()
+        self._before = torch.cat([gate.mean_logits for gate in gates]).cpu()
 
     def thresholds(self, logits: Tensor, spending: float) -> Tensor:
         """The price of a MAC at which the open units cost what may be spent, as a threshold for each unit."""

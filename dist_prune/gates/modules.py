@@ -71,11 +71,12 @@ class GatingModule(Gate):
     ``number``: of the gate in its network.
 
     A unit opens where its logit exceeds ``threshold``, and its gradient passes within ``reach`` of it. These are
-    0 and 1, as in the paper, unless a ``Budget`` moves them.
+    0 and 1, as in the paper, unless a ``Budget`` moves them; it also keeps the latest ``mean_logits`` here.
     """
 
     threshold: Tensor
     reach: Tensor
+    mean_logits: Tensor
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class GatingModule(Gate):
         self.head = HEADS[head](units, number)
         self.register_buffer("threshold", torch.zeros(units))
         self.register_buffer("reach", torch.ones(()))
+        self.register_buffer("mean_logits", torch.zeros(units))
         if open_bias is not None:
             nn.init.constant_(self.last.bias, open_bias)
             nn.init.normal_(self.last.weight, std=0.04 / math.sqrt(widths[-1]))

@@ -48,7 +48,7 @@ def _distributions(groups: Sequence[Sequence[Gated]]) -> Figure:
         image, ax=every, fraction=0.03, pad=0.02, ticks=[0, 0.05, 0.25, 0.5, 1], aspect=20 * len(groups)
     )
     bar.ax.set_yticklabels(["0 %", "5 %", "25 %", "50 %", "100 %"], fontsize=9, color=style.QUIET)
-    bar.set_label("share of the sites", fontsize=9, color=style.QUIET)
+    bar.set_label("share of the units", fontsize=9, color=style.QUIET)
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
     return figure

@@ -93,7 +93,9 @@ def test_compiled_kernels_give_the_same_network_fixed_to_a_mask(kind, compiled):
     """The decisions of a mask are one value spread over the batch, not B values in memory."""
     model = attach_gates(build_model("resnet14", num_classes=10), kind).eval()
     found = enumerate(sites(model))
-    mask = Mask.of({s.name: range(1, s.units, 2) if n % 3 else range(s.units) for n, s in found}, sites(model))
+    mask = Mask.of(
+        {s.name: range(1, s.units, 2) if n % 3 else range(s.units) for n, s in found}, sites(model)
+    )
     images = torch.randn(6, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(masked(model, mask)(images), collapse(model, mask)(images))

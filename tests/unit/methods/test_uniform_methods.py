@@ -17,11 +17,11 @@ CIFAR = (3, 32, 32)
 UNIFORM = ["uniform_depth", "uniform_width", "uniform_channels"]
 
 
-def task(target: float | None, method: str = "uniform_depth", model: str = "resnet20", **model_args) -> Task:
-    config = RunConfig(
-        name="test", data="none", model=model, model_args=model_args, method=method, target_macs=target, epochs=3
-    )
-    return Task(config, 10, CIFAR)
+def task(
+    target: float | None, method: str = "uniform_depth", model: str = "resnet20", shape=CIFAR, **model_args
+) -> Task:
+    fields = {"model": model, "model_args": model_args, "method": method, "target_macs": target, "epochs": 3}
+    return Task(RunConfig(name="test", data="none", **fields), 10, shape)
 
 
 def only_phase(the_task: Task) -> Phase:
@@ -103,24 +103,28 @@ def test_depth_needs_residual_layers():
 
 @pytest.mark.parametrize("target", [0.2, 0.538])
 def test_no_other_width_comes_nearer_to_the_target(target):
-    """Channels are whole numbers: 160 widths between 1 and 16 give every network there is."""
-    dense = task(None).costs().dense
-    best = min(
-        abs(count_macs(task(None, width=1 + tenth / 10).build(), CIFAR) / dense - target)
-        for tenth in range(0, 150, 2)
-    )
-    narrow = uniform_width(task(target, "uniform_width"), target)
-    found = count_macs(narrow.build(), CIFAR) / dense
-    assert abs(found - target) <= best + 1e-9
+    """MACs grow with the width, so its neighbours decide; every eighth of a channel gives another network."""
+    small = {"model": "resnet8", "shape": (3, 8, 8)}
+
+    def share(the_task: Task) -> float:
+        return count_macs(the_task.build(), (3, 8, 8)) / dense
+
+    dense = task(None, **small).costs().dense
+    narrow = uniform_width(task(target, "uniform_width", **small), target)
+    width = narrow.config.model_args["width"]
+    others = [share(task(None, **small, width=width + step / 16)) for step in range(-6, 7)]
+    assert min(others) < target < max(others)
+    assert abs(share(narrow) - target) <= min(abs(other - target) for other in others)
 
 
 def test_width_starts_from_the_recipes_own_and_works_for_mobilenet():
-    half = uniform_width(task(0.5, "uniform_width", width=8), 0.5)
-    assert half.config.model_args["width"] < 8
-    mobile = only_phase(task(0.5, "uniform_width", model="mobilenet_v2")).module
-    assert isinstance(mobile, MobileNetV2)
-    whole = count_macs(task(None, model="mobilenet_v2").build(), CIFAR)
-    assert count_macs(mobile, CIFAR) / whole == pytest.approx(0.5, abs=0.05)
+    half = uniform_width(task(0.5, "uniform_width", model="resnet8", width=8), 0.5)
+    assert 4 < half.config.model_args["width"] < 8
+    mobile = {"model": "mobilenet_v2", "inverted_residual_setting": [[1, 16, 1, 1], [6, 64, 1, 2]]}
+    phase = only_phase(task(0.5, "uniform_width", **mobile))
+    assert isinstance(phase.module, MobileNetV2)
+    whole = count_macs(task(None, **mobile).build(), CIFAR)
+    assert count_macs(phase.module, CIFAR) / whole == pytest.approx(0.5, abs=0.05)
 
 
 def test_networks_without_a_width_are_refused_with_advice():
@@ -138,7 +142,8 @@ def test_inner_channels_fall_by_one_share_everywhere_and_no_other_share_comes_ne
     assert max(shares) - min(shares) <= 1 / 16 + 1e-9, "sixteen channels are the fewest"
     assert all(kept[name] == tuple(range(count)) for name, count in left.items())
 
-    def distance(eighths: int) -> float:
-        return abs(costs.of({s.name: range(max(1, round(s.units * eighths / 64))) for s in costs.sites}) / costs.dense - target)
+    def distance(steps: int) -> float:
+        narrowed = {site.name: range(max(1, round(site.units * steps / 64))) for site in costs.sites}
+        return abs(costs.of(narrowed) / costs.dense - target)
 
     assert abs(costs.of(kept) / costs.dense - target) == min(map(distance, range(1, 65)))
