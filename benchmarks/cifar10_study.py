@@ -3,9 +3,9 @@
     python benchmarks/cifar10_study.py --images FOLDER [--work runs/cifar10_study] [--arms dense layer] [--seeds 1 2 3]
 
 FOLDER holds {train,test}/CLASS/*.jpg or the original CIFAR-10 files (--source cifar10). Equal epochs, data,
-optimizer and seeds for all arms. Resumable: finished runs are kept in the work folder, an interrupted one goes
-on. After every run benchmarks/results/cifar10_study.json is written anew from all runs that are there;
-accuracies are those of the last epoch on the test set, never of the best one.
+optimizer and seeds for all arms. Resumable, on another machine too: what benchmarks/results/cifar10_study.json
+holds is not run again (--again does), and an interrupted run goes on from the work folder. Accuracies are those
+of the last epoch on the test set, never of the best one.
 """
 
 from __future__ import annotations
@@ -50,12 +50,9 @@ def train(arm: str, shards: Path, folder: Path, seed: int) -> None:
     )  # fmt: skip
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """What a finished run measured; None if it is not finished."""
-    metrics = folder / "metrics.jsonl"
-    records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    if not records or records[-1]["kind"] != "summary":
-        return None
+def read(folder: Path) -> dict[str, Any]:
+    """What a finished run measured."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     evals = [record for record in records if record["kind"] == "eval"]
     mask = folder / "mask.json"
     sites = json.loads(mask.read_text())["sites"] if mask.exists() else []
@@ -65,26 +62,33 @@ def read(folder: Path) -> dict[str, Any] | None:
         "accuracy_by_epoch": [round(record["accuracy"], 4) for record in evals],
         "macs_by_epoch": [round(record["macs_ratio"], 3) for record in evals],
         "kept_units": {site["name"]: len(site["kept"]) for site in sites},
+        "device": f"{os.cpu_count()} cores, {platform.machine()}",
     }
 
 
-def collect(work: Path) -> dict[str, Any]:
-    """All finished runs by arm, with mean and standard deviation of the sliced network's accuracy."""
+def load() -> dict[str, list[dict[str, Any]]]:
+    """The finished runs of each arm so far."""
+    if not RESULTS.exists():
+        return {}
+    return {arm: found["runs"] for arm, found in json.loads(RESULTS.read_text())["arms"].items()}
+
+
+def save(runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Write all runs, with mean and standard deviation of the sliced network's accuracy over the seeds."""
     arms = {}
-    for arm in ARMS:
-        runs = [found for folder in sorted(work.glob(f"{arm}-seed*")) if (found := read(folder))]
-        if runs:
-            accuracies = [run["accuracy_sliced"] for run in runs]
-            spread = statistics.stdev(accuracies) if len(runs) > 1 else None
-            arms[arm] = {"mean": statistics.mean(accuracies), "standard_deviation": spread, "runs": runs}
-    return {
+    for arm in (arm for arm in ARMS if runs.get(arm)):
+        accuracies = [run["accuracy_sliced"] for run in runs[arm]]
+        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+        found = sorted(runs[arm], key=lambda run: run["seed"])
+        arms[arm] = {"mean": statistics.mean(accuracies), "standard_deviation": spread, "runs": found}
+    study = {
         "benchmark": "cifar10_study",
         "data": "CIFAR-10 as JPEG, 50,000 + 10,000 images",
         "network": "resnet20, option B, 41.22 M MACs",
         "training": "15 epochs of one-cycle, batch 256, bf16 (torch_autocast), test accuracy of the last epoch",
-        "device": f"{os.cpu_count()} cores, {platform.machine()}",
         "arms": arms,
     }
+    RESULTS.write_text(json.dumps(study, indent=2) + "\n")
 
 
 def main() -> None:
@@ -95,6 +99,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "cifar10_study")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--again", action="store_true", help="also what the results hold already")
     options = parser.parse_args()
     shards = options.work / "shards"
     if not (shards / "_info.json").exists():
@@ -102,8 +107,14 @@ def main() -> None:
         run("-c", "from dist_prune.cli import main; main()", *words)
     for seed in options.seeds:
         for arm in options.arms:
-            train(arm, shards, options.work / f"{arm}-seed{seed}", seed)
-            RESULTS.write_text(json.dumps(collect(options.work), indent=2) + "\n")
+            runs = load()
+            others = [run for run in runs.get(arm, []) if run["seed"] != seed]
+            if len(others) < len(runs.get(arm, [])) and not options.again:
+                continue
+            folder = options.work / f"{arm}-seed{seed}"
+            train(arm, shards, folder, seed)
+            runs[arm] = [*others, read(folder)]
+            save(runs)
 
 
 if __name__ == "__main__":

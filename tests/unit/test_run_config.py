@@ -24,6 +24,7 @@ def test_defaults_are_the_papers_settings_for_cifar10():
         0.1,
     )
     assert (c.seed, c.nesterov, c.gates.hidden) == (1, False, 16)
+    assert (c.gates.kind, c.gates.head, c.gates.dense_layers, c.polarization) == ("layer", "ste", 2, None)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,12 @@ def test_defaults_are_the_papers_settings_for_cifar10():
         ("target_macs=null", lambda c: c.target_macs is None),
         ("gates.hidden=8", lambda c: c.gates.hidden == 8),
         ("gates.open_bias=null", lambda c: c.gates.open_bias is None),
+        ("gates.position=after", lambda c: c.gates.position == "after"),
+        ("gates.dense_layers=1", lambda c: c.gates.dense_layers == 1),
+        ("gates.flatten=true", lambda c: c.gates.flatten is True),
+        ("budget.end=0.6", lambda c: c.budget.end == 0.6),
+        ("budget.allow_empty=true", lambda c: c.budget.allow_empty is True),
+        ("polarization=null", lambda c: c.polarization is None),
         ("lr_schedule.milestones=[1, 2]", lambda c: c.lr_schedule.milestones == (1, 2)),
         ("polarization=3", lambda c: c.polarization == Constant(value=3)),
         ("polarization.end=4", lambda c: c.polarization == Ramp(end=4, to_epoch=2)),
@@ -70,6 +77,7 @@ def test_later_settings_win_and_none_change_nothing():
         ("model.depth=20", r"unknown recipe key 'model\.depth'"),
         ("polarization.start=1", r"'polarization\.start'"),  # a constant has no start
         ("=3", "unknown recipe key ''"),
+        ("target_weight=2", r"unknown recipe key 'target_weight'"),  # budgets need none any more
     ],
 )
 def test_unknown_keys_are_refused_with_the_nearest(setting, said):
@@ -98,6 +106,12 @@ def test_a_setting_without_equals_sign_is_malformed(setting):
         ("gates.kind=layers", r"gates\.kind"),
         ("gates.head=gauss", r"gates\.head"),
         ("gates=none", "gates"),
+        ("gates.position=beside", r"gates\.position"),
+        ("gates.dense_layers=3", r"gates\.dense_layers"),
+        ("budget.settled=1.5", r"budget\.settled"),
+        ("budget.begin=0.6", "budget"),  # after its end
+        ("budget.end=0.7", "budget"),
+        ("budget.listen=0.31", "budget"),
         ("lr_schedule.kind=wave", r"lr_schedule\.kind"),
         ("augment.flip=perhaps", r"augment\.flip"),
         ("seed=-1", "seed"),

@@ -7,6 +7,9 @@ from collections import OrderedDict
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
+from timm.models.resnet import BasicBlock as TimmBasicBlock
+from timm.models.resnet import Bottleneck as TimmBottleneck
+from timm.models.resnet import ResNet as TimmResNet
 from torch import nn
 from torchvision.models import VGG, DenseNet, MobileNetV2, ResNet, VisionTransformer, googlenet, inception_v3
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
@@ -26,6 +29,10 @@ def resnet(block: type[nn.Module]) -> nn.Module:
     whole = ResNet(block, [2, 1, 1, 1])
     parts = [*list(whole.named_children())[:6], ("avgpool", whole.avgpool), ("flatten", nn.Flatten())]
     return nn.Sequential(OrderedDict([*parts, ("fc", nn.Linear(128 * block.expansion, 10))]))
+
+
+def timm_resnet(block: type[nn.Module], **options) -> nn.Module:
+    return TimmResNet(block, (2, 1, 1, 1), num_classes=10, channels=(8, 12, 12, 12), **options)
 
 
 def vgg(batch_norm: bool) -> nn.Module:
@@ -58,6 +65,8 @@ FAMILIES = {
     "cifar B": (lambda: build_model("resnet14", num_classes=10, shortcut="B", width=4), 16),
     "torchvision basic": (lambda: resnet(BasicBlock), 32),
     "torchvision bottleneck": (lambda: resnet(Bottleneck), 32),
+    "timm SiLU": (lambda: timm_resnet(TimmBasicBlock, act_layer=nn.SiLU), 32),
+    "timm bottleneck": (lambda: timm_resnet(TimmBottleneck, stem_type="deep", avg_down=True), 32),
     "vgg": (lambda: vgg(batch_norm=False), 32),
     "vgg_bn": (lambda: vgg(batch_norm=True), 32),
     "mobilenet": (mobilenet, 32),
@@ -67,7 +76,7 @@ FAMILIES = {
     "convnext": (convnext, 32),
     "vit": (vit, 32),
 }
-RESNETS = ["cifar A", "cifar B", "torchvision basic", "torchvision bottleneck"]
+RESNETS = [family for family in FAMILIES if family.startswith(("cifar", "torchvision", "timm"))]
 CHAINS = ["vgg", "vgg_bn", "mobilenet", "densenet", "googlenet", "inception"]
 CASES = [
     *itertools.product(RESNETS, ["before", "between", "after"]),

@@ -45,6 +45,14 @@ def test_figures_of_sites_with_several_units_are_means_over_units_then_over_site
     assert (wide.undecided, narrow.undecided) == (2, 0)
 
 
+def test_the_histogram_counts_units_by_their_mean():
+    mask = vote(torch.tensor([0.0, 0.03, 0.51, 1.0, 0.97, 1.0]), CHANNELS)
+    wide, narrow = (dict(enumerate(site.histogram)) for site in mask.sites)
+    assert {n: count for n, count in wide.items() if count} == {0: 2, 10: 1, 19: 1}
+    assert {n: count for n, count in narrow.items() if count} == {19: 2}
+    assert mask.histogram == [2, *[0] * 9, 1, *[0] * 8, 3]
+
+
 @pytest.mark.parametrize(
     ("mean", "undecided"),
     [(0.0, False), (0.01, False), (0.0101, True), (0.5, True), (0.9899, True), (0.99, False)],
@@ -57,6 +65,7 @@ def test_a_unit_is_undecided_when_more_than_one_sample_in_a_hundred_disagrees(me
 def test_a_site_that_may_not_be_empty_keeps_its_most_active_unit():
     mask = vote(torch.tensor([0.1, 0.4, 0.3, 0.4, 0.1, 0.2]), CHANNELS)
     assert mask.kept == {"wide": (1,), "narrow": ()}
+    assert ([site.flipped for site in mask.sites], mask.flipped) == ([1, 0], 1)
     assert mask.sites[0].agreement == pytest.approx((0.9 + 0.4 + 0.7 + 0.6) / 4)
 
 

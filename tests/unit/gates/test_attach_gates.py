@@ -9,6 +9,7 @@ import torchvision
 from timm.models.resnet import BasicBlock as TimmBasicBlock
 from timm.models.resnet import Bottleneck as TimmBottleneck
 from torch import nn
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from unit_helpers import gated_resnet, images, mask_closing, shaken
 
@@ -126,9 +127,11 @@ def test_a_model_without_residual_blocks_is_refused():
         attach_gates(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
 
 
-def test_a_model_that_is_itself_a_block_is_refused_as_the_users_mistake():
+@pytest.mark.parametrize("kind", ["layer", "channel"])
+@pytest.mark.parametrize("make", [lambda: BasicBlock(4, 4), lambda: InvertedResidual(4, 4, 1, 6)])
+def test_a_model_that_is_itself_a_block_is_refused_as_the_users_mistake(make, kind):
     with pytest.raises(UserError):
-        attach_gates(BasicBlock(4, 4))
+        attach_gates(make(), kind)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from unit_helpers import gated_resnet, images
+from unit_helpers import gated_resnet, images, undecided
 
 from dist_prune import activation, attach_gates, build_model, gate_means, polarization
 from dist_prune.gates import Window, gated_modules, local_gates
@@ -50,6 +50,20 @@ def test_the_gradient_is_that_of_the_mean_over_samples():
         assert (ours.grad is None) == (theirs.grad is None), name
         if ours.grad is not None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["layer", "channel"])
+def test_mean_logits_are_those_behind_the_decisions_and_carry_no_gradient(kind):
+    gated = undecided(attach_gates(build_model("resnet8", num_classes=10, width=4), kind)).train()
+    seen = []
+    for _, wrapper in gated_modules(gated):
+        wrapper.gate.last.register_forward_hook(lambda _, __, out: seen.append(out.mean(0)))
+    gated(images(16))
+    means = gate_means(gated)
+    assert not means.logits.requires_grad
+    assert means.logits.dtype == torch.float32
+    torch.testing.assert_close(means.logits, torch.cat(seen).detach(), rtol=1e-5, atol=1e-6)
+    assert means.sizes == ((1, 1, 1) if kind == "layer" else (4, 8, 16))
 
 
 def test_raises_without_a_forward_pass_since_the_last_call():

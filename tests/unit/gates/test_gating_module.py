@@ -34,7 +34,9 @@ def gate_of(dense_layers: int, units: int, flatten: bool, **options) -> GatingMo
     return GatingModule(features, units, dense_layers=dense_layers, flatten=flatten, **options)
 
 
-def maps(samples: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def maps(samples: int, dtype: torch.dtype = torch.float64, seed: int | None = None) -> torch.Tensor:
+    if seed is not None:
+        torch.manual_seed(seed)
     return images(samples, 5, CHANNELS, dtype=dtype)[..., :4].contiguous()
 
 
@@ -126,6 +128,33 @@ def test_tokens_are_averaged_like_pixels():
     gate(x.flatten(2).transpose(1, 2))
     as_tokens = gate.take_decisions()
     torch.testing.assert_close(as_tokens, as_map, rtol=1e-12, atol=1e-13)
+
+
+@FORM
+def test_without_feedback_a_gate_decides_alike_and_learns_but_its_map_does_not(dense_layers, units, flatten):
+    gate = shaken(gate_of(dense_layers, units, flatten, open_bias=0.1)).double().train()
+    deaf = copy.deepcopy(gate)
+    deaf.feedback = False
+    results = []
+    for module in (gate, deaf):
+        x = maps(8, seed=1).requires_grad_()
+        first, second, decisions = module(x)
+        (first.square().sum() + 2 * second.sum() + decisions.sum()).backward()
+        results.append((decisions.detach(), [p.grad for p in module.parameters()], x.grad))
+    (decisions, learned, both), (its_decisions, its_learned, alone) = results
+    torch.testing.assert_close((its_decisions, its_learned), (decisions, learned), rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(alone, 2 * x.detach() + 2, rtol=1e-12, atol=1e-13)
+    assert not torch.equal(both, alone)
+
+
+@FORM
+def test_sensitivity_scales_what_the_last_dense_layer_reads(dense_layers, units, flatten):
+    gate = gate_of(dense_layers, units, flatten, sensitivity=0.25, open_bias=None).double().eval()
+    x = maps(8)
+    expected = table_1(gate)
+    expected[-1].weight.data *= 0.25
+    gate(x)
+    torch.testing.assert_close(gate.take_decisions()[1], expected(x).detach(), rtol=1e-11, atol=1e-12)
 
 
 def test_a_unit_opens_exactly_where_its_logit_exceeds_its_threshold():

@@ -138,6 +138,23 @@ def test_without_a_budget_every_gate_keeps_the_papers_threshold_of_zero():
     assert torch.equal(thresholds(phase), torch.zeros(6))
 
 
+@pytest.mark.parametrize(
+    ("target", "gates", "expected"),
+    [
+        (None, {}, (True, 1.0)),
+        (0.5, {}, (False, 0.1)),
+        (0.5, {"feedback": True, "sensitivity": 0.5}, (True, 0.5)),
+        (None, {"feedback": False, "sensitivity": 0.5}, (False, 0.5)),
+    ],
+)
+def test_under_a_budget_gates_learn_beside_the_network_unless_the_recipe_says_otherwise(
+    target, gates, expected
+):
+    module = only_phase(task(target_macs=target, gates=GatesConfig(**gates))).module
+    seen = {(wrapper.gate.feedback, wrapper.gate.sensitivity) for _, wrapper in gated_modules(module)}
+    assert seen == {expected}
+
+
 @pytest.mark.parametrize("position", ["before", "between", "after"])
 def test_channel_gates_stand_where_the_recipe_says_and_are_counted_there(position):
     the_task = task(gates=GatesConfig(kind="channel", position=position, dense_layers=1, flatten=True))
