@@ -57,6 +57,7 @@ def run(config: RunConfig, options: Options) -> bool:
     batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
     method, task = build_method(config, data)
     costs = task.costs()
+    method.check()
     folder = _open_folder(config, options)
     if distributed.broadcast_object(distributed.is_main() and _is_done(folder)):
         if distributed.is_main():

@@ -152,6 +152,10 @@ class Method(ABC):
         """Epochs of all phases together, for showing progress."""
         return self.task.config.epochs
 
+    def check(self) -> None:
+        """Raise UserError for what cannot work, before a run leaves anything behind."""
+        next(iter(self.phases({})))
+
     @abstractmethod
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
         """Yield the phases in order; the code after a ``yield`` runs when that phase is over.

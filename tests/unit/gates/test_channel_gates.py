@@ -178,7 +178,7 @@ def test_attaching_gates_leaves_every_modules_mode_as_it_was(kind):
 
 
 def test_unknown_positions_and_families_without_them_are_refused():
-    with pytest.raises(UserError, match="'beside'.*before"):
+    with pytest.raises(UserError, match=r"'beside'.*before"):
         attach_gates(build_model("resnet8", num_classes=10), "channel", position="beside")
-    with pytest.raises(UserError, match="MobileNetV2.*'before'.*'between'"):
+    with pytest.raises(UserError, match=r"MobileNetV2.*'before'.*'between'"):
         attach_gates(MobileNetV2(3, width_mult=0.25), "channel", position="before")
