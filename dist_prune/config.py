@@ -22,8 +22,7 @@ class GatesConfig(_Section):
     """The gates of the consensus method; ``kind`` none trains the dense network.
 
     position, dense_layers, flatten: see ``dist_prune.attach_gates``; flatten applies to channel gates;
-    temperature: of Gumbel-softmax over the epochs; feedback, sensitivity: left out, they are those of the paper
-    (true and 1), under a MACs budget false and 0.1.
+    temperature: of Gumbel-softmax over the epochs.
     """
 
     kind: Literal["layer", "channel", "none"] = "layer"
@@ -34,8 +33,6 @@ class GatesConfig(_Section):
     hidden: int = Field(16, ge=1)
     flatten: bool | None = None
     open_bias: float | None = 1.0
-    feedback: bool | None = None
-    sensitivity: float | None = Field(None, ge=0)
 
 
 class BudgetConfig(_Section):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DeepSpeedPlugin, InitProcessGroupKwargs, broadcast
+from accelerate.utils import DataLoaderConfiguration, DeepSpeedPlugin, InitProcessGroupKwargs
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -71,7 +71,6 @@ for epoch in range(args.epochs):
         step += 1
     accelerator.print(f"epoch {epoch + 1}: loss {loss.item():.4f}", flush=True)
 
-broadcast(list(model.buffers()))  # the running means of batch norms are those of each rank's own images
 small = dist_prune.collapse(model, dist_prune.consensus_mask(model, loader))  # dist_prune
 
 if accelerator.is_main_process:

@@ -64,9 +64,6 @@ for epoch in range(args.epochs):
     if rank == 0:
         print(f"epoch {epoch + 1}: loss {loss.item():.4f}", flush=True)
 
-if ranks > 1:  # the running means of batch norms are those of each rank's own images
-    for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
 small = dist_prune.collapse(model, dist_prune.consensus_mask(model, loader))  # dist_prune
 
 if rank == 0:

@@ -156,9 +156,11 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
     """The mask of a gated network over a data set; every rank passes its own share and gets the same mask.
 
     batches: images (B, C, H, W), or tuples that begin with them. The model runs in eval mode and gets its
-    mode back. One all-reduce of sums and counts at the end, whatever the number of batches; a rank may have
+    mode back; its buffers (batch-norm statistics) are averaged over ranks first, as engines synchronize
+    parameters only. One all-reduce of sums and counts at the end, whatever the number of batches; a rank may have
     none. Raises UserError if there is no sample on any rank.
     """
+    distributed.average_buffers(model)
     device = next(model.parameters()).device
     model_sites = sites(model)
     totals = torch.zeros(sum(site.units for site in model_sites) + 1, dtype=torch.float64, device=device)

@@ -22,6 +22,9 @@ from dist_prune.gates.insertion import gating_modules, sites, strip_gates
 from dist_prune.measure import Costs, unit_costs
 
 TOLERANCE = 0.01  # of the dense MACs, around the target
+_SENSITIVITY = (
+    0.1  # of gates under a budget: what holds for all samples is learned before what holds for some
+)
 _FAR = 1e4  # below every logit by so much, a threshold holds the gate open, and the gate learns nothing
 
 
@@ -58,6 +61,9 @@ class Budget:
             raise UserError(
                 "these gate heads open for about half of the samples, whatever the budget; use 'ste'"
             )
+        for gate in gating_modules(model):
+            gate.feedback = False  # a gate that is pushed must not push the network whose maps it reads
+            gate.sensitivity.fill_(_SENSITIVITY)
         shares = costs.unit_shares().float()
         self._unit_costs = shares / shares.mean()  # what a unit costs, next to the others
         self._groups = guarded_groups(costs, target, allow_empty)

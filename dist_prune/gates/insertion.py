@@ -55,15 +55,12 @@ def attach_gates(
     flatten: bool | None = None,
     input_shape: Sequence[int] | None = None,
     open_bias: float | None = 1.0,
-    feedback: bool = True,
-    sensitivity: float = 1.0,
 ) -> nn.Module:
     """Put a gate on every site of ``model``, in place, and return the model.
 
     kind: ``layer`` (one gate a residual branch) or ``channel`` (one gate a feature map); position: of channel
     gates, ``before``, ``between`` or ``after`` (arXiv 2302.10798, Figure 3; families other than ResNets have
-    ``between`` only); head: a name of ``HEADS``; hidden, dense_layers, open_bias, feedback, sensitivity: see
-    ``GatingModule`` (under a MACs budget, feedback=False and sensitivity=0.1 serve well).
+    ``between`` only); head: a name of ``HEADS``; hidden, dense_layers, open_bias: see ``GatingModule``.
     flatten: channel gates read the flattened map, as in the paper's Table 1, instead of its average over
     pixels; None: where all flattened gates together cost at most 2 % of the network's MACs. Flattened maps
     need input_shape (C, H, W). Raises UserError for what the model or the options do not allow.
@@ -79,7 +76,6 @@ def attach_gates(
         flatten, model, found, shapes, input_shape, hidden, dense_layers
     )
     options = {"hidden": hidden, "dense_layers": dense_layers, "head": head, "open_bias": open_bias}
-    options |= {"feedback": feedback, "sensitivity": sensitivity}
     reference = next(model.parameters())
     for number, site in enumerate(found):
         features = shapes[number].numel() if flatten and shapes else _width(model, site)

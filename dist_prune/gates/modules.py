@@ -65,17 +65,18 @@ class GatingModule(Gate):
     (flattened: channels times pixels); ``units``: outputs, one for each channel of a channel site (the table
     prints 1 there, where equation 9 needs one for each channel). ``open_bias`` is the initial bias of the
     last dense layer: at 1, with small weights behind it, the gate starts open for nearly every sample and
-    still within reach of equation 5's gradient, |x| <= 1; None keeps torch's default. ``feedback``:
-    whether the gate's gradient flows into the map that it reads. ``sensitivity`` scales what the last dense
-    layer reads: well below 1, a gate learns what holds for all samples long before what holds for some.
-    ``number``: of the gate in its network.
+    still within reach of equation 5's gradient, |x| <= 1; None keeps torch's default. ``number``: of
+    the gate in its network.
 
-    A unit opens where its logit exceeds ``threshold``, and its gradient passes within ``reach`` of it. These are
-    0 and 1, as in the paper, unless a ``Budget`` moves them; it also keeps the latest ``mean_logits`` here.
+    A unit opens where its logit exceeds ``threshold``, and its gradient passes within ``reach`` of it. What the
+    last dense layer reads is scaled by ``sensitivity``, and the gate's gradient flows into the map that it reads
+    if ``feedback`` is set. These are 0, 1, 1 and true, as in the paper, unless a ``Budget`` changes them; it also
+    keeps the latest ``mean_logits`` here.
     """
 
     threshold: Tensor
     reach: Tensor
+    sensitivity: Tensor
     mean_logits: Tensor
 
     def __init__(
@@ -88,15 +89,12 @@ class GatingModule(Gate):
         head: str = "ste",
         open_bias: float | None = 1.0,
         flatten: bool = False,
-        feedback: bool = True,
-        sensitivity: float = 1.0,
         number: int = 0,
     ) -> None:
         super().__init__()
         self.units = units
         self.flatten = flatten
-        self.feedback = feedback
-        self.sensitivity = sensitivity
+        self.feedback = True
         self.open_bias = open_bias
         widths = [in_features, *[hidden] * (dense_layers - 1)]
         body: list[nn.Module] = []
@@ -107,6 +105,7 @@ class GatingModule(Gate):
         self.head = HEADS[head](units, number)
         self.register_buffer("threshold", torch.zeros(units))
         self.register_buffer("reach", torch.ones(()))
+        self.register_buffer("sensitivity", torch.ones(()))
         self.register_buffer("mean_logits", torch.zeros(units))
         if open_bias is not None:
             nn.init.constant_(self.last.bias, open_bias)

@@ -21,7 +21,7 @@ class Consensus(Method):
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
         """One phase: everything is learned at once."""
         config, budget = self.task.config, None
-        options = _gate_options(config)
+        options = config.gates.model_dump(exclude={"temperature"})
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
         if config.target_macs is not None:
             settings = config.budget.model_dump()
@@ -32,14 +32,6 @@ class Consensus(Method):
         yield GatedPhase(
             "gated", module, config.epochs, label_smoothing=smoothing, config=config, budget=budget
         )
-
-
-def _gate_options(config: RunConfig) -> dict[str, Any]:
-    """What ``attach_gates`` is told; under a budget gates learn beside the network, not through it."""
-    options = config.gates.model_dump(exclude={"temperature"})
-    free = config.target_macs is None
-    defaults = {"feedback": free, "sensitivity": 1.0 if free else 0.1}
-    return {**options, **{key: value for key, value in defaults.items() if options[key] is None}}
 
 
 @dataclass(kw_only=True)

@@ -25,7 +25,7 @@ def train(kind: str, target: float) -> tuple[torch.nn.Module, dist_prune.gates.B
     """A ResNet-14 of 8 channels, trained under a budget."""
     torch.manual_seed(1)
     model = dist_prune.build_model("resnet14", num_classes=10, in_channels=1, width=8)
-    dist_prune.attach_gates(model, kind, feedback=False, sensitivity=0.1)
+    dist_prune.attach_gates(model, kind)
     budget = dist_prune.macs_budget(model, (1, 8, 8), target)
     images, labels = digits()
     steps = EPOCHS * (len(images) // BATCH)

@@ -9,13 +9,14 @@ import torchvision
 from timm.models.resnet import BasicBlock as TimmBasicBlock
 from timm.models.resnet import Bottleneck as TimmBottleneck
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import UserError, attach_gates, build_model, gate_means, masked
-from dist_prune.gates import GatedBlock, GatingModule, find_sites, gated_modules, sites
-from dist_prune.models import architecture_of, residual_blocks
+from dist_prune.gates import Gate, GatedBlock, GatedBranch, GatingModule, find_sites, gated_modules, sites
+from dist_prune.models import Site, architecture_of, residual_blocks
 
 FAMILIES = {
     "cifar A": lambda: build_model("resnet14", num_classes=3, shortcut="A"),
@@ -89,6 +90,46 @@ def test_a_gate_reads_the_blocks_input_and_gates_its_branch():
         opened, closed = block.inner(x), block.inner.downsample(x).relu()
     assert 0 < decisions.mean() < 1
     torch.testing.assert_close(out, torch.where(decisions.view(-1, 1, 1, 1) > 0, opened, closed))
+
+
+OTHERS = {
+    "mobilenet": lambda: torchvision.models.MobileNetV2(3, 0.25),
+    "convnext": lambda: ConvNeXt([CNBlockConfig(8, 16, 2), CNBlockConfig(16, None, 2)], num_classes=3),
+    "vit": lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=3),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_open_gates_on_branches_of_other_families_change_nothing_and_the_loss_reaches_them(family):
+    plain = shaken(OTHERS[family]()).double().eval()
+    gated, x = attach_gates(copy.deepcopy(plain), open_bias=0.5), images(4, 32, dtype=torch.float64)
+    assert {type(wrapper) for _, wrapper in gated_modules(gated)} == {GatedBranch}
+    assert [wrapper.site for _, wrapper in gated_modules(gated)] == list(find_sites(plain))
+    torch.testing.assert_close(gated(x), plain(x), rtol=1e-11, atol=1e-11)
+    gated.train()(x).square().sum().backward()
+    if family != "vit":  # whose first head is zero
+        assert all(wrapper.gate.last.bias.grad.any() for _, wrapper in gated_modules(gated))
+
+
+@pytest.mark.parametrize("inner", [nn.Conv2d(8, 8, 1), nn.MultiheadAttention(8, 2, batch_first=True)])
+def test_a_branch_is_what_its_module_returns_times_the_decisions(inner):
+    class Says(Gate):
+        def forward(self, x):
+            return x, x, self.keep(decisions, decisions)
+
+    decisions = torch.tensor([[1.0], [0.0], [1.0]], requires_grad=True)
+    wrapper = GatedBranch(inner, Says(), Site("s", "layer", 1))
+    if isinstance(inner, nn.Conv2d):
+        x = torch.randn(3, 8, 4, 4)
+        seen, expected = wrapper(x), inner(x) * decisions[:, :, None, None]
+    else:
+        x = torch.randn(3, 5, 8)
+        seen, weights = wrapper(x, x, x, need_weights=False)
+        expected = inner(x, x, x)[0] * decisions[:, :, None]
+        assert weights is None
+    torch.testing.assert_close(seen, expected)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), decisions)[0] for out in (seen, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("family", ["cifar B", "torchvision Bottleneck", "timm Bottleneck"])

@@ -149,7 +149,8 @@ def test_without_feedback_a_gate_decides_alike_and_learns_but_its_map_does_not(d
 
 @FORM
 def test_sensitivity_scales_what_the_last_dense_layer_reads(dense_layers, units, flatten):
-    gate = gate_of(dense_layers, units, flatten, sensitivity=0.25, open_bias=None).double().eval()
+    gate = gate_of(dense_layers, units, flatten, open_bias=None).double().eval()
+    gate.sensitivity.fill_(0.25)
     x = maps(8)
     expected = table_1(gate)
     expected[-1].weight.data *= 0.25
