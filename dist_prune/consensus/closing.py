@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock
 
@@ -40,7 +39,8 @@ def _is_dense_layer(site: Site) -> bool:
 def _is_first(name: str, blocks: Collection[str]) -> bool:
     """Whether no residual block stands, or stood, directly before this one in the same sequence."""
     parent, _, position = name.rpartition(".")
-    return not position.isdigit() or f"{parent}.{int(position) - 1}" not in blocks
+    before = f"{parent}.{int(position) - 1}" if position.isdigit() else None
+    return before is None or not any(f"{name}.".startswith(f"{before}.") for name in blocks)
 
 
 def _rest_of(block: nn.Module, sites: Sequence[Site], is_first: bool) -> nn.Module:
@@ -91,6 +91,8 @@ def _constant_branch(block: Any, sites: Sequence[Site]) -> Tensor:
 def _read_nothing(block: Any) -> None:
     """The first convolution has no channel left to read: its norm sends a constant on."""
     nothing = block.conv1.weight.new_zeros(1, block.conv1.out_channels, 1, 1)
-    constant = F.relu(copy.deepcopy(block.bn1).eval()(nothing))[0, :, 0, 0].clone()
+    constant = (
+        copy.deepcopy(block.bn1).eval()(nothing)[0, :, 0, 0].clone()
+    )  # the activation follows in the block
     stride = block.conv1.stride[0]
     block.conv1, block.bn1 = ConstantMap(constant, stride), nn.Identity()

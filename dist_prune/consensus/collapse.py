@@ -62,7 +62,8 @@ def cut(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> tuple[nn.Module,
     architecture = architecture_of(model)
     if architecture is not None:
         remember(small, architecture)
-    before = {id(tensor): name for name, tensor in _named_tensors(small)}
+    tensors = _named_tensors(small)  # held, so that no new tensor comes to lie where one of them was
+    before = {id(tensor): name for name, tensor in tensors}
     narrowed = remove_units(strip_gates(small), kept)
     origins = {key: Inherited(name) for key, name in before.items()}
     origins |= {id(n.new): Inherited(before[id(n.old)], n.indices) for n in narrowed if id(n.old) in before}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dist_prune import distributed
 from dist_prune.errors import UserError
 from dist_prune.gates import local_gates, sites
-from dist_prune.models import Site
+from dist_prune.models import Site, in_eval_mode
 
 THRESHOLD = 0.5
 BINS = 20
@@ -164,17 +164,12 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
     device = next(model.parameters()).device
     model_sites = sites(model)
     totals = torch.zeros(sum(site.units for site in model_sites) + 1, dtype=torch.float64, device=device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with in_eval_mode(model):
         for batch in batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(images.to(device))
             local = local_gates(model)
             totals += torch.cat([local.sums, local.sums.new_tensor([local.samples])])
-    finally:
-        for module, training in modes.items():
-            module.training = training
     totals = distributed.all_reduce_sum(totals)
     if totals[-1] == 0:
         raise UserError("the consensus mask needs at least one sample")
@@ -186,7 +181,7 @@ def load_mask(path: str | Path) -> Mask:
     try:
         data = json.loads(Path(path).read_text())
         return Mask(tuple(_read(site) for site in data["sites"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not a readable mask.json: {error}") from error
 
 

@@ -44,7 +44,7 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Na
         if not units and not known[name].may_be_empty:
             raise UserError(f"'{name}' has no shortcut, so one unit at least must stay")
     chosen = {known[name]: sorted(units) for name, units in kept.items()}
-    changed = {site: units for site, units in chosen.items() if len(units) < site.units}
+    changed = _without_closed_blocks({s: units for s, units in chosen.items() if len(units) < s.units})
     _fold_constants(plain, changed)
     narrowed = _narrow_modules(plain, changed)
     closed = [site for site, units in changed.items() if not units]
@@ -58,6 +58,14 @@ def all_sites(plain: nn.Module) -> tuple[Site, ...]:
     """Every site of a plain network: layers, and channels at every position."""
     channels = tuple(site for position in POSITIONS for site in channel_sites(plain, position))
     return layer_sites(plain) + channels
+
+
+def _without_closed_blocks(changed: Mapping[Site, Sequence[int]]) -> dict[Site, Sequence[int]]:
+    """A closed layer is closed, whatever is said about its channels."""
+    gone = {site.block for site, units in changed.items() if site.kind == "layer" and not units}
+    return {
+        s: units for s, units in changed.items() if s.kind == "layer" or not s.block or s.block not in gone
+    }
 
 
 def _remember(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
@@ -101,7 +109,7 @@ def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[Narrowed]:
         else:
             module.out_channels, module.in_channels = outputs, inputs
         return narrowed
-    if isinstance(module, nn.BatchNorm2d):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
         names = [
             n for n in ("weight", "bias", "running_mean", "running_var") if getattr(module, n) is not None
         ]

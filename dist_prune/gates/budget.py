@@ -117,8 +117,10 @@ class Budget:
         spared = torch.tensor([int(group[bids[group].argmax()]) for group in self._groups], dtype=torch.long)
         order = bids.argsort()
         order = order[~torch.isin(order, spared)]  # the highest bid of each guarded group stays open
-        closed = self._count_to_close(order, spending)
         margin = max(1.0, (bids.max() - bids.min()).item() / 2)  # where there is no bid on the other side
+        if not len(order):
+            return logits - margin * self._unit_costs
+        closed = self._count_to_close(order, spending)
         lowest_open = bids[order[closed]] if closed < len(order) else bids[order[-1]] + 2 * margin
         highest_closed = bids[order[closed - 1]] if closed else lowest_open - 2 * margin
         price = (lowest_open + highest_closed) / 2

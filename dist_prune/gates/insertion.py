@@ -17,6 +17,7 @@ from dist_prune.models import (
     Site,
     architecture_of,
     channel_sites,
+    in_eval_mode,
     layer_sites,
     remember,
     residual_form,
@@ -36,7 +37,7 @@ def find_sites(plain: nn.Module, kind: str = "layer", position: str = "between")
     if position not in POSITIONS:
         raise UserError(f"unknown gate position '{position}'; {nearest(position, POSITIONS)}")
     found = layer_sites(plain) if kind == "layer" else channel_sites(plain, position)
-    if not found or any(site.gate_at == "" for site in found):
+    if not found or any(site.name.startswith(".") or not site.name for site in found):  # the model is a block
         what = "residual layer" if kind == "layer" else f"channel site at position '{position}'"
         elsewhere = kind == "channel" and position != "between" and channel_sites(plain, "between")
         hint = "; it has some at position 'between'" if elsewhere else " of a known family in it"
@@ -118,10 +119,9 @@ def _shapes(model: nn.Module, found: Sequence[Site], input_shape: Sequence[int])
             shapes[site.name] = (output if site.behind else inputs[0]).shape[1:]
 
         hooks.append(model.get_submodule(site.gate_at).register_forward_hook(note))
-    reference, was_training = next(model.parameters()), model.training
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype))
-    model.train(was_training)
+    reference = next(model.parameters())
+    with torch.no_grad(), in_eval_mode(model):
+        model(torch.zeros(1, *input_shape, device=reference.device, dtype=reference.dtype))
     for hook in hooks:
         hook.remove()
     return [shapes[site.name] for site in found]

@@ -27,11 +27,13 @@ class _FanOut(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, first: Tensor | None, second: Tensor | None, pooled: Tensor | None) -> Tensor:
+    def backward(
+        ctx: Any, first: Tensor | None, second: Tensor | None, pooled: Tensor | None
+    ) -> Tensor | None:
         batch, channels, height, width = ctx.shape
         maps = [m for m in (first, second) if m is not None]
         if pooled is None:
-            return sum(maps[1:], start=maps[0])
+            return sum(maps[1:], start=maps[0]) if maps else None
         share = (pooled / (height * width)).contiguous()
         if not maps:
             return share.to(ctx.dtype).view(batch, channels, 1, 1).expand(ctx.shape)

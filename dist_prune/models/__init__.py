@@ -1,6 +1,6 @@
 """Networks: sites, CIFAR ResNets, the residual blocks of other libraries, and building by name."""
 
-from dist_prune.models.build import Architecture, architecture_of, build_model, remember
+from dist_prune.models.build import Architecture, architecture_of, build_model, in_eval_mode, remember
 from dist_prune.models.channels import POSITIONS, channel_sites
 from dist_prune.models.layers import Branch, branches, layer_sites
 from dist_prune.models.residual import ResidualForm, residual_blocks, residual_form
@@ -18,6 +18,7 @@ __all__ = [
     "branches",
     "build_model",
     "channel_sites",
+    "in_eval_mode",
     "layer_sites",
     "remember",
     "residual_blocks",

@@ -6,7 +6,9 @@ model (``resnet18``, ``resnet50``: torchvision wins where both exist); ``timm/NA
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -87,6 +89,18 @@ def _timm_builder(model: str) -> Any:
     if not timm.is_model(model):
         raise UserError(f"unknown timm model '{model}'; {nearest(model, timm.list_models())}")
     return lambda **arguments: timm.create_model(model, pretrained=False, **arguments)
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def remember(model: nn.Module, architecture: Architecture) -> nn.Module:

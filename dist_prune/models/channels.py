@@ -18,6 +18,7 @@ from torchvision.models.googlenet import Inception
 from torchvision.models.inception import InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
 from torchvision.models.mobilenetv2 import InvertedResidual
 
+from dist_prune.models.remains import open_to_sites
 from dist_prune.models.residual import residual_form
 from dist_prune.models.sites import Cut, Fold, Site
 
@@ -25,14 +26,25 @@ POSITIONS = ("before", "between", "after")
 
 
 def channel_sites(plain: nn.Module, position: str = "between") -> tuple[Site, ...]:
-    """All channel sites of a plain network at one position, in its order; empty where there are none."""
-    sites = []
-    for name, module in plain.named_modules():
+    """All channel sites of a plain network at one position, in its order; empty where there are none.
+
+    Grouped convolutions and norms other than batch norm do not work channel by channel: no site touches them.
+    """
+    sites: list[Site] = []
+    for name, module in open_to_sites(plain):
         if residual_form(module) is not None:
             sites += list(_residual(name, module, position))
         elif position == "between" and (family := _FAMILIES.get(type(module))):
             sites += list(family(name, module))
-    return tuple(sites)
+    named = [site for site in sites if not site.name.startswith(".")]  # a block alone could not be replaced
+    return tuple(site for site in named if all(_can_be_cut(plain, cut) for cut in site.cuts))
+
+
+def _can_be_cut(plain: nn.Module, cut: Cut) -> bool:
+    module = plain.get_submodule(cut.module)
+    if isinstance(module, nn.Conv2d):
+        return module.groups == (module.in_channels if cut.dim == "channels" else 1)
+    return bool(cut.size) or isinstance(module, nn.Linear | nn.modules.batchnorm._BatchNorm)
 
 
 def _residual(name: str, block: Any, position: str) -> Iterator[Site]:

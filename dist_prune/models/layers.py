@@ -14,6 +14,7 @@ from torchvision.models.convnext import CNBlock
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.vision_transformer import EncoderBlock
 
+from dist_prune.models.remains import open_to_sites
 from dist_prune.models.residual import residual_form
 from dist_prune.models.sites import Site
 
@@ -40,7 +41,7 @@ def branches(block: nn.Module) -> tuple[Branch, ...]:
 
 def layer_sites(plain: nn.Module) -> tuple[Site, ...]:
     """All layer sites of a plain network, in its order."""
-    return tuple(site for name, block in plain.named_modules() for site in _sites_of(name, block))
+    return tuple(site for name, block in open_to_sites(plain) for site in _sites_of(name, block))
 
 
 def _sites_of(name: str, block: nn.Module) -> Iterator[Site]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class ConstantMap(nn.Module):
         """(B, C_in, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
         height, width = (-(-size // self.stride) for size in x.shape[2:])
         values = self.values.view(1, -1, 1, 1).expand(len(x), -1, height, width)
-        return values.contiguous()  # an activation behind it may work in place
+        return values.clone()  # an activation behind it may work in place
 
 
 class SelectChannels(nn.Module):
@@ -108,6 +108,17 @@ class MlpOnly(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, tokens, C) -> the same shape."""
         return x + self.mlp(self.ln_2(x))
+
+
+def open_to_sites(plain: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules with their qualified names, but those that a slicing has put into another module.
+
+    (They no longer have the names by which the dense network, and so the sliced checkpoint, knows them.)
+    """
+    inside = [f"{name}." for name, module in plain.named_modules() if isinstance(module, AddToChannels)]
+    for name, module in plain.named_modules():
+        if not name.startswith(tuple(inside)):
+            yield name, module
 
 
 def own_activation(block: nn.Module) -> nn.Module:

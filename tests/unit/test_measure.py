@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import DenseNet
-from unit_helpers import shaken
+from unit_helpers import shaken, small_vgg
 
 from dist_prune import build_model
 from dist_prune.gates import find_sites
@@ -114,6 +114,7 @@ NETWORKS = {
     "before": (lambda: build_model("resnet14", num_classes=10, width=4), "channel", "before"),
     "between": (lambda: build_model("resnet14", num_classes=10, width=4), "channel", "between"),
     "after": (lambda: build_model("resnet14", num_classes=10, width=4), "channel", "after"),
+    "vgg": (lambda: small_vgg(batch_norm=True), "channel", "between"),
     "densenet": (lambda: DenseNet(4, (2, 2), 8, num_classes=10), "channel", "between"),
 }
 

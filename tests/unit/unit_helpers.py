@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VGG
+from torchvision.models.vgg import make_layers
 
 from dist_prune import attach_gates, build_model, gate_means
 from dist_prune.consensus import Mask
@@ -64,6 +66,15 @@ def gated_resnet(depth: int = 20, shortcut: str = "B", dtype: torch.dtype = torc
     """A CIFAR ResNet with gates that disagree about samples, and with shaken batch norms; eval mode."""
     plain = shaken(build_model(f"resnet{depth}", num_classes=10, shortcut=shortcut, width=8))
     return undecided(attach_gates(plain)).to(dtype).eval()
+
+
+def small_vgg(batch_norm: bool) -> nn.Module:
+    """VGG with few channels and a small classifier, which reads its maps pixel by pixel all the same."""
+    with torch.device("meta"):  # the classifier that it brings has 120 million parameters
+        model = VGG(nn.Identity(), num_classes=10, init_weights=False)
+    model.features = make_layers([8, "M", 12, 12, "M", 16], batch_norm=batch_norm)
+    model.classifier = nn.Sequential(nn.Linear(16 * 7 * 7, 20), nn.ReLU(True), nn.Linear(20, 10))
+    return model
 
 
 def images(count: int = 4, size: int = 16, channels: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:

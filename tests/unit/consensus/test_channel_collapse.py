@@ -11,11 +11,10 @@ from timm.models.resnet import BasicBlock as TimmBasicBlock
 from timm.models.resnet import Bottleneck as TimmBottleneck
 from timm.models.resnet import ResNet as TimmResNet
 from torch import nn
-from torchvision.models import VGG, DenseNet, MobileNetV2, ResNet, VisionTransformer, googlenet, inception_v3
+from torchvision.models import DenseNet, MobileNetV2, ResNet, VisionTransformer, googlenet, inception_v3
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.models.vgg import make_layers
-from unit_helpers import images, relative_difference, shaken
+from unit_helpers import images, relative_difference, shaken, small_vgg
 
 from dist_prune import attach_gates, build_model, collapse, load_sliced, masked, save_sliced
 from dist_prune.consensus import Mask
@@ -33,14 +32,6 @@ def resnet(block: type[nn.Module]) -> nn.Module:
 
 def timm_resnet(block: type[nn.Module], **options) -> nn.Module:
     return TimmResNet(block, (2, 1, 1, 1), num_classes=10, channels=(8, 12, 12, 12), **options)
-
-
-def vgg(batch_norm: bool) -> nn.Module:
-    with torch.device("meta"):  # the classifier has 120 million parameters
-        model = VGG(nn.Identity(), num_classes=10, init_weights=False)
-    model.features = make_layers([8, "M", 12, 12, "M", 16], batch_norm=batch_norm)
-    model.classifier = nn.Sequential(nn.Linear(16 * 7 * 7, 20), nn.ReLU(True), nn.Linear(20, 10))
-    return model
 
 
 def vit() -> nn.Module:
@@ -67,8 +58,8 @@ FAMILIES = {
     "torchvision bottleneck": (lambda: resnet(Bottleneck), 32),
     "timm SiLU": (lambda: timm_resnet(TimmBasicBlock, act_layer=nn.SiLU), 32),
     "timm bottleneck": (lambda: timm_resnet(TimmBottleneck, stem_type="deep", avg_down=True), 32),
-    "vgg": (lambda: vgg(batch_norm=False), 32),
-    "vgg_bn": (lambda: vgg(batch_norm=True), 32),
+    "vgg": (lambda: small_vgg(batch_norm=False), 32),
+    "vgg_bn": (lambda: small_vgg(batch_norm=True), 32),
     "mobilenet": (mobilenet, 32),
     "densenet": (lambda: DenseNet(4, (2, 3), 8, num_classes=10), 32),
     "googlenet": (lambda: googlenet(**STOCK), 32),
