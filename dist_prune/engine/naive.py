@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from dist_prune.consensus import cut, load_sliced, read_sliced_config
 from dist_prune.data import open_data
 from dist_prune.engine.evaluate import accuracies
-from dist_prune.engine.offline import _config_of, _refuse_other_normalization
+from dist_prune.engine.offline import config_of, refuse_other_normalization
 from dist_prune.errors import UserError
 from dist_prune.measure import count_macs
-from dist_prune.models import residual_blocks
+from dist_prune.models import layer_sites
 from dist_prune.monitor.records import RunFolder
 
 SHARES = (0.2, 0.3, 0.5, 0.6, 0.8)
@@ -44,9 +44,9 @@ def naive_baselines(
     run = RunFolder(folder)
     path = _sliced_in(run)
     config = read_sliced_config(path)
-    data = _config_of(RunFolder(path.parent)).data if data is None else data
+    data = config_of(RunFolder(path.parent)).data if data is None else data
     images = open_data(data, image_size=(config["input_shape"] or [None])[-1])
-    _refuse_other_normalization(config, images.normalization, data)
+    refuse_other_normalization(config, images.normalization, data)
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         return images.eval_batches(split, batch_size=256, rank=0, world_size=1)
@@ -80,7 +80,7 @@ def measure_naive(
     "accuracy", "macs_ratio"}, all fractions: macs_ratio is over the MACs of ``model``, None where none are
     saved. A network without residual layers has no "layers" entries.
     """
-    baselines = [name for name in _BASELINES if name != "layers" or residual_blocks(model)]
+    baselines = [name for name in _BASELINES if name != "layers" or layer_sites(model)]
     plan = [(name, share, seed) for name in baselines for share in dict.fromkeys(shares) for seed in seeds]
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     per_pass = max(1, COPIES_BYTES // max(1, size))
@@ -125,7 +125,7 @@ def remove_layers(model: nn.Module, share: float, seed: int) -> nn.Module:
     Its outputs are those of ``model`` with the outputs of these branches set to 0. Drawn uniformly over the
     residual layers, rounded to whole ones. With the same seed, a larger share removes what a smaller one does.
     """
-    names = list(residual_blocks(model))
+    names = [site.name for site in layer_sites(model)]
     gone = {names[number] for number in _drawn(len(names), share, seed).tolist()}
     return cut(model, {name: () if name in gone else (0,) for name in names})[0].eval()
 

@@ -32,7 +32,7 @@ def collapse_run(
     out: a folder for mask.json and sliced/ (default: the run folder). Returns the summary.
     """
     run, checkpoint = _find(Path(source))
-    config = _config_of(run)
+    config = config_of(run)
     config = config.model_copy(update={"data": data}) if data else config
     images = open_images(config)
     method, task = build_method(config, images)
@@ -54,17 +54,18 @@ def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -
     path = path / "sliced" if (path / "sliced").is_dir() else path
     config = read_sliced_config(path)
     if data is None:
-        data = _config_of(RunFolder(path.parent)).data
+        data = config_of(RunFolder(path.parent)).data
     images = open_data(data, image_size=(config["input_shape"] or [None])[-1])
-    _refuse_other_normalization(config, images.normalization, data)
+    refuse_other_normalization(config, images.normalization, data)
     batches = images.eval_batches(split, batch_size=256, rank=0, world_size=1)
     measured = accuracies({"accuracy": load_sliced(path)}, batches, torch.device("cpu"))
     return {**measured, "samples": images.num_samples(split), "data": data, "split": split}
 
 
-def _refuse_other_normalization(
+def refuse_other_normalization(
     config: dict[str, Any], normalization: dict[str, list[float]], data: str
 ) -> None:
+    """Raise UserError where a sliced checkpoint (its config) was trained on pixels normalized otherwise."""
     expected = config["normalization"]
     if expected is not None and expected != normalization:
         raise UserError(
@@ -82,7 +83,8 @@ def _find(source: Path) -> tuple[RunFolder, Checkpoint]:
     return run, checkpoint
 
 
-def _config_of(run: RunFolder) -> RunConfig:
+def config_of(run: RunFolder) -> RunConfig:
+    """The recipe of a run folder; raises UserError where there is none."""
     try:
         return RunConfig.model_validate(json.loads(run.config.read_text())["config"])
     except (OSError, ValueError, KeyError) as error:

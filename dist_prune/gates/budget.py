@@ -1,10 +1,11 @@
 """The MACs budget: say the share, get the share, in one run.
 
 A budget moves the thresholds of all gates during training, so that at every moment the units with the highest
-bids are open and cost what may be spent at that moment. A bid is what a gate has learned by gradient (by how
-much its mean logit over the global batch has risen: it rises while the task loss wants the unit and falls while
-it does not), divided by the MACs that the unit costs. What may be spent falls from everything to the target,
-so units leave one by one, the network adapts to each loss, and a unit that is missed can bid itself back in.
+bids are open and cost what may be spent at that moment. A bid is what a gate has learned by gradient: its mean
+logit over the global batch, which rises while the task loss wants the unit and falls while it does not (for
+layers by the MACs that they cost, for channels beside the others of their site). What may be spent falls from
+everything to the target, so units leave one by one, the network adapts to each loss, and a unit that is missed
+can bid itself back in.
 """
 
 from __future__ import annotations
@@ -113,20 +114,39 @@ class Budget:
 
     def thresholds(self, logits: Tensor, spending: float) -> Tensor:
         """The price of a MAC at which the open units cost what may be spent, as a threshold for each unit."""
-        bids = (logits - self._starts) / self._unit_costs
+        center, scale = self._yardstick(logits)
+        bids = (logits - center) / scale
         spared = torch.tensor([int(group[bids[group].argmax()]) for group in self._groups], dtype=torch.long)
         order = bids.argsort()
         order = order[~torch.isin(order, spared)]  # the highest bid of each guarded group stays open
         margin = max(1.0, (bids.max() - bids.min()).item() / 2)  # where there is no bid on the other side
         if not len(order):
-            return logits - margin * self._unit_costs
+            return logits - margin * scale
         closed = self._count_to_close(order, spending)
         lowest_open = bids[order[closed]] if closed < len(order) else bids[order[-1]] + 2 * margin
         highest_closed = bids[order[closed - 1]] if closed else lowest_open - 2 * margin
         price = (lowest_open + highest_closed) / 2
         prices = torch.full_like(bids, price.item())
         prices[spared] = torch.minimum(prices[spared], bids[spared] - margin)
-        return self._starts + prices * self._unit_costs
+        return center + prices * scale
+
+    def _yardstick(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """What bids are counted from, and in which unit (both for all units).
+
+        Layers: from where logits began, by MACs. Channels: from the mean of their site, by its standard deviation:
+        the norm behind a site makes up for its scale, so that how much the task loss asks for a channel says
+        something beside the other channels of its site only.
+        """
+        if self.costs.sites[0].kind == "layer":
+            return self._starts, self._unit_costs
+        center, scale = torch.empty_like(logits), torch.empty_like(logits)
+        first = 0
+        for site in self.costs.sites:
+            part = slice(first, first + site.units)
+            center[part] = logits[part].mean()
+            scale[part] = logits[part].std(correction=0).clamp_min(1e-3)
+            first += site.units
+        return center, scale
 
     def _count_to_close(self, order: Tensor, spending: float) -> int:
         """How many units of ``order`` to close so that the others come nearest to the spending."""

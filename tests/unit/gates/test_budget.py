@@ -77,9 +77,16 @@ def test_polarization_rises_after_the_target_is_met_and_makes_up_for_the_number_
 
 
 def open_by_hand(costs: Costs, logits: torch.Tensor, spending: float, groups) -> torch.Tensor:
-    """One unit after the other is closed, lowest rise of its logit for its MACs first; the nearest share wins."""
-    shares = costs.unit_shares().float()
-    bids = (logits - 1) / (shares / shares.mean())
+    """One unit after the other is closed, lowest bid first; the nearest share wins.
+
+    Layers bid the rise of their logit for their MACs, channels how far they stand above the mean of their site.
+    """
+    if costs.sites[0].kind == "layer":
+        shares = costs.unit_shares().float()
+        bids = (logits - 1) / (shares / shares.mean())
+    else:
+        parts = logits.split([site.units for site in costs.sites])
+        bids = torch.cat([(part - part.mean()) / part.std(correction=0) for part in parts])
     spared = {max(group.tolist(), key=lambda unit: bids[unit]) for group in groups}
     opened = torch.ones(len(logits), dtype=torch.bool)
     best, nearest = opened.clone(), abs(share_of(costs, opened) - spending)
