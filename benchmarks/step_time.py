@@ -1,6 +1,6 @@
 """Step time of a gated network against the same network without gates: prints one JSON line.
 
-    python benchmarks/step_time.py [--model resnet56] [--batch 128] [--steps 40] [--precision bf16]
+    python benchmarks/step_time.py [--model resnet56] [--batch 128] [--steps 40] [--precision bf16] [--kind layer]
 
 Both networks train in one process, steps alternating, so that a machine whose speed drifts slows both. A
 gated step includes all that the method adds: gating modules, gate means, polarization and activation terms.
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--open_bias", type=float, default=1.0, help="1: gates start open; 0: about half of them"
     )
+    parser.add_argument("--kind", choices=("layer", "channel"), default="layer")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -68,7 +69,8 @@ def main() -> None:
     for name in ("plain", "gated"):
         model = dist_prune.build_model(options.model, num_classes=10)
         if name == "gated":
-            dist_prune.attach_gates(model, open_bias=options.open_bias)
+            gates = {"kind": options.kind, "open_bias": options.open_bias, "input_shape": (3, 32, 32)}
+            dist_prune.attach_gates(model, **gates)
         steps[name] = make_step(
             model.to(device), images, labels, options.precision == "bf16", name == "gated"
         )

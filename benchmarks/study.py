@@ -1,0 +1,212 @@
+"""Studies on CIFAR-10: named sets of runs with equal data, epochs and seeds, and one file of results for each.
+
+    python benchmarks/study.py NAME --images FOLDER [--arms A B] [--seeds 1 2 3] [--at_once 2]
+
+NAME is one of STUDIES. FOLDER holds {train,test}/CLASS/*.jpg or the original CIFAR-10 files (--source cifar10).
+Resumable, on another machine too: what benchmarks/results/study_NAME.json holds is not run again (--again does),
+and an interrupted run goes on from the work folder. --at_once trains several at a time, each on its share of the
+cores, which is faster than one after another on all of them. Accuracies are those of the last epoch on the test
+set, never of the best one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SUMMARY = ("accuracy_sliced", "accuracy", "macs", "macs_ratio", "parameters", "agreement")
+SUMMARY += ("units_flipped_by_rounding", "target_macs", "budget", "seconds_total")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained: for each arm a recipe and its settings; settings for all; images as a pattern of shards."""
+
+    about: str
+    arms: dict[str, tuple[str, ...]]
+    settings: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (1,)
+    shards: str = ""
+
+
+def _rivals(target: str = "0.5", depth: str = "0.538") -> dict[str, tuple[str, ...]]:
+    half = "cifar10_resnet20_half"
+    return {
+        "uniform_depth": (half, "method=uniform_depth", f"target_macs={depth}"),
+        "uniform_width": (half, "method=uniform_width", f"target_macs={target}"),
+        "uniform_channels": (half, "method=uniform_channels", f"target_macs={target}"),
+    }
+
+
+def _budgets(networks: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {
+        f"{network}_{kind}_{target}": (
+            f"cifar10_resnet20{'_channel' * (kind == 'channel')}_half",
+            f"model={network}",
+            f"target_macs={target}",
+        )
+        for network, kinds in networks.items()
+        for kind in kinds
+        for target in ("0.3", "0.5", "0.7")
+    }
+
+
+_ONE_PASS = {"layer": ("cifar10_resnet20_half",), "channel": ("cifar10_resnet20_channel_half",)}
+_BOTH = ("layer", "channel")
+STUDIES = {
+    "resnet20": Study(
+        "ResNet-20, 15 epochs: dense, the honest rivals, and one pass at half of the MACs",
+        {"dense": ("cifar10_resnet20_dense",), **_rivals(), **_ONE_PASS},
+        settings=("epochs=15",),
+        seeds=(1, 2, 3),
+    ),
+    "resnet56": Study(
+        "ResNet-56, 20 epochs: dense, and one pass at half of the MACs",
+        {"dense": ("cifar10_resnet20_dense",), **_ONE_PASS},
+        settings=("epochs=20", "model=resnet56"),
+    ),
+    "heads": Study(
+        "Table 4 of arXiv 2302.10798, short: three heads, lambda_polar = 3",
+        {head: (f"cifar10_resnet110_head_{head}_short",) for head in ("ste", "gumbel", "bernoulli")},
+    ),
+    "lambdas": Study(
+        "Table 5 and Figure 6 of arXiv 2302.10798, short: lambda_polar 0, 1, 2, 3 and rising",
+        {name: (f"cifar10_resnet110_lambda_{name}_short",) for name in ("0", "1", "2", "3", "up")},
+    ),
+    "budgets": Study(
+        "Targets 0.3, 0.5, 0.7 on ResNet-20, 10 epochs",
+        _budgets({"resnet20": _BOTH}),
+    ),
+    "budgets_networks": Study(
+        "Targets 0.3, 0.5, 0.7 on other networks: 5,000 images, 10 epochs of 78 steps",
+        _budgets({"resnet56": _BOTH, "resnet18": _BOTH, "vgg16_bn": ("channel",)}),
+        settings=("global_batch_size=64", "lr=0.1"),
+        shards="cifar10-train-{000000..000004}.tar",
+    ),
+}
+
+
+class Cores:
+    """Hands out shares of this machine's cores, so that runs at the same time do not get in each other's way."""
+
+    def __init__(self, shares: int) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        self.shares: queue.Queue[list[int]] = queue.Queue()
+        for number in range(shares):
+            self.shares.put(cores[number::shares])
+
+    def run(self, *words: str | Path) -> None:
+        """Run a command in the repository on a share of the cores, and stop if it fails."""
+        mine = self.shares.get()
+        settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(len(mine)), "GOMP_SPINCOUNT": "0"}
+        command = ["taskset", "-c", ",".join(map(str, mine)), sys.executable, *map(str, words)]
+        try:
+            subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=True)
+        finally:
+            self.shares.put(mine)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a finished run measured."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    evals = [record for record in records if record["kind"] == "eval"]
+    mask = folder / "mask.json"
+    sites = json.loads(mask.read_text())["sites"] if mask.exists() else []
+    return {
+        "seed": json.loads((folder / "config.json").read_text())["config"]["seed"],
+        **{key: records[-1].get(key) for key in SUMMARY},
+        **{key: evals[-1].get(key) for key in ("open_ratio", "r_polar")},
+        "accuracy_by_epoch": [round(record["accuracy"], 4) for record in evals],
+        "macs_by_epoch": [round(record["macs_ratio"], 3) for record in evals],
+        "kept_units": {site["name"]: len(site["kept"]) for site in sites},
+        "device": f"{os.cpu_count()} cores, {platform.machine()}",
+    }
+
+
+class Results:
+    """The finished runs of a study, in a file that is written after each of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = ROOT / "benchmarks" / "results" / f"study_{name}.json"
+        self.lock = threading.Lock()
+
+    def load(self) -> dict[str, list[dict[str, Any]]]:
+        """Runs by arm."""
+        if not self.path.exists():
+            return {}
+        return {arm: found["runs"] for arm, found in json.loads(self.path.read_text())["arms"].items()}
+
+    def add(self, arm: str, run: dict[str, Any]) -> None:
+        """Write a run into the file, with mean and standard deviation of the sliced network's accuracy."""
+        study = STUDIES[self.name]
+        with self.lock:
+            runs = self.load()
+            runs[arm] = [other for other in runs.get(arm, []) if other["seed"] != run["seed"]] + [run]
+            arms = {name: _over_seeds(runs[name]) for name in study.arms if name in runs}
+            about = {"benchmark": f"study {self.name}", "about": study.about, "data": "CIFAR-10 as JPEG"}
+            self.path.write_text(json.dumps({**about, "arms": arms}, indent=1) + "\n")
+
+
+def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    accuracies = [run["accuracy_sliced"] for run in runs]
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+    found = sorted(runs, key=lambda run: run["seed"])
+    return {"mean": statistics.mean(accuracies), "standard_deviation": spread, "runs": found}
+
+
+def main() -> None:
+    """Make the shards, train every arm with every seed, write the results after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=list(STUDIES))
+    parser.add_argument("--images", help="needed once, to make the shards")
+    parser.add_argument("--source", default="imagefolder", choices=("imagefolder", "cifar10"))
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "study")
+    parser.add_argument("--arms", nargs="+")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--at_once", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="also what the results hold already")
+    options = parser.parse_args()
+    study, results, cores = STUDIES[options.name], Results(options.name), Cores(options.at_once)
+    shards = options.work.resolve() / "cifar10"
+    if not (shards / "_info.json").exists():
+        words = ["shards", "make", options.source, options.images, "--out", shards]
+        cores.run("-c", "from dist_prune.cli import main; main()", *words)
+
+    def train(arm: str, seed: int) -> None:
+        recipe, *settings = study.arms[arm]
+        folder = options.work.resolve() / options.name / f"{arm}-seed{seed}"
+        cores.run(
+            "launch/train.py", "--recipe", recipe, "--ds_config", "ds_configs/zero2_bf16.json",
+            "--data", shards / study.shards, "--out", folder, "--resume",
+            "--set", f"seed={seed}", *study.settings, *settings,
+        )  # fmt: skip
+        results.add(arm, read(folder))
+
+    done = {} if options.again else results.load()
+    seeds = options.seeds or study.seeds
+    with ThreadPoolExecutor(options.at_once) as pool:
+        jobs = [
+            pool.submit(train, arm, seed)
+            for seed in seeds
+            for arm in options.arms or study.arms
+            if seed not in [run["seed"] for run in done.get(arm, [])]
+        ]
+    for job in jobs:
+        job.result()
+
+
+if __name__ == "__main__":
+    main()
