@@ -4,8 +4,7 @@ A budget moves the thresholds of all gates during training, so that at every mom
 bids are open and cost what may be spent at that moment. A bid is what a gate has learned by gradient: its mean
 logit over the global batch, which rises while the task loss wants the unit and falls while it does not (for
 layers by the MACs that they cost, for channels beside the others of their site). What may be spent falls from
-everything to the target, so units leave one by one, the network adapts to each loss, and a unit that is missed
-can bid itself back in.
+everything to the target, so units leave one by one, for good, and the network adapts to each loss.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError
+from dist_prune.gates.bids import Memory, Yardstick, margins
 from dist_prune.gates.insertion import gating_modules, sites, strip_gates
 from dist_prune.measure import Costs, unit_costs
 
@@ -58,21 +58,17 @@ class Budget:
         self.costs = costs
         self.target = target
         self.timeline = timeline
-        if not all(gate.head.obeys_thresholds for gate in gating_modules(model)):
+        gates = gating_modules(model)
+        if not all(gate.head.obeys_thresholds for gate in gates):
             raise UserError(
                 "these gate heads open for about half of the samples, whatever the budget; use 'ste'"
             )
-        for gate in gating_modules(model):
+        for gate in gates:
             gate.feedback = False  # a gate that is pushed must not push the network whose maps it reads
             gate.sensitivity.fill_(_SENSITIVITY)
-        shares = costs.unit_shares().float()
-        self._unit_costs = shares / shares.mean()  # what a unit costs, next to the others
         self._groups = guarded_groups(costs, target, allow_empty)
-        self._reach = 1.0
-        self._before: Tensor | None = None  # the mean logits of the step before
-        self._starts = torch.cat(
-            [torch.full((gate.units,), gate.open_bias or 0.0) for gate in gating_modules(model)]
-        )
+        self._yardstick = Yardstick(costs, [gate.open_bias or 0.0 for gate in gates])
+        self._memory = Memory(gates)
 
     def spending(self, progress: float) -> float:
         """The share of the dense MACs that may be spent when ``progress`` of the run is over."""
@@ -86,85 +82,62 @@ class Budget:
         the weight makes up for both. Gates that it has pushed out of reach feel it no longer (equation 5).
         """
         ramp = _ramp(progress, self.timeline.end, self.timeline.settled)
-        return 0.2 * len(self._unit_costs) * self._reach * ramp
+        return 0.2 * len(self._memory.bids) * self._memory.reach * ramp
 
     def update(self, model: nn.Module, logits: Tensor, progress: float) -> None:
         """After an optimizer step. logits: the units' mean logits over the global batch (``GateMeans.logits``)."""
-        logits = logits.cpu()
-        expected = logits if self._before is None else 2 * logits - self._before  # in the next step
-        self._before = logits
+        memory, logits = self._memory, logits.cpu()
+        expected = logits if memory.progress is None else 2 * logits - memory.logits  # in the next step
+        bids, scale = self._yardstick.bids(expected)
+        memory.average_bids(bids, progress)
+        memory.logits, memory.progress = logits, progress
         if progress < self.timeline.listen:
             thresholds = torch.full_like(logits, -_FAR)
         else:
-            thresholds = self.thresholds(expected, self.spending(progress))
+            memory.closed = self.close(memory.bids, memory.closed, self.spending(progress))
+            thresholds = expected - margins(memory.bids, memory.closed) * scale
             if progress <= self.timeline.end:  # so far every gate may learn, however far its logit has moved
-                self._reach = max(1.0, 2 * (logits - thresholds).abs().max().item())
-        gates = gating_modules(model)
-        sizes = [gate.units for gate in gates]
-        for gate, part, latest in zip(gates, thresholds.split(sizes), logits.split(sizes), strict=True):
-            gate.threshold.copy_(part)
-            gate.mean_logits.copy_(latest)
-            gate.reach.fill_(self._reach)
+                memory.reach = max(1.0, 2 * (logits - thresholds).abs().max().item())
+        memory.store(model, thresholds)
 
     def resume(self, model: nn.Module) -> None:
         """Go on from the buffers of a model that was loaded from a checkpoint."""
-        gates = gating_modules(model)
-        self._reach = gates[0].reach.item()
-        self._before = torch.cat([gate.mean_logits for gate in gates]).cpu()
+        self._memory.load(model)
 
-    def thresholds(self, logits: Tensor, spending: float) -> Tensor:
-        """The price of a MAC at which the open units cost what may be spent, as a threshold for each unit."""
-        center, scale = self._yardstick(logits)
-        bids = (logits - center) / scale
-        spared = torch.tensor([int(group[bids[group].argmax()]) for group in self._groups], dtype=torch.long)
-        order = bids.argsort()
-        order = order[~torch.isin(order, spared)]  # the highest bid of each guarded group stays open
-        margin = max(1.0, (bids.max() - bids.min()).item() / 2)  # where there is no bid on the other side
-        if not len(order):
-            return logits - margin * scale
-        closed = self._count_to_close(order, spending)
-        lowest_open = bids[order[closed]] if closed < len(order) else bids[order[-1]] + 2 * margin
-        highest_closed = bids[order[closed - 1]] if closed else lowest_open - 2 * margin
-        price = (lowest_open + highest_closed) / 2
-        prices = torch.full_like(bids, price.item())
-        prices[spared] = torch.minimum(prices[spared], bids[spared] - margin)
-        return center + prices * scale
+    def close(self, bids: Tensor, closed: Tensor, spending: float) -> Tensor:
+        """The closed units (all units, bool) once the lowest bids have left that are too much for the spending.
 
-    def _yardstick(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """What bids are counted from, and in which unit (both for all units).
-
-        Layers: from where logits began, by MACs. Channels: from the mean of their site, by its standard deviation:
-        the norm behind a site makes up for its scale, so that how much the task loss asks for a channel says
-        something beside the other channels of its site only.
+        Who has left stays out: the network misses every unit at first, so that, given the chance, a unit would
+        bid itself back in before the network has learned to do without it.
         """
-        if self.costs.sites[0].kind == "layer":
-            return self._starts, self._unit_costs
-        center, scale = torch.empty_like(logits), torch.empty_like(logits)
-        first = 0
-        for site in self.costs.sites:
-            part = slice(first, first + site.units)
-            center[part] = logits[part].mean()
-            scale[part] = logits[part].std(correction=0).clamp_min(1e-3)
-            first += site.units
-        return center, scale
+        standing = bids.masked_fill(closed, -torch.inf)
+        order = standing.argsort()[int(closed.sum()) :]
+        spared = torch.tensor(
+            [int(group[standing[group].argmax()]) for group in self._groups], dtype=torch.long
+        )
+        order = order[~torch.isin(order, spared)]  # the highest bid of each guarded group stays open
+        closed = closed.clone()
+        closed[order[: self._count_to_close(order, closed, spending)]] = True
+        return closed
 
-    def _count_to_close(self, order: Tensor, spending: float) -> int:
+    def _count_to_close(self, order: Tensor, closed: Tensor, spending: float) -> int:
         """How many units of ``order`` to close so that the others come nearest to the spending."""
+
+        def share(count: int) -> float:
+            values = (~closed).float()
+            values[order[:count]] = 0
+            return self.costs.share(values).item()
+
         few, many = 0, len(order)
         while few < many:
             middle = (few + many) // 2
-            if self._share(order[:middle]) > spending:
+            if share(middle) > spending:
                 few = middle + 1
             else:
                 many = middle
-        if few and spending - self._share(order[:few]) > self._share(order[: few - 1]) - spending:
+        if few and spending - share(few) > share(few - 1) - spending:
             return few - 1
         return few
-
-    def _share(self, closed: Tensor) -> float:
-        values = torch.ones(len(self._unit_costs))
-        values[closed] = 0
-        return self.costs.share(values).item()
 
 
 def macs_budget(

@@ -70,14 +70,12 @@ class GatingModule(Gate):
 
     A unit opens where its logit exceeds ``threshold``, and its gradient passes within ``reach`` of it. What the
     last dense layer reads is scaled by ``sensitivity``, and the gate's gradient flows into the map that it reads
-    if ``feedback`` is set. These are 0, 1, 1 and true, as in the paper, unless a ``Budget`` changes them; it also
-    keeps the latest ``mean_logits`` here.
+    if ``feedback`` is set. These are 0, 1, 1 and true, as in the paper, unless a ``Budget`` changes them.
     """
 
     threshold: Tensor
     reach: Tensor
     sensitivity: Tensor
-    mean_logits: Tensor
 
     def __init__(
         self,
@@ -106,7 +104,6 @@ class GatingModule(Gate):
         self.register_buffer("threshold", torch.zeros(units))
         self.register_buffer("reach", torch.ones(()))
         self.register_buffer("sensitivity", torch.ones(()))
-        self.register_buffer("mean_logits", torch.zeros(units))
         if open_bias is not None:
             nn.init.constant_(self.last.bias, open_bias)
             nn.init.normal_(self.last.weight, std=0.04 / math.sqrt(widths[-1]))

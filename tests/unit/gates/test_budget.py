@@ -1,6 +1,6 @@
 """The MACs budget: which units are open when, what they cost, and what is out of reach."""
 
-import copy
+import math
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from unit_helpers import images, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model
 from dist_prune.gates import Budget, Timeline, gate_means, gated_modules
+from dist_prune.gates.bids import Yardstick, margins
 from dist_prune.gates.budget import guarded_groups, macs_budget, outcome
 from dist_prune.gates.insertion import find_sites
 from dist_prune.measure import Costs, Part, unit_costs
@@ -76,22 +77,25 @@ def test_polarization_rises_after_the_target_is_met_and_makes_up_for_the_number_
     assert many.polarization_weight(progress) == pytest.approx(full * ramp * units(many.costs) / 6)
 
 
-def open_by_hand(costs: Costs, logits: torch.Tensor, spending: float, groups) -> torch.Tensor:
-    """One unit after the other is closed, lowest bid first; the nearest share wins.
-
-    Layers bid the rise of their logit for their MACs, channels how far they stand above the mean of their site.
-    """
+def bids_by_hand(costs: Costs, logits: torch.Tensor) -> torch.Tensor:
+    """Layers: the rise of the logit per MAC; channels: the standard score in their site, less the log of their cost."""
+    shares = costs.unit_shares().float()
+    relative = shares / shares.mean()
     if costs.sites[0].kind == "layer":
-        shares = costs.unit_shares().float()
-        bids = (logits - 1) / (shares / shares.mean())
-    else:
-        parts = logits.split([site.units for site in costs.sites])
-        bids = torch.cat([(part - part.mean()) / part.std(correction=0) for part in parts])
-    spared = {max(group.tolist(), key=lambda unit: bids[unit]) for group in groups}
-    opened = torch.ones(len(logits), dtype=torch.bool)
+        return (logits - 1) / relative
+    parts = logits.split([site.units for site in costs.sites])
+    return torch.cat([(part - part.mean()) / part.std(correction=0) for part in parts]) - relative.log()
+
+
+def open_by_hand(
+    costs: Costs, bids: torch.Tensor, closed: torch.Tensor, spending: float, groups
+) -> torch.Tensor:
+    """One open unit after the other is closed, lowest bid first; the nearest share wins."""
+    opened = ~closed
+    spared = {max((u for u in group.tolist() if opened[u]), key=lambda unit: bids[unit]) for group in groups}
     best, nearest = opened.clone(), abs(share_of(costs, opened) - spending)
     for unit in bids.argsort().tolist():
-        if unit not in spared:
+        if opened[unit] and unit not in spared:
             opened[unit] = False
             if abs(share_of(costs, opened) - spending) < nearest:
                 best, nearest = opened.clone(), abs(share_of(costs, opened) - spending)
@@ -99,17 +103,48 @@ def open_by_hand(costs: Costs, logits: torch.Tensor, spending: float, groups) ->
 
 
 @pytest.mark.parametrize("place", PLACES)
+def test_bids_are_what_the_documentation_says(place):
+    costs = costs_at(place)
+    logits = 1 + torch.randn(units(costs))
+    bids, scale = Yardstick(costs, [1.0] * len(costs.sites)).bids(logits)
+    torch.testing.assert_close(bids, bids_by_hand(costs, logits))
+    unit = torch.zeros(units(costs))
+    unit[0] = (
+        1e-3  # of a layer its own logit alone; of a channel its site's mean and spread move a little, too
+    )
+    if place == "layer":
+        torch.testing.assert_close((Yardstick(costs, [1.0] * 6).bids(logits + unit)[0] - bids) * scale, unit)
+
+
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("spending", [1.0, 0.93, 0.8, 0.7, 0.0])
-def test_open_units_have_the_highest_bids_and_cost_what_may_be_spent(place, spending):
+def test_the_lowest_bids_leave_until_the_others_cost_what_may_be_spent(place, spending):
     _, budget = budget_at(place)
     costs, groups = budget.costs, guarded_groups(budget.costs, 0.7, allow_empty=False)
+    closed = torch.zeros(units(costs), dtype=torch.bool)
+    closed[0] = True
     for _ in range(2):
-        logits = 1 + torch.randn(units(costs))
-        opened = logits > budget.thresholds(logits, spending)
-        assert torch.equal(opened, open_by_hand(costs, logits, spending, groups))
+        bids = torch.randn(units(costs))
+        opened = ~budget.close(bids, closed, spending)
+        assert torch.equal(opened, open_by_hand(costs, bids, closed, spending, groups))
         assert all(opened[group].any() for group in groups)
-        if spending > 0:
+        if 0 < spending < 0.9:
             assert abs(share_of(costs, opened) - spending) <= costs.unit_shares().max()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_who_has_left_stays_out_whatever_it_bids(place):
+    gated, budget = budget_at(place)
+    left = torch.zeros(units(budget.costs), dtype=torch.bool)
+    before = torch.randn(len(left))
+    for progress in torch.linspace(0.41, 1, 30).tolist():
+        logits = torch.randn(len(left))
+        budget.update(gated, logits, progress)
+        expected, before = (logits if progress < 0.411 else 2 * logits - before), logits
+        closed = expected <= state(gated)[0]
+        assert (closed | ~left).all()
+        left = closed
+    assert left.any()
 
 
 def test_of_units_that_rose_alike_the_dearest_goes_first():
@@ -117,21 +152,37 @@ def test_of_units_that_rose_alike_the_dearest_goes_first():
     budget = macs_budget(gated, (3, 32, 32), 0.3)
     shares = budget.costs.unit_shares()
     assert shares[0] > shares[1] > shares[2]
-    logits = torch.full((3,), 1.1)
-    seen = [(logits > budget.thresholds(logits, 1 - closed.item())).tolist() for closed in shares.cumsum(0)]
-    assert seen == [[False, True, True], [False, False, True], [False, False, False]]
+    bids, _ = Yardstick(budget.costs, [1.0] * 3).bids(torch.full((3,), 1.1))
+    closed = torch.zeros(3, dtype=torch.bool)
+    seen = [budget.close(bids, closed, 1 - gone.item()).tolist() for gone in shares.cumsum(0)]
+    assert seen == [[True, False, False], [True, True, False], [True, True, True]]
 
 
-def test_thresholds_are_a_function_of_the_logits_and_nothing_else():
-    """Every rank computes them by itself."""
-    (_, budget), (_, other) = budget_at("between"), budget_at("between")
-    logits = torch.randn(units(budget.costs))
-    first = budget.thresholds(logits, 0.7)
-    before = logits.clone()
-    other.thresholds(torch.randn(len(logits)), 0.9)
-    assert torch.equal(budget.thresholds(logits, 0.7), first)
-    assert torch.equal(other.thresholds(logits, 0.7), first)
-    assert torch.equal(logits, before)
+@pytest.mark.parametrize("closed", [[0, 1], [2], [], [0, 1, 2, 3]])
+def test_a_gap_lies_between_the_bids_of_open_and_closed_units(closed):
+    bids, gone = torch.tensor([3.0, -1.0, 0.5, 0.75]), torch.zeros(4, dtype=torch.bool)
+    gone[closed] = True
+    found = margins(bids, gone)
+    gap = 2.0  # half of the range of the bids
+    assert torch.equal(found > 0, ~gone)
+    assert (found.abs() >= gap / 2).all()
+    opened = ~gone
+    assert torch.allclose(found[opened] - bids[opened], found[opened][:1] - bids[opened][:1]), (
+        "one price for all"
+    )
+
+
+def test_bids_are_averaged_over_the_latest_steps():
+    gated, budget = budget_at("layer")
+    steps = [torch.randn(6) for _ in range(3)]
+    expected, latest = None, None
+    for number, logits in enumerate(steps):
+        budget.update(gated, logits, 0.25 + 0.01 * number)
+        ahead = logits if latest is None else 2 * logits - latest
+        bids, latest = bids_by_hand(budget.costs, ahead), logits
+        expected = bids if expected is None else expected + (1 - math.exp(-0.01 / 0.03)) * (bids - expected)
+    found = gated_modules(gated).__next__()[1].gate.get_buffer("budget")[1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -155,16 +206,19 @@ def test_gates_that_listen_are_open_and_every_unit_learns(progress):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("progress", [0.5, 0.6, 0.7, 1.0])
-def test_an_update_opens_exactly_the_units_above_their_thresholds(place, progress):
+def test_an_update_opens_units_that_cost_what_may_be_spent_and_closes_the_others(place, progress):
     gated, budget = budget_at(place)
     x = images(16)
     with torch.no_grad():
         gated(x)
         logits = gate_means(gated).logits
         budget.update(gated, logits, progress)
-        thresholds, _ = state(gated)
-        assert torch.equal(thresholds, budget.thresholds(logits, budget.spending(progress)))
         gated(x)
+    opened = logits > state(gated)[0]
+    nothing = torch.zeros(len(logits), dtype=torch.bool)
+    bids, spending = bids_by_hand(budget.costs, logits), budget.spending(progress)
+    groups = guarded_groups(budget.costs, 0.7, allow_empty=False)
+    assert torch.equal(opened, open_by_hand(budget.costs, bids, nothing, spending, groups))
     for _, wrapper in gated_modules(gated):
         decisions, each = wrapper.gate.take_decisions()
         assert torch.equal(decisions, (each > wrapper.gate.threshold).float())
@@ -184,19 +238,22 @@ def test_reach_follows_the_logits_until_the_target_is_met_and_stays_from_then_on
 
 @pytest.mark.parametrize("progress", [0.5, 0.7, 1.0])
 def test_thresholds_are_for_the_logits_that_the_last_two_steps_let_expect(progress):
+    """Logits that all rise alike say nothing about channels: their thresholds must rise as fast."""
     gated, budget = budget_at("between")
     first = torch.randn(units(budget.costs))
-    second = first + 0.1 * torch.randn(len(first))
-    for logits in (first, second):
-        budget.update(gated, logits, progress)
-    assert torch.equal(state(gated)[0], budget.thresholds(2 * second - first, budget.spending(progress)))
+    for step in range(3):
+        budget.update(gated, first + 5 * step, progress)
+    (_, other), still = budget_at("between"), budget_at("between")[0]
+    other.update(still, first + 15, progress)
+    torch.testing.assert_close(state(gated)[0], state(still)[0])
 
 
 def test_a_budget_goes_on_from_the_buffers_of_a_checkpoint():
     gated, budget = budget_at("layer")
-    budget.update(gated, 9 * torch.randn(6), 0.55)
-    again = copy.deepcopy(gated)
-    resumed = macs_budget(again, SHAPE, 0.7, LINE)
+    for progress in (0.54, 0.55):
+        budget.update(gated, 9 * torch.randn(6), progress)
+    again, resumed = budget_at("layer")
+    again.load_state_dict(gated.state_dict())
     resumed.resume(again)
     assert resumed.polarization_weight(0.9) == pytest.approx(budget.polarization_weight(0.9))
     logits = torch.randn(6)
@@ -261,8 +318,7 @@ def test_heads_that_ignore_thresholds_are_refused():
 def test_a_budget_that_closes_nothing_leaves_all_units_open():
     gated = attach_gates(build_model("resnet8", num_classes=10))  # one layer a stage, all of them guarded
     budget = macs_budget(gated, SHAPE, 0.995, LINE)
-    logits = torch.randn(3)
-    assert (logits > budget.thresholds(logits, 0.995)).all()
+    assert not budget.close(torch.randn(3), torch.zeros(3, dtype=torch.bool), 0.995).any()
 
 
 def test_the_outcome_says_whether_another_unit_would_have_come_nearer():

@@ -1,0 +1,93 @@
+"""Bids: what gates have learned, made comparable between units, averaged, and set against a price."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.gates.insertion import gating_modules
+from dist_prune.gates.modules import GatingModule
+from dist_prune.measure import Costs
+
+_SMOOTHING = 0.03  # share of the run over which bids are averaged: those of single steps are noise
+_GAP = 0.5  # between the bids of open and closed units, in parts of the range of all bids
+
+
+class Yardstick:
+    """Turns the mean logits of all units into bids.
+
+    A layer bids the rise of its logit since the start, per MAC. A channel bids how far it stands above the mean of
+    its site, in standard deviations, less the logarithm of its cost: the norm behind a site makes up for its
+    scale, so the logits of a site rise and fall around zero, and say something beside each other only. costs: of
+    the network; starts: the logits that the gates began with, one for each site.
+    """
+
+    def __init__(self, costs: Costs, starts: Sequence[float]) -> None:
+        shares = costs.unit_shares().float()
+        self._costs = shares / shares.mean()  # of a unit, next to the others
+        self._sizes = [site.units for site in costs.sites]
+        self._is_layer = costs.sites[0].kind == "layer"
+        self._starts = torch.cat([torch.full((n,), s) for n, s in zip(self._sizes, starts, strict=True)])
+
+    def bids(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Bids of all units, and how far a logit has to rise for its bid to rise by 1 (both for all units)."""
+        if self._is_layer:
+            return (logits - self._starts) / self._costs, self._costs
+        parts = logits.split(self._sizes)
+        means = torch.cat([part.mean().expand_as(part) for part in parts])
+        scale = torch.cat([part.std(correction=0).expand_as(part) for part in parts]).clamp_min(1e-3)
+        return (logits - means) / scale - self._costs.log(), scale
+
+
+def margins(bids: Tensor, closed: Tensor) -> Tensor:
+    """How far each unit bids above the price of staying open, which lies in a gap between open and closed units.
+
+    bids: (units,); closed: (units,) bool. A closed unit counts as a gap below the lowest open bid, or as its own
+    bid where that is lower still.
+    """
+    gap = max(1.0, _GAP * (bids.max() - bids.min()).item())
+    lowest = bids[~closed].min() if not closed.all() else bids.max() + gap
+    return torch.where(closed, torch.minimum(bids, lowest - gap), bids) - lowest + gap / 2
+
+
+class Memory:
+    """What a budget remembers from step to step, for all units, kept in buffers of the gates.
+
+    logits: mean logits of the latest step; bids: averaged; closed: who has left (bool); reach: of all gates;
+    progress: of the latest step, None before the first.
+    """
+
+    def __init__(self, gates: Sequence[GatingModule]) -> None:
+        self.sizes = [gate.units for gate in gates]
+        self.logits, self.bids = torch.zeros(2, sum(self.sizes))
+        self.closed = torch.zeros(sum(self.sizes), dtype=torch.bool)
+        self.reach = 1.0
+        self.progress: float | None = None
+        gates[0].register_buffer("budget", torch.zeros(4, sum(self.sizes)))
+
+    def average_bids(self, bids: Tensor, progress: float) -> None:
+        """Follow the bids of a step; the older an earlier one, the less it counts."""
+        if self.progress is None:
+            self.bids = bids
+        else:
+            self.bids = self.bids.lerp(bids, 1 - math.exp((self.progress - progress) / _SMOOTHING))
+
+    def store(self, model: nn.Module, thresholds: Tensor) -> None:
+        """Set the gates of ``model``."""
+        gates = gating_modules(model)
+        for gate, part in zip(gates, thresholds.split(self.sizes), strict=True):
+            gate.threshold.copy_(part)
+            gate.reach.fill_(self.reach)
+        assert self.progress is not None
+        when = torch.full_like(self.bids, self.progress)
+        self.progress = when[0].item()  # as a checkpoint will hold it
+        gates[0].get_buffer("budget").copy_(torch.stack([self.logits, self.bids, self.closed.float(), when]))
+
+    def load(self, model: nn.Module) -> None:
+        """Take over what the gates of ``model`` hold."""
+        gate = gating_modules(model)[0]
+        self.logits, self.bids, closed, when = gate.get_buffer("budget").cpu().clone().unbind()
+        self.closed, self.progress, self.reach = closed > 0, when[0].item(), gate.reach.item()
