@@ -43,8 +43,8 @@ class BudgetConfig(_Section):
 
     listen: float = Field(0.2, ge=0, lt=1)
     begin: float = Field(0.3, ge=0, lt=1)
-    end: float = Field(0.55, gt=0, lt=1)
-    settled: float = Field(0.7, gt=0, le=1)
+    end: float = Field(0.5, gt=0, lt=1)
+    settled: float = Field(0.65, gt=0, le=1)
     allow_empty: bool = False
 
     @model_validator(mode="after")

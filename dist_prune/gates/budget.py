@@ -39,8 +39,8 @@ class Timeline:
 
     listen: float = 0.2
     begin: float = 0.3
-    end: float = 0.55
-    settled: float = 0.7
+    end: float = 0.5
+    settled: float = 0.65
 
 
 class Budget:
