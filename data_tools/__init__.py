@@ -7,5 +7,16 @@ from data_tools.errors import ShardError
 from data_tools.index import ShardIndex, read_index
 from data_tools.make import make_shards
 from data_tools.sources import SOURCES
+from data_tools.storage import Storage, open_storage
+from data_tools.verify import verify_shards
 
-__all__ = ["SOURCES", "ShardError", "ShardIndex", "make_shards", "read_index"]
+__all__ = [
+    "SOURCES",
+    "ShardError",
+    "ShardIndex",
+    "Storage",
+    "make_shards",
+    "open_storage",
+    "read_index",
+    "verify_shards",
+]

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and the folder where data sets live by default."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_tools.errors import ShardError
+
+CHUNK = 2**20
 
 
 def data_home() -> Path:
@@ -41,7 +44,8 @@ def atomic_writer(path: Path) -> Iterator[HashingFile]:
     """Open a stream that becomes ``path`` when the block ends well and disappears when it does not.
 
     The bytes reach the disk before the name does, so that a crash never leaves half a file
-    under its final name. The process id in the temporary name keeps two writers apart.
+    under its final name. The process id in the temporary name keeps two writers apart, and a lock tells
+    ``remove_abandoned`` that this one lives.
 
     Raises:
         ShardError: the file cannot be written (no space, no permission).
@@ -49,6 +53,8 @@ def atomic_writer(path: Path) -> Iterator[HashingFile]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(temporary, "wb") as stream:
+            with contextlib.suppress(OSError):  # not every file system has locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
             yield HashingFile(stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -57,3 +63,20 @@ def atomic_writer(path: Path) -> Iterator[HashingFile]:
         raise ShardError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what writers that are gone left half-written in ``folder``."""
+    for path in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError), open(path, "rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer, if it lives, holds the lock
+            path.unlink()

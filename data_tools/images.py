@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,15 @@ GRAY_MODES = ("1", "L")
 
 class ImageError(ValueError):
     """Bytes that are not a readable JPEG or PNG image; the message says why, the caller says where."""
+
+
+class ImageFacts(NamedTuple):
+    """What the header of an image says; ``extension`` is ``jpg`` or ``png``."""
+
+    height: int
+    width: int
+    gray: bool
+    extension: str
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -29,29 +39,54 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     """
     mode = "L" if channels == 1 else "RGB"
     with _readable(data) as image:
-        try:
-            image.load()
-            return image if image.mode == mode else image.convert(mode)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ImageError(f"corrupt image ({error})") from error
+        _load(image)
+        return image if image.mode == mode else image.convert(mode)
 
 
-def inspect_image(data: bytes) -> tuple[int, int, bool]:
-    """Return (height, width, is gray) of an image after checking that all of it can be decoded.
+def decode_pixels(data: bytes, channels: int) -> np.ndarray:
+    """Decode to pixels (H, W, ``channels``) in uint8.
+
+    Raises:
+        ImageError: as ``decode_image``.
+    """
+    pixels = np.asarray(decode_image(data, channels))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def read_header(data: bytes) -> ImageFacts:
+    """Return what the header says, without decoding.
+
+    Raises:
+        ImageError: it is not the header of a JPEG or PNG image.
+    """
+    with _readable(data) as image:
+        return _facts(image)
+
+
+def inspect_image(data: bytes) -> ImageFacts:
+    """Return what the header says, after checking that all of the image can be decoded.
 
     Raises:
         ImageError: as ``decode_image``.
     """
     with _readable(data) as image:
-        width, height = image.size
-        gray = image.mode in GRAY_MODES
+        facts = _facts(image)
         # All of a JPEG is read at an eighth of its size too, for a fraction of the time.
-        image.draft(None, (max(1, width // 8), max(1, height // 8)))
-        try:
-            image.load()
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ImageError(f"corrupt image ({error})") from error
-    return height, width, gray
+        image.draft(None, (max(1, facts.width // 8), max(1, facts.height // 8)))
+        _load(image)
+    return facts
+
+
+def _facts(image: Image.Image) -> ImageFacts:
+    extension = "png" if image.format == "PNG" else "jpg"
+    return ImageFacts(image.height, image.width, image.mode in GRAY_MODES, extension)
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"corrupt image ({error})") from error
 
 
 def _readable(data: bytes) -> Image.Image:

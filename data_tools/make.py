@@ -1,19 +1,22 @@
 """Writes a data set as WebDataset shards: shuffled once, checked, atomic, the same bytes every time."""
 
-import hashlib
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 from webdataset import TarWriter
 
 from data_tools.errors import ShardError
 from data_tools.files import atomic_writer
-from data_tools.images import ImageError
-from data_tools.index import INDEX_NAME, ShardIndex, ShardSplit, read_index, write_index
-from data_tools.sources import find_source
-from data_tools.sources.base import RawData, RawSplit
+from data_tools.index import Shard, ShardIndex, ShardSplit, format_index, parse_index
+from data_tools.journal import Finished, Journal
+from data_tools.location import INDEX_NAME
+from data_tools.parallel import each
+from data_tools.places import Place, open_place
+from data_tools.plan import ShardPlan, ShardSet, ShardSize, plan_shards
+from data_tools.sources import find_source, suggestion
+from data_tools.sources.base import ReadOptions
 from data_tools.statistics import ImageStatistics
+from data_tools.writers import WRITERS
 
 
 def make_shards(
@@ -21,20 +24,28 @@ def make_shards(
     folder: str | Path | None,
     out: str | Path,
     *,
+    format: str = "auto",
     samples_per_shard: int | None = None,
+    bytes_per_shard: int | None = None,
+    workers: int = 1,
     seed: int = 0,
     test_fraction: float | None = None,
     progress: bool = False,
 ) -> ShardIndex:
-    """Write the shards and the index of a data set into the folder ``out``.
+    """Write the shards and the index of a data set into ``out``, a folder or the URL of one.
 
-    If ``out`` already holds just these shards, complete, they stay as they are.
+    If ``out`` already holds just these shards, complete, they stay as they are; if a writer of them was
+    interrupted, this one goes on. The bytes depend neither on that nor on the number of workers.
 
     Args:
         source: a key of ``SOURCES``.
         folder: where the raw files lie; None for data sets that can be had without.
         out: made if missing.
-        samples_per_shard: 1,000 unless given (``digits``: 360).
+        format: ``files`` (encoded images), ``raw`` (arrays of pixels: tiny images of one size), or
+            ``auto``, which is raw for sources that are arrays themselves.
+        samples_per_shard: 1,000 encoded or 5,000 raw images unless given (``digits``: 360).
+        bytes_per_shard: the most that a shard may have, instead of ``samples_per_shard``.
+        workers: writing processes.
         seed: of the one shuffle, from 0 up.
         test_fraction: part of the train images to set aside if an image folder has no test images.
         progress: show a bar.
@@ -42,99 +53,128 @@ def make_shards(
     Raises:
         ShardError: raw data missing or damaged, ``out`` holding something else, or not writable.
     """
+    if workers < 1 or seed < 0:
+        raise ShardError(f"workers ({workers}) start at 1 and seeds ({seed}) at 0")
     reader = find_source(source)
-    per_shard = reader.samples_per_shard if samples_per_shard is None else samples_per_shard
-    if per_shard < 1 or seed < 0:
-        raise ShardError(f"samples per shard ({per_shard}) start at 1 and seeds ({seed}) at 0")
-    out = Path(out).expanduser()
-    found = read_index(out) if (out / INDEX_NAME).exists() else None
-    if found and folder is None and _was_asked_for(found, source, seed, per_shard):
-        return found
-    raw = reader.read(None if folder is None else Path(folder).expanduser(), test_fraction)
-    orders = {name: _shuffled(split, seed) for name, split in raw.splits.items()}
-    fingerprint = _fingerprint(raw, orders, per_shard)
-    if found:
-        return _existing(found, fingerprint)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShardError(f"cannot make the folder {out}: {error.strerror}") from error
-
-    statistics = ImageStatistics()
-    total = sum(len(order) for order in orders.values())
-    with tqdm(total=total, unit=" images", desc=raw.name, disable=not progress) as bar:
-        splits = {
-            name: _write_split(raw, name, orders[name], out, per_shard, statistics, bar)
-            for name in raw.splits
-        }
-    mean, std = statistics.mean_and_std
-    shape = statistics.image_shape
-    index = ShardIndex(raw.name, source, seed, fingerprint, raw.class_names, shape, mean, std, splits, out)
-    write_index(index)
+    form = _chosen_format(format, reader.arrays)
+    size = _shard_size(samples_per_shard, bytes_per_shard, reader.samples_per_shard, form)
+    with open_place(out) as place:
+        found = _find_index(place)
+        if found and folder is None and _was_asked_for(found, source, seed, form, size):
+            found.check_sizes(place.sizes())
+            return found
+        options = ReadOptions(test_fraction, place.workshop, progress)
+        raw = reader.read(None if folder is None else Path(folder).expanduser(), options)
+        wanted = plan_shards(source, raw, seed, size, WRITERS[form](raw))
+        if found:
+            return _existing(found, wanted, place)
+        place.prepare()
+        journal = Journal(place, wanted.fingerprint)
+        finished = _write_missing(wanted, place, journal, workers, progress)
+        index = _assemble(wanted, finished, place)
+        place.write(INDEX_NAME, format_index(index))
+        journal.close()
     return index
 
 
-def _shuffled(split: RawSplit, seed: int) -> list[int]:
-    # RandomState's streams are frozen: the same shards with every version of numpy.
-    return np.random.RandomState(seed).permutation(len(split.labels)).tolist()
+def _chosen_format(name: str, arrays: bool) -> str:
+    if name == "auto":
+        return "raw" if arrays else "files"
+    if name not in WRITERS:
+        known = ["auto", *WRITERS]
+        raise ShardError(f"unknown format {name!r}{suggestion(name, known)}; known: {', '.join(known)}")
+    return name
 
 
-def _fingerprint(raw: RawData, orders: dict[str, list[int]], per_shard: int) -> str:
-    """Return a hash of all that decides what the shards will hold, without reading image files."""
-    digest = hashlib.sha256(repr((raw.name, raw.class_names, per_shard)).encode())
-    for name, split in raw.splits.items():
-        digest.update(name.encode())
-        for number in orders[name]:
-            digest.update(f"{split.identity(number)} {split.labels[number]}\n".encode())
-    return digest.hexdigest()
+def _shard_size(samples: int | None, size: int | None, usual: int | None, form: str) -> ShardSize:
+    if samples is not None and size is not None:
+        raise ShardError("--samples_per_shard and --bytes_per_shard exclude each other: give one of them")
+    for name, value in (("samples", samples), ("bytes", size)):
+        if value is not None and value < 1:
+            raise ShardError(f"{name} per shard start at 1, not {value}")
+    if samples is None and size is None:
+        samples = usual or WRITERS[form].samples_per_shard
+    return ShardSize(samples, size)
 
 
-def _was_asked_for(index: ShardIndex, source: str, seed: int, per_shard: int) -> bool:
+def _find_index(place: Place) -> ShardIndex | None:
+    data = place.read(INDEX_NAME)
+    return parse_index(data, f"{place.root}/{INDEX_NAME}", place.root) if data else None
+
+
+def _was_asked_for(index: ShardIndex, source: str, seed: int, form: str, size: ShardSize) -> bool:
     """Whether shards of a data set that needs no folder are the ones asked for: a rerun needs no network."""
-    if (index.source, index.seed) != (source, seed):
-        return False
-    index.check_files()
-    return all(
-        set(split.shard_lengths[:-1]) <= {per_shard} and split.shard_lengths[-1] <= per_shard
-        for split in index.splits.values()
+    return (
+        (index.source, index.seed, index.format) == (source, seed, form)
+        and size.samples is not None
+        and all(
+            set(split.shard_lengths[:-1]) <= {size.samples} and split.shard_lengths[-1] <= size.samples
+            for split in index.splits.values()
+        )
     )
 
 
-def _existing(index: ShardIndex, fingerprint: str) -> ShardIndex:
+def _existing(index: ShardIndex, wanted: ShardSet, place: Place) -> ShardIndex:
     """Return the shards that are there already, if they are the ones asked for."""
-    if index.fingerprint != fingerprint:
+    if index.fingerprint != wanted.fingerprint:
         raise ShardError(
             f"{index.root} already holds other shards ({index.name} from {index.source}, seed {index.seed}): "
             "choose another --out or delete that folder"
         )
-    index.check_files()
+    index.check_sizes(place.sizes())
     return index
 
 
-def _write_split(
-    raw: RawData,
-    name: str,
-    order: list[int],
-    out: Path,
-    per_shard: int,
-    statistics: ImageStatistics,
-    bar: "tqdm[None]",
-) -> ShardSplit:
-    columns = []
-    for number, start in enumerate(range(0, len(order), per_shard)):
-        path = out / f"{raw.name}-{name}-{number:06d}.tar"
-        part = order[start : start + per_shard]
+def _write_missing(
+    wanted: ShardSet, place: Place, journal: Journal, workers: int, progress: bool
+) -> dict[str, Finished]:
+    """Write the shards that the journal does not know; return all of them by name."""
+
+    def write(plan: ShardPlan) -> Finished:
+        path = place.workshop / plan.name
         with atomic_writer(path) as file, TarWriter(file, encoder=False, mtime=0) as tar:
-            for position, chosen in enumerate(part, start):
-                sample, label = raw.splits[name], raw.splits[name].labels[chosen]
-                data, extension = sample.read(chosen)
-                try:
-                    statistics.add(data, measure=name == "train")
-                except ImageError as error:
-                    raise ShardError(f"{sample.origin(chosen)}: {error}; replace or remove it") from error
-                key = f"{name}-{position:08d}"
-                tar.write({"__key__": key, extension: data, "cls": str(label).encode()})
-                bar.update()
-        columns.append((path.name, len(part), file.sha256, file.size))
-    names, lengths, hashes, sizes = zip(*columns, strict=True)
-    return ShardSplit(names, lengths, hashes, sizes)
+            statistics = wanted.writer.write(tar, plan, wanted.raw.splits[plan.split])
+        return Finished(Shard(plan.name, len(plan.numbers), file.sha256, file.size), statistics)
+
+    finished = journal.open()
+    missing = [plan for plan in wanted.plans if plan.name not in finished]
+    bar = tqdm(
+        total=sum(len(plan.numbers) for plan in wanted.plans),
+        initial=sum(item.shard.length for item in finished.values()),
+        unit=" images",
+        desc=wanted.raw.name,
+        disable=not progress,
+    )
+    with bar:
+        for item in each(write, missing, workers):
+            place.publish(item.shard.name)
+            journal.add(item)
+            finished[item.shard.name] = item
+            bar.update(item.shard.length)
+    return finished
+
+
+def _assemble(wanted: ShardSet, finished: dict[str, Finished], place: Place) -> ShardIndex:
+    """Put together the index of finished shards."""
+    raw, statistics = wanted.raw, ImageStatistics()
+    for item in finished.values():
+        statistics.merge(item.statistics)
+    mean, std = statistics.mean_and_std
+    shards = {
+        name: [finished[plan.name].shard for plan in wanted.plans if plan.split == name]
+        for name in raw.splits
+    }
+    return ShardIndex(
+        name=raw.name,
+        source=wanted.source,
+        seed=wanted.seed,
+        fingerprint=wanted.fingerprint,
+        class_names=raw.class_names,
+        image_shape=statistics.image_shape,
+        mean=mean,
+        std=std,
+        splits={name: ShardSplit(*zip(*rows, strict=True)) for name, rows in shards.items()},
+        root=place.root,
+        format=wanted.writer.format,
+        class_titles=raw.class_titles,
+    )

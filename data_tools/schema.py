@@ -4,7 +4,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-VERSION = 1
+VERSION = 2
+# What an index of version 1 says by not having these keys.
+SINCE_VERSION_2 = {"format": "files", "class_titles": []}
+FORMATS = ("files", "raw")
 
 # A file name and nothing else: no folder, no parent, nothing hidden.
 PLAIN_TAR_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar")
@@ -15,13 +18,17 @@ def check_index(content: Any) -> str | None:
     """Return what is wrong with the content of an ``_info.json``, or None."""
     if not isinstance(content, dict):
         return "it is not a JSON object"
-    if content.get("version") != VERSION:
+    if content.get("version") not in (1, VERSION):
         return f"its version is {content.get('version')!r} where {VERSION} is expected"
     for key, (holds, expected) in _FIELDS.items():
         if key not in content:
             return f"it has no {key!r}"
         if not holds(content[key]):
             return f"{key!r} is not {expected}"
+    if content["format"] == "raw" and not content["image_shape"]:
+        return "raw images without an 'image_shape'"
+    if len(content["class_titles"]) not in (0, len(content["class_names"])):
+        return "'class_titles' does not have one title for each class"
     channels = content["image_shape"][0] if content["image_shape"] else 3
     if len(content["mean"]) != channels or len(content["std"]) != channels:
         return f"'mean' and 'std' do not have one number for each of the {channels} channels"
@@ -80,6 +87,10 @@ def _is_class_list(value: Any) -> bool:
     )
 
 
+def _is_title_list(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
 def _is_mean(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in value)
 
@@ -94,7 +105,9 @@ _FIELDS: dict[str, _Check] = {
     "source": (_is_text, "the name of a source"),
     "seed": (_is_count, "a number from 0 up"),
     "fingerprint": (_is_text, "a text"),
+    "format": (lambda value: value in FORMATS, "'files' or 'raw'"),
     "class_names": (_is_class_list, "a list of different names"),
+    "class_titles": (_is_title_list, "a list of texts"),
     "image_shape": (_is_shape, "[channels, height, width] or null"),
     "mean": (_is_mean, "a list of numbers from 0 to 1"),
     "std": (_is_std, "a list of numbers above 0 and up to 1"),

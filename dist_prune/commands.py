@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 from dist_prune.arguments import Parser, positive
-from dist_prune.errors import UserError, nearest
+from dist_prune.errors import RunError, UserError, nearest
 
 
 def _parser(name: str, function: Callable[..., Any]) -> Parser:
@@ -91,37 +94,79 @@ def report(arguments: list[str]) -> None:
 
 
 def shards(arguments: list[str]) -> None:
-    """Make WebDataset shards: dist-prune shards make SOURCE [FOLDER] --out DIR."""
+    """Make WebDataset shards of a data set, or verify some: dist-prune shards make | verify."""
+    verbs = {"make": _shards_make, "verify": _shards_verify}
+    parser = _parser("shards", shards)
+    parser.add_argument("verb", metavar="VERB", help="make or verify; each has a --help of its own")
+    verb = parser.parse(arguments[:1]).verb
+    if verb not in verbs:
+        raise UserError(f"unknown command 'shards {verb}'; {nearest(verb, verbs)}")
+    verbs[verb](arguments[1:])
+
+
+def _shards_make(arguments: list[str]) -> None:
+    """Make WebDataset shards of a data set; an interrupted command goes on when it is given again."""
     from data_tools import SOURCES, make_shards
 
-    parser = _parser("shards", shards)
-    parser.add_argument("verb", metavar="make")
+    parser = _parser("shards make", _shards_make)
     parser.add_argument("source", metavar="SOURCE", help=", ".join(SOURCES))
     parser.add_argument("folder", metavar="FOLDER", nargs="?", help="where the original files are")
-    parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--samples_per_shard", type=int)
+    parser.add_argument("--out", required=True, metavar="DIR|URL", help="a folder, or s3://..., gs://...")
+    parser.add_argument(
+        "--format",
+        default="auto",
+        help="files: images as they are; raw: arrays of pixels, for tiny images of one size; "
+        "auto: raw where the source holds arrays",
+    )
+    parser.add_argument(
+        "--samples_per_shard", type=positive(int), metavar="N", help="default: 1000, raw 5000"
+    )
+    parser.add_argument("--bytes_per_shard", type=_bytes, metavar="N[k|M|G]", help="instead: so many bytes")
     parser.add_argument(
         "--test_fraction", type=float, help="share of the images to hold out, if there is no test split"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse(arguments)
-    if options.verb != "make":
-        raise UserError(f"unknown command 'shards {options.verb}'; {nearest(options.verb, ['make'])}")
-    if options.source not in SOURCES:
-        raise UserError(f"unknown source '{options.source}'; {nearest(options.source, SOURCES)}")
-    settings = {"samples_per_shard": options.samples_per_shard} if options.samples_per_shard else {}
-    index = make_shards(
-        options.source,
-        options.folder,
-        options.out,
-        seed=options.seed,
-        test_fraction=options.test_fraction,
-        progress=True,
-        **settings,
-    )
-    for name in index.splits:
-        split = index.splits[name]
-        print(f"{name}: {sum(split.shard_lengths):,} images in {len(split.filenames)} shards")
+    parser.add_argument("--seed", type=int, default=0, help="of the one shuffle")
+    parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes; default: cores")
+    options = vars(parser.parse(arguments))
+    if options["source"] not in SOURCES:
+        raise UserError(f"unknown source '{options['source']}'; {nearest(options['source'], SOURCES)}")
+    try:
+        index = make_shards(**options, progress=True)
+    except KeyboardInterrupt:
+        raise RunError("interrupted; the same command goes on from here") from None
+    for name, split in index.splits.items():
+        print(f"{name}: {split.num_samples:,} images in {len(split.filenames)} shards")
+
+
+def _shards_verify(arguments: list[str]) -> None:
+    """Look at every byte of a data set in shards; name each broken shard and sample, and exit with 1."""
+    from data_tools import verify_shards
+
+    parser = _parser("shards verify", _shards_verify)
+    parser.add_argument("location", metavar="DIR|URL", help="a folder, its _info.json, tars as X-{0..4}.tar")
+    parser.add_argument("--split", help="the only one to look at")
+    parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes; default: cores")
+    options = vars(parser.parse(arguments))
+    problems = verify_shards(**options, progress=True)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise RunError(
+            f"{options['location']} is damaged: {len(problems)} problem{'s' * (len(problems) > 1)}"
+        )
+    print(f"{options['location']} is whole")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _bytes(text: str) -> int:
+    """An argument type: a number of bytes, or of thousands, millions, thousand millions of them."""
+    parts = re.fullmatch(r"([1-9][0-9]*)([kMG]?)", text)
+    if not parts:
+        raise argparse.ArgumentTypeError(f"expected bytes, such as 64M, not {text}")
+    return int(parts[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[parts[2]]
 
 
 def _show(values: dict[str, Any]) -> None:

@@ -4,11 +4,22 @@ import difflib
 
 from data_tools.errors import ShardError
 from data_tools.sources.base import Source
-from data_tools.sources.cifar10 import Cifar10
+from data_tools.sources.cifar import CIFAR10, CIFAR100
 from data_tools.sources.digits import Digits
 from data_tools.sources.imagefolder import ImageFolder
+from data_tools.sources.imagenet import ImageNet
+from data_tools.sources.svhn import Svhn
+from data_tools.sources.tiny_imagenet import TinyImageNet
 
-SOURCES: dict[str, Source] = {"digits": Digits(), "cifar10": Cifar10(), "imagefolder": ImageFolder()}
+SOURCES: dict[str, Source] = {
+    "digits": Digits(),
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "svhn": Svhn(),
+    "tiny-imagenet": TinyImageNet(),
+    "imagenet": ImageNet(),
+    "imagefolder": ImageFolder(),
+}
 
 
 def find_source(name: str) -> Source:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.errors import ShardError
-from data_tools.sources.base import ArraySplit, RawData, refuse_test_fraction, stratified_split
+from data_tools.sources.base import ArraySplit, RawData, ReadOptions, refuse_test_fraction, stratified_split
 
 TEST_SAMPLES = 360
 BRIGHTEST = 16  # the values are 0..16
@@ -15,13 +15,14 @@ class Digits:
     """The embedded data set: 1,437 images to train on and 360 to test with, always the same ones."""
 
     is_dataset = True
+    arrays = True
     samples_per_shard = 360
 
-    def read(self, folder: Path | None, test_fraction: float | None) -> RawData:
+    def read(self, folder: Path | None, options: ReadOptions) -> RawData:
         """Load the images from the installed scikit-learn; takes neither a folder nor a test fraction."""
         if folder is not None:
             raise ShardError(f"digits comes with scikit-learn and takes no folder: leave out {folder}")
-        refuse_test_fraction(test_fraction, "digits")
+        refuse_test_fraction(options.test_fraction, "digits")
         from sklearn.datasets import load_digits  # slow to import, and only needed here
 
         digits = load_digits()

@@ -1,5 +1,6 @@
 """The index is read back as it was written, and a wrong one is named."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def _set(*keys):
 
 
 WRONG = {
-    "version": (_set("version", 2), "version is 2"),
+    "version": (_set("version", 3), "version is 3 where 2 is expected"),
     "no splits": (_set("splits", {}), "'splits' is not"),
     "empty split": (
         _set(
@@ -101,6 +102,9 @@ WRONG = {
     "zero deviation": (_set("std", [0.0]), "'std' is not"),
     "channels": (_set("mean", [0.1, 0.2, 0.3]), "each of the 1 channels"),
     "shape": (_set("image_shape", [8, 8]), "'image_shape' is not"),
+    "format": (_set("format", "zip"), "'format' is not 'files' or 'raw'"),
+    "raw of many shapes": (_set("image_shape", None), "raw images without an 'image_shape'"),
+    "titles": (_set("class_titles", ["zero"]), "one title for each class"),
     "class twice": (_set("class_names", 0, "1"), "'class_names' is not"),
 }
 
@@ -115,7 +119,19 @@ def test_an_index_that_cannot_be_right_is_refused_in_one_line(index_file, case):
     assert str(index_file) in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["name", "class_names", "image_shape", "splits", "fingerprint"])
+def test_an_index_of_version_1_is_read_as_one_of_encoded_images(index_file):
+    def make_older(content):
+        content["version"] = 1
+        del content["format"], content["class_titles"]
+
+    newer = read_index(index_file)
+    change(index_file, make_older)
+    older = read_index(index_file)
+    assert older.format == "files"
+    assert older == dataclasses.replace(newer, format="files")
+
+
+@pytest.mark.parametrize("key", ["format", "name", "class_names", "image_shape", "splits", "fingerprint"])
 def test_a_missing_key_is_named(index_file, key):
     change(index_file, lambda content: content.pop(key))
     with pytest.raises(ShardError, match=f"has no '{key}'"):
@@ -127,7 +143,7 @@ def test_missing_and_shortened_shards_are_found_without_opening_them(tmp_path):
     index.check_files()
     victim = tmp_path / index.splits["train"].filenames[1]
     victim.write_bytes(victim.read_bytes()[:-512])
-    with pytest.raises(ShardError, match=f"damaged shard {victim}: found 747008 bytes, expected 747520"):
+    with pytest.raises(ShardError, match=f"damaged shard {victim}: found 30208 bytes, expected 30720"):
         index.check_files()
     victim.unlink()
     with pytest.raises(ShardError, match=f"missing shard {victim}"):

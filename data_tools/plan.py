@@ -1,0 +1,69 @@
+"""Which images go into which shard: shuffled once, cut by number of samples or by bytes."""
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_tools.sources.base import RawData, RawSplit
+from data_tools.writers import ShardPlan, ShardWriter
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """The most samples of a shard, or the most bytes (but one sample at the least); the other is None."""
+
+    samples: int | None
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """All shards of a data set, before they are written."""
+
+    source: str
+    seed: int
+    raw: RawData
+    writer: ShardWriter
+    plans: tuple[ShardPlan, ...]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that decides what the shards will hold, without reading image files."""
+        raw = self.raw
+        digest = hashlib.sha256(repr((raw.class_names, raw.class_titles, self.writer.format)).encode())
+        for plan in self.plans:
+            split = raw.splits[plan.split]
+            digest.update(f"{plan.name}\n".encode())
+            for number in plan.numbers:
+                digest.update(f"{split.identity(number)} {split.labels[number]}\n".encode())
+        return digest.hexdigest()
+
+
+def plan_shards(source: str, raw: RawData, seed: int, size: ShardSize, writer: ShardWriter) -> ShardSet:
+    """Shuffle every split once, and cut it into shards."""
+    plans = []
+    for name, split in raw.splits.items():
+        # RandomState's streams are frozen: the same shards with every version of numpy.
+        order = np.random.RandomState(seed).permutation(len(split.labels)).tolist()
+        for number, (start, stop) in enumerate(_cuts(split, order, size, writer)):
+            file = f"{raw.name}-{name}-{number:06d}.tar"
+            plans.append(ShardPlan(name, number, file, start, order[start:stop]))
+    return ShardSet(source, seed, raw, writer, tuple(plans))
+
+
+def _cuts(
+    split: RawSplit, order: list[int], size: ShardSize, writer: ShardWriter
+) -> Iterator[tuple[int, int]]:
+    """Yield the (start, stop) of every shard."""
+    start, total = 0, writer.shard_bytes
+    for place, number in enumerate(order):
+        more = 0 if size.bytes is None else writer.sample_bytes(split, number)
+        full = place - start == size.samples if size.bytes is None else total + more > size.bytes
+        if full and place > start:
+            yield start, place
+            start, total = place, writer.shard_bytes
+        total += more
+    yield start, len(order)

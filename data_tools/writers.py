@@ -1,0 +1,151 @@
+"""The two formats of a shard: encoded images with their labels, or arrays of pixels and labels."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from webdataset import TarWriter
+
+from data_tools.errors import ShardError
+from data_tools.images import ImageError, decode_pixels, inspect_image
+from data_tools.sources.base import RawData, RawSplit
+from data_tools.statistics import ImageStatistics
+
+MEASURED_IMAGES = 5000  # the first ones of train decide mean and deviation
+TAR_BLOCK = 512
+TAR_END = 10_240  # tars are padded to a multiple of this
+NPY_HEADER = 128
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to write: the images ``numbers`` of a split, the first of them at place ``start``."""
+
+    split: str
+    number: int
+    name: str
+    start: int
+    numbers: Sequence[int]
+
+    def is_measured(self, offset: int) -> bool:
+        """Whether the pixels of the image at this place of the shard count for mean and deviation."""
+        return self.split == "train" and self.start + offset < MEASURED_IMAGES
+
+
+class ShardWriter(Protocol):
+    """A format of shards."""
+
+    format: str
+    samples_per_shard: int  # unless the user chose a size
+    shard_bytes: int  # of a shard besides its samples, at the most
+
+    def __init__(self, raw: RawData) -> None: ...
+
+    def sample_bytes(self, split: RawSplit, number: int) -> int:
+        """Return the bytes that an image takes in a shard."""
+
+    def write(self, tar: TarWriter, plan: ShardPlan, split: RawSplit) -> ImageStatistics:
+        """Write the members of one shard; return what was seen of its images.
+
+        Raises:
+            ShardError: an image cannot be decoded; names it.
+        """
+
+
+class FilesWriter:
+    """Two members per sample: the encoded image as it is, ``KEY.jpg`` or ``KEY.png``, and ``KEY.cls``."""
+
+    format = "files"
+    samples_per_shard = 1000
+    shard_bytes = TAR_END
+
+    def __init__(self, raw: RawData) -> None:
+        """Take images of any sizes."""
+
+    def sample_bytes(self, split: RawSplit, number: int) -> int:
+        """Return the bytes of two headers, the image and the label."""
+        return 3 * TAR_BLOCK + -(-split.size(number) // TAR_BLOCK) * TAR_BLOCK
+
+    def write(self, tar: TarWriter, plan: ShardPlan, split: RawSplit) -> ImageStatistics:
+        """Copy the images, after looking whether each can be decoded."""
+        seen = ImageStatistics()
+        for offset, number in enumerate(plan.numbers):
+            data = split.read(number)
+            with _named(split, number):
+                facts = inspect_image(data)
+                seen.see(facts)
+                if plan.is_measured(offset):
+                    seen.measure(decode_pixels(data, 1 if facts.gray else 3))
+            key = f"{plan.split}-{plan.start + offset:08d}"
+            label = str(split.labels[number]).encode()
+            tar.write({"__key__": key, facts.extension: data, "cls": label})
+        return seen
+
+
+class RawWriter:
+    """Two members per shard: ``KEY.images.npy``, uint8 (N, H, W, C), and ``KEY.labels.npy``, int64 (N,)."""
+
+    format = "raw"
+    samples_per_shard = 5000
+    shard_bytes = TAR_END + 2 * (TAR_BLOCK + NPY_HEADER + TAR_BLOCK)
+
+    def __init__(self, raw: RawData) -> None:
+        self.height, self.width, self.channels = _common_shape(raw)
+
+    def sample_bytes(self, split: RawSplit, number: int) -> int:
+        """Return the bytes of the pixels and the label."""
+        return self.height * self.width * self.channels + 8
+
+    def write(self, tar: TarWriter, plan: ShardPlan, split: RawSplit) -> ImageStatistics:
+        """Decode the images and write them as one array."""
+        seen = ImageStatistics([[self.height, self.width]], all_gray=self.channels == 1)
+        images = np.empty((len(plan.numbers), self.height, self.width, self.channels), np.uint8)
+        for offset, number in enumerate(plan.numbers):
+            with _named(split, number):
+                images[offset] = split.pixels(number, self.channels)
+            if plan.is_measured(offset):
+                seen.measure(images[offset])
+        labels = np.array([split.labels[number] for number in plan.numbers], dtype="<i8")
+        key = f"{plan.split}-{plan.number:06d}"
+        tar.write({"__key__": key, "images.npy": _npy(images), "labels.npy": _npy(labels)})
+        return seen
+
+
+WRITERS: dict[str, type[ShardWriter]] = {"files": FilesWriter, "raw": RawWriter}
+
+
+def _npy(array: np.ndarray) -> memoryview:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, version=(1, 0), allow_pickle=False)
+    return stream.getbuffer()
+
+
+def _common_shape(raw: RawData) -> tuple[int, int, int]:
+    """Return (H, W, C) of all images; C is 1 if all are gray."""
+    gray, first = True, None
+    for split in raw.splits.values():
+        for number in range(len(split.labels)):
+            with _named(split, number):
+                facts = split.facts(number)
+            size = (facts.height, facts.width)
+            first = first or (size, split.origin(number))
+            if size != first[0]:
+                raise ShardError(
+                    f"raw shards need images of one size: {first[1]} has {first[0]} pixels (height, width), "
+                    f"{split.origin(number)} {size}; leave out --format raw"
+                )
+            gray = gray and facts.gray
+    assert first is not None, "sources have images"
+    return *first[0], 1 if gray else 3
+
+
+@contextmanager
+def _named(split: RawSplit, number: int) -> Iterator[None]:
+    """Say of which image an error is."""
+    try:
+        yield
+    except ImageError as error:
+        raise ShardError(f"{split.origin(number)}: {error}; replace or remove it") from error

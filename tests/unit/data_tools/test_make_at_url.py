@@ -1,0 +1,47 @@
+"""Shards are put to a URL as they would be made in a folder, and an interrupted writer goes on there."""
+
+import fsspec
+import pytest
+
+from data_tools import ShardError, make_shards, verify_shards
+from data_tools.writers import RawWriter
+
+
+def test_shards_made_at_a_url_are_those_made_in_a_folder(digits, memory, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = make_shards("digits", None, "memory://bucket/made", workers=2)
+    files = fsspec.filesystem("memory")
+    names = {name.rsplit("/", 1)[-1] for name in files.ls("/bucket/made", detail=False)}
+    assert names == {path.name for path in digits.iterdir()}, "no journal is left"
+    assert all(files.cat_file(f"/bucket/made/{name}") == (digits / name).read_bytes() for name in names)
+    assert made.root == "memory://bucket/made"
+    assert make_shards("digits", None, "memory://bucket/made") == made
+    assert list(tmp_path.iterdir()) == [], "nothing is left in the temporary folder"
+    with pytest.raises(ShardError, match="memory://bucket/made already holds other shards"):
+        make_shards("digits", None, "memory://bucket/made", seed=1)
+
+
+def test_an_interrupted_writer_of_a_url_is_continued(digits, memory, monkeypatch):
+    write, written = RawWriter.write, []
+
+    def stop(self, tar, plan, split):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(plan.name)
+        return write(self, tar, plan, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RawWriter, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make_shards("digits", None, "memory://bucket/made")
+        written[:] = ["again"]
+        with pytest.raises(KeyboardInterrupt):
+            make_shards("digits", None, "memory://bucket/made")
+    assert written == ["again", "digits-train-000002.tar"]
+    make_shards("digits", None, "memory://bucket/made")
+    assert verify_shards("memory://bucket/made") == []
+
+
+def test_shards_cannot_be_put_to_a_web_address():
+    with pytest.raises(ShardError, match=r"cannot write to https://x/y: make the shards in a folder"):
+        make_shards("digits", None, "https://x/y")

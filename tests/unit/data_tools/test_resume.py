@@ -1,0 +1,176 @@
+"""An interrupted writer leaves nothing half-written, and its successor ends with the same bytes."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from shard_helpers import everything, write_image
+
+from data_tools import ShardError, make_shards
+from data_tools.sources.base import ArraySplit
+from data_tools.writers import RawWriter
+
+JOURNAL = "_journal.jsonl"
+REQUEST = {"samples_per_shard": 50, "seed": 4}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    make_shards("digits", None, folder, **REQUEST)
+    return everything(folder)
+
+
+def write_slowly(folder, workers):
+    write = RawWriter.write
+
+    def slowly(self, tar, plan, split):
+        time.sleep(0.05)
+        return write(self, tar, plan, split)
+
+    RawWriter.write = slowly  # in a process of its own
+    make_shards("digits", None, folder, workers=workers, **REQUEST)
+
+
+def is_running(process: str) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("finished", [1, 7])
+def test_a_killed_writer_is_continued_to_the_same_bytes(tmp_path, uninterrupted, workers, finished):
+    writer = multiprocessing.get_context("fork").Process(target=write_slowly, args=(tmp_path, workers))
+    writer.start()
+    while len(list(tmp_path.glob("*.tar"))) < finished:
+        assert writer.is_alive(), "it ended before it could be killed"
+        time.sleep(0.01)
+    helpers = Path(f"/proc/{writer.pid}/task/{writer.pid}/children").read_text().split()
+    assert len(helpers) == (workers if workers > 1 else 0)
+    writer.kill()
+    writer.join()
+    deadline = time.monotonic() + 10
+    while any(is_running(helper) for helper in helpers):
+        assert time.monotonic() < deadline, "its processes outlive it"
+        time.sleep(0.01)
+    left = everything(tmp_path)
+    assert "_info.json" not in left
+    whole = {name: data for name, data in left.items() if name.endswith(".tar")}
+    assert len(whole) >= finished
+    assert whole.items() <= uninterrupted.items()
+    make_shards("digits", None, tmp_path, **REQUEST)
+    assert everything(tmp_path) == uninterrupted
+
+
+def test_a_crash_leaves_no_file_under_a_final_name(tmp_path, monkeypatch, uninterrupted):
+    calls = []
+
+    def crash(self, number, channels, pixels=ArraySplit.pixels):
+        calls.append(number)
+        if len(calls) == 75:  # in the middle of the second shard
+            raise RuntimeError("crash")
+        return pixels(self, number, channels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArraySplit, "pixels", crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            make_shards("digits", None, tmp_path, **REQUEST)
+    assert sorted(everything(tmp_path)) == [JOURNAL, "digits-train-000000.tar"]
+    make_shards("digits", None, tmp_path, **REQUEST)
+    assert everything(tmp_path) == uninterrupted
+
+
+def interrupt(folder, monkeypatch, after: int) -> None:
+    """Let a writer end after so many shards."""
+    write = RawWriter.write
+
+    def stop(self, tar, plan, split):
+        if plan.number == after:
+            raise KeyboardInterrupt
+        return write(self, tar, plan, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RawWriter, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make_shards("digits", None, folder, **REQUEST)
+
+
+def test_finished_shards_are_not_written_again(tmp_path, monkeypatch, uninterrupted):
+    interrupt(tmp_path, monkeypatch, after=5)
+    written = []
+    write = RawWriter.write
+
+    def note(self, tar, plan, split):
+        written.append(plan.name)
+        return write(self, tar, plan, split)
+
+    monkeypatch.setattr(RawWriter, "write", note)
+    make_shards("digits", None, tmp_path, **REQUEST)
+    tars = [name for name in uninterrupted if name.endswith(".tar")]
+    assert sorted(written) == sorted(set(tars) - {f"digits-train-{number:06d}.tar" for number in range(5)})
+    assert everything(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("damage", ["removed", "shortened"])
+def test_finished_shards_that_did_not_stay_whole_are_written_again(
+    tmp_path, monkeypatch, uninterrupted, damage
+):
+    interrupt(tmp_path, monkeypatch, after=5)
+    victim = tmp_path / "digits-train-000002.tar"
+    if damage == "removed":
+        victim.unlink()
+    else:
+        victim.write_bytes(victim.read_bytes()[:-512])
+    make_shards("digits", None, tmp_path, **REQUEST)
+    assert everything(tmp_path) == uninterrupted
+
+
+def test_a_journal_that_was_cut_off_is_good_up_to_its_last_whole_line(tmp_path, monkeypatch, uninterrupted):
+    interrupt(tmp_path, monkeypatch, after=5)
+    journal = tmp_path / JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-10])
+    interrupt(tmp_path, monkeypatch, after=9)
+    names = [json.loads(line).get("shard", [None])[0] for line in journal.read_text().splitlines()]
+    assert names == [None, *(f"digits-train-{number:06d}.tar" for number in range(9))]
+    make_shards("digits", None, tmp_path, **REQUEST)
+    assert everything(tmp_path) == uninterrupted
+
+
+def test_an_unfinished_set_of_other_shards_is_refused(tmp_path, monkeypatch):
+    interrupt(tmp_path, monkeypatch, after=2)
+    before = everything(tmp_path)
+    with pytest.raises(ShardError, match="already holds an unfinished set of other shards"):
+        make_shards("digits", None, tmp_path, **(REQUEST | {"seed": 5}))
+    assert everything(tmp_path) == before
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    (tmp_path / JOURNAL).write_text("no journal\n")
+    with pytest.raises(ShardError, match=r"cannot read .*_journal\.jsonl.*delete"):
+        make_shards("digits", None, tmp_path, **REQUEST)
+
+
+def test_an_error_in_one_of_several_processes_is_one_line(tmp_path):
+    for number in range(9):
+        write_image(tmp_path / "raw" / "train" / "a" / f"{number}.jpg", number)
+    write_image(tmp_path / "raw" / "test" / "a" / "0.jpg", 1)
+    (tmp_path / "raw" / "train" / "a" / "7.jpg").write_bytes(b"no image")
+    with pytest.raises(ShardError, match=r"a/7\.jpg: corrupt image") as caught:
+        make_shards("imagefolder", tmp_path / "raw", tmp_path / "out", workers=3, samples_per_shard=2)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_killed_process_is_one_line(tmp_path, monkeypatch):
+    def die(self, tar, plan, split):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(RawWriter, "write", die)
+    with pytest.raises(ShardError, match="a process was killed, perhaps for lack of memory"):
+        make_shards("digits", None, tmp_path, workers=2, **REQUEST)

@@ -1,0 +1,268 @@
+"""Verification finds nothing in whole shards, and names each broken shard and sample of others."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_helpers import encoded, members, pack, write_image
+
+from data_tools import ShardError, make_shards, read_index, verify_shards
+from data_tools.files import sha256_of
+
+SHARD = "toy-train-000001.tar"
+NO_HEADER = "(neither a header nor the end mark)"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Encoded images: train in 3 shards of 4, test in one."""
+    root = tmp_path_factory.mktemp("verify")
+    for number in range(12):
+        write_image(root / "toy" / "train" / "ab"[number % 2] / f"{number}.jpg", number)
+    for number in range(2):
+        write_image(root / "toy" / "test" / "ab"[number] / f"{number}.jpg", number)
+    make_shards("imagefolder", root / "toy", root / "shards", samples_per_shard=4)
+    return root / "shards"
+
+
+@pytest.fixture
+def shards(whole, tmp_path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "shards"))
+
+
+@pytest.fixture(scope="module", params=["files", "raw"])
+def damaged(request, whole, tmp_path_factory):
+    """A folder of shards to damage again and again, and the whole ones."""
+    folder = tmp_path_factory.mktemp("damaged")
+    make_shards("imagefolder", whole.parent / "toy", folder, samples_per_shard=4, format=request.param)
+    return folder, {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+
+
+@pytest.fixture
+def raw_shards(tmp_path) -> Path:
+    make_shards("digits", None, tmp_path / "digits")
+    return tmp_path / "digits"
+
+
+def accept(folder: Path) -> None:
+    """Let the index agree with the bytes of the shards, so that only their content is wrong."""
+    content = json.loads((folder / "_info.json").read_text())
+    for split in content["splits"].values():
+        split["bytes"] = [(folder / name).stat().st_size for name in split["filenames"]]
+        split["sha256"] = [sha256_of(folder / name) for name in split["filenames"]]
+    (folder / "_info.json").write_text(json.dumps(content))
+
+
+def repack(folder: Path, change) -> None:
+    """Pack the second shard anew with other members, given and returned as (name, content)."""
+    found = [
+        (name, data)
+        for name, data in members(folder, "train").items()
+        if name.split("-")[1][:8] in ("00000004", "00000005", "00000006", "00000007")
+    ]
+    pack(folder / SHARD, change(found))
+    accept(folder)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_whole_shards_have_no_problems(shards, raw_shards, workers):
+    assert verify_shards(shards, workers=workers) == []
+    assert verify_shards(raw_shards, workers=workers) == []
+    assert verify_shards(f"{shards}/toy-train-{{000000..000001}}.tar") == []
+
+
+def test_a_missing_and_a_shortened_shard_are_named(shards):
+    (shards / "toy-train-000002.tar").unlink()
+    data = (shards / SHARD).read_bytes()
+    (shards / SHARD).write_bytes(data[: data.index(b"train-00000007.cls") + 100])
+    assert verify_shards(shards) == [
+        f"{shards}/{SHARD}: {(shards / SHARD).stat().st_size} bytes where the index says {len(data)}",
+        f"{shards}/{SHARD}: the tar is damaged or cut off behind train-00000006.jpg {NO_HEADER}",
+        f"{shards}/{SHARD}: 3 samples where the index says 4",
+        f"{shards}/toy-train-000002.tar: No such file or directory",
+    ]
+
+
+def test_a_tar_cut_between_members_is_not_taken_for_its_end(shards):
+    data = (shards / SHARD).read_bytes()
+    (shards / SHARD).write_bytes(data[: data.index(b"train-00000006.cls")])
+    behind = f"train-00000005.jpg {NO_HEADER}"
+    assert verify_shards(shards)[1:] == [
+        f"{shards}/{SHARD}: the tar is damaged or cut off behind {behind}",
+        f"{shards}/{SHARD}: 2 samples where the index says 4",
+    ]
+
+
+def test_a_tar_cut_in_an_image_names_what_came_before(shards):
+    data = (shards / SHARD).read_bytes()
+    (shards / SHARD).write_bytes(data[: data.index(b"train-00000006.jpg") + 600])
+    assert verify_shards(shards)[1:] == [
+        f"{shards}/{SHARD}: the tar is damaged or cut off behind train-00000006.cls (unexpected end of data)",
+        f"{shards}/{SHARD}: sample train-00000006: 0 images where one is expected",
+        f"{shards}/{SHARD}: 3 samples where the index says 4",
+    ]
+
+
+@pytest.mark.parametrize("where", ["header", "image", "label"])
+def test_one_flipped_byte_is_found_wherever_it_is(shards, where):
+    data = bytearray((shards / SHARD).read_bytes())
+    header = data.index(b"train-00000006.cls")
+    place = {"header": header + 3, "image": data.index(b"train-00000006.jpg") + 900, "label": header + 512}
+    data[place[where]] ^= 8
+    (shards / SHARD).write_bytes(data)
+    problems = verify_shards(shards)
+    assert problems[0] == f"{shards}/{SHARD}: its checksum is not that of the index"
+    if where == "header":
+        assert "damaged or cut off behind train-00000005.jpg" in problems[1]
+    if where == "label":
+        assert problems[1].startswith(f"{shards}/{SHARD}: sample train-00000006: label ")
+    assert all(problem.startswith(f"{shards}/{SHARD}: ") for problem in problems)
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255), cut=st.booleans())
+def test_no_damage_goes_unnoticed_and_none_is_an_exception(damaged, place, change, cut):
+    folder, whole_shards = damaged
+    for name, data in whole_shards.items():
+        number = int(place * len(data))
+        changed = bytes([data[number] ^ change])
+        (folder / name).write_bytes(data[:number] + (b"" if cut else changed + data[number + 1 :]))
+    problems = verify_shards(folder)
+    assert {problem.split(": ")[0] for problem in problems} == {f"{folder}/{name}" for name in whole_shards}
+    assert not any("\n" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("label", [b"2", b"-1", b"1.0", b"", b"cat", "\u0661".encode(), b"1" * 5000])
+def test_a_label_that_is_no_class_is_named_with_its_sample(shards, label):
+    repack(shards, lambda found: dict(found) | {"train-00000005.cls": label})
+    shown = label.decode()[:20]
+    assert verify_shards(shards) == [
+        f"{shards}/{SHARD}: sample train-00000005: label {shown!r} is none of the classes 0 to 1"
+    ]
+
+
+def test_a_corrupt_image_is_named_with_its_sample(shards):
+    def cut(found):
+        content = dict(found)
+        return content | {
+            "train-00000005.jpg": content["train-00000005.jpg"][:200],
+            "train-00000006.jpg": b"",
+        }
+
+    repack(shards, cut)
+    first, second = verify_shards(shards)
+    assert first.startswith(f"{shards}/{SHARD}: sample train-00000005: corrupt image (")
+    assert second == f"{shards}/{SHARD}: sample train-00000006: empty image (0 bytes)"
+
+
+def test_an_image_of_another_size_is_named(shards):
+    repack(shards, lambda found: dict(found) | {"train-00000005.jpg": encoded(5, size=(7, 8))})
+    assert verify_shards(shards) == [
+        f"{shards}/{SHARD}: sample train-00000005: the image has the shape (3, 8, 7) "
+        "where the index says (3, 10, 12)"
+    ]
+
+
+def test_samples_without_image_or_label_and_strangers_are_named(shards):
+    def change(found):
+        content = dict(found)
+        del content["train-00000004.jpg"], content["train-00000005.cls"]
+        return content | {"train-00000007.pyd": b"code"}
+
+    repack(shards, change)
+    place = f"{shards}/{SHARD}: sample"
+    assert verify_shards(shards) == [
+        f"{place} train-00000004: 0 images where one is expected",
+        f"{place} train-00000005: label '' is none of the classes 0 to 1",
+        f"{place} train-00000007: member .pyd is neither an image nor a label",
+    ]
+
+
+def test_a_key_that_comes_twice_is_named_in_one_shard_and_across_shards(shards):
+    names = {"train-00000006": "train-00000005", "train-00000007": "train-00000000"}
+
+    def rename(found):
+        return [(names.get(name[:14], name[:14]) + name[14:], data) for name, data in found]
+
+    repack(shards, rename)
+    assert verify_shards(shards) == [
+        f"{shards}/{SHARD}: sample train-00000005: its key comes twice",
+        f"{shards}/{SHARD}: sample train-00000000 is in toy-train-000000.tar too",
+    ]
+
+
+def test_wrong_labels_and_arrays_of_raw_shards_are_named(raw_shards):
+    index = read_index(raw_shards)
+    name = index.splits["test"].filenames[0]
+
+    def array(values) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, values)
+        return stream.getvalue()
+
+    images, labels = np.zeros((360, 8, 8, 1), np.uint8), np.zeros(360, np.int64)
+
+    def problems(**parts) -> list[str]:
+        held = {"images": array(images), "labels": array(labels)} | parts
+        pack(raw_shards / name, {f"test-000000.{part}.npy": data for part, data in held.items()})
+        accept(raw_shards)
+        lines = verify_shards(raw_shards, split="test")
+        place = f"{raw_shards}/{name}: "
+        assert all(line.startswith(place) for line in lines)
+        return [line.removeprefix(place) for line in lines]
+
+    assert problems() == []
+    wrong = labels.copy()
+    wrong[[3, 90]] = 10, -1
+    assert problems(labels=array(wrong)) == [
+        "sample 3: label 10 is none of the classes 0 to 9",
+        "sample 90: label -1 is none of the classes 0 to 9",
+    ]
+    assert problems(images=array(images[:-1])) == [
+        "359 images and 360 labels",
+        "359 samples where the index says 360",
+    ]
+    assert problems(labels=array(labels.astype(object))) == [
+        "an array of |O (360,) where <i8 ('N',) is expected"
+    ]
+    assert problems(labels=array(labels)[:-8]) == ["an array of 2872 bytes where 2880 belong"]
+    assert problems(labels=b"no array") == [
+        "an array that cannot be read (the magic string is not correct; expected b'\\x93NUMPY', got b'no arr')"
+    ]
+    for old, new in ((b"}", b"("), (b"'descr'", b"b'desc'"), (b"(360", b"(060")):
+        (found,) = problems(images=array(images).replace(old, new, 1))
+        assert found.startswith("an array that cannot be read (")
+    assert problems(images=array(images[..., 0])) == [
+        "an array of |u1 (360, 8, 8) where |u1 ('N', 8, 8, 1) is expected"
+    ]
+    twice = [("test-000000.images.npy", array(images)), ("test-000000.labels.npy", array(labels))] * 2
+    pack(raw_shards / name, twice)
+    accept(raw_shards)
+    assert "it holds test-000000.images.npy, test-000000.images.npy, " in verify_shards(raw_shards)[0]
+    assert problems(extra=b"") == [
+        "it holds test-000000.extra.npy, test-000000.images.npy, test-000000.labels.npy "
+        "where KEY.images.npy and KEY.labels.npy are expected"
+    ]
+
+
+def test_many_problems_of_one_shard_are_counted(raw_shards):
+    name = read_index(raw_shards).splits["test"].filenames[0]
+    data = bytearray((raw_shards / name).read_bytes())
+    start = data.index(b"test-000000.labels.npy") + 512 + 128
+    data[start : start + 8 * 360] = np.full(360, 77).tobytes()
+    (raw_shards / name).write_bytes(data)
+    problems = verify_shards(raw_shards)
+    assert len(problems) == 21
+    assert problems[-1] == f"{raw_shards}/{name}: and 341 more problems"
+
+
+def test_places_without_shards_and_unknown_splits_are_errors(shards, tmp_path):
+    with pytest.raises(ShardError, match="no such folder"):
+        verify_shards(tmp_path / "nowhere")
+    with pytest.raises(ShardError, match="no split 'val': it has train, test"):
+        verify_shards(shards, split="val")
