@@ -55,11 +55,27 @@ class BudgetConfig(_Section):
 
 
 class AugmentConfig(_Section):
-    """Random changes of training images: shifted crops (padding in pixels), mirror images, scaled crops."""
+    """Random changes of training images.
+
+    random_resized_crop: a part of the image, scaled; crop_padding: shifts by up to so many pixels; flip: mirror
+    images; policy: torchvision's; cutout: the side of a square that is blanked; mixup, cutmix: images mixed with
+    others, by shares from Beta(a, a), with 0 for never (with both, each in half of the steps).
+    """
 
     crop_padding: int = Field(0, ge=0)
     flip: bool = False
     random_resized_crop: bool = False
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    cutout: int = Field(0, ge=0)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+
+
+class CacheConfig(_Section):
+    """Where shards that are downloaded are kept (default: the system's temporary folder), and how much of them."""
+
+    folder: str | None = None
+    gigabytes: float = Field(16.0, gt=0)
 
 
 class LrConfig(_Section):
@@ -81,7 +97,8 @@ class RunConfig(_Section):
     target_macs: the share of the dense MACs that the sliced network may cost (whole units may end beside it);
     polarization, activation: weights of the loss terms over the epochs; a budget brings a polarization of its
     own where none is given (without one it is 1); mask_samples: training images that decide the mask at each
-    evaluation (at the end all of them do).
+    evaluation (at the end all of them do). bad_data: whether images that cannot be read end the run or are left
+    out, up to max_skipped of them in an epoch.
     """
 
     name: str
@@ -112,6 +129,9 @@ class RunConfig(_Section):
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(1, ge=0)
     channels_last: bool = True
+    bad_data: Literal["error", "skip"] = "error"
+    max_skipped: int = Field(100, ge=0)
+    cache: CacheConfig = CacheConfig()
 
     log_every: int = Field(10, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)

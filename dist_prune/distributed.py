@@ -72,6 +72,15 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def first_object(value: Any) -> Any:
+    """The value of the first rank that has one (any picklable object; None for none), on every rank."""
+    if world_size() == 1:
+        return value
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return next((found for found in values if found is not None), None)
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     if world_size() > 1:

@@ -5,16 +5,20 @@ import functools
 import signal
 import weakref
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader
 
 from data_tools import ShardError, ShardIndex
+from data_tools.storage import Storage
+from dist_prune.config import AugmentConfig
 from dist_prune.data import plan
-from dist_prune.data.stream import Batch, BatchStream, Failure, Source
-from dist_prune.data.transforms import Augment, ImageTransform, output_size
+from dist_prune.data.batches import Batches, Delivery, Failure
+from dist_prune.data.reader import Reader
+from dist_prune.data.skipped import Skipped
+from dist_prune.data.transforms import Batch, ImageTransform, output_size
 
 PREFETCHED_BATCHES = 4  # per worker
 _Item = TypeVar("_Item")
@@ -25,15 +29,20 @@ class ImageData:
     """A data set in shards and how its images are read.
 
     ``seed`` decides order and augmentation; ``workers`` is the number of reading processes of each
-    rank (0: none, the rank reads by itself); ``image_size`` None keeps the size of the images.
+    rank (0: none, the rank reads by itself); ``image_size`` None keeps the size of the images;
+    ``bad_data`` says whether a sample that cannot be read is an ``error``, or is to be left out (``skip``)
+    and told to ``skipped``.
     """
 
     index: ShardIndex
-    seed: int
-    workers: int
-    image_size: int | None
-    augment: Augment
-    channels_last: bool
+    storage: Storage
+    seed: int = 1
+    workers: int = 1
+    image_size: int | None = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    channels_last: bool = False
+    bad_data: str = "error"
+    skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     @property
     def num_classes(self) -> int:
@@ -75,43 +84,29 @@ class ImageData:
         global_batch: int,
         rank: int,
         world_size: int,
-        skip_batches: int = 0,
+        skip_steps: int = 0,
     ) -> Iterator[Batch]:
         """Iterate over one epoch of one rank: images (B, C, H, W) float32 and labels (B,) int64.
 
-        Every rank gets the same number of full micro-batches. ``skip_batches`` leaves out the first
-        so many of them and changes nothing about the others.
+        Every rank gets the same number of micro-batches, full ones if nothing is left out. ``skip_steps``
+        leaves out the first so many global batches and changes nothing about the others. Labels are
+        probabilities (B, classes), float32, if images are mixed.
 
         Raises:
             PlanError: the batch sizes do not fit the data or the ranks (raised at once).
             ShardError: missing or damaged data (raised when it is reached).
         """
-        lengths = self.index.split("train").shard_lengths
-        plan.batches_per_rank(sum(lengths), world_size, micro_batch, global_batch)
-
-        def ranges_of(workers: int, worker: int) -> list[plan.Range]:
-            return plan.train_ranges(
-                lengths,
-                seed=self.seed,
-                epoch=epoch,
-                world_size=world_size,
-                rank=rank,
-                num_workers=workers,
-                worker=worker,
-                micro_batch=micro_batch,
-                global_batch=global_batch,
-            )
-
-        stream = BatchStream(
-            Source(self.index, "train"),
-            ranges_of,
-            self._transform(training=True),
-            micro_batch,
-            key=(self.seed, epoch, rank),
-            shuffled=True,
-            skip_batches=skip_batches,
+        train_plan = plan.TrainPlan(
+            self.index.split("train").shard_lengths,
+            seed=self.seed,
+            epoch=epoch,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            rank=rank,
+            world_size=world_size,
         )
-        return self._deliver(stream)
+        batches = self._batches("train", train_plan, epoch, training=True)
+        return self._deliver(batches, skip_steps * train_plan.accumulation, may_be_empty=False)
 
     def eval_batches(
         self, split: str, *, batch_size: int, rank: int, world_size: int, limit: int | None = None
@@ -124,40 +119,38 @@ class ImageData:
         Raises:
             ShardError: no such split (at once); missing or damaged data (when it is reached).
         """
-        lengths = self.index.split(split).shard_lengths
-
-        def ranges_of(workers: int, worker: int) -> list[plan.Range]:
-            return plan.eval_ranges(
-                lengths,
-                world_size=world_size,
-                rank=rank,
-                num_workers=workers,
-                worker=worker,
-                batch_size=batch_size,
-                limit=limit,
-            )
-
-        stream = BatchStream(
-            Source(self.index, split), ranges_of, self._transform(training=False), batch_size
+        eval_plan = plan.EvalPlan(
+            self.index.split(split).shard_lengths,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            limit=limit,
         )
-        return self._deliver(stream)
+        return self._deliver(self._batches(split, eval_plan, 0, training=False), 0, may_be_empty=True)
 
-    def _transform(self, training: bool) -> ImageTransform:
-        return ImageTransform(self.index, self.image_size, self.augment, training, self.channels_last)
+    def _batches(
+        self, split: str, chosen: plan.TrainPlan | plan.EvalPlan, epoch: int, training: bool
+    ) -> Batches:
+        reader = Reader(self.storage, self.index, split, chosen.shards)
+        transform = ImageTransform(self.index, self.image_size, self.augment, training, self.channels_last)
+        return Batches(chosen, reader, transform, self.seed, epoch, skip=self.bad_data == "skip")
 
-    def _deliver(self, stream: BatchStream) -> Iterator[Batch]:
-        batches = _unwrapped(_loader(stream, self.workers))
-        _unfinished.add(batches)
-        return batches
+    def _deliver(self, batches: Batches, first: int, may_be_empty: bool) -> Iterator[Batch]:
+        items = _unwrapped(_loader(batches, first, self.workers), self.skipped, may_be_empty)
+        _unfinished.add(items)
+        return items
 
 
-def _loader(stream: BatchStream, workers: int) -> "DataLoader[Batch | Failure]":
-    # Its own generator: the loader draws a number for its workers, by default from the global one.
+def _loader(batches: Batches, first: int, workers: int) -> "DataLoader[Delivery | Failure]":
+    """Load the batches from number ``first`` on; the workers take turns."""
     create = functools.partial(
-        DataLoader[Batch | Failure],
-        stream,
+        DataLoader[Delivery | Failure],
+        batches,
         batch_size=None,
+        sampler=range(first, len(batches)),
         collate_fn=_unchanged,
+        pin_memory=torch.cuda.is_available(),
+        # Its own generator: the loader draws a number for its workers, by default from the global one.
         generator=torch.Generator(),
     )
     if workers == 0:
@@ -170,11 +163,17 @@ def _loader(stream: BatchStream, workers: int) -> "DataLoader[Batch | Failure]":
     )
 
 
-def _unwrapped(loader: "DataLoader[Batch | Failure]") -> Generator[Batch, None, None]:
+def _unwrapped(
+    loader: "DataLoader[Delivery | Failure]", skipped: Skipped, may_be_empty: bool
+) -> Generator[Batch, None, None]:
     for item in loader:
         if isinstance(item, Failure):
             raise ShardError(item.message)
-        yield item
+        skipped.add(item.skipped)
+        if len(item.labels):
+            yield item.images, item.labels
+        elif not may_be_empty:  # ranks that wait for this one would wait for ever
+            raise ShardError(f"nothing is left of a batch of {len(item.skipped)} images: mend the data")
 
 
 def _unchanged(item: _Item) -> _Item:

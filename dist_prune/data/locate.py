@@ -5,12 +5,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from data_tools import SOURCES, ShardError, ShardIndex, make_shards, read_index
+from data_tools import SOURCES, ShardError, make_shards
 from data_tools.files import data_home
 from data_tools.index import INDEX_NAME
 from data_tools.sources import suggestion
+from data_tools.storage import open_storage
+from dist_prune.config import AugmentConfig, CacheConfig
 from dist_prune.data.loader import ImageData
-from dist_prune.data.transforms import Augment, output_size
+from dist_prune.data.transforms import output_size
 
 EMBEDDED = "digits"
 
@@ -21,46 +23,56 @@ def open_data(
     seed: int = 1,
     workers: int = 1,
     image_size: int | None = None,
-    augment: Augment | None = None,
+    augment: AugmentConfig | None = None,
     channels_last: bool = False,
+    bad_data: str = "error",
+    cache: CacheConfig | None = None,
 ) -> ImageData:
     """Open a data set in shards.
 
     Args:
         location: a name under ``$DIST_PRUNE_DATA`` (default ``~/.cache/dist_prune``), a folder of
-            shards, its ``_info.json``, or tars as ``FOLDER/X-train-{000000..000004}.tar``.
-            ``digits`` is made there on first use.
+            shards, its ``_info.json``, tars as ``FOLDER/X-train-{000000..000004}.tar``, or any of these
+            three as a URL or a ``pipe:`` command. ``digits`` is made under the first on first use.
         seed: of order and augmentation, from 0 up.
         workers: reading processes of each rank.
         image_size: side of the (then square) images in pixels; None keeps theirs.
         augment: what happens to training images; nothing by default.
         channels_last: memory format of the batches.
+        bad_data: ``error``, or ``skip`` to leave out samples that cannot be read.
+        cache: where shards of URLs are kept, and how much room they may take.
 
     Raises:
         ShardError: nothing there, or missing or damaged shards.
     """
     if seed < 0 or workers < 0:
         raise ShardError(f"seed ({seed}) and workers ({workers}) must not be negative")
-    index = _find(location)
-    index.check_files()
+    cache = cache or CacheConfig()
+    storage = open_storage(_find(location), cache.folder, int(cache.gigabytes * 1e9))
+    index = storage.read_index()
+    if isinstance(index.root, Path) and bad_data == "error":
+        index.check_files()
     output_size(index, image_size)
-    return ImageData(index, seed, workers, image_size, augment or Augment(), channels_last)
+    return ImageData(
+        index, storage, seed, workers, image_size, augment or AugmentConfig(), channels_last, bad_data
+    )
 
 
-def _find(location: str) -> ShardIndex:
+def _find(location: str) -> str:
+    """Return where the data of this name are, if it is a name."""
     home = data_home()
     is_name = os.path.basename(location) == location and not location.endswith(".tar")
     if is_name and (home / location / INDEX_NAME).is_file():
-        return read_index(home / location)
+        return str(home / location)
     if location == EMBEDDED:
-        return _make_embedded(home)
+        return str(_make_embedded(home))
     datasets = [name for name, source in SOURCES.items() if source.is_dataset]
     if location in datasets:
         raise ShardError(
             f"{location} is not there yet: dist-prune shards make {location} --out {home / location}"
         )
     if not is_name or Path(location).exists():
-        return read_index(location)
+        return location
     known = sorted({*datasets, *_made(home)})
     raise ShardError(
         f"no data called {location!r}{suggestion(location, known)}: "
@@ -74,7 +86,7 @@ def _made(home: Path) -> list[str]:
     return [path.name for path in home.iterdir() if (path / INDEX_NAME).is_file()]
 
 
-def _make_embedded(home: Path) -> ShardIndex:
+def _make_embedded(home: Path) -> Path:
     """Make the embedded data set; of several processes that do so at once, the first to finish wins."""
     final = home / EMBEDDED
     try:
@@ -94,4 +106,4 @@ def _make_embedded(home: Path) -> ShardIndex:
                 raise ShardError(f"cannot make {final}: {error.strerror}; remove what is there") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return read_index(final)
+    return final

@@ -1,40 +1,24 @@
-"""From decoded images to a normalized batch, with explicit randomness.
+"""From stored images to a normalized batch: what is done to the images, in which order."""
 
-What can be done to a whole batch of equal images at once (padded crops, flips, normalization) is done
-so, on uint8; per image there is only what changes its size, done by Pillow while it is still uint8.
-"""
-
-from dataclasses import dataclass
+import functools
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from data_tools import ShardError, ShardIndex
 from data_tools.images import ImageError
+from dist_prune.config import AugmentConfig
+from dist_prune.data.augment import apply_policy, cutmix, cutout, flip, mixup, one_hot, padded_crops
+from dist_prune.data.decode import CROP_COLUMNS, Box, Size, centre_box, decode_part, random_box, resize
+from dist_prune.data.draws import Draws
 
-CROP_AREA = (0.08, 1.0)  # of the image; both as in torchvision's RandomResizedCrop
-CROP_ASPECT = (3 / 4, 4 / 3)
-CROP_TRIES = 10
 EVAL_MARGIN = 256 / 224  # photographs are scaled to this much more than is cut from their centre
-
-
-@dataclass(frozen=True)
-class Augment:
-    """What happens to training images, in this order.
-
-    ``random_resized_crop`` cuts a random part and scales it to the image size; ``crop_padding`` adds
-    so many black pixels on every side and cuts the size out again at random; ``flip`` mirrors half.
-    """
-
-    crop_padding: int = 0
-    flip: bool = False
-    random_resized_crop: bool = False
+Batch = tuple[Tensor, Tensor]
 
 
 class ImageTransform:
-    """Turns images into a batch: ``prepare`` each, stack, ``finish``.
+    """Turns stored images into a batch: ``prepare`` each, stack, ``finish``.
 
     Images of one size stay as they are, or are scaled to ``image_size`` if that differs. Photographs
     (images of different sizes, or trained with random resized crops) are scaled with a margin and cut
@@ -42,50 +26,95 @@ class ImageTransform:
     """
 
     def __init__(
-        self, index: ShardIndex, image_size: int | None, augment: Augment, training: bool, channels_last: bool
+        self,
+        index: ShardIndex,
+        image_size: int | None,
+        augment: AugmentConfig,
+        training: bool,
+        channels_last: bool,
     ) -> None:
-        self.height, self.width = output_size(index, image_size)
-        self._augment = augment if training else Augment()
-        fits = index.image_shape is not None and index.image_shape[1:] == (self.height, self.width)
-        self._keep = fits and not self._augment.random_resized_crop
-        photographs = index.image_shape is None or augment.random_resized_crop
-        self._margin = EVAL_MARGIN if photographs else 1.0
-        std = torch.tensor(index.std).view(-1, 1, 1)
-        self._scale = 1 / (255 * std)
-        self._shift = -torch.tensor(index.mean).view(-1, 1, 1) / std
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self.size = output_size(index, image_size)
+        self.channels, self._classes = index.channels, len(index.class_names)
+        self._augment = augment if training else AugmentConfig()
+        stored = Size(*index.image_shape[1:]) if index.image_shape else None
+        photographs = stored is None or augment.random_resized_crop
+        self._stored = None if photographs else stored
+        mean, std = np.array(index.mean), np.array(index.std)
+        self._fill = np.round(255 * mean).astype(np.uint8)
+        # One number for each value of a row of pixels: adding and multiplying by three numbers is slow.
+        self._scale = torch.from_numpy(np.tile(1 / (255 * std), self.size.width)).float()
+        self._shift = torch.from_numpy(np.tile(-mean / std, self.size.width)).float()
+        self._channels_last = channels_last
 
-    def prepare(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """Return pixels (H, W, C), uint8, of the output size.
+    def crops(self, draws: Draws) -> np.ndarray:
+        """Return what ``prepare`` wants to know of each image, (B, columns)."""
+        return draws.of_rows("resized crop", CROP_COLUMNS if self._augment.random_resized_crop else 0)
+
+    def prepare(self, image: bytes | np.ndarray, crop: np.ndarray) -> np.ndarray:
+        """Return pixels (H, W, C), uint8, of the output size; ``image`` is encoded, or (H, W, C) as well.
 
         Raises:
-            ImageError: the image has not the size that the index gives.
+            ImageError: it cannot be decoded, or has not the size that the index gives.
         """
-        size = (self.width, self.height)
-        if self._keep:
-            if image.size != size:
-                raise ImageError(f"the image is {image.size} pixels where the index says {size}")
-        else:
-            crops = self._augment.random_resized_crop
-            box = _random_box(image, rng) if crops else _centre_box(image, size, self._margin)
-            image = image.resize(size, Image.Resampling.BILINEAR, box=box)
-        pixels = np.asarray(image)
-        return pixels if pixels.ndim == 3 else pixels[:, :, None]
+        box_of = functools.partial(self._box, crop=crop)
+        if isinstance(image, bytes):
+            return decode_part(image, self.channels, self.size, box_of)
+        height, width, channels = image.shape
+        if channels != self.channels:
+            raise ImageError(f"the image has {channels} channels where the index says {self.channels}")
+        box = box_of(Size(height, width))
+        part = image[box.top : box.top + box.height, box.left : box.left + box.width]
+        return part if part.shape[:2] == self.size else resize(part.copy(), self.size)
 
-    def finish(self, pixels: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Augment and normalize stacked pixels (B, H, W, C) to float32 (B, C, H, W)."""
-        if self._augment.crop_padding:
-            pixels = _padded_crops(pixels, self._augment.crop_padding, rng)
-        if self._augment.flip:
-            chosen = rng.random(len(pixels)) < 0.5
-            pixels[chosen] = pixels[chosen, :, ::-1]
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        images = images.to(torch.float32, memory_format=self._format)
-        return images.mul_(self._scale).add_(self._shift)
+    def _box(self, image: Size, crop: np.ndarray) -> Box:
+        """Choose the part of an image of this size that is read."""
+        if self._augment.random_resized_crop:
+            return random_box(image, crop)
+        if self._stored is None:
+            return centre_box(image, self.size, EVAL_MARGIN)
+        if image != self._stored:
+            raise ImageError(
+                f"the image is {_shown(image)} pixels where the index says {_shown(self._stored)}"
+            )
+        return centre_box(image, self.size, 1.0)
+
+    def augment(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
+        """Return the images of ``draws`` (B, H, W, C), uint8, changed at random, perhaps in place."""
+        chosen = self._augment
+        if chosen.crop_padding:
+            pixels = padded_crops(pixels, chosen.crop_padding, draws.of_rows("padded crop", 2))
+        if chosen.flip:
+            flip(pixels, draws.of_rows("flip", 1)[:, 0])
+        if chosen.policy != "none":
+            apply_policy(pixels, chosen.policy, draws.seeds_of_rows("policy"))
+        if chosen.cutout:
+            cutout(pixels, chosen.cutout, self._fill, draws.of_rows("cutout", 2))
+        return pixels
+
+    def finish(self, pixels: np.ndarray, labels: Tensor, draws: Draws) -> Batch:
+        """Normalize (B, H, W, C), uint8, to float32 (B, C, H, W), and mix neighbours if asked for.
+
+        labels (B,), int64, become probabilities (B, classes), float32, if images are mixed.
+        """
+        rows = torch.from_numpy(pixels).view(-1, len(self._scale))
+        images = rows.to(torch.float32).mul_(self._scale).add_(self._shift).view(pixels.shape)
+        if self._augment.mixup or self._augment.cutmix:
+            images, labels = self._mixed(images, one_hot(labels, self._classes), draws)
+        images = images.permute(0, 3, 1, 2)  # which is channels_last
+        return (images if self._channels_last else images.contiguous()), labels
+
+    def _mixed(self, images: Tensor, targets: Tensor, draws: Draws) -> Batch:
+        """Mix by mixup or by cutmix; where both are asked for, half of the steps each."""
+        chosen = self._augment
+        by_cutmix, *centre = draws.of_batch("mix", 3)
+        if chosen.cutmix and (by_cutmix < 0.5 or not chosen.mixup):
+            share = draws.beta_of_batch("cutmix", chosen.cutmix)
+            return cutmix(images, targets, share, np.array(centre))
+        return mixup(images, targets, draws.beta_of_batch("mixup", chosen.mixup))
 
 
-def output_size(index: ShardIndex, image_size: int | None) -> tuple[int, int]:
-    """Return (height, width) of the images of a batch.
+def output_size(index: ShardIndex, image_size: int | None) -> Size:
+    """Return the size of the images of a batch.
 
     Raises:
         ShardError: the images differ in size and no size was chosen, or it is less than 1.
@@ -93,45 +122,11 @@ def output_size(index: ShardIndex, image_size: int | None) -> tuple[int, int]:
     if image_size is not None:
         if image_size < 1:
             raise ShardError(f"image_size is {image_size}: expected a number of pixels from 1 up")
-        return image_size, image_size
+        return Size(image_size, image_size)
     if index.image_shape is None:
         raise ShardError(f"the images of {index.name} differ in size: choose an image_size, for example 224")
-    return index.image_shape[1:]
+    return Size(*index.image_shape[1:])
 
 
-def _padded_crops(pixels: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
-    count, height, width, _ = pixels.shape
-    padded = np.pad(pixels, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    places = rng.integers(2 * padding + 1, size=(count, 2)).tolist()
-    for number, (top, left) in enumerate(places):
-        pixels[number] = padded[number, top : top + height, left : left + width]
-    return pixels
-
-
-_Box = tuple[float, float, float, float]
-
-
-def _centre_box(image: Image.Image, size: tuple[int, int], margin: float) -> _Box:
-    """Return the largest central part with the proportions of ``size``, less the margin.
-
-    Scaling that part alone is the same as scaling the image and cutting out its centre.
-    """
-    scale = min(image.width / size[0], image.height / size[1]) / margin
-    width, height = size[0] * scale, size[1] * scale
-    left, top = (image.width - width) / 2, (image.height - height) / 2
-    return left, top, left + width, top + height
-
-
-def _random_box(image: Image.Image, rng: np.random.Generator) -> _Box:
-    """Draw a part of the image as torchvision's RandomResizedCrop does."""
-    for _ in range(CROP_TRIES):
-        area = image.width * image.height * rng.uniform(*CROP_AREA)
-        aspect = np.exp(rng.uniform(*np.log(CROP_ASPECT)))
-        width, height = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
-        if 0 < width <= image.width and 0 < height <= image.height:
-            left = int(rng.integers(image.width - width + 1))
-            top = int(rng.integers(image.height - height + 1))
-            return left, top, left + width, top + height
-    # Very long images: the largest central part of an allowed aspect.
-    aspect = min(max(image.width / image.height, CROP_ASPECT[0]), CROP_ASPECT[1])
-    return _centre_box(image, (round(1000 * aspect), 1000), 1.0)
+def _shown(size: Size) -> str:
+    return f"{size.width} x {size.height}"

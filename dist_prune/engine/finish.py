@@ -66,6 +66,7 @@ def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = Non
     summary |= {"accuracy_consensus": None} | accuracies(
         models, setting.eval_batches("test"), setting.device, autocast
     )
+    setting.settle()
     return Outcome(summary, reloaded)
 
 

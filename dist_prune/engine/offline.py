@@ -45,6 +45,7 @@ def collapse_run(
     assert phase.trained is not None
     batches = setting.eval_batches("train")
     phase.decision = load_mask(mask) if mask else phase.decide(phase.trained, batches)
+    setting.settle()
     return {**finish(setting, phase).summary, "sliced network": str(folder.sliced)}
 
 

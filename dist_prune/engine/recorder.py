@@ -59,7 +59,8 @@ class Recorder:
         }
         metrics |= gates
         means = dict(zip((site.name for site in sites), _site_means(record.means, sites), strict=True))
-        self._run.append("train", {"epoch": epoch, "step": step, **metrics, "gate_means": means})
+        place = {"epoch": epoch, "step": step, "samples_skipped": at.skipped}
+        self._run.append("train", {**place, **metrics, "gate_means": means})
         self._tensorboard.scalars(
             step, {**metrics, **{names.site(name): mean for name, mean in means.items()}}
         )

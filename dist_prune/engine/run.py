@@ -13,7 +13,7 @@ from typing import Any
 
 from dist_prune import distributed
 from dist_prune.config import RunConfig
-from dist_prune.data import Augment, ImageData, open_data
+from dist_prune.data import ImageData, open_data
 from dist_prune.engine.checkpoint import Checkpoint, load_newest
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
@@ -27,7 +27,8 @@ from dist_prune.methods import METHODS, Method, Task
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
 
 _PACKAGES = ("dist-prune", "torch", "torchvision", "deepspeed", "webdataset", "numpy")
-_MAY_CHANGE = {"log_every", "checkpoint_every", "mask_samples"}  # what does not change the results
+# What does not change the results, or lets a run go on that bad data stopped.
+_MAY_CHANGE = {"log_every", "checkpoint_every", "mask_samples", "workers", "bad_data", "max_skipped", "cache"}
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ def open_images(config: RunConfig) -> ImageData:
         seed=config.seed,
         workers=config.workers,
         image_size=config.image_size,
-        augment=Augment(**config.augment.model_dump()),
+        augment=config.augment,
         channels_last=config.channels_last,
+        bad_data=config.bad_data,
+        cache=config.cache,
     )
 
 
@@ -110,7 +113,8 @@ def _train_and_finish(setting: Setting, options: Options, checkpoint: Checkpoint
                 recorder.say(advice(last.phase.decision) or "all gates have decided")
             outcome = finish(setting, last.phase, last.engine.autocast())
             seconds = {"seconds_total": trainer.seconds(), "energy_joules": None}
-            recorder.summary({**outcome.summary, **seconds, "world_size": distributed.world_size()})
+            totals = {"samples_skipped": trainer.position.skipped, "world_size": distributed.world_size()}
+            recorder.summary({**outcome.summary, **seconds, **totals})
     except BaseException as error:
         recorder.close()
         status.write("failed", " ".join(str(error).split()) or type(error).__name__)
@@ -171,9 +175,15 @@ def _find_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint | None:
 
 def _difference(folder: RunFolder, config: RunConfig) -> str | None:
     """What the recipe of the run in ``folder`` has otherwise, in one line."""
-    before = json.loads(folder.config.read_text())["config"] if folder.config.exists() else {}
-    for key, value in json.loads(config.model_dump_json()).items():
-        if key in before and before[key] != value and key not in _MAY_CHANGE:
+    if not folder.config.exists():
+        return None
+    try:  # settings that are newer than the run have their defaults
+        stored = RunConfig.model_validate(json.loads(folder.config.read_text())["config"])
+    except (ValueError, KeyError) as error:
+        return f"{folder.config} is not the config.json of a run: {' '.join(str(error).split())}"
+    before = stored.model_dump(mode="json")
+    for key, value in config.model_dump(mode="json").items():
+        if before[key] != value and key not in _MAY_CHANGE:
             return f"{folder.path} was begun with {key}={before[key]!r}, not {value!r}; resume it with the same recipe"
     return None
 

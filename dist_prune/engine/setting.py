@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from dist_prune import distributed
 from dist_prune.config import RunConfig
-from dist_prune.data import ImageData
+from dist_prune.data import ImageData, ShardError
 from dist_prune.engine.ds_config import Batching
+from dist_prune.errors import UserError
 from dist_prune.measure import Costs
 from dist_prune.methods import Method
 from dist_prune.monitor.records import RunFolder
 
+Batch = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is made of; the same on all ranks but for the device."""
+    """What a run is made of; the same on all ranks but for the device and ``unreadable``.
+
+    A rank whose data cannot be read must not leave the others waiting in a collective: its batches end without
+    an error, which goes into ``unreadable``, and all ranks raise it together, in ``settle`` or after a step.
+    """
 
     config: RunConfig
     ds_config: dict[str, Any]
@@ -30,41 +38,82 @@ class Setting:
     costs: Costs
     device: torch.device
     folder: RunFolder
+    unreadable: list[str] = field(default_factory=list)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
         return self.data.steps_per_epoch(self.config.global_batch_size)
 
-    def train_batches(self, epoch: int, skip_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's micro-batches of an epoch, without those of its first ``skip_steps`` steps."""
+    def train_batches(self, epoch: int, skip_steps: int) -> Iterator[Batch]:
+        """This rank's micro-batches of an epoch, without those of its first ``skip_steps`` steps.
+
+        Black images stand in where the data cannot be read; the step tells all ranks.
+        """
         batching = self.batching
-        return self.data.train_batches(
+        batches = self.data.train_batches(
             epoch,
             micro_batch=batching.micro,
             global_batch=batching.global_batch,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            skip_batches=skip_steps * batching.accumulation,
+            skip_steps=skip_steps,
         )
+        yield from self._while_readable(batches)
+        if self.unreadable:
+            black = torch.zeros(batching.micro, *self.data.input_shape)
+            yield from itertools.repeat((black, torch.zeros(batching.micro, dtype=torch.int64)))
 
-    def eval_batches(self, split: str, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's share of a split, every sample exactly once; ``limit``: of its first samples."""
-        return self.data.eval_batches(
+    def eval_batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
+        """This rank's share of a split, every sample exactly once; ``limit``: of its first samples.
+
+        Call ``settle`` before you believe in what comes of them.
+        """
+        batches = self.data.eval_batches(
             split,
             batch_size=max(self.batching.micro, 64),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             limit=limit,
         )
+        return self._while_readable(batches)
+
+    def _while_readable(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        try:
+            yield from batches
+        except ShardError as error:
+            self.unreadable.append(str(error))
+
+    def settle(self) -> int:
+        """Agree with the other ranks on what was read: the samples left out since the last call or step, of all ranks.
+
+        All ranks call it. Raises UserError on all of them if one could not read its data.
+        """
+        mine = torch.tensor([self.data.skipped.take(), len(self.unreadable)], device=self.device)
+        skipped, failed = distributed.all_reduce_sum(mine).tolist()
+        if failed:
+            self.raise_unreadable()
+        return skipped
+
+    def raise_unreadable(self) -> NoReturn:
+        """Raise UserError with what one of the ranks could not read; all of them call it."""
+        reason = distributed.first_object(next(iter(self.unreadable), None))
+        hint = "; bad_data=skip leaves out what cannot be read" if self.config.bad_data == "error" else ""
+        raise UserError(f"{reason}{hint}")
 
 
 @dataclass
 class Position:
-    """Where a run stands. step counts over all phases, batch the optimizer steps within the epoch."""
+    """Where a run stands. step counts over all phases, batch the optimizer steps within the epoch.
+
+    skipped: samples that could not be read, over all ranks, each time that one was met, in training and in the
+    evaluations of its epochs; skipped_in_epoch: those of this epoch.
+    """
 
     phase: str = ""
     epoch: int = 0
     batch: int = 0
     step: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_epoch: int = 0

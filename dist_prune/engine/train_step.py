@@ -18,12 +18,25 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class Control:
+    """What this rank tells the others with a step.
+
+    stop: it was asked to stop; failed: its batches stand in for data that could not be read; skipped: images
+    that were left out of them because they could not be read.
+    """
+
+    stop: bool = False
+    failed: bool = False
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """What one optimizer step showed, over the whole global batch.
 
     losses: ``total``, ``task`` and each term, means over samples; accuracy: share of right answers;
     means: gate means (all units,), on the CPU, empty without gates; logits: their mean logits; samples: images
-    in the step; stop: whether any rank was asked to stop.
+    in the step; skipped: images that all ranks left out; stop, failed: whether any rank says so (see ``Control``).
     """
 
     losses: dict[str, float]
@@ -31,7 +44,9 @@ class StepRecord:
     means: Tensor
     logits: Tensor
     samples: int
+    skipped: int
     stop: bool
+    failed: bool
 
     @property
     def finite(self) -> bool:
@@ -40,11 +55,17 @@ class StepRecord:
 
 
 def train_step(
-    engine: Engine, phase: Phase, batches: Sequence[Batch], epoch: float, stop: bool, number: int = 0
+    engine: Engine,
+    phase: Phase,
+    batches: Sequence[Batch],
+    epoch: float,
+    control: Control = Control(),
+    number: int = 0,
 ) -> StepRecord:
     """Train on one global batch, the run's ``number``-th; ``batches``: this rank's micro-batches (images, labels).
 
-    One all-reduce a micro-batch: unit sums, count, loss, right answers and the stop flag together. The task
+    Labels are numbers (B,) or probabilities (B, classes). One all-reduce a micro-batch: unit sums, count, loss,
+    right answers and control scalars together (the latter only need to be said once). The task
     loss of a rank is W / N times its local sum, so that averaged gradients are those of the joined batch.
     """
     window = Window()
@@ -53,7 +74,7 @@ def train_step(
     means = totals.new_empty(0)
     for turn, (images, labels) in enumerate(batches):
         place = turn * distributed.world_size() + distributed.rank()
-        phase.before_forward(engine.module, number, place * len(images), epoch)
+        phase.before_forward(engine.module, number, place * engine.batching.micro, epoch)
         images, labels = (
             images.to(engine.device, non_blocking=True),
             labels.to(engine.device, non_blocking=True),
@@ -61,8 +82,10 @@ def train_step(
         logits = engine.forward(images)
         task_sum = phase.task_loss(logits, labels)
         gates = _gates(engine, phase, labels)
-        right = (logits.detach().argmax(1) == labels).sum()
-        scalars = torch.stack([task_sum.detach(), right.float(), task_sum.new_tensor(float(stop))])
+        right = (logits.detach().argmax(1) == _most_likely(labels)).sum()
+        said = control if turn == 0 else Control()
+        told = task_sum.new_tensor([float(said.stop), float(said.failed), float(said.skipped)])
+        scalars = torch.cat([torch.stack([task_sum.detach(), right.float()]), told])
         means, reduced = window.reduce(gates.sums, gates.samples, torch.cat([scalars, gates.logits]))
         totals = totals + reduced
         task = task_sum * (distributed.world_size() / window.micro_samples)
@@ -74,6 +97,11 @@ def train_step(
         for name, value in terms.items():
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
     return _record(window, totals, terms_seen, means.detach())
+
+
+def _most_likely(labels: Tensor) -> Tensor:
+    """The classes (B,) of labels that may be probabilities (B, classes)."""
+    return labels.argmax(1) if labels.dim() == 2 else labels
 
 
 def _gates(engine: Engine, phase: Phase, labels: Tensor) -> LocalGates:
@@ -88,8 +116,10 @@ def _record(window: Window, totals: Tensor, terms: dict[str, Tensor], means: Ten
     samples = torch.as_tensor(window.samples, device=totals.device).reshape(1)
     seen = torch.cat([means, totals, samples, *(t.reshape(1) for t in terms.values())]).cpu()
     units = means.numel()
-    means, sums, logit_sums, rest = seen.split([units, 3, units, 1 + len(terms)])
-    (loss_sum, right, stops), (count, *values) = sums.tolist(), rest.tolist()
+    means, sums, logit_sums, rest = seen.split([units, 5, units, 1 + len(terms)])
+    (loss_sum, right, stops, failures, skipped), (count, *values) = sums.tolist(), rest.tolist()
     losses = {"task": loss_sum / count, **dict(zip(terms, values, strict=True))}
     losses["total"] = sum(losses.values())
-    return StepRecord(losses, right / count, means, logit_sums / count, int(count), stops > 0)
+    return StepRecord(
+        losses, right / count, means, logit_sums / count, int(count), int(skipped), stops > 0, failures > 0
+    )

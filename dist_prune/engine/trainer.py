@@ -16,8 +16,8 @@ from dist_prune.engine.phase_run import PhaseRun, inherit
 from dist_prune.engine.recorder import Recorder
 from dist_prune.engine.setting import Position, Setting
 from dist_prune.engine.stopping import StopRequest
-from dist_prune.engine.train_step import Batch, StepRecord, train_step
-from dist_prune.errors import RunError
+from dist_prune.engine.train_step import Batch, Control, StepRecord, train_step
+from dist_prune.errors import RunError, UserError
 from dist_prune.methods import Phase
 
 
@@ -79,7 +79,8 @@ class Trainer:
             run = PhaseRun(self.setting, phase, start, checkpoint.state["schedule"])
             phase.resumed(run.engine.module)
             return run
-        self.position.phase, self.position.epoch, self.position.batch = phase.name, 0, 0
+        self.position.phase = phase.name
+        self.position.epoch = self.position.batch = self.position.skipped_in_epoch = 0
         start = inherit(phase, self._before) if self._before else Snapshot({}, {})
         return PhaseRun(self.setting, phase, start, None)
 
@@ -96,14 +97,35 @@ class Trainer:
         self._lr = run.engine.lr
         epoch = self.position.epoch + self.position.batch / self.setting.steps_per_epoch
         stop = self.stop.reason is not None
-        record = train_step(run.engine, run.phase, batches, epoch, stop, number=self.position.step)
+        record = train_step(
+            run.engine,
+            run.phase,
+            batches,
+            epoch,
+            Control(stop, failed=bool(self.setting.unreadable), skipped=self.setting.data.skipped.take()),
+            number=self.position.step,
+        )
         run.phase.after_step(run.engine.module, record.logits, epoch)
         self.position.step += 1
         self.position.batch += 1
         self._images += record.samples
         return record
 
+    def _count_skipped(self, samples: int) -> None:
+        """Count samples that could not be read, over all ranks; too many of them in an epoch end the run."""
+        at, limit = self.position, self.setting.config.max_skipped
+        at.skipped += samples
+        at.skipped_in_epoch += samples
+        if at.skipped_in_epoch > limit:
+            raise UserError(
+                f"{at.skipped_in_epoch} images of this epoch could not be read, more than max_skipped={limit}: "
+                "mend the data (lines above that begin with 'skipped:' name them) or raise max_skipped"
+            )
+
     def _observe(self, run: PhaseRun, record: StepRecord) -> None:
+        if record.failed:
+            self.setting.raise_unreadable()
+        self._count_skipped(record.skipped)
         if not record.finite:
             raise TrainingDiverged(
                 f"the loss of step {self.position.step} is {record.losses['total']}: lower lr, or set "
@@ -122,6 +144,7 @@ class Trainer:
         run.load_replica(snapshot)
         mask = run.decide(limit=self.setting.config.mask_samples)
         accuracy = run.evaluate(mask)
+        self._count_skipped(self.setting.settle())
         self.position.seconds = self.seconds()
         self.recorder.evaluation(self._evaluation_record(run.phase, mask, accuracy, speed), mask)
 
@@ -136,6 +159,7 @@ class Trainer:
             "phase": phase.name,
             "seconds": self.position.seconds,
             "images_per_second": speed,
+            "samples_skipped": self.position.skipped,
             "accuracy_consensus": None,
             **accuracy,
             "open_ratio": mask.open_ratio if mask else None,
@@ -150,7 +174,7 @@ class Trainer:
 
     def _turn_epoch(self) -> None:
         self.position.epoch += 1
-        self.position.batch = 0
+        self.position.batch = self.position.skipped_in_epoch = 0
 
     def _save(self, run: PhaseRun, snapshot: Snapshot) -> None:
         """Write a portable checkpoint on rank 0; the others wait until it is whole."""
@@ -172,4 +196,5 @@ class Trainer:
         run.load_replica(self._before)
         run.phase.trained = run.replica
         run.phase.decision = run.decide()
+        self._count_skipped(self.setting.settle())
         run.engine.close()

@@ -51,8 +51,8 @@ class Task:
 class Step:
     """What a loss term may look at: one forward pass of one micro-batch.
 
-    images: (B, C, H, W); labels: (B,); logits: (B, classes); means: None in networks without gates;
-    epoch: since the start of the phase, fraction included.
+    images: (B, C, H, W); labels: (B,), or (B, classes) where images are mixed; logits: (B, classes);
+    means: None in networks without gates; epoch: since the start of the phase, fraction included.
     """
 
     module: nn.Module
@@ -115,7 +115,10 @@ class Phase:
         """Called before every micro-batch. step: optimizer steps so far; first_sample: see ``Moment``."""
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The task loss *summed* over the micro-batch, fp32; the step divides by the global count."""
+        """The task loss *summed* over the micro-batch, fp32; the step divides by the global count.
+
+        logits: (B, classes); labels: (B,), or probabilities (B, classes) where images are mixed.
+        """
         return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:

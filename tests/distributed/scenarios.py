@@ -130,7 +130,7 @@ def one_step(stage: int, sizes: list[int], repeats: int = 1) -> dict[str, Any]:
     engine.module.eval()
     part = share(*batch(sum(sizes)), sizes)
     with counted_collectives() as calls:
-        record = train_step(engine, phase, [part] * repeats, epoch=0.0, stop=False)
+        record = train_step(engine, phase, [part] * repeats, epoch=0.0)
     snapshot = engine.snapshot()
     phase.after_step(engine.module, record.logits, epoch=2.0)
     moved = thresholds(engine.module)
@@ -204,7 +204,7 @@ def _plain_step(engine: Any, phase: Phase) -> None:
 
     engine.module.eval()  # so that the world size changes nothing
     size = 8 // distributed.world_size()
-    train_step(engine, phase, [share(*batch(8), [size] * distributed.world_size())], epoch=0.0, stop=False)
+    train_step(engine, phase, [share(*batch(8), [size] * distributed.world_size())], epoch=0.0)
 
 
 def buffers_and_masks() -> dict[str, Any]:

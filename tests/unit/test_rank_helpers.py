@@ -74,6 +74,8 @@ def test_one_process_is_its_own_group(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.broadcast_object({"a": 1}) == {"a": 1}
+    assert distributed.first_object("mine") == "mine"
+    assert distributed.first_object(None) is None
     distributed.barrier()
 
 

@@ -3,9 +3,13 @@
 import multiprocessing
 from pathlib import Path
 
+import fsspec
 import pytest
+import torch
+from made_shards import make, numbered
 
 from data_tools import ShardError, make_shards
+from dist_prune.config import CacheConfig
 from dist_prune.data import open_data
 
 
@@ -44,6 +48,21 @@ def test_folder_index_pattern_and_name_are_the_same_data(home, tmp_path):
         assert open_data(location).index == index
 
 
+def test_data_at_a_url_is_read_through_a_cache_and_gives_the_same_batches(tmp_path):
+    images, labels = numbered(60)
+    make(tmp_path / "toy", {"train": (images, labels, (20, 25, 15))})
+    fsspec.filesystem("memory").put(str(tmp_path / "toy"), "/bucket/toy", recursive=True)
+    cache = CacheConfig(folder=str(tmp_path / "cache"))
+    found = []
+    for location in (str(tmp_path / "toy"), "memory://bucket/toy"):
+        data = open_data(location, workers=1, cache=cache)
+        found += [list(data.train_batches(0, micro_batch=20, global_batch=20, rank=0, world_size=1))]
+    for (first, second), (third, fourth) in zip(*found, strict=True):
+        assert torch.equal(first, third)
+        assert torch.equal(second, fourth)
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
+
+
 def test_a_data_set_that_is_not_made_yet_is_answered_with_the_command(home):
     expect("cifar10", f"^cifar10 is not there yet: dist-prune shards make cifar10 --out {home / 'cifar10'}$")
 
@@ -51,7 +70,8 @@ def test_a_data_set_that_is_not_made_yet_is_answered_with_the_command(home):
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest(home):
     make_shards("digits", None, home / "flowers")
     expect(
-        "flower", r"no data called 'flower' \(did you mean 'flowers'\?\).*one of cifar10, digits, flowers$"
+        "flower",
+        r"no data called 'flower' \(did you mean 'flowers'\?\): expected .*cifar10, .*digits, flowers, .*svhn",
     )
     expect("imagefolder", r"no data called 'imagefolder'")
 

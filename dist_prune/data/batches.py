@@ -1,0 +1,82 @@
+"""The batches of one rank by number, read and made ready; what cannot be read ends the run or is left out."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data_tools import ShardError
+from data_tools.images import ImageError
+from dist_prune.data.draws import Draws
+from dist_prune.data.plan import EvalPlan, Part, TrainPlan
+from dist_prune.data.reader import Reader
+from dist_prune.data.transforms import ImageTransform
+
+
+class Delivery(NamedTuple):
+    """A batch on its way out of a worker, and what was left out of it: a message for each sample."""
+
+    images: Tensor
+    labels: Tensor
+    skipped: list[str]
+
+
+class Failure(NamedTuple):
+    """A ShardError on its way out of a worker: raised there, it would arrive wrapped in a traceback."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Batches(Dataset[Delivery | Failure]):
+    """The batches of a plan. ``skip`` leaves out samples that cannot be read."""
+
+    plan: TrainPlan | EvalPlan
+    reader: Reader
+    transform: ImageTransform
+    seed: int
+    epoch: int
+    skip: bool
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int) -> Delivery | Failure:
+        try:
+            return self._batch(self.plan.part(number))
+        except ShardError as error:
+            return Failure(str(error))
+
+    def _batch(self, part: Part) -> Delivery:
+        draws = Draws(self.seed, self.epoch, part.step, part.first, len(part.rows))
+        pixels, labels, skipped = self._read(part, draws)
+        pixels = self.transform.augment(pixels, draws)
+        if skipped:  # after the augmentation, which goes by the row
+            pixels, labels = pixels[labels >= 0], labels[labels >= 0]
+        return Delivery(*self.transform.finish(pixels, torch.from_numpy(labels), draws), skipped)
+
+    def _read(self, part: Part, draws: Draws) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Return pixels (B, H, W, C), labels (B,), -1 where a sample is left out, and why it is."""
+        transform = self.transform
+        skipped: list[str] = []
+        pixels = np.zeros((len(part.rows), *transform.size, transform.channels), np.uint8)
+        labels = np.full(len(part.rows), -1)
+        crops = transform.crops(draws)
+        for row, (shard, number) in enumerate(zip(part.shards.tolist(), part.rows.tolist(), strict=True)):
+            try:
+                pixels[row], labels[row] = self._sample(shard, number, crops[row])
+            except ShardError as error:
+                if not self.skip:
+                    raise
+                skipped.append(str(error))
+        return pixels, labels, skipped
+
+    def _sample(self, shard: int, number: int, crop: np.ndarray) -> tuple[np.ndarray, int]:
+        sample = self.reader.sample(shard, number)
+        try:
+            return self.transform.prepare(sample.image, crop), sample.label
+        except ImageError as error:
+            raise ShardError(f"{sample.place}: {error}") from error

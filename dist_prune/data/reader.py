@@ -1,0 +1,89 @@
+"""Samples of a split by shard and number, whatever the format; shards are opened when they are reached."""
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data_tools import ShardError, ShardIndex
+from data_tools.storage import Storage
+from dist_prune.data.plan import WINDOW_SHARDS
+from dist_prune.data.shard import MissingShard, Shard, open_shard
+
+OPEN_SHARDS = 64  # the windows of all lanes (see plan.py) meet some 50 at a time
+FETCHES = 3  # of a shard that another process evicts from the cache before it is opened
+
+
+class Sample(NamedTuple):
+    """A stored image, encoded or as pixels (H, W, C), its label, and for messages its shard and number."""
+
+    image: bytes | np.ndarray
+    label: int
+    shard: Shard
+    number: int
+
+    @property
+    def place(self) -> str:
+        """Shard and key."""
+        return self.shard.place(self.number)
+
+
+class Reader:
+    """Reads samples of one split in one process. ``order``: of the shards, as reading comes to them."""
+
+    def __init__(self, storage: Storage, index: ShardIndex, split: str, order: Sequence[int]) -> None:
+        self._storage, self._index, self._shards = storage, index, list(index.split(split))
+        self._labels = {str(label): label for label in range(len(index.class_names))}
+        self._following = {number: order[at + 1 : at + 1 + WINDOW_SHARDS] for at, number in enumerate(order)}
+        self._open: OrderedDict[int, Shard | ShardError] = OrderedDict()
+
+    def sample(self, shard: int, number: int) -> Sample:
+        """Return a sample.
+
+        Raises:
+            ShardError: the shard is missing, unreadable or holds another number of samples than the index
+                says; the sample lacks its image or has a label that is no class.
+        """
+        opened = self._opened(shard)
+        label = opened.label(number)
+        if label not in self._labels:
+            place, classes = opened.place(number), f"0 to {len(self._labels) - 1}"
+            raise ShardError(f"{place}: label {label[:20]!r} is none of the classes {classes}")
+        return Sample(opened.image(number), self._labels[label], opened, number)
+
+    def _opened(self, number: int) -> Shard:
+        """Return a shard, opened now or lately; one that failed is not tried again for each of its samples."""
+        if number not in self._open:
+            threading.Thread(target=self._fetch_following, args=(number,), daemon=True).start()
+            self._open[number] = self._try_to_open(number)
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(number)
+        found = self._open[number]
+        if isinstance(found, ShardError):
+            raise found
+        return found
+
+    def _try_to_open(self, number: int) -> Shard | ShardError:
+        shard = self._shards[number]
+        name = f"{self._index.root}/{shard.name}"
+        problem: ShardError
+        for _ in range(FETCHES):
+            try:
+                path = self._storage.fetch(shard.name, shard.size, shard.sha256)
+                return open_shard(path, shard.length, self._index.format, name)
+            except MissingShard as error:
+                problem = error
+            except ShardError as error:
+                return error
+        return problem
+
+    def _fetch_following(self, number: int) -> None:
+        """Bring the next shards from where they are, so that nobody waits for them when reading gets there."""
+        for following in self._following[number]:
+            shard = self._shards[following]
+            with contextlib.suppress(ShardError):  # whoever needs it will be told
+                self._storage.fetch(shard.name, shard.size, shard.sha256)

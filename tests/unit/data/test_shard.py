@@ -1,0 +1,193 @@
+"""A shard gives every sample by its number, says what is wrong with it, and runs nothing that lies in it."""
+
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_shards import encoded, members_of, npy, numbered, read_tar, write_tar
+
+from data_tools import ShardError
+from dist_prune.data import shard as shards
+from dist_prune.data.shard import MissingShard, open_shard
+
+IMAGES, LABELS = numbered(20)
+
+
+@pytest.fixture(params=["files", "raw"])
+def format(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def path(tmp_path, format) -> Path:
+    write_tar(tmp_path / "toy.tar", members_of(format, IMAGES, LABELS, 0, 100))
+    return tmp_path / "toy.tar"
+
+
+def refused(path: Path, format: str, message: str, length: int = 20) -> None:
+    with pytest.raises(ShardError, match=message) as caught:
+        open_shard(path, length, format)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_sample_is_had_by_its_number(path, format):
+    shard = open_shard(path, 20, format)
+    assert len(shard) == 20
+    for number in (19, 0, 7, 7):
+        expected = IMAGES[number] if format == "raw" else encoded(IMAGES[number])
+        assert np.array_equal(shard.image(number), expected)
+        assert shard.label(number) == str(LABELS[number])
+    key = {"raw": "7", "files": "train-00000107"}[format]
+    assert shard.place(7) == f"{path}, sample {key}"
+
+
+def test_a_name_given_stands_in_the_messages(path, format):
+    assert (
+        open_shard(path, 20, format, "s3://bucket/toy.tar")
+        .place(3)
+        .startswith("s3://bucket/toy.tar, sample ")
+    )
+
+
+@pytest.mark.parametrize("expected", [19, 21])
+def test_another_number_of_samples_than_expected_is_noticed(path, format, expected):
+    refused(path, format, f"found 20 samples, expected {expected}; make or copy it again", expected)
+
+
+def test_a_missing_shard_is_named(path, format):
+    path.unlink()
+    refused(path, format, "^missing shard .*; make or copy it again")
+    with pytest.raises(MissingShard):
+        open_shard(path, 20, format)
+
+
+def test_a_folder_in_the_place_of_a_shard_is_named(path, format):
+    path.unlink()
+    path.mkdir()
+    refused(path, format, "^cannot read shard .*: Is a directory")
+
+
+def test_a_file_that_is_no_tar_is_named(path, format):
+    path.write_bytes(b"no tar at all" * 100)
+    refused(path, format, "^damaged shard .*: no header of a tar member at byte 0")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_a_shard_cut_anywhere_is_noticed(path, format, share):
+    with tarfile.open(path) as tar:
+        end = max(member.offset_data + member.size for member in tar)
+    whole = path.read_bytes()
+    for cut in (int(share * end), int(share * end) // 512 * 512, end - 1):
+        path.write_bytes(whole[:cut])
+        refused(path, format, "^damaged shard")
+
+
+def test_a_flipped_bit_in_any_header_is_noticed(path, format):
+    with tarfile.open(path) as tar:
+        offsets = [member.offset for member in tar]
+    whole = path.read_bytes()
+    for offset in offsets:
+        for byte in (3, 100, 130, 150, 156, 511):
+            damaged = bytearray(whole)
+            damaged[offset + byte] ^= 1
+            path.write_bytes(damaged)
+            refused(path, format, f"no header of a tar member at byte {offset}")
+
+
+@pytest.mark.parametrize("size", [b"-0000001000", b"zzz", b"\x80\0\0\0\0\0\0\0\0\0\x02\0", b"00000000009\0"])
+def test_a_size_that_is_no_octal_number_is_no_size(path, format, size):
+    content = bytearray(path.read_bytes())
+    content[124:136] = size.ljust(12, b"\0")
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    path.write_bytes(content)
+    refused(path, format, "no header of a tar member at byte 0")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_links_folders_and_pipes_are_refused(path, format, kind):
+    info = tarfile.TarInfo("../../etc/passwd")
+    info.type, info.linkname = kind, "/etc/passwd"
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(info)
+    refused(path, format, r"\.\./\.\./etc/passwd/? is no plain file")
+
+
+def test_a_name_that_points_elsewhere_is_a_name_and_nothing_is_written(tmp_path):
+    members = [("../../../outside/x.cls", b"3"), ("../../../outside/x.png", encoded(IMAGES[0]))]
+    write_tar(tmp_path / "toy.tar", members)
+    before = sorted(tmp_path.rglob("*"))
+    shard = open_shard(tmp_path / "toy.tar", 1, "files")
+    assert (shard.label(0), shard.image(0)) == ("3", members[1][1])
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not (tmp_path / "../../../outside").exists()
+
+
+class Poison:
+    def __reduce__(self):
+        return os.abort, ()
+
+
+def test_a_pickle_beside_the_samples_is_passed_over(tmp_path):
+    members = members_of("files", IMAGES, LABELS, 0, 0)
+    write_tar(
+        tmp_path / "toy.tar", [*members[:2], ("train-00000000.pyd", pickle.dumps(Poison())), *members[2:]]
+    )
+    assert open_shard(tmp_path / "toy.tar", 20, "files").label(19) == "9"
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.array([Poison()] * 20).reshape(20, 1, 1, 1), "holds object in 4 dimensions, not uint8 in 4"),
+        (IMAGES.astype(np.float32), "holds float32 in 4 dimensions, not uint8 in 4"),
+        (IMAGES[..., 0], "holds uint8 in 3 dimensions, not uint8 in 4"),
+        (np.asfortranarray(IMAGES.repeat(3, 3)), "holds uint8 in 4 dimensions"),
+    ],
+)
+def test_only_plain_arrays_of_pixels_are_read(tmp_path, images, message):
+    write_tar(tmp_path / "toy.tar", [("a.images.npy", npy(images)), ("a.labels.npy", npy(LABELS))])
+    refused(tmp_path / "toy.tar", "raw", message)
+
+
+@pytest.mark.parametrize(
+    "header", [b"__import__('os').abort()", b"{'descr': '|u1', 'fortran_order': False}", b"9" * 60]
+)
+def test_the_header_of_an_array_is_data(tmp_path, header):
+    magic = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    write_tar(tmp_path / "toy.tar", [("a.images.npy", magic + header), ("a.labels.npy", npy(LABELS))])
+    refused(tmp_path / "toy.tar", "raw", "^damaged shard")
+
+
+def test_an_array_that_claims_to_be_larger_than_its_member_is_noticed(tmp_path):
+    data = npy(IMAGES).replace(b"(20, 4,", b"(99, 4,")
+    write_tar(tmp_path / "toy.tar", [("a.images.npy", data), ("a.labels.npy", npy(LABELS))])
+    refused(tmp_path / "toy.tar", "raw", r"a\.images\.npy has not the size of its array", length=99)
+
+
+def test_images_and_labels_of_different_number_are_noticed(tmp_path):
+    write_tar(tmp_path / "toy.tar", [("a.images.npy", npy(IMAGES)), ("a.labels.npy", npy(LABELS[:19]))])
+    refused(tmp_path / "toy.tar", "raw", "found 19 samples, expected 20")
+
+
+def test_a_member_that_is_too_large_is_refused(path, monkeypatch):
+    monkeypatch.setattr(shards, "LARGEST_MEMBER", 60)
+    if read_tar(path)[1][0].endswith(".png"):
+        refused(path, "files", r"train-00000100\.png has \d+ bytes, 60 are allowed")
+
+
+def test_a_sample_that_lacks_its_image_or_its_label_is_named_when_it_is_asked_for(tmp_path):
+    members = members_of("files", IMAGES, LABELS, 0, 0)
+    del members[11], members[6]  # the image of sample 5, the label of sample 3
+    write_tar(tmp_path / "toy.tar", members)
+    shard = open_shard(tmp_path / "toy.tar", 20, "files")
+    for lacking, key in ((shard.label, 3), (shard.image, 5)):
+        with pytest.raises(
+            ShardError, match=rf"toy\.tar, sample train-0000000{key} lacks its image or its label"
+        ):
+            lacking(key)
+    assert shard.label(5) == "5"
