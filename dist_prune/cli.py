@@ -64,19 +64,16 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
 def _report_error(error: Exception) -> int:
     from data_tools import ShardError
 
-    if isinstance(error, UserError):
+    if isinstance(error, (UserError, ShardError)):
         return _report(f"error: {error}", USER_ERROR)
-    if isinstance(error, ShardError):
-        alone = distributed.world_size() > 1  # while training, damaged data is met by the rank that reads it
-        return _report(f"error: {error}", USER_ERROR, by_any_rank=alone)
     if isinstance(error, RunError):
         return _report(f"error: {error}", FAILED)
     traceback.print_exc()
     return FAILED
 
 
-def _report(line: str, code: int, by_any_rank: bool = False) -> int:
-    if distributed.is_main() or by_any_rank:
+def _report(line: str, code: int) -> int:
+    if distributed.is_main():
         print(line, file=sys.stderr)
     return code
 

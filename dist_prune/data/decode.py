@@ -6,9 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from data_tools.images import ImageError, _load, _readable
+from data_tools.images import load_pixels, open_image
 
 CROP_AREA = (0.08, 1.0)  # of the image; both as in torchvision's RandomResizedCrop
 CROP_ASPECT = (3 / 4, 4 / 3)
@@ -38,25 +37,18 @@ def decode_part(data: bytes, channels: int, size: Size, box_of: Callable[[Size],
     Raises:
         ImageError: empty, truncated, corrupt, or of another format.
     """
-    with _open(data) as image:
+    with open_image(data) as image:
         width, height = image.size
         box = box_of(Size(height, width))
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, where the part then still fills ``size``.
         image.draft(None, (-(-width * size.width // box.width), -(-height * size.height // box.height)))
-        _load(image)
+        load_pixels(image)
         left, right = (round(x * image.width / width) for x in (box.left, box.left + box.width))
         top, bottom = (round(y * image.height / height) for y in (box.top, box.top + box.height))
         part = image.crop((left, top, right, bottom))
     mode = "L" if channels == 1 else "RGB"
     part = part if part.mode == mode else part.convert(mode)
     return resize(np.array(part).reshape(bottom - top, right - left, channels), size)
-
-
-def _open(data: bytes) -> Image.Image:
-    try:
-        return _readable(data)
-    except Image.DecompressionBombError as error:  # more than twice the pixels that Pillow warns of
-        raise ImageError(f"corrupt image ({error})") from error
 
 
 def resize(pixels: np.ndarray, size: Size) -> np.ndarray:

@@ -12,10 +12,10 @@ from typing import IO
 import numpy as np
 
 from data_tools import ShardError
+from data_tools.contents import LARGEST_IMAGE
 from dist_prune.data.tar import BLOCK, Member, member_name, members
 
-LARGEST_MEMBER = 256 * 2**20  # bytes that are read into memory at once
-KINDS = {"jpg": "image", "jpeg": "image", "png": "image", "cls": "label"}  # by the member's extension
+KINDS = {"jpg": "image", "png": "image", "cls": "label"}  # by the member's extension
 NOWHERE = (0, -1)  # (offset, size) of what a sample lacks
 
 
@@ -81,8 +81,8 @@ class FilesShard(Shard):
         for member in members(self._file):
             key, _, extension = member.name.rpartition("/")[2].partition(".")
             if extension in KINDS:
-                if member.size > LARGEST_MEMBER:
-                    raise ValueError(f"{member.name} has {member.size} bytes, {LARGEST_MEMBER} are allowed")
+                if member.size > LARGEST_IMAGE:
+                    raise ValueError(f"{member.name} has {member.size} bytes, {LARGEST_IMAGE} are allowed")
                 samples.setdefault(key, {})[KINDS[extension]] = member.offset, member.size
         _expect(len(samples), length)
         parts = [[sample.get(kind, NOWHERE) for kind in ("image", "label")] for sample in samples.values()]

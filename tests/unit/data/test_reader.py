@@ -42,7 +42,7 @@ def name(number: int) -> str:
 def settle() -> None:
     """Wait for the fetches in the background."""
     for thread in threading.enumerate():
-        if thread is not threading.current_thread():
+        if "_fetch_following" in thread.name:
             thread.join(timeout=10)
 
 

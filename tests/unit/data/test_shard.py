@@ -175,7 +175,7 @@ def test_images_and_labels_of_different_number_are_noticed(tmp_path):
 
 
 def test_a_member_that_is_too_large_is_refused(path, monkeypatch):
-    monkeypatch.setattr(shards, "LARGEST_MEMBER", 60)
+    monkeypatch.setattr(shards, "LARGEST_IMAGE", 60)
     if read_tar(path)[1][0].endswith(".png"):
         refused(path, "files", r"train-00000100\.png has \d+ bytes, 60 are allowed")
 
