@@ -26,28 +26,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLES_PER_SHARD = 1000
 SUMMARY = ("accuracy_sliced", "accuracy", "macs", "macs_ratio", "parameters", "agreement")
 SUMMARY += ("units_flipped_by_rounding", "target_macs", "budget", "seconds_total")
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is trained: for each arm a recipe and its settings; settings for all; images as a pattern of shards."""
+    """What is trained: for each arm a recipe and its settings; settings for all; training images, None for all."""
 
     about: str
     arms: dict[str, tuple[str, ...]]
     settings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (1,)
-    shards: str = ""
-
-
-def _rivals(target: str = "0.5", depth: str = "0.538") -> dict[str, tuple[str, ...]]:
-    half = "cifar10_resnet20_half"
-    return {
-        "uniform_depth": (half, "method=uniform_depth", f"target_macs={depth}"),
-        "uniform_width": (half, "method=uniform_width", f"target_macs={target}"),
-        "uniform_channels": (half, "method=uniform_channels", f"target_macs={target}"),
-    }
+    images: int | None = None
 
 
 def _budgets(networks: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -63,12 +55,17 @@ def _budgets(networks: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]
     }
 
 
+_RIVALS = {
+    "uniform_depth": ("cifar10_resnet20_uniform_depth", "target_macs=0.538"),  # what layer gates come to
+    "uniform_width": ("cifar10_resnet20_uniform_width",),
+    "uniform_channels": ("cifar10_resnet20_uniform_channels",),
+}
 _ONE_PASS = {"layer": ("cifar10_resnet20_half",), "channel": ("cifar10_resnet20_channel_half",)}
 _BOTH = ("layer", "channel")
 STUDIES = {
     "resnet20": Study(
         "ResNet-20, 15 epochs: dense, the honest rivals, and one pass at half of the MACs",
-        {"dense": ("cifar10_resnet20_dense",), **_rivals(), **_ONE_PASS},
+        {"dense": ("cifar10_resnet20_dense",), **_RIVALS, **_ONE_PASS},
         settings=("epochs=15",),
         seeds=(1, 2, 3),
     ),
@@ -93,7 +90,7 @@ STUDIES = {
         "Targets 0.3, 0.5, 0.7 on other networks: 5,000 images, 10 epochs of 78 steps",
         _budgets({"resnet56": _BOTH, "resnet18": _BOTH, "vgg16_bn": ("channel",)}),
         settings=("global_batch_size=64", "lr=0.1"),
-        shards="cifar10-train-{000000..000004}.tar",
+        images=5000,
     ),
 }
 
@@ -116,6 +113,17 @@ class Cores:
             subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=True)
         finally:
             self.shares.put(mine)
+
+
+def _some(shards: Path, images: int | None) -> str:
+    """All shards of a folder, or as many of train as hold so many images (they were shuffled when made)."""
+    if images is None:
+        return str(shards)
+    first, *_, last = sorted(path.name for path in shards.glob("*-train-*.tar"))[
+        : images // SAMPLES_PER_SHARD
+    ]
+    number = slice(-len("000000.tar"), -len(".tar"))
+    return f"{shards}/{first[: number.start]}{{{first[number]}..{last[number]}}}.tar"
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -183,6 +191,7 @@ def main() -> None:
     shards = options.work.resolve() / "cifar10"
     if not (shards / "_info.json").exists():
         words = ["shards", "make", options.source, options.images, "--out", shards]
+        words += ["--format", "raw", "--samples_per_shard", SAMPLES_PER_SHARD]
         cores.run("-c", "from dist_prune.cli import main; main()", *words)
 
     def train(arm: str, seed: int) -> None:
@@ -190,7 +199,7 @@ def main() -> None:
         folder = options.work.resolve() / options.name / f"{arm}-seed{seed}"
         cores.run(
             "launch/train.py", "--recipe", recipe, "--ds_config", "ds_configs/zero2_bf16.json",
-            "--data", shards / study.shards, "--out", folder, "--resume",
+            "--data", _some(shards, study.images), "--out", folder, "--resume",
             "--set", f"seed={seed}", *study.settings, *settings,
         )  # fmt: skip
         results.add(arm, read(folder))

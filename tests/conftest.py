@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from data_tools import make_shards
+from data_tools.writers import RawWriter
+
 
 @pytest.fixture(scope="session")
 def data_home(tmp_path_factory):
@@ -16,3 +19,33 @@ def data_folder(monkeypatch, data_home):
     """The environment points at ``data_home``; processes that a test starts inherit it."""
     monkeypatch.setenv("DIST_PRUNE_DATA", str(data_home))
     return data_home
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Shards of the embedded data set, for reading only."""
+    folder = tmp_path_factory.mktemp("shards") / "digits"
+    make_shards("digits", None, folder)
+    return folder
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Makes shards of the embedded data set until Ctrl-C, after ``shards`` of them; returns their names."""
+
+    def make(shards: int, out, **request) -> list[str]:
+        write, written = RawWriter.write, []
+
+        def stop(self, tar, plan, split):
+            if len(written) == shards:
+                raise KeyboardInterrupt
+            written.append(plan.name)
+            return write(self, tar, plan, split)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RawWriter, "write", stop)
+            with pytest.raises(KeyboardInterrupt):
+                make_shards("digits", None, out, **request)
+        return written
+
+    return make

@@ -17,13 +17,6 @@ from data_tools import ShardError, make_shards, open_storage, verify_shards
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("storage") / "digits"
-    make_shards("digits", None, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def web_server(digits):
     with serving(files_of(digits.parent)) as served:
         yield served
@@ -172,24 +165,12 @@ def test_nobody_at_the_address_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_an_interrupted_writer_to_s3_is_continued_to_the_same_objects(s3_server, digits, monkeypatch):
-    from data_tools.writers import RawWriter
-
+def test_an_interrupted_writer_to_s3_is_continued_to_the_same_objects(s3_server, digits, interrupted):
     url, server = s3_server
-    write, written = RawWriter.write, []
-
-    def stop(self, tar, plan, split):
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        written.append(plan.name)
-        return write(self, tar, plan, split)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RawWriter, "write", stop)
-        with pytest.raises(KeyboardInterrupt):
-            make_shards("digits", None, f"{url}/again")
+    written = interrupted(3, f"{url}/again")
     server.requests.clear()
     make_shards("digits", None, f"{url}/again", workers=2)
+    assert len(written) == 3
     assert not [name for name in written if f"PUT {name}" in server.requests]
     files = fsspec.filesystem("s3")
     files.invalidate_cache()

@@ -1,18 +1,7 @@
-"""Shards of the embedded digits, in a folder and at a URL."""
-
-from pathlib import Path
+"""Shards of the embedded digits at a URL, and a machine without a network."""
 
 import fsspec
 import pytest
-
-from data_tools import make_shards
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("storage") / "digits"
-    make_shards("digits", None, folder)
-    return folder
 
 
 @pytest.fixture
@@ -22,3 +11,14 @@ def memory(digits) -> str:
     fsspec.filesystem("memory").put(f"{digits}/", "/bucket/digits/", recursive=True)
     yield url
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch) -> None:
+    """Downloads fail, and nothing was downloaded before."""
+
+    def fail(*_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
+    monkeypatch.setenv("DIST_PRUNE_DATA", str(tmp_path))

@@ -9,13 +9,6 @@ import pytest
 from data_tools import ShardError, make_shards, read_index
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("index") / "digits"
-    make_shards("digits", None, folder)
-    return folder
-
-
 @pytest.fixture
 def index_file(digits, tmp_path) -> Path:
     """A folder of its own that holds nothing but the index."""

@@ -86,23 +86,8 @@ def test_a_crash_leaves_no_file_under_a_final_name(tmp_path, monkeypatch, uninte
     assert everything(tmp_path) == uninterrupted
 
 
-def interrupt(folder, monkeypatch, after: int) -> None:
-    """Let a writer end after so many shards."""
-    write = RawWriter.write
-
-    def stop(self, tar, plan, split):
-        if plan.number == after:
-            raise KeyboardInterrupt
-        return write(self, tar, plan, split)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RawWriter, "write", stop)
-        with pytest.raises(KeyboardInterrupt):
-            make_shards("digits", None, folder, **REQUEST)
-
-
-def test_finished_shards_are_not_written_again(tmp_path, monkeypatch, uninterrupted):
-    interrupt(tmp_path, monkeypatch, after=5)
+def test_finished_shards_are_not_written_again(tmp_path, monkeypatch, interrupted, uninterrupted):
+    interrupted(5, tmp_path, **REQUEST)
     written = []
     write = RawWriter.write
 
@@ -119,9 +104,9 @@ def test_finished_shards_are_not_written_again(tmp_path, monkeypatch, uninterrup
 
 @pytest.mark.parametrize("damage", ["removed", "shortened"])
 def test_finished_shards_that_did_not_stay_whole_are_written_again(
-    tmp_path, monkeypatch, uninterrupted, damage
+    tmp_path, interrupted, uninterrupted, damage
 ):
-    interrupt(tmp_path, monkeypatch, after=5)
+    interrupted(5, tmp_path, **REQUEST)
     victim = tmp_path / "digits-train-000002.tar"
     if damage == "removed":
         victim.unlink()
@@ -131,19 +116,19 @@ def test_finished_shards_that_did_not_stay_whole_are_written_again(
     assert everything(tmp_path) == uninterrupted
 
 
-def test_a_journal_that_was_cut_off_is_good_up_to_its_last_whole_line(tmp_path, monkeypatch, uninterrupted):
-    interrupt(tmp_path, monkeypatch, after=5)
+def test_a_journal_that_was_cut_off_is_good_up_to_its_last_whole_line(tmp_path, interrupted, uninterrupted):
+    interrupted(5, tmp_path, **REQUEST)
     journal = tmp_path / JOURNAL
     journal.write_bytes(journal.read_bytes()[:-10])
-    interrupt(tmp_path, monkeypatch, after=9)
+    interrupted(5, tmp_path, **REQUEST)  # the last one of the first five, and four more
     names = [json.loads(line).get("shard", [None])[0] for line in journal.read_text().splitlines()]
     assert names == [None, *(f"digits-train-{number:06d}.tar" for number in range(9))]
     make_shards("digits", None, tmp_path, **REQUEST)
     assert everything(tmp_path) == uninterrupted
 
 
-def test_an_unfinished_set_of_other_shards_is_refused(tmp_path, monkeypatch):
-    interrupt(tmp_path, monkeypatch, after=2)
+def test_an_unfinished_set_of_other_shards_is_refused(tmp_path, interrupted):
+    interrupted(2, tmp_path, **REQUEST)
     before = everything(tmp_path)
     with pytest.raises(ShardError, match="already holds an unfinished set of other shards"):
         make_shards("digits", None, tmp_path, **(REQUEST | {"seed": 5}))

@@ -55,11 +55,6 @@ def test_a_file_with_something_else_inside_is_refused(tmp_path, content, message
         make_shards("svhn", tmp_path, tmp_path / "out")
 
 
-def test_without_network_the_message_says_what_to_do(tmp_path, monkeypatch):
-    def offline(*_):
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
-    monkeypatch.setenv("DIST_PRUNE_DATA", str(tmp_path))
+def test_without_network_the_message_says_what_to_do(tmp_path, offline):
     with pytest.raises(ShardError, match=r"get http://.*train_32x32\.mat.*make svhn FOLDER --out"):
         make_shards("svhn", None, tmp_path / "out")

@@ -181,7 +181,7 @@ def test_bids_are_averaged_over_the_latest_steps():
         ahead = logits if latest is None else 2 * logits - latest
         bids, latest = bids_by_hand(budget.costs, ahead), logits
         expected = bids if expected is None else expected + (1 - math.exp(-0.01 / 0.03)) * (bids - expected)
-    found = gated_modules(gated).__next__()[1].gate.get_buffer("budget")[1]
+    found = next(gated_modules(gated))[1].gate.get_buffer("budget")[1]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
