@@ -31,15 +31,18 @@ def save_sliced(
     folder: str | Path,
     *,
     input_shape: Sequence[int] | None = None,
+    resized_side: int | None = None,
     normalization: Mapping[str, Sequence[float]] | None = None,
     class_names: Sequence[str] | None = None,
     results: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a collapsed network (or a plain one) as a sliced checkpoint; replaces an older one at ``folder``.
 
-    input_shape: (C, H, W); normalization: {"mean": [...], "std": [...]} per channel, on pixels in [0, 1];
-    results: figures for the model card. Raises UserError if it is not known how the network was built
-    (build it with ``dist_prune.build_model``, or use a stock torchvision ResNet or timm model).
+    input_shape: (C, H, W); resized_side: to how many pixels the shorter side of an image is scaled before its
+    centre is cut out, None where images are taken as a whole; normalization: {"mean": [...], "std": [...]} per
+    channel, on pixels in [0, 1]; results: figures for the model card. Raises UserError if it is not known how
+    the network was built (build it with ``dist_prune.build_model``, or use a stock torchvision ResNet or timm
+    model).
     """
     kept = getattr(small, "dist_prune_kept", {})
     architecture = architecture_of(small)
@@ -54,6 +57,7 @@ def save_sliced(
         **architecture.as_dict(),
         "kept_units": kept,
         "input_shape": None if input_shape is None else list(input_shape),
+        "resized_side": resized_side,
         "normalization": None if normalization is None else {k: list(v) for k, v in normalization.items()},
         "class_names": None if class_names is None else list(class_names),
     }

@@ -18,7 +18,7 @@ from dist_prune.data import plan
 from dist_prune.data.batches import Batches, Delivery, Failure
 from dist_prune.data.reader import Reader
 from dist_prune.data.skipped import Skipped
-from dist_prune.data.transforms import Batch, ImageTransform, output_size
+from dist_prune.data.transforms import Batch, ImageTransform, output_size, resized_side
 
 PREFETCHED_BATCHES = 4  # per worker
 _Item = TypeVar("_Item")
@@ -63,6 +63,11 @@ class ImageData:
     def normalization(self) -> dict[str, list[float]]:
         """``mean`` and ``std`` per channel that images, in [0, 1], are normalized with."""
         return {"mean": list(self.index.mean), "std": list(self.index.std)}
+
+    @property
+    def resized_side(self) -> int | None:
+        """To how many pixels the shorter side is scaled in evaluation; None: images are taken as a whole."""
+        return resized_side(self.index, self.image_size, self.augment)
 
     def num_samples(self, split: str) -> int:
         """Return the number of samples of a split."""

@@ -36,9 +36,8 @@ class ImageTransform:
         self.size = output_size(index, image_size)
         self.channels, self._classes = index.channels, len(index.class_names)
         self._augment = augment if training else AugmentConfig()
-        stored = Size(*index.image_shape[1:]) if index.image_shape else None
-        photographs = stored is None or augment.random_resized_crop
-        self._stored = None if photographs else stored
+        whole = resized_side(index, image_size, augment) is None
+        self._stored = Size(*index.image_shape[1:]) if index.image_shape and whole else None
         mean, std = np.array(index.mean), np.array(index.std)
         self._fill = np.round(255 * mean).astype(np.uint8)
         # One number for each value of a row of pixels: adding and multiplying by three numbers is slow.
@@ -126,6 +125,16 @@ def output_size(index: ShardIndex, image_size: int | None) -> Size:
     if index.image_shape is None:
         raise ShardError(f"the images of {index.name} differ in size: choose an image_size, for example 224")
     return Size(*index.image_shape[1:])
+
+
+def resized_side(index: ShardIndex, image_size: int | None, augment: AugmentConfig) -> int | None:
+    """Return to how many pixels the shorter side of photographs is scaled in evaluation, before the centre is cut.
+
+    None: images are taken as a whole.
+    """
+    if index.image_shape and not augment.random_resized_crop:
+        return None
+    return round(min(output_size(index, image_size)) * EVAL_MARGIN)
 
 
 def _shown(size: Size) -> str:

@@ -89,6 +89,7 @@ def _write(setting: Setting, small: nn.Module, mask: Mask | None, summary: dict[
         small,
         setting.folder.sliced,
         input_shape=data.input_shape,
+        resized_side=data.resized_side,
         normalization=data.normalization,
         class_names=data.class_names,
         results={"trained on": setting.config.data, **summary},

@@ -13,9 +13,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from dist_prune.consensus import cut, load_sliced, read_sliced_config
-from dist_prune.data import open_data
 from dist_prune.engine.evaluate import accuracies
-from dist_prune.engine.offline import config_of, refuse_other_normalization
+from dist_prune.engine.offline import config_of, open_for_sliced
 from dist_prune.errors import UserError
 from dist_prune.measure import count_macs
 from dist_prune.models import layer_sites
@@ -45,8 +44,7 @@ def naive_baselines(
     path = _sliced_in(run)
     config = read_sliced_config(path)
     data = config_of(RunFolder(path.parent)).data if data is None else data
-    images = open_data(data, image_size=(config["input_shape"] or [None])[-1])
-    refuse_other_normalization(config, images.normalization, data)
+    images = open_for_sliced(config, data)
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         return images.eval_batches(split, batch_size=256, rank=0, world_size=1)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from dist_prune.config import RunConfig
+from dist_prune.config import AugmentConfig, RunConfig
 from dist_prune.consensus import load_mask, load_sliced, read_sliced_config
-from dist_prune.data import open_data
+from dist_prune.data import ImageData, open_data
 from dist_prune.engine.checkpoint import Checkpoint, load_checkpoint, load_newest
 from dist_prune.engine.ds_config import Batching
 from dist_prune.engine.evaluate import accuracies
@@ -56,22 +56,24 @@ def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -
     config = read_sliced_config(path)
     if data is None:
         data = config_of(RunFolder(path.parent)).data
-    images = open_data(data, image_size=(config["input_shape"] or [None])[-1])
-    refuse_other_normalization(config, images.normalization, data)
+    images = open_for_sliced(config, data)
     batches = images.eval_batches(split, batch_size=256, rank=0, world_size=1)
     measured = accuracies({"accuracy": load_sliced(path)}, batches, torch.device("cpu"))
     return {**measured, "samples": images.num_samples(split), "data": data, "split": split}
 
 
-def refuse_other_normalization(
-    config: dict[str, Any], normalization: dict[str, list[float]], data: str
-) -> None:
-    """Raise UserError where a sliced checkpoint (its config) was trained on pixels normalized otherwise."""
+def open_for_sliced(config: dict[str, Any], data: str) -> ImageData:
+    """The images as a sliced checkpoint (its config) expects them; raises UserError where they are not so."""
+    # Evaluation scales images with a margin where training cut parts of any size out of them.
+    augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
+    images = open_data(data, image_size=(config["input_shape"] or [None])[-1], augment=augment)
     expected = config["normalization"]
-    if expected is not None and expected != normalization:
+    if expected is not None and expected != images.normalization:
         raise UserError(
-            f"the network was trained on pixels normalized by {expected}, {data} is normalized by {normalization}"
+            f"the network was trained on pixels normalized by {expected}, "
+            f"{data} is normalized by {images.normalization}"
         )
+    return images
 
 
 def _find(source: Path) -> tuple[RunFolder, Checkpoint]:

@@ -127,6 +127,7 @@ def test_config_json_describes_everything(tmp_path):
         small_resnet("layer1.1", "layer2.0"),
         tmp_path / "sliced",
         input_shape=(3, 16, 16),
+        resized_side=18,
         normalization={"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)},
         class_names=[f"class {n}" for n in range(10)],
     )
@@ -139,6 +140,7 @@ def test_config_json_describes_everything(tmp_path):
             f"layer{s}.{b}": [] if (s, b) in ((1, 1), (2, 0)) else [0] for s in (1, 2, 3) for b in (0, 1)
         },
         "input_shape": [3, 16, 16],
+        "resized_side": 18,
         "normalization": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]},
         "class_names": [f"class {n}" for n in range(10)],
     }
