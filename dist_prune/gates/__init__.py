@@ -1,7 +1,7 @@
 """Gates: heads, gating modules, their insertion into networks, and their means over the global batch."""
 
 from dist_prune.gates.budget import Budget, Timeline, macs_budget, outcome
-from dist_prune.gates.heads import HEADS, Head, Moment
+from dist_prune.gates.heads import HEADS, Head
 from dist_prune.gates.insertion import (
     attach_gates,
     find_sites,
@@ -13,6 +13,7 @@ from dist_prune.gates.insertion import (
 )
 from dist_prune.gates.means import GateMeans, Window, gate_means, local_gates
 from dist_prune.gates.modules import FixedGate, Gate, GatingModule
+from dist_prune.gates.noise import Moment
 from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels
 
 __all__ = [

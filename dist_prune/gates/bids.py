@@ -1,4 +1,4 @@
-"""Bids: what gates have learned, made comparable between units, averaged, and set against a price."""
+"""Bids: what gates have learned of their units, averaged, and set against a price."""
 
 from __future__ import annotations
 
@@ -10,36 +10,9 @@ from torch import Tensor, nn
 
 from dist_prune.gates.insertion import gating_modules
 from dist_prune.gates.modules import GatingModule
-from dist_prune.measure import Costs
 
 _SMOOTHING = 0.03  # share of the run over which bids are averaged: those of single steps are noise
 _GAP = 0.5  # between the bids of open and closed units, in parts of the range of all bids
-
-
-class Yardstick:
-    """Turns the mean logits of all units into bids.
-
-    A layer bids the rise of its logit since the start, per MAC. A channel bids how far it stands above the mean of
-    its site, in standard deviations, less the logarithm of its cost: the norm behind a site makes up for its
-    scale, so the logits of a site rise and fall around zero, and say something beside each other only. costs: of
-    the network; starts: the logits that the gates began with, one for each site.
-    """
-
-    def __init__(self, costs: Costs, starts: Sequence[float]) -> None:
-        shares = costs.unit_shares().float()
-        self._costs = shares / shares.mean()  # of a unit, next to the others
-        self._sizes = [site.units for site in costs.sites]
-        self._is_layer = costs.sites[0].kind == "layer"
-        self._starts = torch.cat([torch.full((n,), s) for n, s in zip(self._sizes, starts, strict=True)])
-
-    def bids(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Bids of all units, and how far a logit has to rise for its bid to rise by 1 (both for all units)."""
-        if self._is_layer:
-            return (logits - self._starts) / self._costs, self._costs
-        parts = logits.split(self._sizes)
-        means = torch.cat([part.mean().expand_as(part) for part in parts])
-        scale = torch.cat([part.std(correction=0).expand_as(part) for part in parts]).clamp_min(1e-3)
-        return (logits - means) / scale - self._costs.log(), scale
 
 
 def margins(bids: Tensor, closed: Tensor) -> Tensor:

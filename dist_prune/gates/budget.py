@@ -1,10 +1,10 @@
 """The MACs budget: say the share, get the share, in one run.
 
 A budget moves the thresholds of all gates during training, so that at every moment the units with the highest
-bids are open and cost what may be spent at that moment. A bid is what a gate has learned by gradient: its mean
-logit over the global batch, which rises while the task loss wants the unit and falls while it does not (for
-layers by the MACs that they cost, for channels beside the others of their site). What may be spent falls from
-everything to the target, so units leave one by one, for good, and the network adapts to each loss.
+bids are open and cost what may be spent at that moment. A bid is what a gate has learned by gradient, per MAC: its
+mean logit over the global batch, which rises by what the task loss misses the unit in samples that do without it
+(``exploration``). What may be spent falls from everything to the target, so units leave one by one, for good, and
+the network adapts to each loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError
-from dist_prune.gates.bids import Memory, Yardstick, margins
+from dist_prune.gates.bids import Memory, margins
 from dist_prune.gates.insertion import gating_modules, sites, strip_gates
 from dist_prune.measure import Costs, unit_costs
 
@@ -26,6 +26,7 @@ TOLERANCE = 0.01  # of the dense MACs, around the target
 _SENSITIVITY = (
     0.1  # of gates under a budget: what holds for all samples is learned before what holds for some
 )
+_EXPLORED = 0.1  # of the samples, by each gate, while it learns its bids
 _FAR = 1e4  # below every logit by so much, a threshold holds the gate open, and the gate learns nothing
 
 
@@ -33,7 +34,7 @@ _FAR = 1e4  # below every logit by so much, a threshold holds the gate open, and
 class Timeline:
     """What happens when, in shares of the run.
 
-    Until ``listen`` the gates are held open; until ``begin`` they are open and learn their bids; until ``end``
+    Until ``listen`` the gates are held open; until ``begin`` they explore and learn their bids; until ``end``
     what may be spent falls to the target; until ``settled`` the polarization term rises to its full weight.
     """
 
@@ -66,8 +67,11 @@ class Budget:
         for gate in gates:
             gate.feedback = False  # a gate that is pushed must not push the network whose maps it reads
             gate.sensitivity.fill_(_SENSITIVITY)
+            gate.threshold.fill_(-_FAR)
+            nn.init.zeros_(gate.last.bias)  # all bids begin at 0, where weight decay leaves them
         self._groups = guarded_groups(costs, target, allow_empty)
-        self._yardstick = Yardstick(costs, [gate.open_bias or 0.0 for gate in gates])
+        shares = costs.unit_shares().float()
+        self._prices = shares / shares.mean()  # what a unit costs, next to the others
         self._memory = Memory(gates)
 
     def spending(self, progress: float) -> float:
@@ -88,21 +92,28 @@ class Budget:
         """After an optimizer step. logits: the units' mean logits over the global batch (``GateMeans.logits``)."""
         memory, logits = self._memory, logits.cpu()
         expected = logits if memory.progress is None else 2 * logits - memory.logits  # in the next step
-        bids, scale = self._yardstick.bids(expected)
-        memory.average_bids(bids, progress)
+        memory.average_bids(expected / self._prices, progress)
         memory.logits, memory.progress = logits, progress
         if progress < self.timeline.listen:
             thresholds = torch.full_like(logits, -_FAR)
         else:
             memory.closed = self.close(memory.bids, memory.closed, self.spending(progress))
-            thresholds = expected - margins(memory.bids, memory.closed) * scale
+            thresholds = expected - margins(memory.bids, memory.closed) * self._prices
             if progress <= self.timeline.end:  # so far every gate may learn, however far its logit has moved
                 memory.reach = max(1.0, 2 * (logits - thresholds).abs().max().item())
         memory.store(model, thresholds)
+        self._explore(model)
 
     def resume(self, model: nn.Module) -> None:
         """Go on from the buffers of a model that was loaded from a checkpoint."""
         self._memory.load(model)
+        self._explore(model)
+
+    def _explore(self, model: nn.Module) -> None:
+        progress = self._memory.progress
+        learning = progress is not None and self.timeline.listen <= progress < self.timeline.end
+        for gate in gating_modules(model):
+            gate.exploration = _EXPLORED * learning
 
     def close(self, bids: Tensor, closed: Tensor, spending: float) -> Tensor:
         """The closed units (all units, bool) once the lowest bids have left that are too much for the spending.

@@ -5,14 +5,12 @@ A new head is one small subclass of ``Head`` and an entry of ``HEADS``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dist_prune import distributed
-from dist_prune.gates.noise import logistic_noise
+from dist_prune.gates.noise import Moment, logistic_noise
 
 
 class _StraightThroughFunction(torch.autograd.Function):
@@ -27,27 +25,13 @@ class _StraightThroughFunction(torch.autograd.Function):
         return grad * (logits.abs() <= 1)
 
 
-@dataclass(frozen=True)
-class Moment:
-    """What stochastic heads key their noise by, so that another number of ranks changes nothing.
-
-    seed: of the run; step: counts optimizer steps; first_sample: the number, within the global batch, of the
-    first sample of this rank's micro-batch; temperature: of Gumbel-softmax.
-    """
-
-    seed: int
-    step: int
-    first_sample: int
-    temperature: float = 1.0
-
-
 class Head(nn.Module):
     """Logits (B, units) -> zeros and ones of the same shape and dtype, with a gradient.
 
-    number: of the gate in its network; gates of one network draw different noise.
+    ``forward`` takes the moment as well, which is None in evaluation. number: of the gate in its network; gates
+    of one network draw different noise.
     """
 
-    moment: Moment | None = None  # of the next forward pass, where the caller sets it
     obeys_thresholds = True  # whether a threshold on the logits decides how many units are open
 
     def __init__(self, units: int, number: int = 0) -> None:
@@ -64,7 +48,7 @@ class StraightThrough(Head):
     Forward (equation 4): 1 where x > 0, else 0. Backward (equation 5): the gradient passes where |x| <= 1.
     """
 
-    def forward(self, logits: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, moment: Moment | None = None) -> Tensor:
         """Logits of any shape -> zeros and ones of the same shape and dtype."""
         return _StraightThroughFunction.apply(logits)
 
@@ -76,22 +60,13 @@ class GumbelSoftmax(Head):
     gradient of sigmoid((x + noise) / temperature). In evaluation: 1 where x > 0.
     """
 
-    def __init__(self, units: int, number: int = 0) -> None:
-        super().__init__(units, number)
-        self._passes = 0
-
-    def forward(self, logits: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, moment: Moment | None = None) -> Tensor:
         """Logits (B, units) -> zeros and ones of the same shape and dtype."""
-        if not self.training:
+        if moment is None:
             return (logits > 0).to(logits.dtype)
-        moment, self.moment = self.moment or self._own_moment(len(logits)), None
-        noisy = logits + logistic_noise(moment.seed, moment.step, self.number, moment.first_sample, logits)
+        noisy = logits + logistic_noise(moment, self.number, logits)
         soft = torch.sigmoid(noisy / moment.temperature)
         return (noisy > 0).to(soft.dtype) + soft - soft.detach()
-
-    def _own_moment(self, batch: int) -> Moment:
-        self._passes += 1
-        return Moment(0, self._passes, distributed.rank() * batch)
 
 
 class BernoulliThreshold(Head):
@@ -110,7 +85,7 @@ class BernoulliThreshold(Head):
         super().__init__(units, number)
         self.register_buffer("mean", torch.zeros(units))
 
-    def forward(self, logits: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, moment: Moment | None = None) -> Tensor:
         """Logits (B, units) -> zeros and ones of the same shape and dtype."""
         return _StraightThroughFunction.apply(logits - self.mean)
 

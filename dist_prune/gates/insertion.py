@@ -167,9 +167,9 @@ def gating_modules(model: nn.Module) -> list[GatingModule]:
 
 
 def set_moment(model: nn.Module, moment: Moment) -> None:
-    """Say what the noise of stochastic heads is keyed by in the next forward pass."""
+    """Say what the noise of gates is keyed by in the next forward pass."""
     for gate in gating_modules(model):
-        gate.head.moment = moment
+        gate.moment = moment
 
 
 def follow_logits(model: nn.Module, logits: Tensor) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune import distributed
+from dist_prune.gates.exploration import explored
 from dist_prune.gates.heads import HEADS
+from dist_prune.gates.noise import Moment
 from dist_prune.gates.ops import fan_out, pixel_mean
 
 
@@ -70,7 +73,9 @@ class GatingModule(Gate):
 
     A unit opens where its logit exceeds ``threshold``, and its gradient passes within ``reach`` of it. What the
     last dense layer reads is scaled by ``sensitivity``, and the gate's gradient flows into the map that it reads
-    if ``feedback`` is set. These are 0, 1, 1 and true, as in the paper, unless a ``Budget`` changes them.
+    if ``feedback`` is set. For a share of ``exploration`` of the samples, units are closed in training whatever the
+    gate decides (``explored``). These are 0, 1, 1, true and 0, as in the paper, unless a ``Budget`` changes
+    them. ``moment``: of the next forward pass, where the caller sets it.
     """
 
     threshold: Tensor
@@ -93,6 +98,9 @@ class GatingModule(Gate):
         self.units = units
         self.flatten = flatten
         self.feedback = True
+        self.exploration = 0.0
+        self.moment: Moment | None = None
+        self._passes = 0
         self.open_bias = open_bias
         widths = [in_features, *[hidden] * (dense_layers - 1)]
         body: list[nn.Module] = []
@@ -115,8 +123,17 @@ class GatingModule(Gate):
             first, second, features = self._features(x)
             hidden = self.body(features.to(self.last.weight.dtype))
             logits = self.last(hidden * self.sensitivity)
-            decisions = self.head((logits - self.threshold) / self.reach)
-            return first, second, self.keep(decisions, logits)
+            moment = self._take_moment(len(logits)) if self.training else None
+            decisions = self.keep(self.head((logits - self.threshold) / self.reach, moment), logits)
+            if moment is not None and self.exploration:
+                decisions = explored(decisions, self.exploration, moment, self.head.number)
+            return first, second, decisions
+
+    def _take_moment(self, batch: int) -> Moment:
+        """The moment that the caller has set for this forward pass, or one that counts the passes."""
+        self._passes += 1
+        moment, self.moment = self.moment or Moment(0, self._passes, distributed.rank() * batch), None
+        return moment
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.flatten or x.dim() == 3:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,12 +11,30 @@ _WORD = (1 << 64) - 1
 _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def logistic_noise(seed: int, step: int, gate: int, first_sample: int, like: Tensor) -> Tensor:
-    """Standard logistic noise (B, units) in shape, device and dtype of ``like``; row i is of first_sample + i."""
+@dataclass(frozen=True)
+class Moment:
+    """What the noise of gates is keyed by, so that another number of ranks changes nothing.
+
+    seed: of the run; step: counts optimizer steps; first_sample: the number, within the global batch, of the
+    first sample of this rank's micro-batch; temperature: of Gumbel-softmax.
+    """
+
+    seed: int
+    step: int
+    first_sample: int
+    temperature: float = 1.0
+
+
+def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
+    """Standard logistic noise (B, units) in shape, device and dtype of ``like``; row i is of first_sample + i.
+
+    stream: draws of one moment that are independent of each other have different ones.
+    """
     batch, units = like.shape
-    samples = torch.arange(first_sample, first_sample + batch, device=like.device).unsqueeze(1)
+    first = moment.first_sample
+    samples = torch.arange(first, first + batch, device=like.device).unsqueeze(1)
     counters = samples * units + torch.arange(units, device=like.device)
-    bits = _scramble(counters * _signed(_GAMMA) + _signed(_key(seed, step, gate)))
+    bits = _scramble(counters * _signed(_GAMMA) + _signed(_key(moment.seed, moment.step, stream)))
     uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2.0**53
     return (uniform.log() - (-uniform).log1p()).to(like.dtype)
 

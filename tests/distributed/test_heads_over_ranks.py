@@ -12,6 +12,7 @@ from torch import nn
 import dist_prune
 from dist_prune import distributed
 from dist_prune.gates import HEADS, Head, Moment, gated_modules, set_moment
+from dist_prune.gates.modules import GatingModule
 
 CASES = [(kind, head) for kind in ("layer", "channel") for head in HEADS]
 SIZES = [3, 5]
@@ -26,7 +27,7 @@ def undecided(kind: str, head: str) -> nn.Module:
         nn.init.normal_(gated.gate.last.weight, std=0.5)
         nn.init.zeros_(gated.gate.last.bias)
     for module in model.modules():
-        module.training = isinstance(module, Head)
+        module.training = isinstance(module, (GatingModule, Head))
     torch.set_num_threads(1)
     return model
 

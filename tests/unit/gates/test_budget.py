@@ -10,7 +10,7 @@ from unit_helpers import images, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model
 from dist_prune.gates import Budget, Timeline, gate_means, gated_modules
-from dist_prune.gates.bids import Yardstick, margins
+from dist_prune.gates.bids import margins
 from dist_prune.gates.budget import guarded_groups, macs_budget, outcome
 from dist_prune.gates.insertion import find_sites
 from dist_prune.measure import Costs, Part, unit_costs
@@ -78,13 +78,9 @@ def test_polarization_rises_after_the_target_is_met_and_makes_up_for_the_number_
 
 
 def bids_by_hand(costs: Costs, logits: torch.Tensor) -> torch.Tensor:
-    """Layers: the rise of the logit per MAC; channels: the standard score in their site, less the log of their cost."""
+    """The logit per MAC."""
     shares = costs.unit_shares().float()
-    relative = shares / shares.mean()
-    if costs.sites[0].kind == "layer":
-        return (logits - 1) / relative
-    parts = logits.split([site.units for site in costs.sites])
-    return torch.cat([(part - part.mean()) / part.std(correction=0) for part in parts]) - relative.log()
+    return logits / (shares / shares.mean())
 
 
 def open_by_hand(
@@ -100,20 +96,6 @@ def open_by_hand(
             if abs(share_of(costs, opened) - spending) < nearest:
                 best, nearest = opened.clone(), abs(share_of(costs, opened) - spending)
     return best
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_bids_are_what_the_documentation_says(place):
-    costs = costs_at(place)
-    logits = 1 + torch.randn(units(costs))
-    bids, scale = Yardstick(costs, [1.0] * len(costs.sites)).bids(logits)
-    torch.testing.assert_close(bids, bids_by_hand(costs, logits))
-    unit = torch.zeros(units(costs))
-    unit[0] = (
-        1e-3  # of a layer its own logit alone; of a channel its site's mean and spread move a little, too
-    )
-    if place == "layer":
-        torch.testing.assert_close((Yardstick(costs, [1.0] * 6).bids(logits + unit)[0] - bids) * scale, unit)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -147,15 +129,16 @@ def test_who_has_left_stays_out_whatever_it_bids(place):
     assert left.any()
 
 
-def test_of_units_that_rose_alike_the_dearest_goes_first():
+def test_of_units_that_are_missed_alike_the_dearest_goes_first():
     gated = attach_gates(build_model("resnet8", num_classes=10))
-    budget = macs_budget(gated, (3, 32, 32), 0.3)
+    budget = macs_budget(gated, (3, 32, 32), 0.3, LINE)
     shares = budget.costs.unit_shares()
     assert shares[0] > shares[1] > shares[2]
-    bids, _ = Yardstick(budget.costs, [1.0] * 3).bids(torch.full((3,), 1.1))
-    closed = torch.zeros(3, dtype=torch.bool)
-    seen = [budget.close(bids, closed, 1 - gone.item()).tolist() for gone in shares.cumsum(0)]
-    assert seen == [[True, False, False], [True, True, False], [True, True, True]]
+    seen = []
+    for spending in (1 - shares.cumsum(0)[:2]).tolist():
+        budget.update(gated, torch.full((3,), 0.1), 0.4 + 0.2 * (1 - spending) / 0.7)
+        seen.append((state(gated)[0] > 0.1).tolist())
+    assert seen == [[True, False, False], [True, True, False]]
 
 
 @pytest.mark.parametrize("closed", [[0, 1], [2], [], [0, 1, 2, 3]])
@@ -192,6 +175,25 @@ def test_gates_are_held_open_before_they_listen(place):
     gated.train()(images(8)).sum().backward()
     assert gate_means(gated).values.min() == 1
     assert not any(wrapper.gate.last.bias.grad.any() for _, wrapper in gated_modules(gated))
+
+
+def test_a_new_budget_holds_all_gates_open_until_the_first_step():
+    gated, _ = budget_at("between")
+    gated.train()(images(8))
+    assert gate_means(gated).values.min() == 1
+
+
+@pytest.mark.parametrize(
+    ("progress", "explores"), [(0, False), (0.19, False), (0.2, True), (0.5, True), (0.6, False), (1, False)]
+)
+def test_gates_explore_while_they_learn_their_bids_also_after_a_resume(progress, explores):
+    gated, budget = budget_at("between")
+    budget.update(gated, torch.randn(units(budget.costs)), progress)
+    again, resumed = budget_at("between")
+    again.load_state_dict(gated.state_dict())
+    resumed.resume(again)
+    for model in (gated, again):
+        assert all((wrapper.gate.exploration > 0) == explores for _, wrapper in gated_modules(model))
 
 
 @pytest.mark.parametrize("progress", [0.2, 0.3, 0.4])
@@ -238,13 +240,14 @@ def test_reach_follows_the_logits_until_the_target_is_met_and_stays_from_then_on
 
 @pytest.mark.parametrize("progress", [0.5, 0.7, 1.0])
 def test_thresholds_are_for_the_logits_that_the_last_two_steps_let_expect(progress):
-    """Logits that all rise alike say nothing about channels: their thresholds must rise as fast."""
+    """Bids that all rise alike say nothing: thresholds must rise as fast as the logits."""
     gated, budget = budget_at("between")
     first = torch.randn(units(budget.costs))
+    prices = first / bids_by_hand(budget.costs, first)
     for step in range(3):
-        budget.update(gated, first + 5 * step, progress)
+        budget.update(gated, first + 5 * step * prices, progress)
     (_, other), still = budget_at("between"), budget_at("between")[0]
-    other.update(still, first + 15, progress)
+    other.update(still, first + 15 * prices, progress)
     torch.testing.assert_close(state(gated)[0], state(still)[0])
 
 
