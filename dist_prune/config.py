@@ -41,10 +41,10 @@ class BudgetConfig(_Section):
     allow_empty: channel sites may lose their last channel, stages of a network their last layer.
     """
 
-    listen: float = Field(0.2, ge=0, lt=1)
-    begin: float = Field(0.3, ge=0, lt=1)
-    end: float = Field(0.5, gt=0, lt=1)
-    settled: float = Field(0.65, gt=0, le=1)
+    listen: float = Field(0.05, ge=0, lt=1)
+    begin: float = Field(0.1, ge=0, lt=1)
+    end: float = Field(0.3, gt=0, lt=1)
+    settled: float = Field(0.5, gt=0, le=1)
     allow_empty: bool = False
 
     @model_validator(mode="after")

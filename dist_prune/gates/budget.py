@@ -38,10 +38,10 @@ class Timeline:
     what may be spent falls to the target; until ``settled`` the polarization term rises to its full weight.
     """
 
-    listen: float = 0.2
-    begin: float = 0.3
-    end: float = 0.5
-    settled: float = 0.65
+    listen: float = 0.05
+    begin: float = 0.1
+    end: float = 0.3
+    settled: float = 0.5
 
 
 class Budget:
