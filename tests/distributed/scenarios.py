@@ -59,6 +59,8 @@ def undecided_phase() -> PricedPhase:
         for _ in range(20):
             module(batch(64)[0])
     budget = Budget(module, costs, CONFIG.target_macs, Timeline())
+    for _, wrapper in gated_modules(module):
+        wrapper.gate.threshold.zero_()  # as if training had come so far
     return PricedPhase("gated", module, CONFIG.epochs, config=CONFIG, budget=budget)
 
 

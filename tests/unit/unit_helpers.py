@@ -52,6 +52,7 @@ def undecided(gated: nn.Module) -> nn.Module:
             gate.body[1].running_mean.copy_(hidden.mean(0))
             gate.body[1].running_var.copy_(hidden.var(0))
         nn.init.normal_(gate.last.weight)
+        gate.threshold.zero_()  # a budget begins with gates that are held open
         gate.last.bias -= gate.last(gate.body(features)).median(0).values + 0.01
 
     hooks = [wrapper.gate.register_forward_pre_hook(balance) for _, wrapper in gated_modules(gated)]
