@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +13,7 @@ from typing import BinaryIO
 from data_tools.errors import ShardError
 
 CHUNK = 2**20
+PARTIAL = re.compile(r"\..+\.[0-9a-f]+\.partial")  # of atomic_writer
 
 
 def data_home() -> Path:
@@ -44,13 +47,13 @@ def atomic_writer(path: Path) -> Iterator[HashingFile]:
     """Open a stream that becomes ``path`` when the block ends well and disappears when it does not.
 
     The bytes reach the disk before the name does, so that a crash never leaves half a file
-    under its final name. The process id in the temporary name keeps two writers apart, and a lock tells
+    under its final name. The random part of the temporary name keeps two writers apart, and a lock tells
     ``remove_abandoned`` that this one lives.
 
     Raises:
         ShardError: the file cannot be written (no space, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with open(temporary, "wb") as stream:
             with contextlib.suppress(OSError):  # not every file system has locks
@@ -77,6 +80,8 @@ def sha256_of(path: Path) -> str:
 def remove_abandoned(folder: Path) -> None:
     """Remove what writers that are gone left half-written in ``folder``."""
     for path in folder.glob(".*.partial"):
+        if not PARTIAL.fullmatch(path.name):
+            continue  # somebody else's
         with contextlib.suppress(OSError), open(path, "rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer, if it lives, holds the lock
             path.unlink()

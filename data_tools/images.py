@@ -1,18 +1,23 @@
 """Encoding and decoding of single images; JPEG and PNG only, whatever a file calls itself."""
 
+import functools
 import io
+import sys
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG")
-GRAY_MODES = ("1", "L")
-TOO_LARGE = (
-    Image.DecompressionBombWarning,
-    Image.DecompressionBombError,
-)  # for Pillow, twice; to us the same
+# Gray PNGs of 16 bits; Pillow's name depends on its version, and its own conversion cuts values off at 255.
+DEEP_GRAY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+GRAY_MODES = ("1", "L", *DEEP_GRAY_MODES)
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # of one image: more must be an attack
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class ImageError(ValueError):
@@ -28,6 +33,23 @@ class ImageFacts(NamedTuple):
     extension: str
 
 
+def _one_error(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let ``function`` raise an ImageError for whatever an image makes Pillow raise: there is no list of that."""
+
+    @functools.wraps(function)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except (ImageError, MemoryError):
+            raise
+        except Image.UnidentifiedImageError as error:
+            raise ImageError("corrupt image (not a JPEG or PNG image)") from error
+        except Exception as error:
+            raise ImageError(f"corrupt image ({str(error) or type(error).__name__})") from error
+
+    return guarded
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
     """Encode uint8 pixels, (H, W) gray or (H, W, 3) RGB, without loss."""
     stream = io.BytesIO()
@@ -41,10 +63,9 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     Raises:
         ImageError: empty, truncated, corrupt, or of another format.
     """
-    mode = "L" if channels == 1 else "RGB"
     with open_image(data) as image:
         load_pixels(image)
-        return image if image.mode == mode else image.convert(mode)
+        return with_channels(image, channels)
 
 
 def decode_pixels(data: bytes, channels: int) -> np.ndarray:
@@ -86,18 +107,31 @@ def _facts(image: Image.Image) -> ImageFacts:
     return ImageFacts(image.height, image.width, image.mode in GRAY_MODES, extension)
 
 
+@_one_error
 def load_pixels(image: Image.Image) -> None:
     """Decode an opened image.
 
     Raises:
         ImageError: as ``decode_image``.
     """
-    try:
-        image.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"corrupt image ({error})") from error
+    image.load()
 
 
+@_one_error
+def with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Return a loaded image as gray (``channels`` 1) or RGB (3); gray of 16 bits is scaled to 8.
+
+    Raises:
+        ImageError: as ``decode_image``.
+    """
+    if image.mode in DEEP_GRAY_MODES:
+        values = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 becomes 255
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+@_one_error
 def open_image(data: bytes) -> Image.Image:
     """Read the header of an image; what is so large that it must be an attack is refused.
 
@@ -106,10 +140,7 @@ def open_image(data: bytes) -> Image.Image:
     """
     if not data:
         raise ImageError("empty image (0 bytes)")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (OSError, ValueError, SyntaxError, *TOO_LARGE) as error:
-        reason = "not a JPEG or PNG image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ImageError(f"corrupt image ({reason})") from error
+    with warnings.catch_warnings():
+        # Pillow warns above its limit, and refuses above twice as much.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=FORMATS)

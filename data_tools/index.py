@@ -13,6 +13,8 @@ from data_tools.files import atomic_writer
 from data_tools.location import INDEX_NAME, Location, locate
 from data_tools.schema import SINCE_VERSION_2, VERSION, check_index
 
+LARGEST_INDEX = 64 * 2**20  # bytes; a hundred thousand shards take 20 MB
+
 
 class Shard(NamedTuple):
     """One row of a split: file name, number of samples, SHA-256 and bytes."""
@@ -182,7 +184,7 @@ def parse_index(data: bytes, path: str, root: Path | str) -> ShardIndex:
     """
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"cannot read {path}: {error}; make the shards again") from error
     if isinstance(content, dict) and content.get("version") == 1:
         content = SINCE_VERSION_2 | content

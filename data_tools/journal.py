@@ -27,6 +27,10 @@ class Journal:
         self._place = place
         self._title = {"fingerprint": fingerprint}
 
+    def exists(self) -> bool:
+        """Whether a writer of some shards began here and has not finished."""
+        return bool(self._place.read(JOURNAL_NAME))
+
     def open(self) -> dict[str, Finished]:
         """Return the finished shards that are still there, by name, and begin the journal anew with them.
 

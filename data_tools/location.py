@@ -25,14 +25,20 @@ def locate(text: str) -> Location:
     """Take apart ``FOLDER``, ``FOLDER/_info.json`` or ``FOLDER/X-{000000..000004}.tar``; also for URLs.
 
     Raises:
-        ShardError: the tars lie in several folders.
+        ShardError: there is nothing, braces do not match, or the tars lie in several folders.
     """
+    if not text:
+        raise ShardError("the place of the shards is empty: give a folder, or the URL of one")
     folder, _, name = text.rpartition("/")
     if name == INDEX_NAME:
         return Location(text, folder or ".")
     if not text.endswith(".tar"):
         return Location(text, text)
-    pairs = [path.rpartition("/")[::2] for path in braceexpand.braceexpand(text)]
+    try:
+        paths = list(braceexpand.braceexpand(text))
+    except ValueError as error:
+        raise ShardError(f"{text}: {error}; expected FOLDER/X-{{000000..000004}}.tar") from error
+    pairs = [path.rpartition("/")[::2] for path in paths]
     folders = {folder for folder, _ in pairs}
     if len(folders) > 1:
         raise ShardError(f"{text} names tars in {len(folders)} folders: one data set lies in one folder")

@@ -7,12 +7,14 @@ from webdataset import TarWriter
 
 from data_tools.errors import ShardError
 from data_tools.files import atomic_writer
-from data_tools.index import Shard, ShardIndex, ShardSplit, format_index, parse_index
+from data_tools.index import Shard, ShardIndex, ShardSplit, format_index
 from data_tools.journal import Finished, Journal
 from data_tools.location import INDEX_NAME
 from data_tools.parallel import each
 from data_tools.places import Place, open_place
-from data_tools.plan import ShardPlan, ShardSet, ShardSize, plan_shards
+from data_tools.present import checked, find_index, other_makers_index, same_shards, was_asked_for
+from data_tools.schema import SEEDS
+from data_tools.shard_set import ShardPlan, ShardSet, ShardSize, plan_shards
 from data_tools.sources import find_source, suggestion
 from data_tools.sources.base import ReadOptions
 from data_tools.statistics import ImageStatistics
@@ -51,25 +53,25 @@ def make_shards(
         progress: show a bar.
 
     Raises:
-        ShardError: raw data missing or damaged, ``out`` holding something else, or not writable.
+        ShardError: raw data missing or damaged, ``out`` holding other shards, or not writable.
     """
-    if workers < 1 or seed < 0:
-        raise ShardError(f"workers ({workers}) start at 1 and seeds ({seed}) at 0")
+    if workers < 1 or not 0 <= seed < SEEDS:
+        raise ShardError(f"workers ({workers}) start at 1, seeds ({seed}) at 0, below {SEEDS}")
     reader = find_source(source)
     form = _chosen_format(format, reader.arrays)
     size = _shard_size(samples_per_shard, bytes_per_shard, reader.samples_per_shard, form)
     with open_place(out) as place:
-        found = _find_index(place)
-        if found and folder is None and _was_asked_for(found, source, seed, form, size):
-            found.check_sizes(place.sizes())
-            return found
+        found = find_index(place)
+        if found and folder is None and was_asked_for(found, source, seed, form, size, test_fraction):
+            return checked(found, place)
         options = ReadOptions(test_fraction, place.workshop, progress)
         raw = reader.read(None if folder is None else Path(folder).expanduser(), options)
         wanted = plan_shards(source, raw, seed, size, WRITERS[form](raw))
-        if found:
-            return _existing(found, wanted, place)
         place.prepare()
         journal = Journal(place, wanted.fingerprint)
+        found = found or other_makers_index(wanted, place, journal)
+        if found:
+            return same_shards(found, wanted, place)
         finished = _write_missing(wanted, place, journal, workers, progress)
         index = _assemble(wanted, finished, place)
         place.write(INDEX_NAME, format_index(index))
@@ -95,34 +97,6 @@ def _shard_size(samples: int | None, size: int | None, usual: int | None, form: 
     if samples is None and size is None:
         samples = usual or WRITERS[form].samples_per_shard
     return ShardSize(samples, size)
-
-
-def _find_index(place: Place) -> ShardIndex | None:
-    data = place.read(INDEX_NAME)
-    return parse_index(data, f"{place.root}/{INDEX_NAME}", place.root) if data else None
-
-
-def _was_asked_for(index: ShardIndex, source: str, seed: int, form: str, size: ShardSize) -> bool:
-    """Whether shards of a data set that needs no folder are the ones asked for: a rerun needs no network."""
-    return (
-        (index.source, index.seed, index.format) == (source, seed, form)
-        and size.samples is not None
-        and all(
-            set(split.shard_lengths[:-1]) <= {size.samples} and split.shard_lengths[-1] <= size.samples
-            for split in index.splits.values()
-        )
-    )
-
-
-def _existing(index: ShardIndex, wanted: ShardSet, place: Place) -> ShardIndex:
-    """Return the shards that are there already, if they are the ones asked for."""
-    if index.fingerprint != wanted.fingerprint:
-        raise ShardError(
-            f"{index.root} already holds other shards ({index.name} from {index.source}, seed {index.seed}): "
-            "choose another --out or delete that folder"
-        )
-    index.check_sizes(place.sizes())
-    return index
 
 
 def _write_missing(

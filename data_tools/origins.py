@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from data_tools.errors import ShardError
 from data_tools.location import Location, locate
-from data_tools.remote import download, silence
+from data_tools.remote import check_url, download, silence, surplus
 
 PIPE = "pipe:"
 CHUNK = 2**20
@@ -29,11 +29,12 @@ class Origin(Protocol):
     def address(self, name: str) -> str:
         """Say where a file of the folder is, for messages."""
 
-    def copy(self, name: str, path: Path, timeout: float) -> None:
+    def copy(self, name: str, path: Path, timeout: float, limit: int) -> None:
         """Copy a file of the folder to a local path; one attempt.
 
         Raises:
-            ShardError: not a byte came for ``timeout`` seconds.
+            TimeoutError: not a byte came for ``timeout`` seconds.
+            ValueError: more than ``limit`` bytes came.
             Exception: whatever else fails.
         """
 
@@ -47,19 +48,24 @@ class UrlOrigin:
 
     @staticmethod
     def parse(url: str) -> tuple["UrlOrigin", Location]:
-        """Take apart a URL of a folder, an index or tars."""
+        """Take apart a URL of a folder, an index or tars.
+
+        Raises:
+            ShardError: it names no server or bucket; or several folders.
+        """
+        check_url(url)
         # Only web addresses have queries; in object stores a "?" is part of a name.
         query = f"?{urlsplit(url).query}" if url.startswith("http") and "?" in url else ""
         location = locate(url.removesuffix(query).rstrip("/"))
         return UrlOrigin(location.folder, query), location
 
     def address(self, name: str) -> str:
-        """Return the URL of a file."""
-        return f"{self.folder}/{name}{self.query}"
+        """Return the URL of a file, without the query: that may be a signature, which no log should hold."""
+        return f"{self.folder}/{name}"
 
-    def copy(self, name: str, path: Path, timeout: float) -> None:
+    def copy(self, name: str, path: Path, timeout: float, limit: int) -> None:
         """Copy one file."""
-        download(self.address(name), path, timeout)
+        download(self.address(name) + self.query, path, timeout, limit)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class CommandOrigin:
         """Return the command for a file."""
         return f"{PIPE}{self.before}{name}{self.after}"
 
-    def copy(self, name: str, path: Path, timeout: float) -> None:
+    def copy(self, name: str, path: Path, timeout: float, limit: int) -> None:
         """Run the command for one file."""
         command = self.address(name).removeprefix(PIPE)
         with open(path, "wb") as file, tempfile.TemporaryFile() as complaints:
@@ -106,10 +112,12 @@ class CommandOrigin:
             )
             try:
                 for chunk in _chunks(process, timeout):
+                    if file.tell() + len(chunk) > limit:
+                        raise ValueError(surplus(limit))
                     file.write(chunk)
                 code = process.wait(timeout)
             except (TimeoutError, subprocess.TimeoutExpired):
-                raise ShardError(silence(self.address(name), timeout)) from None
+                raise TimeoutError(silence(timeout)) from None
             finally:
                 _end(process)
             if code != 0:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from data_tools.errors import ShardError
 from data_tools.files import atomic_writer, remove_abandoned
-from data_tools.remote import filesystem, is_url, patiently
+from data_tools.remote import check_url, filesystem, is_url, patiently
 
 RETRIES = 5
 
@@ -42,7 +42,7 @@ class Place(Protocol):
         """Bring a whole shard from the workshop to the place."""
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
+        """Remove a file, if it is there."""
 
 
 @contextlib.contextmanager
@@ -50,9 +50,11 @@ def open_place(out: str | Path) -> Iterator[Place]:
     """Give the place that the user calls ``out``: a folder or a URL.
 
     Raises:
-        ShardError: a URL that cannot be written to.
+        ShardError: nothing, or a URL that cannot be written to.
     """
     location = str(out).removeprefix("file://")
+    if not location:
+        raise ShardError("--out is empty: give a folder, or the URL of one")
     if not is_url(location):
         yield FolderPlace(Path(location).expanduser())
         return
@@ -102,7 +104,7 @@ class FolderPlace:
     def remove(self, name: str) -> None:
         """Remove a file."""
         with self._one_line(f"remove {name} in"):
-            (self.root / name).unlink()
+            (self.root / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _one_line(self, what: str) -> Iterator[None]:
@@ -118,6 +120,7 @@ class UrlPlace:
     def __init__(self, url: str, workshop: Path) -> None:
         if url.startswith(("http://", "https://")):
             raise ShardError(f"cannot write to {url}: make the shards in a folder, or in a bucket (s3://...)")
+        check_url(url)
         self.root = url.rstrip("/")
         self.workshop = workshop
         self._files, self._path = filesystem(self.root)
@@ -167,7 +170,12 @@ class UrlPlace:
 
     def remove(self, name: str) -> None:
         """Remove an object."""
-        self._do("remove", name, self._files.rm_file)
+
+        def remove(path: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(path)
+
+        self._do("remove", name, remove)
 
     def _do(self, verb: str, name: str, action: Callable[[str], Any]) -> None:
         patiently(lambda: action(f"{self._path}/{name}"), f"{verb} {self.root}/{name}", RETRIES)

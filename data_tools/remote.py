@@ -44,6 +44,16 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
+def check_url(url: str) -> None:
+    """Refuse a URL of a protocol and nothing else.
+
+    Raises:
+        ShardError: it names no server or bucket.
+    """
+    if not url.split("://", 1)[1].strip("/"):
+        raise ShardError(f"{url} names no bucket or server: expected PROTOCOL://PLACE/FOLDER")
+
+
 def filesystem(url: str) -> tuple[Any, str]:
     """Return the fsspec file system of a URL, made in this process, and the path in it.
 
@@ -55,9 +65,11 @@ def filesystem(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url, **OPTIONS.get(protocol, {}))
     except ImportError as error:
         wanted = f"pip install 'dist-prune[{EXTRAS[protocol]}]'" if protocol in EXTRAS else str(error)
-        raise ShardError(f"cannot use {url}: the library for {protocol}:// is missing: {wanted}") from error
+        raise ShardError(
+            f"cannot use {_unsigned(url)}: the library for {protocol}:// is missing: {wanted}"
+        ) from error
     except ValueError as error:
-        raise ShardError(f"cannot use {url}: {error}") from error
+        raise ShardError(_unsigned(f"cannot use {url}: {error}")) from error
 
 
 def patiently(action: Callable[[], Result], what: str, retries: int) -> Result:
@@ -80,48 +92,61 @@ def patiently(action: Callable[[], Result], what: str, retries: int) -> Result:
         raise ShardError(f"cannot {what}: {_reason(error, what)}") from error
 
 
-def download(url: str, path: Path, timeout: float) -> None:
+def download(url: str, path: Path, timeout: float, limit: int) -> None:
     """Copy what a URL gives into a file; one attempt.
 
     Raises:
-        ShardError: not a byte came for ``timeout`` seconds.
+        TimeoutError: not a byte came for ``timeout`` seconds.
+        ValueError: more than ``limit`` bytes came.
         Exception: anything that the protocol's library raises.
     """
     files, remote = filesystem(url)
-    beats: queue.SimpleQueue[BaseException | bool] = queue.SimpleQueue()
+    progress = _Progress(limit)
 
     def copy() -> None:
         try:
-            files.get_file(remote, str(path), callback=_Beat(beats))
-            beats.put(True)
+            files.get_file(remote, str(path), callback=progress)
+            progress.beats.put(True)
         except BaseException as error:
-            beats.put(error)
+            progress.beats.put(error)
 
     # A thread of its own, because not every library has time limits; one that hangs is left behind.
     threading.Thread(target=copy, daemon=True).start()
     try:
-        while not (beat := beats.get(timeout=timeout)):
+        while not (beat := progress.beats.get(timeout=timeout)):
             pass
     except queue.Empty:
-        raise ShardError(silence(url, timeout)) from None
+        progress.given_up = True
+        raise TimeoutError(silence(timeout)) from None
     if isinstance(beat, BaseException):
         raise beat
 
 
-def silence(source: str, timeout: float) -> str:
+def silence(timeout: float) -> str:
     """Return the message about a source that stalled."""
-    return f"{source} gave no byte for {timeout:g} s: it or the network hangs; try again later"
+    return f"no byte came for {timeout:g} s; it or the network hangs: try again later"
 
 
-class _Beat(Callback):
-    """Tells of every piece that arrives."""
+def surplus(limit: int) -> str:
+    """Return the message about a source that sends more than it should."""
+    return f"more than {limit} bytes came, which are expected at the most"
 
-    def __init__(self, beats: "queue.SimpleQueue[BaseException | bool]") -> None:
+
+class _Progress(Callback):
+    """Hears of every piece that arrives; an error that it raises ends the copy."""
+
+    def __init__(self, limit: int) -> None:
         super().__init__()
-        self._beats = beats
+        self.beats: queue.SimpleQueue[BaseException | bool] = queue.SimpleQueue()
+        self.given_up = False
+        self._limit = limit
 
     def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
-        self._beats.put(False)
+        if self.given_up:
+            raise TimeoutError("nobody waits for it any more")
+        if self.value > self._limit:
+            raise ValueError(surplus(self._limit))
+        self.beats.put(False)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -141,4 +166,10 @@ def _reason(error: BaseException, what: str) -> str:
     text = re.sub(r"^\[Errno \d+\] ", "", str(error)) or type(error).__name__
     if isinstance(error, aiohttp.ClientResponseError):
         text = f"{error.status} {error.message}"
+    text = _unsigned(text)
     return "not found" if isinstance(error, FileNotFoundError) and text in what else text
+
+
+def _unsigned(text: str) -> str:
+    """Leave out the queries of web addresses: they may be signatures."""
+    return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)

@@ -1,6 +1,7 @@
 """Where shards are: a local folder, a URL, or what a command gives; readers get local paths."""
 
 import contextlib
+import itertools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Protocol
 
 from data_tools.cache import ShardCache, default_cache_dir
-from data_tools.index import ShardIndex, parse_index, read_index
+from data_tools.index import LARGEST_INDEX, ShardIndex, parse_index, read_index
 from data_tools.location import INDEX_NAME, Location, locate
 from data_tools.origins import PIPE, CommandOrigin, Origin, UrlOrigin
 from data_tools.remote import is_url, patiently
 
-CACHE_BYTES = 16 * 2**30
+# A recipe's ``cache`` has the same defaults.
+CACHE_BYTES = 16 * 10**9
+TIMEOUT = 60.0
+RETRIES = 5
 
 
 class Storage(Protocol):
@@ -36,11 +40,11 @@ class Storage(Protocol):
             ShardError: it cannot be had, or is not what it should be.
         """
 
-    def lend(self, name: str) -> contextlib.AbstractContextManager[Path]:
+    def lend(self, name: str, size: int) -> contextlib.AbstractContextManager[Path]:
         """Give the local path of a shard as it is, unchecked and uncached, for the length of a block.
 
         Raises:
-            ShardError: it cannot be had.
+            ShardError: it cannot be had, or more than ``size`` bytes come from elsewhere.
         """
 
 
@@ -48,8 +52,8 @@ def open_storage(
     location: str | Path,
     cache_dir: str | Path | None = None,
     cache_bytes: int = CACHE_BYTES,
-    timeout: float = 60.0,
-    retries: int = 5,
+    timeout: float = TIMEOUT,
+    retries: int = RETRIES,
 ) -> Storage:
     """Open a place of shards.
 
@@ -61,7 +65,7 @@ def open_storage(
         cache_dir: where shards from elsewhere are kept (default: a folder of the user's under the
             system's temporary folder). Local folders are read where they are.
         cache_bytes: the most that is kept; the shards used least recently go.
-        timeout: seconds without a byte after which a source is given up.
+        timeout: seconds without a byte after which a transfer has failed.
         retries: how often a failed transfer is tried again, after longer and longer pauses.
 
     Raises:
@@ -91,9 +95,9 @@ class LocalStorage:
         return Path(self.location.folder).expanduser() / name
 
     @contextlib.contextmanager
-    def lend(self, name: str) -> Iterator[Path]:
+    def lend(self, name: str, size: int) -> Iterator[Path]:
         """Give the shard's path."""
-        yield self.fetch(name, 0, "")
+        yield self.fetch(name, size, "")
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class RemoteStorage:
 
     def read_index(self) -> ShardIndex:
         """Copy and read the index."""
-        with self.lend(INDEX_NAME) as path:
+        with self.lend(INDEX_NAME, LARGEST_INDEX) as path:
             data = path.read_bytes()
         address = self.origin.address(INDEX_NAME)
         return parse_index(data, address, self.location.folder).restrict(self.location)
@@ -116,21 +120,31 @@ class RemoteStorage:
     def fetch(self, name: str, size: int, sha256: str) -> Path:
         """Return the shard's path in the cache, after copying it there unless it is."""
         return self.cache.get(
-            sha256, size, self.origin.address(name), lambda path: self._copy(name, path, size)
+            sha256, size, self.origin.address(name), lambda path: self._copy(name, path, size, whole=True)
         )
 
     @contextlib.contextmanager
-    def lend(self, name: str) -> Iterator[Path]:
+    def lend(self, name: str, size: int) -> Iterator[Path]:
         """Copy a file to a temporary folder."""
         with tempfile.TemporaryDirectory(prefix="dist_prune-") as folder:
-            self._copy(name, Path(folder) / name)
-            yield Path(folder) / name
+            path = Path(folder) / name
+            self._copy(name, path, size, whole=False)
+            yield path
 
-    def _copy(self, name: str, path: Path, size: int | None = None) -> None:
+    def _copy(self, name: str, path: Path, size: int, whole: bool) -> None:
+        """Copy a file of at most ``size`` bytes, or if ``whole`` of just so many."""
+        numbers = itertools.count()
+
         def attempt() -> None:
-            self.origin.copy(name, path, self.timeout)
-            found = path.stat().st_size
-            if size is not None and found < size:
-                raise OSError(f"{found} of {size} bytes came")
+            # A name of its own: an attempt that was given up may still write for a while.
+            part = path.with_name(f"{path.name}.{next(numbers)}")
+            try:
+                self.origin.copy(name, part, self.timeout, size)
+                found = part.stat().st_size
+                if whole and found < size:
+                    raise OSError(f"{found} of {size} bytes came")
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
 
         patiently(attempt, f"read {self.origin.address(name)}", self.retries)

@@ -62,7 +62,7 @@ class _Verifier:
 
     def __call__(self, shard: Shard) -> _Report:
         try:
-            with self.storage.lend(shard.name) as path:
+            with self.storage.lend(shard.name, shard.size) as path:
                 keys, problems = self._look_at(path, shard)
         except ShardError as error:
             keys, problems = [], [str(error)]

@@ -1,6 +1,5 @@
 """The two formats of a shard: encoded images with their labels, or arrays of pixels and labels."""
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from webdataset import TarWriter
 
 from data_tools.errors import ShardError
 from data_tools.images import ImageError, decode_pixels, inspect_image
+from data_tools.npy import HEADER_BYTES, format_array
+from data_tools.samples import LABEL, RAW
 from data_tools.sources.base import RawData, RawSplit
 from data_tools.statistics import ImageStatistics
+from data_tools.tar import BLOCK
 
 MEASURED_IMAGES = 5000  # the first ones of train decide mean and deviation
-TAR_BLOCK = 512
 TAR_END = 10_240  # tars are padded to a multiple of this
-NPY_HEADER = 128
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FilesWriter:
 
     def sample_bytes(self, split: RawSplit, number: int) -> int:
         """Return the bytes of two headers, the image and the label."""
-        return 3 * TAR_BLOCK + -(-split.size(number) // TAR_BLOCK) * TAR_BLOCK
+        return 3 * BLOCK + -(-split.size(number) // BLOCK) * BLOCK
 
     def write(self, tar: TarWriter, plan: ShardPlan, split: RawSplit) -> ImageStatistics:
         """Copy the images, after looking whether each can be decoded."""
@@ -81,7 +81,7 @@ class FilesWriter:
                     seen.measure(decode_pixels(data, 1 if facts.gray else 3))
             key = f"{plan.split}-{plan.start + offset:08d}"
             label = str(split.labels[number]).encode()
-            tar.write({"__key__": key, facts.extension: data, "cls": label})
+            tar.write({"__key__": key, facts.extension: data, LABEL: label})
         return seen
 
 
@@ -90,7 +90,7 @@ class RawWriter:
 
     format = "raw"
     samples_per_shard = 5000
-    shard_bytes = TAR_END + 2 * (TAR_BLOCK + NPY_HEADER + TAR_BLOCK)
+    shard_bytes = TAR_END + 2 * (BLOCK + HEADER_BYTES + BLOCK)
 
     def __init__(self, raw: RawData) -> None:
         self.height, self.width, self.channels = _common_shape(raw)
@@ -110,17 +110,12 @@ class RawWriter:
                 seen.measure(images[offset])
         labels = np.array([split.labels[number] for number in plan.numbers], dtype="<i8")
         key = f"{plan.split}-{plan.number:06d}"
-        tar.write({"__key__": key, "images.npy": _npy(images), "labels.npy": _npy(labels)})
+        arrays = zip(RAW, map(format_array, (images, labels)), strict=True)
+        tar.write({"__key__": key, **dict(arrays)})
         return seen
 
 
 WRITERS: dict[str, type[ShardWriter]] = {"files": FilesWriter, "raw": RawWriter}
-
-
-def _npy(array: np.ndarray) -> memoryview:
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, array, version=(1, 0), allow_pickle=False)
-    return stream.getbuffer()
 
 
 def _common_shape(raw: RawData) -> tuple[int, int, int]:

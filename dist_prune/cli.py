@@ -7,10 +7,13 @@ exits 3; anything unforeseen exits 1 with its stack trace.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import NoReturn
 
 from dist_prune import distributed
@@ -49,7 +52,8 @@ def _command(arguments: Sequence[str]) -> int:
 def _exit_with(program: Callable[[], int]) -> NoReturn:
     """Run ``program``, turn its errors into lines and exit codes, and leave together with the other ranks."""
     try:
-        code = program()
+        with _interrupted_once():
+            code = program()
     except KeyboardInterrupt:
         code = _report("interrupted; what was saved before can be resumed with --resume", FAILED)
     except Exception as error:
@@ -59,6 +63,24 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
     distributed.leave(seconds=60 if code in (DONE, STOPPED) else 15)
     sys.stderr.flush()
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Let a first Ctrl-C end the program, and no further one what it does then: that takes seconds at most."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
 
 
 def _report_error(error: Exception) -> int:

@@ -128,8 +128,6 @@ def _shards_make(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the one shuffle")
     parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes; default: cores")
     options = vars(parser.parse(arguments))
-    if options["source"] not in SOURCES:
-        raise UserError(f"unknown source '{options['source']}'; {nearest(options['source'], SOURCES)}")
     try:
         index = make_shards(**options, progress=True)
     except KeyboardInterrupt:

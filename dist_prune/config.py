@@ -72,10 +72,15 @@ class AugmentConfig(_Section):
 
 
 class CacheConfig(_Section):
-    """Where shards that are downloaded are kept (default: the system's temporary folder), and how much of them."""
+    """Where shards that are downloaded are kept (default: the system's temporary folder), and how much of them.
+
+    A transfer fails after ``timeout`` seconds without a byte, and is tried again ``retries`` times.
+    """
 
     folder: str | None = None
     gigabytes: float = Field(16.0, gt=0)
+    timeout: float = Field(60.0, gt=0)
+    retries: int = Field(5, ge=0)
 
 
 class LrConfig(_Section):

@@ -14,6 +14,10 @@ class RunError(Exception):
     """A run that cannot go on, for a reason that one line can say."""
 
 
+class NothingToEvaluate(UserError):
+    """There was no sample on any rank; all ranks raise it together."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown ``name``: the nearest known one, or all of them where none is near."""
     names = sorted(known)

@@ -7,10 +7,7 @@ from pathlib import Path
 
 from data_tools.errors import ShardError
 from data_tools.sources.base import EncodedSplit
-
-EXTENSIONS = frozenset([".jpg", ".jpeg", ".png"])
-# Skipping these in silence would lose data; other files (lists, notes) are no images.
-UNSUPPORTED = frozenset([".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"])
+from data_tools.sources.tree import images_below
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,9 @@ def list_classes(root: Path, folders: Iterable[str]) -> FileSplit:
     paths: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        found = sorted(_images_below(root / folder))
+        found = sorted(images_below(root / folder))
         if not found:
-            raise ShardError(f"no images in {root / folder}: expected .jpg, .jpeg or .png files")
+            raise ShardError(f"no images in {root / folder}: expected JPEG or PNG files")
         paths += [os.path.relpath(path, root) for path in found]
         labels += [label] * len(found)
     return FileSplit(root, paths, labels)
@@ -74,9 +71,9 @@ def list_labelled(root: Path, folder: str, wnids: Mapping[str, str], classes: Se
         ShardError: an image without a class, or one of a class that is none of ``classes``.
     """
     numbers = {name: number for number, name in enumerate(classes)}
-    paths = [os.path.relpath(path, root) for path in sorted(_images_below(root / folder))]
+    paths = [os.path.relpath(path, root) for path in sorted(images_below(root / folder))]
     if not paths:
-        raise ShardError(f"no images in {root / folder}: expected .jpg, .jpeg or .png files")
+        raise ShardError(f"no images in {root / folder}: expected JPEG or PNG files")
     return FileSplit(root, paths, [class_of(Path(path).stem, wnids, numbers) for path in paths])
 
 
@@ -115,25 +112,3 @@ def read_titles(path: Path, names: Sequence[str]) -> tuple[str, ...]:
         return ()
     titles = dict(line.split(maxsplit=1) for line in read_lines(path) if len(line.split()) > 1)
     return tuple(titles.get(name, name) for name in names)
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images_below(folder: Path) -> list[str]:
-    images = []
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            extension = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if extension in UNSUPPORTED:
-                raise ShardError(
-                    f"cannot use {os.path.join(parent, name)}: only JPEG and PNG; convert it first"
-                )
-            if extension in EXTENSIONS:
-                images.append(os.path.join(parent, name))
-    return images

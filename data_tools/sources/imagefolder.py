@@ -5,7 +5,8 @@ from pathlib import Path
 
 from data_tools.errors import ShardError
 from data_tools.sources.base import RawData, ReadOptions, refuse_test_fraction, stratified_split
-from data_tools.sources.files import FileSplit, list_classes, subfolders
+from data_tools.sources.files import FileSplit, list_classes
+from data_tools.sources.tree import refuse_loose_images, subfolders
 
 TEST_FOLDERS = ("test", "val", "validation")
 
@@ -38,7 +39,8 @@ class ImageFolder:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the names of the class folders in ``folder``, at least one."""
+    """Return the names of the class folders in ``folder``, at least one, and nothing but these hold images."""
+    refuse_loose_images(folder)
     names = subfolders(folder)
     if not names:
         raise ShardError(f"no class folders in {folder}: expected {folder.name}/CLASS/*.jpg")

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from data_tools.errors import ShardError
 from data_tools.sources.base import RawData, ReadOptions, refuse_test_fraction
-from data_tools.sources.files import list_classes, list_labelled, read_titles, subfolders
+from data_tools.sources.files import list_classes, list_labelled, read_titles
 from data_tools.sources.imagefolder import class_folders, divide, list_test
 from data_tools.sources.imagenet_lists import DEVKIT_ARCHIVE, find_val_lists
 from data_tools.sources.imagenet_tars import TRAIN_TAR, VAL_TAR, read_tars
 from data_tools.sources.parquet import find_parquet, read_parquet
+from data_tools.sources.tree import subfolders
 
 FORMS = (
     f"{TRAIN_TAR}, {VAL_TAR} and {DEVKIT_ARCHIVE} (from https://image-net.org/download.php), the extracted "

@@ -73,6 +73,8 @@ def _unpack(paths: list[Path], spool: IO[bytes], bar: "tqdm[None]") -> PackedSpl
                     spool.write(data)
                     number += 1
                 bar.update(size * len(images) / rows)
+    if not split.labels:
+        raise ShardError(f"{paths[0]} holds no images: get it again")
     return split
 
 

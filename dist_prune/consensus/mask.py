@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
-from dist_prune.errors import UserError
+from dist_prune.errors import NothingToEvaluate, UserError
 from dist_prune.gates import local_gates, sites
 from dist_prune.models import Site, in_eval_mode
 
@@ -158,7 +158,7 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
     batches: images (B, C, H, W), or tuples that begin with them. The model runs in eval mode and gets its
     mode back; its buffers (batch-norm statistics) are averaged over ranks first, as engines synchronize
     parameters only. One all-reduce of sums and counts at the end, whatever the number of batches; a rank may have
-    none. Raises UserError if there is no sample on any rank.
+    none. Raises NothingToEvaluate if there is no sample on any rank.
     """
     distributed.average_buffers(model)
     device = next(model.parameters()).device
@@ -172,7 +172,7 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
             totals += torch.cat([local.sums, local.sums.new_tensor([local.samples])])
     totals = distributed.all_reduce_sum(totals)
     if totals[-1] == 0:
-        raise UserError("the consensus mask needs at least one sample")
+        raise NothingToEvaluate("the consensus mask needs at least one sample")
     return vote(totals[:-1] / totals[-1], model_sites)
 
 

@@ -3,5 +3,6 @@
 from data_tools import ShardError
 from dist_prune.data.loader import ImageData
 from dist_prune.data.locate import open_data
+from dist_prune.data.workers import ReadingFailed
 
-__all__ = ["ImageData", "ShardError", "open_data"]
+__all__ = ["ImageData", "ReadingFailed", "ShardError", "open_data"]

@@ -1,6 +1,8 @@
-"""The batches of one rank by number, read and made ready; what cannot be read ends the run or is left out."""
+"""The batches of one rank by number, read and augmented; what cannot be read ends the run or is left out."""
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,20 +16,25 @@ from dist_prune.data.draws import Draws
 from dist_prune.data.plan import EvalPlan, Part, TrainPlan
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import ImageTransform
+from dist_prune.data.workers import ReadingFailed
 
 
 class Delivery(NamedTuple):
-    """A batch on its way out of a worker, and what was left out of it: a message for each sample."""
+    """A batch on its way out of a worker.
 
-    images: Tensor
+    pixels: (B, H, W, C), uint8; labels: (B,), int64; skipped: a message for each sample that was left out.
+    """
+
+    pixels: Tensor
     labels: Tensor
+    draws: Draws
     skipped: list[str]
 
 
 class Failure(NamedTuple):
-    """A ShardError on its way out of a worker: raised there, it would arrive wrapped in a traceback."""
+    """An error on its way out of a worker: raised there, it would arrive wrapped in a traceback."""
 
-    message: str
+    error: ShardError | ReadingFailed
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,9 @@ class Batches(Dataset[Delivery | Failure]):
         try:
             return self._batch(self.plan.part(number))
         except ShardError as error:
-            return Failure(str(error))
+            return Failure(ShardError(str(error)))
+        except Exception as error:  # nothing that happens here may leave the ranks waiting
+            return Failure(ReadingFailed(f"reading failed: {_described(error)}"))
 
     def _batch(self, part: Part) -> Delivery:
         draws = Draws(self.seed, self.epoch, part.step, part.first, len(part.rows))
@@ -56,7 +65,7 @@ class Batches(Dataset[Delivery | Failure]):
         pixels = self.transform.augment(pixels, draws)
         if skipped:  # after the augmentation, which goes by the row
             pixels, labels = pixels[labels >= 0], labels[labels >= 0]
-        return Delivery(*self.transform.finish(pixels, torch.from_numpy(labels), draws), skipped)
+        return Delivery(torch.from_numpy(pixels), torch.from_numpy(labels), draws, skipped)
 
     def _read(self, part: Part, draws: Draws) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Return pixels (B, H, W, C), labels (B,), -1 where a sample is left out, and why it is."""
@@ -80,3 +89,10 @@ class Batches(Dataset[Delivery | Failure]):
             return self.transform.prepare(sample.image, crop), sample.label
         except ImageError as error:
             raise ShardError(f"{sample.place}: {error}") from error
+
+
+def _described(error: Exception) -> str:
+    """Type, message and place of an error that nobody foresaw, in one line."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{text} (in {last.name}, {Path(last.filename).name}, line {last.lineno})"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_tools.images import load_pixels, open_image
+from data_tools.images import load_pixels, open_image, with_channels
 
 CROP_AREA = (0.08, 1.0)  # of the image; both as in torchvision's RandomResizedCrop
 CROP_ASPECT = (3 / 4, 4 / 3)
@@ -45,9 +45,7 @@ def decode_part(data: bytes, channels: int, size: Size, box_of: Callable[[Size],
         load_pixels(image)
         left, right = (round(x * image.width / width) for x in (box.left, box.left + box.width))
         top, bottom = (round(y * image.height / height) for y in (box.top, box.top + box.height))
-        part = image.crop((left, top, right, bottom))
-    mode = "L" if channels == 1 else "RGB"
-    part = part if part.mode == mode else part.convert(mode)
+        part = with_channels(image.crop((left, top, right, bottom)), channels)
     return resize(np.array(part).reshape(bottom - top, right - left, channels), size)
 
 

@@ -48,7 +48,9 @@ def open_data(
     if seed < 0 or workers < 0:
         raise ShardError(f"seed ({seed}) and workers ({workers}) must not be negative")
     cache = cache or CacheConfig()
-    storage = open_storage(_find(location), cache.folder, int(cache.gigabytes * 1e9))
+    storage = open_storage(
+        _find(location), cache.folder, int(cache.gigabytes * 1e9), cache.timeout, cache.retries
+    )
     index = storage.read_index()
     if isinstance(index.root, Path) and bad_data == "error":
         index.check_files()
@@ -67,7 +69,7 @@ def _find(location: str) -> str:
     if location == EMBEDDED:
         return str(_make_embedded(home))
     datasets = [name for name, source in SOURCES.items() if source.is_dataset]
-    if location in datasets:
+    if location in datasets and not (Path(location) / INDEX_NAME).is_file():
         raise ShardError(
             f"{location} is not there yet: dist-prune shards make {location} --out {home / location}"
         )

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data_tools import ShardError, ShardIndex
+from data_tools.samples import class_labels, no_class
 from data_tools.storage import Storage
 from dist_prune.data.plan import WINDOW_SHARDS
-from dist_prune.data.shard import MissingShard, Shard, open_shard
+from dist_prune.data.shard import MissingShard, OpenShard, open_shard
 
 OPEN_SHARDS = 64  # the windows of all lanes (see plan.py) meet some 50 at a time
 FETCHES = 3  # of a shard that another process evicts from the cache before it is opened
@@ -22,7 +23,7 @@ class Sample(NamedTuple):
 
     image: bytes | np.ndarray
     label: int
-    shard: Shard
+    shard: OpenShard
     number: int
 
     @property
@@ -36,9 +37,9 @@ class Reader:
 
     def __init__(self, storage: Storage, index: ShardIndex, split: str, order: Sequence[int]) -> None:
         self._storage, self._index, self._shards = storage, index, list(index.split(split))
-        self._labels = {str(label): label for label in range(len(index.class_names))}
+        self._labels = class_labels(len(index.class_names))
         self._following = {number: order[at + 1 : at + 1 + WINDOW_SHARDS] for at, number in enumerate(order)}
-        self._open: OrderedDict[int, Shard | ShardError] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard | ShardError] = OrderedDict()
 
     def sample(self, shard: int, number: int) -> Sample:
         """Return a sample.
@@ -50,11 +51,10 @@ class Reader:
         opened = self._opened(shard)
         label = opened.label(number)
         if label not in self._labels:
-            place, classes = opened.place(number), f"0 to {len(self._labels) - 1}"
-            raise ShardError(f"{place}: label {label[:20]!r} is none of the classes {classes}")
+            raise ShardError(f"{opened.place(number)}: {no_class(label, len(self._labels))}")
         return Sample(opened.image(number), self._labels[label], opened, number)
 
-    def _opened(self, number: int) -> Shard:
+    def _opened(self, number: int) -> OpenShard:
         """Return a shard, opened now or lately; one that failed is not tried again for each of its samples."""
         if number not in self._open:
             threading.Thread(target=self._fetch_following, args=(number,), daemon=True).start()
@@ -67,7 +67,7 @@ class Reader:
             raise found
         return found
 
-    def _try_to_open(self, number: int) -> Shard | ShardError:
+    def _try_to_open(self, number: int) -> OpenShard | ShardError:
         shard = self._shards[number]
         name = f"{self._index.root}/{shard.name}"
         problem: ShardError

@@ -3,19 +3,27 @@
 Nothing is extracted and nothing is unpickled. A shard that is not what the index says is found on opening.
 """
 
-import math
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from data_tools import ShardError
-from data_tools.contents import LARGEST_IMAGE
-from dist_prune.data.tar import BLOCK, Member, member_name, members
+from data_tools.npy import map_array
+from data_tools.samples import (
+    LABEL,
+    LARGEST_IMAGE,
+    LONGEST_LABEL,
+    Parts,
+    images_of,
+    is_sample,
+    raw_arrays,
+    samples,
+    split_name,
+)
+from data_tools.tar import BLOCK, member_name, members
 
-KINDS = {"jpg": "image", "png": "image", "cls": "label"}  # by the member's extension
 NOWHERE = (0, -1)  # (offset, size) of what a sample lacks
 
 
@@ -23,7 +31,7 @@ class MissingShard(ShardError):
     """There is no such file."""
 
 
-class Shard(ABC):
+class OpenShard(ABC):
     """Samples 0 to ``len(shard)``, exclusive. Not to be shared with forked processes."""
 
     def __init__(self, name: str, length: int) -> None:
@@ -37,7 +45,7 @@ class Shard(ABC):
         """Return an encoded image, or its pixels (H, W, C), uint8.
 
         Raises:
-            ShardError: the sample lacks it.
+            ShardError: the sample lacks it, or it cannot be read.
         """
 
     @abstractmethod
@@ -45,7 +53,7 @@ class Shard(ABC):
         """Return a label as it is written.
 
         Raises:
-            ShardError: the sample lacks it.
+            ShardError: the sample lacks it, or it cannot be read.
         """
 
     @abstractmethod
@@ -53,7 +61,7 @@ class Shard(ABC):
         """Return shard and key of a sample, for messages."""
 
 
-def open_shard(path: Path, length: int, format: str, name: str | None = None) -> Shard:
+def open_shard(path: Path, length: int, format: str, name: str | None = None) -> OpenShard:
     """Open a shard of the index's ``format`` (``files`` or ``raw``); ``name`` is what messages call it.
 
     Raises:
@@ -71,57 +79,63 @@ def open_shard(path: Path, length: int, format: str, name: str | None = None) ->
         raise ShardError(f"damaged shard {name}: {error}; make or copy it again") from error
 
 
-class FilesShard(Shard):
+class FilesShard(OpenShard):
     """Members ``KEY.jpg`` or ``KEY.png``, and ``KEY.cls``; others are passed over."""
 
     def __init__(self, path: Path, length: int, name: str) -> None:
         super().__init__(name, length)
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as the shard is
-        samples: dict[str, dict[str, tuple[int, int]]] = {}
-        for member in members(self._file):
-            key, _, extension = member.name.rpartition("/")[2].partition(".")
-            if extension in KINDS:
-                if member.size > LARGEST_IMAGE:
-                    raise ValueError(f"{member.name} has {member.size} bytes, {LARGEST_IMAGE} are allowed")
-                samples.setdefault(key, {})[KINDS[extension]] = member.offset, member.size
-        _expect(len(samples), length)
-        parts = [[sample.get(kind, NOWHERE) for kind in ("image", "label")] for sample in samples.values()]
-        self._parts = np.array(parts, dtype=np.int64)  # (N, 2, 2): image and label; offset and size
+        rows = [_row(parts) for _, parts in samples(members(self._file)) if is_sample(parts)]
+        _expect(len(rows), length)
+        # (N, 3, 2): of each sample the image, the label, and whichever part comes first; offset and size
+        self._parts = np.array(rows, dtype=np.int64)
 
     def image(self, number: int) -> bytes:
         """Return an encoded image."""
-        return self._read(number, 0)
+        offset, size = self._part(number, 0)
+        if size > LARGEST_IMAGE:
+            raise ShardError(f"{self.place(number)}: an image of {size} bytes, {LARGEST_IMAGE} are allowed")
+        return self._read(offset, size)
 
     def label(self, number: int) -> str:
-        """Return the text of a label."""
-        return self._read(number, 1).decode(errors="replace")
+        """Return the text of a label, or the beginning of one that is too long to be any."""
+        offset, size = self._part(number, 1)
+        return self._read(offset, min(size, LONGEST_LABEL)).decode(errors="replace")
 
     def place(self, number: int) -> str:
-        """Return shard and key, which stands in the header before the first part that is there."""
-        offset = max(self._parts[number, :, 0].tolist())
-        header = os.pread(self._file.fileno(), BLOCK, offset - BLOCK)
-        return f"{self.name}, sample {member_name(header).partition('.')[0]}"
+        """Return shard and key, which stands in the header before the first part."""
+        offset, _ = self._part(number, 2)
+        key, _ = split_name(member_name(self._read(offset - BLOCK, BLOCK)))
+        return f"{self.name}, sample {key}"
 
-    def _read(self, number: int, part: int) -> bytes:
+    def _part(self, number: int, part: int) -> tuple[int, int]:
         offset, size = self._parts[number, part].tolist()
         if (offset, size) == NOWHERE:
             raise ShardError(
-                f"damaged shard: {self.place(number)} lacks its image or its label; make or copy it again"
+                f"damaged shard: {self.place(number)} lacks its image or its label, or has two images; "
+                "make or copy it again"
             )
-        return os.pread(self._file.fileno(), size, offset)
+        return offset, size
+
+    def _read(self, offset: int, size: int) -> bytes:
+        try:
+            data = os.pread(self._file.fileno(), size, offset)
+        except OSError as error:
+            raise ShardError(f"cannot read shard {self.name}: {error.strerror}") from error
+        if len(data) < size:
+            raise ShardError(f"damaged shard {self.name}: it became shorter; make or copy it again")
+        return data
 
 
-class RawShard(Shard):
-    """Members ``KEY.images.npy`` (N, H, W, C), uint8, which is mapped, and ``KEY.labels.npy`` (N,), int64."""
+class RawShard(OpenShard):
+    """Members ``KEY.images.npy`` (N, H, W, C), uint8, and ``KEY.labels.npy`` (N,), int64; both are mapped."""
 
     def __init__(self, path: Path, length: int, name: str) -> None:
         super().__init__(name, length)
         with open(path, "rb", buffering=0) as file:
-            found = {member.name.partition(".")[2]: member for member in members(file)}
-            if set(found) != {"images.npy", "labels.npy"}:
-                raise ValueError(f"it holds {', '.join(found) or 'nothing'}, not images and labels")
-            self._images = _map_array(file, found["images.npy"], np.dtype(np.uint8), 4)
-            self._labels = _map_array(file, found["labels.npy"], np.dtype(np.int64), 1)
+            images, labels = raw_arrays(members(file))
+            self._images = map_array(file, images, np.dtype(np.uint8), 4)
+            self._labels = map_array(file, labels, np.dtype(np.int64), 1)
         _expect(len(self._images), length)
         _expect(len(self._labels), length)
 
@@ -141,20 +155,14 @@ class RawShard(Shard):
 FORMATS: dict[str, type[FilesShard] | type[RawShard]] = {"files": FilesShard, "raw": RawShard}
 
 
-def _map_array(file: IO[bytes], member: Member, dtype: np.dtype, dimensions: int) -> np.ndarray:
-    """Map an array that ``numpy.save`` wrote; its header is read as a literal, and no object is allowed."""
-    file.seek(member.offset)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError(f"{member.name} is no array of numpy's format 1.0")
-    shape, fortran_order, found = np.lib.format.read_array_header_1_0(file)
-    begin = file.tell()
-    if (found, len(shape), fortran_order) != (dtype, dimensions, False):
-        raise ValueError(
-            f"{member.name} holds {found} in {len(shape)} dimensions, not {dtype} in {dimensions}"
-        )
-    if begin + math.prod(shape) * dtype.itemsize != member.offset + member.size:
-        raise ValueError(f"{member.name} has not the size of its array")
-    return np.asarray(np.memmap(file, dtype, "r", begin, shape))
+def _row(parts: Parts) -> list[tuple[int, int]]:
+    images, label = images_of(parts), parts.get(LABEL)
+    first = next(iter(parts.values()))
+    return [
+        images[0][1:] if len(images) == 1 else NOWHERE,
+        label[1:] if label else NOWHERE,
+        first[1:],
+    ]
 
 
 def _expect(found: int, expected: int) -> None:

@@ -1,24 +1,21 @@
-"""From stored images to a normalized batch: what is done to the images, in which order."""
+"""From stored images to the pixels of a batch: what is done to the images, in which order."""
 
 import functools
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from data_tools import ShardError, ShardIndex
 from data_tools.images import ImageError
 from dist_prune.config import AugmentConfig
-from dist_prune.data.augment import apply_policy, cutmix, cutout, flip, mixup, one_hot, padded_crops
+from dist_prune.data.augment import apply_policy, cutout, flip, padded_crops
 from dist_prune.data.decode import CROP_COLUMNS, Box, Size, centre_box, decode_part, random_box, resize
 from dist_prune.data.draws import Draws
 
 EVAL_MARGIN = 256 / 224  # photographs are scaled to this much more than is cut from their centre
-Batch = tuple[Tensor, Tensor]
 
 
 class ImageTransform:
-    """Turns stored images into a batch: ``prepare`` each, stack, ``finish``.
+    """Turns stored images into the pixels of a batch: ``prepare`` each, stack, ``augment``.
 
     Images of one size stay as they are, or are scaled to ``image_size`` if that differs. Photographs
     (images of different sizes, or trained with random resized crops) are scaled with a margin and cut
@@ -26,24 +23,14 @@ class ImageTransform:
     """
 
     def __init__(
-        self,
-        index: ShardIndex,
-        image_size: int | None,
-        augment: AugmentConfig,
-        training: bool,
-        channels_last: bool,
+        self, index: ShardIndex, image_size: int | None, augment: AugmentConfig, training: bool
     ) -> None:
         self.size = output_size(index, image_size)
-        self.channels, self._classes = index.channels, len(index.class_names)
+        self.channels = index.channels
         self._augment = augment if training else AugmentConfig()
         whole = resized_side(index, image_size, augment) is None
         self._stored = Size(*index.image_shape[1:]) if index.image_shape and whole else None
-        mean, std = np.array(index.mean), np.array(index.std)
-        self._fill = np.round(255 * mean).astype(np.uint8)
-        # One number for each value of a row of pixels: adding and multiplying by three numbers is slow.
-        self._scale = torch.from_numpy(np.tile(1 / (255 * std), self.size.width)).float()
-        self._shift = torch.from_numpy(np.tile(-mean / std, self.size.width)).float()
-        self._channels_last = channels_last
+        self._fill = np.round(255 * np.array(index.mean)).astype(np.uint8)
 
     def crops(self, draws: Draws) -> np.ndarray:
         """Return what ``prepare`` wants to know of each image, (B, columns)."""
@@ -89,27 +76,6 @@ class ImageTransform:
         if chosen.cutout:
             cutout(pixels, chosen.cutout, self._fill, draws.of_rows("cutout", 2))
         return pixels
-
-    def finish(self, pixels: np.ndarray, labels: Tensor, draws: Draws) -> Batch:
-        """Normalize (B, H, W, C), uint8, to float32 (B, C, H, W), and mix neighbours if asked for.
-
-        labels (B,), int64, become probabilities (B, classes), float32, if images are mixed.
-        """
-        rows = torch.from_numpy(pixels).view(-1, len(self._scale))
-        images = rows.to(torch.float32).mul_(self._scale).add_(self._shift).view(pixels.shape)
-        if self._augment.mixup or self._augment.cutmix:
-            images, labels = self._mixed(images, one_hot(labels, self._classes), draws)
-        images = images.permute(0, 3, 1, 2)  # which is channels_last
-        return (images if self._channels_last else images.contiguous()), labels
-
-    def _mixed(self, images: Tensor, targets: Tensor, draws: Draws) -> Batch:
-        """Mix by mixup or by cutmix; where both are asked for, half of the steps each."""
-        chosen = self._augment
-        by_cutmix, *centre = draws.of_batch("mix", 3)
-        if chosen.cutmix and (by_cutmix < 0.5 or not chosen.mixup):
-            share = draws.beta_of_batch("cutmix", chosen.cutmix)
-            return cutmix(images, targets, share, np.array(centre))
-        return mixup(images, targets, draws.beta_of_batch("mixup", chosen.mixup))
 
 
 def output_size(index: ShardIndex, image_size: int | None) -> Size:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
+from dist_prune.errors import NothingToEvaluate
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def accuracies(
     """Top-1 accuracy of each model over the shares of all ranks; the data is read and decoded once.
 
     models: the same names on every rank; they are put in eval mode. batches: this rank's (images
-    (B, C, H, W), labels (B,)); a rank may have none. Raises ValueError if no rank has a sample.
+    (B, C, H, W), labels (B,)); a rank may have none. Raises NothingToEvaluate if no rank has a sample.
     """
     for model in models.values():
         model.eval()
@@ -33,7 +34,10 @@ def accuracies(
         counts += torch.stack([*right, torch.as_tensor(len(labels), device=device)])
     *right_counts, samples = distributed.all_reduce_sum(counts).tolist()
     if samples == 0:
-        raise ValueError("nothing to evaluate: no rank has a sample")
+        raise NothingToEvaluate(
+            "nothing to evaluate: no image could be read; mend the data "
+            "(lines above that begin with 'skipped:' say why)"
+        )
     return {name: right / samples for name, right in zip(models, right_counts, strict=True)}
 
 

@@ -39,8 +39,7 @@ def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = Non
     trained, mask = phase.trained, phase.decision
     assert trained is not None
     fixed, small = phase.fixed(trained, mask), phase.small(trained, mask)
-    images, _ = next(iter(setting.data.eval_batches("test", batch_size=64, rank=0, world_size=1, limit=64)))
-    difference, tolerance = max_abs_difference(fixed, small, images.to(setting.device))
+    difference, tolerance = max_abs_difference(fixed, small, setting.first_images("test"))
     if not difference <= tolerance:
         raise CollapseFailed(
             f"masked and sliced outputs differ by {difference:.3g} (tolerance {tolerance:.3g})"
@@ -63,10 +62,10 @@ def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = Non
     models = {"accuracy": trained, "accuracy_sliced": reloaded.to(setting.device)}
     if mask is not None:
         models["accuracy_consensus"] = fixed
-    summary |= {"accuracy_consensus": None} | accuracies(
-        models, setting.eval_batches("test"), setting.device, autocast
-    )
+    with setting.settling():
+        accuracy = accuracies(models, setting.eval_batches("test"), setting.device, autocast)
     setting.settle()
+    summary |= {"accuracy_consensus": None} | accuracy
     return Outcome(summary, reloaded)
 
 

@@ -43,8 +43,9 @@ def collapse_run(
         config, {}, Batching(256, 1, 1), images, method, task.costs(), torch.device("cpu"), folder
     )
     assert phase.trained is not None
-    batches = setting.eval_batches("train")
-    phase.decision = load_mask(mask) if mask else phase.decide(phase.trained, batches)
+    with setting.settling():
+        batches = setting.eval_batches("train")
+        phase.decision = load_mask(mask) if mask else phase.decide(phase.trained, batches)
     setting.settle()
     return {**finish(setting, phase).summary, "sliced network": str(folder.sliced)}
 

@@ -60,7 +60,7 @@ class PhaseRun:
 
     def decide(self, limit: int | None = None) -> Mask | None:
         """The mask that the replica agrees on over the training images (the first ``limit`` of them)."""
-        with self.engine.autocast():
+        with self.engine.autocast(), self.setting.settling():
             return self.phase.decide(self.replica, self.setting.eval_batches("train", limit))
 
     def evaluate(self, mask: Mask | None) -> dict[str, float]:
@@ -68,6 +68,7 @@ class PhaseRun:
         models = {"accuracy": self.replica}
         if mask is not None:
             models["accuracy_consensus"] = self.phase.fixed(self.replica, mask)
-        return accuracies(
-            models, self.setting.eval_batches("test"), self.setting.device, self.engine.autocast()
-        )
+        with self.setting.settling():
+            return accuracies(
+                models, self.setting.eval_batches("test"), self.setting.device, self.engine.autocast()
+            )

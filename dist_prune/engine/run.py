@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,11 +12,12 @@ from typing import Any
 from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data import ImageData, open_data
-from dist_prune.engine.checkpoint import Checkpoint, load_newest
+from dist_prune.engine.checkpoint import Checkpoint
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.engine.finish import advice, finish
 from dist_prune.engine.recorder import Recorder
+from dist_prune.engine.resuming import find_checkpoint
 from dist_prune.engine.setting import Position, Setting
 from dist_prune.engine.stopping import StopRequest
 from dist_prune.engine.trainer import Trainer
@@ -27,8 +26,6 @@ from dist_prune.methods import METHODS, Method, Task
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
 
 _PACKAGES = ("dist-prune", "torch", "torchvision", "deepspeed", "webdataset", "numpy")
-# What does not change the results, or lets a run go on that bad data stopped.
-_MAY_CHANGE = {"log_every", "checkpoint_every", "mask_samples", "workers", "bad_data", "max_skipped", "cache"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def run(config: RunConfig, options: Options) -> bool:
         if distributed.is_main():
             print(f"{folder.path} is finished already; its results are in {folder.sliced}")
         return True
-    checkpoint = _find_checkpoint(folder, config)
+    checkpoint = find_checkpoint(folder, config, data)
     setting = Setting(config, ds_config, batching, data, method, costs, device, folder)
     if distributed.is_main():
         folder.write_config(_record_of(setting))
@@ -156,36 +153,6 @@ def _is_done(folder: RunFolder) -> bool:
         return (folder.read_status() or {}).get("state") == "done"
     except ValueError as error:
         raise UserError(f"{folder.status} is damaged ({error}); remove it to go on with the run") from error
-
-
-def _find_checkpoint(folder: RunFolder, config: RunConfig) -> Checkpoint | None:
-    """Rank 0's newest whole checkpoint, on every rank; refuses one of a run with another recipe."""
-    checkpoint = None
-    problem = None
-    if distributed.is_main():
-        checkpoint, damaged = load_newest(folder.checkpoints)
-        for line in damaged:
-            print(f"{line}; passing over it", file=sys.stderr)
-        problem = _difference(folder, config) if checkpoint else None
-    checkpoint, problem = distributed.broadcast_object((checkpoint, problem))
-    if problem:
-        raise UserError(problem)
-    return checkpoint
-
-
-def _difference(folder: RunFolder, config: RunConfig) -> str | None:
-    """What the recipe of the run in ``folder`` has otherwise, in one line."""
-    if not folder.config.exists():
-        return None
-    try:  # settings that are newer than the run have their defaults
-        stored = RunConfig.model_validate(json.loads(folder.config.read_text())["config"])
-    except (ValueError, KeyError) as error:
-        return f"{folder.config} is not the config.json of a run: {' '.join(str(error).split())}"
-    before = stored.model_dump(mode="json")
-    for key, value in config.model_dump(mode="json").items():
-        if before[key] != value and key not in _MAY_CHANGE:
-            return f"{folder.path} was begun with {key}={before[key]!r}, not {value!r}; resume it with the same recipe"
-    return None
 
 
 def _record_of(setting: Setting) -> dict[str, Any]:

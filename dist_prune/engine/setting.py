@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from dist_prune import distributed
 from dist_prune.config import RunConfig
-from dist_prune.data import ImageData, ShardError
+from dist_prune.data import ImageData, ReadingFailed, ShardError
 from dist_prune.engine.ds_config import Batching
-from dist_prune.errors import UserError
+from dist_prune.errors import NothingToEvaluate, UserError
 from dist_prune.measure import Costs
 from dist_prune.methods import Method
 from dist_prune.monitor.records import RunFolder
@@ -38,7 +39,7 @@ class Setting:
     costs: Costs
     device: torch.device
     folder: RunFolder
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[ShardError | ReadingFailed] = field(default_factory=list)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,7 +47,7 @@ class Setting:
         return self.data.steps_per_epoch(self.config.global_batch_size)
 
     def train_batches(self, epoch: int, skip_steps: int) -> Iterator[Batch]:
-        """This rank's micro-batches of an epoch, without those of its first ``skip_steps`` steps.
+        """This rank's micro-batches of an epoch, on its device, without those of its first ``skip_steps`` steps.
 
         Black images stand in where the data cannot be read; the step tells all ranks.
         """
@@ -58,16 +59,18 @@ class Setting:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             skip_steps=skip_steps,
+            device=self.device,
         )
         yield from self._while_readable(batches)
         if self.unreadable:
-            black = torch.zeros(batching.micro, *self.data.input_shape)
-            yield from itertools.repeat((black, torch.zeros(batching.micro, dtype=torch.int64)))
+            black = torch.zeros(batching.micro, *self.data.input_shape, device=self.device)
+            labels = torch.zeros(batching.micro, dtype=torch.int64, device=self.device)
+            yield from itertools.repeat((black, labels))
 
     def eval_batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
-        """This rank's share of a split, every sample exactly once; ``limit``: of its first samples.
+        """This rank's share of a split, on its device, every sample exactly once; ``limit``: of its first samples.
 
-        Call ``settle`` before you believe in what comes of them.
+        Use them within ``settling``, and call ``settle`` before you believe in what comes of them.
         """
         batches = self.data.eval_batches(
             split,
@@ -75,19 +78,38 @@ class Setting:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             limit=limit,
+            device=self.device,
         )
         return self._while_readable(batches)
+
+    def first_images(self, split: str) -> Tensor:
+        """The first images of a split, up to 64 (B, C, H, W), the same on all ranks; all of them call it."""
+        batches = self.data.eval_batches(split, batch_size=64, rank=0, world_size=1, device=self.device)
+        images, _ = next(self._while_readable(batches), (None, None))
+        self.settle()
+        if images is None:
+            raise NothingToEvaluate(f"none of the images of the {split} split could be read: mend the data")
+        return images
 
     def _while_readable(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         try:
             yield from batches
-        except ShardError as error:
-            self.unreadable.append(str(error))
+        except (ShardError, ReadingFailed) as error:
+            self.unreadable.append(error)
+
+    @contextlib.contextmanager
+    def settling(self) -> Iterator[None]:
+        """What all ranks do with a split: where no sample is left, they raise why rather than that."""
+        try:
+            yield
+        except NothingToEvaluate:
+            self.settle()
+            raise
 
     def settle(self) -> int:
         """Agree with the other ranks on what was read: the samples left out since the last call or step, of all ranks.
 
-        All ranks call it. Raises UserError on all of them if one could not read its data.
+        All ranks call it. Raises UserError (or ReadingFailed) on all of them if one could not read its data.
         """
         mine = torch.tensor([self.data.skipped.take(), len(self.unreadable)], device=self.device)
         skipped, failed = distributed.all_reduce_sum(mine).tolist()
@@ -96,10 +118,12 @@ class Setting:
         return skipped
 
     def raise_unreadable(self) -> NoReturn:
-        """Raise UserError with what one of the ranks could not read; all of them call it."""
-        reason = distributed.first_object(next(iter(self.unreadable), None))
+        """Raise what one of the ranks could not read, as UserError where data are bad; all of them call it."""
+        error = distributed.first_object(next(iter(self.unreadable), None))
+        if isinstance(error, ReadingFailed):
+            raise error
         hint = "; bad_data=skip leaves out what cannot be read" if self.config.bad_data == "error" else ""
-        raise UserError(f"{reason}{hint}")
+        raise UserError(f"{error}{hint}")
 
 
 @dataclass

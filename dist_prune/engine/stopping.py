@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType
+from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _ONE_KEY_PRESS = 2.0  # seconds; a terminal and a launcher may both pass on one Ctrl-C
@@ -30,15 +31,23 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._on_signal:  # an interruption may have set another
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             now = time.monotonic()
             if self._interrupted is not None and now - self._interrupted > _ONE_KEY_PRESS:
-                raise KeyboardInterrupt
+                self._interrupt(number, frame)
             self._interrupted = self._interrupted or now
         self.reason = self.reason or f"received {signal.Signals(number).name}"
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
+        """Do what the program does about a Ctrl-C outside of training."""
+        old = self._old[signal.SIGINT]
+        if callable(old):
+            old(number, frame)
+        raise KeyboardInterrupt
 
     def count_step(self) -> None:
         """Tell that an optimizer step begins; sets the reason if it is to be the last."""

@@ -64,9 +64,10 @@ def train_step(
 ) -> StepRecord:
     """Train on one global batch, the run's ``number``-th; ``batches``: this rank's micro-batches (images, labels).
 
-    Labels are numbers (B,) or probabilities (B, classes). One all-reduce a micro-batch: unit sums, count, loss,
-    right answers and control scalars together (the latter only need to be said once). The task
-    loss of a rank is W / N times its local sum, so that averaged gradients are those of the joined batch.
+    They are on the engine's device; labels are numbers (B,) or probabilities (B, classes). One all-reduce a
+    micro-batch: unit sums, count, loss, right answers and control scalars together (the latter only need to be
+    said once). The task loss of a rank is W / N times its local sum, so that averaged gradients are those of the
+    joined batch.
     """
     window = Window()
     totals: Tensor = torch.zeros((), device=engine.device)
@@ -75,10 +76,6 @@ def train_step(
     for turn, (images, labels) in enumerate(batches):
         place = turn * distributed.world_size() + distributed.rank()
         phase.before_forward(engine.module, number, place * engine.batching.micro, epoch)
-        images, labels = (
-            images.to(engine.device, non_blocking=True),
-            labels.to(engine.device, non_blocking=True),
-        )
         logits = engine.forward(images)
         task_sum = phase.task_loss(logits, labels)
         gates = _gates(engine, phase, labels)

@@ -185,6 +185,7 @@ class Trainer:
                 "structures": self.structures,
                 "position": asdict(self.position),
                 "schedule": run.engine.schedule_state(),
+                "data": self.setting.data.identity(),
             }
             checkpoint = Checkpoint(snapshot.weights, snapshot.momentum, state)
             save_checkpoint(self.setting.folder.checkpoints, checkpoint, self.position.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -36,12 +37,19 @@ def spoil(folder: Path, split: str, number: int) -> None:
     path.write_bytes(content)
 
 
-def train(data: str, out: str, settings: list[str], **options: Any) -> dict[str, Any]:
-    """Run on this rank; what each step of it trained on, what it learned of all ranks, and how the run ended."""
+def train(
+    data: str, out: str, settings: list[str], faulty_rank: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """Run on this rank; what each step of it trained on, what it learned of all ranks, and how the run ended.
+
+    On ``faulty_rank``, reading raises what nobody foresaw after 200 images.
+    """
+    from dist_prune import distributed
     from dist_prune.config import override
+    from dist_prune.data.reader import Reader
     from dist_prune.engine import trainer
     from dist_prune.engine.run import Options, run
-    from dist_prune.errors import UserError
+    from dist_prune.errors import RunError, UserError
     from dist_prune.recipes import recipe
 
     plain = trainer.train_step
@@ -54,6 +62,13 @@ def train(data: str, out: str, settings: list[str], **options: Any) -> dict[str,
         skipped.append(record.skipped)
         return record
 
+    sample, read = Reader.sample, itertools.count()
+
+    def faulty(*place: Any) -> Any:
+        return sample(*place) if next(read) < 200 else {}["no such key"]
+
+    if distributed.rank() == faulty_rank:
+        Reader.sample = faulty
     trainer.train_step = watched
     settings = [
         f"data={json.dumps(data)}",
@@ -69,10 +84,10 @@ def train(data: str, out: str, settings: list[str], **options: Any) -> dict[str,
     try:
         run(override(recipe("digits"), settings), Options("ds_configs/zero0.json", out=out, **options))
         ending = None
-    except UserError as error:
+    except (UserError, RunError) as error:
         ending = str(error)
     finally:
-        trainer.train_step = plain
+        trainer.train_step, Reader.sample = plain, sample
     return {"seen": seen, "skipped": skipped, "ending": ending}
 
 
@@ -118,10 +133,11 @@ def runs(digits, spoiled, tmp_path_factory) -> dict[str, dict[str, Any]]:
         "limit": (spoiled["both"], ["bad_data=skip", "max_skipped=0"], {}),
         "error": (spoiled["both"], ["bad_data=error"], {}),
         "error in evaluation": (spoiled["test"], [], {}),
+        "fault": (digits, [], {"faulty_rank": 1}),
     }
     folders = {name: tmp_path_factory.mktemp("runs") / "run" for name in asked}
     calls = [(str(data), str(folders[name]), *rest) for name, (data, *rest) in asked.items()]
-    results = zip(*run_ranks(2, train_all, calls), strict=True)
+    results = zip(*run_ranks(2, train_all, calls, seconds=240), strict=True)
     return {
         name: {"folder": folders[name], "ranks": ranks} for name, ranks in zip(asked, results, strict=True)
     }
@@ -159,6 +175,7 @@ def test_what_one_rank_skips_is_counted_by_all_and_stands_in_the_summary(runs):
         ("limit", "1 images of this epoch could not be read, more than max_skipped=0"),
         ("error", "sample train-00000600: corrupt image"),
         ("error in evaluation", "sample test-00000100: corrupt image"),
+        ("fault", "reading failed: KeyError: 'no such key' (in faulty, test_data_over_ranks.py, line "),
     ],
 )
 def test_what_one_rank_cannot_read_stops_all_ranks_at_the_same_step_with_the_same_line(runs, name, expected):

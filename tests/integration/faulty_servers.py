@@ -16,8 +16,9 @@ STALL = 30
 class Faulty:
     """A WSGI application around another one; the next answers for a path end as ``faults`` says.
 
-    Faults: ``503`` answers so; ``cut`` closes the connection in the middle; ``stall`` sends half and then
-    nothing; ``silence`` sends nothing at all; ``slow`` sends small pieces with pauses; ``403`` answers so.
+    Faults: ``503`` answers so; ``cut`` closes the connection in the middle; ``stall`` sends half, and the rest
+    when nobody waits for it any more; ``silence`` so with all of it; ``slow`` sends small pieces with pauses;
+    ``403`` answers so.
     """
 
     def __init__(self, application: Callable) -> None:
@@ -48,7 +49,7 @@ class Faulty:
         yield body[: len(body) // 2]
         if fault == "stall":
             self.stopped.wait(STALL)
-        if fault in ("cut", "stall"):
+        if fault == "cut":
             raise ConnectionAbortedError("told to")
         yield body[len(body) // 2 :]
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from data_tools import make_shards
 from dist_prune import cli
 
 GOOD = ["--ds_config", "ds_configs/zero2.json"]
@@ -102,6 +103,18 @@ def test_a_folder_without_images_is_refused_when_shards_are_made(command, tmp_pa
     assert done.code == 2
     assert len(done.lines) == 1
     assert "Traceback" not in done.err
+
+
+def test_a_test_split_of_which_no_image_can_be_read_is_one_line(train, tmp_path):
+    make_shards("digits", None, tmp_path / "digits")
+    for shard in (tmp_path / "digits").glob("*-test-*.tar"):
+        shard.unlink()
+    words = ("--data", tmp_path / "digits", "--out", tmp_path / "run")
+    done = train(*words, settings=("epochs=1", "bad_data=skip", "max_skipped=1000"))
+    assert done.code == 2
+    lines = [line for line in done.lines if not line.startswith(("skipped: ", "step "))]
+    assert len(lines) == 1, done.err
+    assert "nothing to evaluate: no image could be read; mend the data" in lines[0]
 
 
 def test_two_ranks_report_a_mistake_once(command, tmp_path):

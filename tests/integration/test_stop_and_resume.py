@@ -1,4 +1,4 @@
-"""A run that stops on request is saved, exits 3, and goes on as if it had not stopped."""
+"""A run that stops is saved, tells by its exit code why, and goes on as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from conftest import BIN, QUICK, ROOT, records
+
+from data_tools import make_shards
 
 
 def test_a_stopped_and_resumed_run_has_the_losses_of_an_uninterrupted_one(train, finished_run, tmp_path):
@@ -37,21 +42,97 @@ def test_resuming_with_another_recipe_is_refused_by_the_key_that_differs(train, 
     assert len(done.lines) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_exits_3(number, data_home, tmp_path):
-    folder = tmp_path / "run"
+def test_resuming_with_other_shards_is_refused_and_leaves_the_run_as_it_was(train, tmp_path):
+    folder, data = tmp_path / "run", tmp_path / "data"
+    make_shards("digits", None, data / "before", samples_per_shard=400)
+    make_shards("digits", None, data / "after", samples_per_shard=300)
+    (data / "now").symlink_to("before")
+    assert train("--out", folder, "--data", data / "now", "--max_steps", "1").code == 3
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (data / "now").unlink()
+    (data / "now").symlink_to("after")
+    done = train("--out", folder, "--data", data / "now", "--resume")
+    assert done.code == 2
+    assert "1437 train images in 4" in done.err
+    assert "1437 train images in 5" in done.err
+    assert len(done.lines) == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@contextmanager
+def long_run(folder: Path, data_home: Path, *settings: str) -> Iterator[subprocess.Popen]:
+    """A run in its own process that has trained a step, and would for long."""
     words = [sys.executable, "launch/train.py", "--ds_config", "ds_configs/zero0.json", "--out", str(folder)]
     environment = {**os.environ, "DIST_PRUNE_DATA": str(data_home), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    words += ["--set", *QUICK, "epochs=500"]
+    words += ["--set", *QUICK, "epochs=500", *settings]
     process = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        yield process
     finally:
         process.kill()
+
+
+def test_a_run_whose_worker_is_killed_ends_with_one_line_and_can_be_resumed(train, data_home, tmp_path):
+    folder = tmp_path / "run"
+    with long_run(folder, data_home, "workers=2", "checkpoint_every=1") as process:
+        deadline = time.monotonic() + 60
+        while not (worker := forked(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(worker, signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    lines = [line for line in errors.splitlines() if not line.startswith("step ")]  # those tell the progress
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("error: a worker that reads data was ended by SIGKILL")
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], f"error: {status['reason']}") == ("failed", lines[0])
+    settings = ("epochs=500", "checkpoint_every=1")
+    assert train("--out", folder, "--resume", "--max_steps", "1", ds="zero0", settings=settings).code == 3
+
+
+def forked(pid: int) -> int | None:
+    """One of the processes that a process has forked without starting another program."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if Path(f"/proc/{child}/cmdline").read_bytes() == command:
+                return int(child)
+    return None
+
+
+def test_a_second_ctrl_c_does_not_interrupt_what_the_first_one_ends(tmp_path):
+    """As in a terminal: an impatient user, a program that takes a moment to clean up."""
+    program = (
+        "import time; from dist_prune import cli, distributed\n"
+        "def work():\n"
+        "    try: print('ready', flush=True); time.sleep(60)\n"
+        "    finally: time.sleep(1); print('clean', flush=True)\n"
+        "cli._exit_with(work)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        out, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (1, "clean\n")
+    assert errors == "interrupted; what was saved before can be resumed with --resume\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_3(number, data_home, tmp_path):
+    folder = tmp_path / "run"
+    with long_run(folder, data_home) as process:
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 3, errors
     assert "Traceback" not in errors
     status = json.loads((folder / "status.json").read_text())

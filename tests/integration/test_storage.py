@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import http.server
+import inspect
+import itertools
 import multiprocessing
 import threading
 import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -14,6 +19,8 @@ from faulty_servers import files_of, serving
 from moto.server import DomainDispatcherApplication, create_backend_app
 
 from data_tools import ShardError, make_shards, open_storage, verify_shards
+from data_tools.origins import Origin
+from dist_prune.config import CacheConfig
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +53,15 @@ def s3_server(digits):
 def place(request):
     """URL of a folder of shards, and the server that it is on."""
     url, faulty = request.getfixturevalue("web_server" if request.param == "http" else "s3_server")
-    faulty.faults.clear()
     faulty.requests.clear()
-    return f"{url}/digits", faulty
+    yield f"{url}/digits", faulty
+    faulty.faults.clear()
 
 
 def fetch_all(storage) -> dict[str, bytes]:
     index = storage.read_index()
     shards = [shard for split in index.splits.values() for shard in split]
     return {shard.name: storage.fetch(shard.name, shard.size, shard.sha256).read_bytes() for shard in shards}
-
-
-def fetch_one(storage, number: int = 0):
-    index = open_storage(storage.location).read_index()
-    shard = list(index.split("train"))[number]
-    return storage.fetch(shard.name, shard.size, shard.sha256)
 
 
 def content(folder) -> dict[str, bytes]:
@@ -73,7 +74,9 @@ def test_what_a_server_holds_comes_whole(place, digits, tmp_path):
         assert fetch_all(open_storage(location, cache_dir=tmp_path)) == content(digits)
 
 
-@pytest.mark.parametrize("faults", [["503", "503"], ["cut"], ["503", "cut", "503"], ["slow"]])
+@pytest.mark.parametrize(
+    "faults", [["503", "503"], ["cut"], ["503", "cut", "503"], ["slow"], ["stall"], ["silence"]]
+)
 def test_failures_that_pass_change_nothing(place, digits, tmp_path, faults):
     url, server = place
     server.faults["_info.json"] = ["503"]
@@ -87,16 +90,17 @@ def test_failures_that_pass_change_nothing(place, digits, tmp_path, faults):
 @pytest.mark.parametrize("fault", ["stall", "silence"])
 def test_a_server_that_stalls_is_named_with_its_url(place, tmp_path, fault):
     url, server = place
-    storage = open_storage(url, cache_dir=tmp_path, timeout=0.5)
-    index = storage.read_index()
-    server.faults["digits-train-000001.tar"] = [fault]
+    patient = open_storage(url, cache_dir=tmp_path)
+    shard = list(patient.read_index().split("train"))[1]
+    server.faults[shard.name] = [fault]
     begun = time.monotonic()
-    shard = list(index.split("train"))[1]
-    with pytest.raises(ShardError, match=rf"^{url}/digits-train-000001\.tar gave no byte for 0\.5 s"):
-        storage.fetch(shard.name, shard.size, shard.sha256)
+    with pytest.raises(ShardError, match=rf"^cannot read {url}/{shard.name}: no byte came for 0\.5 s"):
+        open_storage(url, cache_dir=tmp_path, timeout=0.5, retries=0).fetch(
+            shard.name, shard.size, shard.sha256
+        )
     assert time.monotonic() - begun < 3
     assert not list(tmp_path.glob("*.partial"))
-    assert storage.fetch(shard.name, shard.size, shard.sha256).stat().st_size == shard.size
+    assert patient.fetch(shard.name, shard.size, shard.sha256).stat().st_size == shard.size
 
 
 def test_a_server_that_goes_on_failing_is_given_up(place, tmp_path):
@@ -117,13 +121,31 @@ def test_what_is_missing_or_forbidden_is_not_asked_for_again(place, tmp_path):
     assert server.requests.count("GET _info.json") == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """An origin that writes down what it copies: what a server is asked may come late, from the test before."""
+
+    origin: Origin
+    log: Path
+
+    def address(self, name: str) -> str:
+        return self.origin.address(name)
+
+    def copy(self, name: str, *how) -> None:
+        with open(self.log, "a") as file:
+            file.write(f"{name}\n")
+        self.origin.copy(name, *how)
+
+
 def test_several_processes_fetch_every_shard_once(place, digits, tmp_path):
-    url, server = place
-    storage = open_storage(url, cache_dir=tmp_path)
+    url, _ = place
+    storage = open_storage(url, cache_dir=tmp_path / "cache")
     storage.read_index()
+    counted = dataclasses.replace(storage, origin=Counted(storage.origin, tmp_path / "log"))
     with multiprocessing.get_context("fork").Pool(3) as pool:
-        assert pool.map(fetch_all, [storage] * 3, chunksize=1) == [content(digits)] * 3
-    assert all(server.requests.count(f"GET {name}") == 1 for name in content(digits))
+        assert pool.map(fetch_all, [counted] * 3, chunksize=1) == [content(digits)] * 3
+    copied = [name for name in (tmp_path / "log").read_text().split() if name.endswith(".tar")]
+    assert sorted(copied) == sorted(content(digits))
 
 
 def test_shards_on_a_server_can_be_verified(place):
@@ -146,17 +168,69 @@ def test_the_query_of_a_web_address_goes_with_every_file(digits, tmp_path):
             )
 
 
-def test_the_plainest_web_server_will_do(digits, tmp_path):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
+@pytest.mark.parametrize("faults", [[], ["403"] * 3])
+def test_the_query_of_a_web_address_stands_in_no_message(web_server, tmp_path, faults):
+    url, server = web_server
+    server.faults["_info.json"] = list(faults)
+    folder = f"{url}/digits" if faults else f"{url}/nothing"
+    with pytest.raises(ShardError, match=rf"^cannot read {folder}/_info\.json: (not found|403 .*)$"):
+        open_storage(f"{folder}?X-Amz-Signature=secret", cache_dir=tmp_path).read_index()
+    server.faults.clear()
 
-    handler = functools.partial(Quiet, directory=str(digits))
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def plain_server(handler):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        assert fetch_all(open_storage(url, cache_dir=tmp_path)) == content(digits)
+        yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+def test_the_plainest_web_server_will_do(digits, tmp_path):
+    with plain_server(functools.partial(Quiet, directory=str(digits))) as url:
+        assert fetch_all(open_storage(url, cache_dir=tmp_path)) == content(digits)
+
+
+@pytest.mark.parametrize("name", ["digits-train-000001.tar", "_info.json"])
+def test_a_server_that_sends_without_end_is_left_with_one_line(digits, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("data_tools.storage.LARGEST_INDEX", 2**20)
+    left = threading.Event()
+
+    class Endless(Quiet):
+        def do_GET(self):
+            if not self.path.endswith(name):
+                super().do_GET()
+                return
+            self.send_response(200)
+            self.end_headers()
+            try:
+                for _ in itertools.count():
+                    self.wfile.write(bytes(2**20))
+            except OSError:
+                left.set()
+
+    with plain_server(functools.partial(Endless, directory=str(digits))) as url:
+        storage = open_storage(url, cache_dir=tmp_path)
+        expected = rf"^cannot read {url}/{name}: more than \d+ bytes came"
+        with pytest.raises(ShardError, match=expected):
+            fetch_all(storage)
+        assert left.wait(10)
+        assert not list(tmp_path.glob("*.partial"))
+        if name.endswith(".tar"):
+            (problem,) = verify_shards(url)
+            assert f"{url}/{name}: more than 30720 bytes came" in problem
+
+
+def test_a_recipe_has_the_same_defaults_as_a_storage():
+    parameters = inspect.signature(open_storage).parameters
+    cache = CacheConfig()
+    assert cache.gigabytes * 1e9 == parameters["cache_bytes"].default
+    assert (cache.timeout, cache.retries) == (parameters["timeout"].default, parameters["retries"].default)
 
 
 def test_nobody_at_the_address_is_one_line(tmp_path):
@@ -222,7 +296,7 @@ def test_the_command_line_makes_and_verifies_shards(dist_prune, tmp_path):
     [
         (["mak"], "unknown command 'shards mak'; did you mean 'make'?"),
         ([], "required: VERB"),
-        (["make", "digit", "--out", "x"], "unknown source 'digit'; did you mean 'digits'?"),
+        (["make", "digit", "--out", "x"], "unknown source 'digit' (did you mean 'digits'?); known: "),
         (
             ["make", "digits", "--out", "x", "--forma", "raw"],
             "unknown option '--forma'; did you mean '--format'?",
@@ -231,7 +305,11 @@ def test_the_command_line_makes_and_verifies_shards(dist_prune, tmp_path):
         (["make", "digits", "--out", "x", "--bytes_per_shard", "3Q"], "expected bytes, such as 64M, not 3Q"),
         (["make", "digits", "--out", "x", "--samples_per_shard", "0"], "must be above 0"),
         (["make", "imagenet", "--out", "x"], "imagenet needs its files"),
+        (["make", "digits", "--out", ""], "--out is empty: give a folder, or the URL of one"),
+        (["make", "digits", "--out", "s3://"], "s3:// names no bucket or server"),
         (["verify", "nowhere"], "no such folder: nowhere"),
+        (["verify", ""], "the place of the shards is empty"),
+        (["verify", "x/t-{0..3.tar"], "x/t-{0..3.tar: Unbalanced braces"),
         (["verify", "memory://x", "--workers", "1"], "cannot read memory://x/_info.json: not found"),
     ],
 )

@@ -12,7 +12,8 @@ from data_tools import ShardError, read_index
 from data_tools.index import write_index
 from data_tools.storage import open_storage
 from dist_prune.config import AugmentConfig
-from dist_prune.data import ImageData, open_data
+from dist_prune.data import ImageData, ReadingFailed, open_data
+from dist_prune.data.reader import Reader
 
 TRAIN, TEST = 64, 40
 both = pytest.mark.parametrize("workers", [0, 1])
@@ -189,3 +190,19 @@ def test_an_image_of_another_size_than_the_index_says_is_named(folder):
         ShardError, match="sample train-00000000: the image is 4 x 4 pixels where the index says 5 x 4"
     ):
         evaluate(data(folder, bad_data="error"))
+
+
+@both
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_what_nobody_foresaw_is_one_line_that_says_where_it_happened_under_any_policy(
+    folder, workers, policy, monkeypatch
+):
+    def sample(*_):
+        raise RuntimeError("no\nidea")
+
+    monkeypatch.setattr(Reader, "sample", sample)
+    with pytest.raises(ReadingFailed) as caught:
+        evaluate(data(folder, workers, policy))
+    assert str(caught.value).startswith(
+        "reading failed: RuntimeError: no idea (in sample, test_bad_data.py, line "
+    )

@@ -66,6 +66,29 @@ def test_images_get_the_channels_of_the_data_set(channels, mode):
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gray_of_16_bits_is_scaled_to_the_nearest_of_8(channels):
+    values = np.linspace(0, 65535, 32 * 24).reshape(24, 32).astype(np.uint16)
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG")
+    found = decode_part(stream.getvalue(), channels, Size(12, 16), lambda _: Box(8, 6, 16, 12))
+    expected = np.rint(values[6:18, 8:24] / 65535 * 255).astype(np.uint8)
+    assert np.array_equal(found, expected[..., None].repeat(channels, axis=2))
+
+
+def test_whatever_a_damaged_image_makes_the_decoder_raise_is_an_image_error(monkeypatch):
+    image = Image.new("P", (8, 8))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(ImageError, match=r"corrupt image \(AssertionError\)"):
+        decode_part(stream.getvalue(), 3, Size(8, 8), whole)
+
+
 @pytest.fixture
 def decoded_sizes(monkeypatch) -> list[tuple[int, int]]:
     sizes = []

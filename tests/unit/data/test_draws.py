@@ -13,6 +13,7 @@ def test_the_numbers_of_today_are_those_of_tomorrow():
     draws = Draws(1, 2, 3, first=4, rows=2)
     assert draws.of_rows("flip", 1).ravel().round(6).tolist() == [0.274083, 0.465416]
     assert draws.seeds_of_rows("policy") == [745818669960066186, 881095989296833101]
+    assert round(draws.beta_of_batch("mixup", 0.4), 6) == 0.387167
 
 
 def test_a_rows_numbers_do_not_depend_on_the_rows_beside_it():

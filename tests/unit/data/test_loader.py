@@ -1,10 +1,7 @@
 """Real shards, loaders and workers: the order of the plan, equal pixels for all, nothing lost by a resume."""
 
+import dataclasses
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +14,9 @@ from made_shards import make, numbered, numbers
 from data_tools import ShardError, read_index
 from data_tools.storage import open_storage
 from dist_prune.config import AugmentConfig
-from dist_prune.data import ImageData
-from dist_prune.data.loader import _start_worker
+from dist_prune.data import ImageData, loader
+from dist_prune.data.augment import cutmix
+from dist_prune.data.draws import Draws
 from dist_prune.data.plan import Order, PlanError
 
 LENGTHS, TEST_LENGTHS = (70, 30, 50, 51), (33, 8)
@@ -49,9 +47,13 @@ def train(images: ImageData, epoch: int = 0, rank: int = 0, world_size: int = 1,
 def global_batches(
     images: ImageData, epoch: int, world_size: int, micro_batch: int, global_batch: int, **options
 ):
-    """What all ranks read together: (images, labels) of each step, in the order of the plan."""
+    """What all ranks read together: (images, labels) of each step, in the order of the plan.
+
+    ``images``: the data as each rank opens them, or all of them.
+    """
     sizes = {"micro_batch": micro_batch, "global_batch": global_batch}
-    ranks = [train(images, epoch, rank, world_size, **sizes, **options) for rank in range(world_size)]
+    opened = images if isinstance(images, list) else [images] * world_size
+    ranks = [train(opened[rank], epoch, rank, world_size, **sizes, **options) for rank in range(world_size)]
     turns = [rank[number] for number in range(len(ranks[0])) for rank in ranks]  # equally many on all ranks
     assert {len(rank) for rank in ranks} == {len(ranks[0])}
     per_step = global_batch // micro_batch
@@ -84,8 +86,10 @@ def test_ranks_and_workers_read_the_plan_also_after_an_interruption(folder, draw
         micro_batch = draw.draw(
             st.sampled_from([global_batch // 8, global_batch // world_size]), "micro-batch"
         )
-        images = data(folder, draw.draw(st.integers(0, 3 if world_size < 4 else 1), "workers"), seed=seed)
-        batches = global_batches(images, epoch, world_size, micro_batch, global_batch, skip_steps=begin)
+        workers = draw.draw(st.integers(0, 4), "workers")
+        forking = draw.draw(st.sets(st.integers(0, world_size - 1), max_size=2), "ranks with workers")
+        ranks = [data(folder, workers if rank in forking else 0, seed=seed) for rank in range(world_size)]
+        batches = global_batches(ranks, epoch, world_size, micro_batch, global_batch, skip_steps=begin)
         found += [numbers(batch) for batch, _ in batches[: end - begin]]
         begin = end
     assert found == expected
@@ -177,42 +181,34 @@ def test_properties_describe_the_batches(folder):
     assert images.steps_per_epoch(40) == 5
 
 
-def test_workers_ignore_the_signals_that_a_launcher_sends_to_all(monkeypatch):
-    handled = {}
-    monkeypatch.setattr(signal, "signal", handled.__setitem__)
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: handled.update(threads=count))
-    _start_worker(0)
-    ignored = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), signal.SIG_IGN)
-    assert handled == {**ignored, "threads": 1}
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("mixed", ["mixup", "cutmix", None])
+def test_batches_are_bit_for_bit_the_stored_pixels_normalized_and_mixed(folder, workers, mixed):
+    plain = data(folder, workers, AugmentConfig(**{mixed: 0.5}) if mixed else None)
+    images = dataclasses.replace(plain, index=dataclasses.replace(plain.index, mean=(0.3,), std=(0.7,)))
+    stored, labels = numbered(TRAIN, height=6, width=5)
+    scale, shift = torch.tensor(1 / (255 * 0.7)), torch.tensor(-0.3 / 0.7)
+    for step, (rows, (found, targets)) in enumerate(zip(planned(1, 0, 40), train(images), strict=True)):
+        expected = torch.from_numpy(stored[rows]).float() * scale + shift
+        soft = torch.eye(10)[labels[rows]]
+        drawn = Draws(1, 0, step, 0, 40)
+        if mixed == "mixup":
+            share = drawn.beta_of_batch("mixup", 0.5)
+            expected, soft = (values.lerp(values.roll(-1, 0), 1 - share) for values in (expected, soft))
+        if mixed == "cutmix":
+            centre = np.array(drawn.of_batch("mix", 3)[1:])
+            expected, soft = cutmix(expected, soft, drawn.beta_of_batch("cutmix", 0.5), centre)
+        assert torch.equal(found, expected.permute(0, 3, 1, 2))
+        assert torch.equal(targets, soft if mixed else torch.from_numpy(labels[rows]))
 
 
-SCRIPT = """
-import sys
-from dist_prune.data import open_data
-batches = open_data(sys.argv[1], workers=2).train_batches(0, micro_batch=8, global_batch=8, rank=0, world_size=1)
-next(batches)
-{ending}
-"""
-
-
-@pytest.mark.parametrize(
-    ("ending", "code", "noise"),
-    [
-        ("del batches", 0, ""),
-        ("sys.exit(3)", 3, ""),
-        ("raise RuntimeError('boom')", 1, "RuntimeError: boom"),
-    ],
-)
-def test_leaving_an_epoch_early_neither_hangs_nor_prints(tmp_path, ending, code, noise):
-    make(tmp_path, {"train": (*numbered(100), (50, 50))})
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(ending=ending), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=60,
+def test_workers_pass_on_bytes(folder, monkeypatch):
+    passed = []
+    plain = loader.BatchTransform.__call__
+    monkeypatch.setattr(
+        loader.BatchTransform,
+        "__call__",
+        lambda self, pixels, *rest: passed.append(pixels) or plain(self, pixels, *rest),
     )
-    assert done.returncode == code
-    assert done.stdout == ""
-    assert done.stderr.strip().splitlines()[-1:] == ([noise] if noise else [])
-    assert time.monotonic() - start < 30
+    train(data(folder, 1))
+    assert {(tuple(pixels.shape), pixels.dtype) for pixels in passed} == {((40, 6, 5, 1), torch.uint8)}

@@ -67,6 +67,17 @@ def test_a_data_set_that_is_not_made_yet_is_answered_with_the_command(home):
     expect("cifar10", f"^cifar10 is not there yet: dist-prune shards make cifar10 --out {home / 'cifar10'}$")
 
 
+def test_a_folder_of_shards_that_is_called_like_a_data_set_is_found_unless_one_was_made_at_home(
+    home, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    here = make_shards("digits", None, tmp_path / "cifar10")
+    assert open_data("cifar10").index.root == Path("cifar10")
+    assert open_data("cifar10").index.splits == here.splits
+    make_shards("digits", None, home / "cifar10")
+    assert open_data("cifar10").index.root == home / "cifar10"
+
+
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest(home):
     make_shards("digits", None, home / "flowers")
     expect(

@@ -45,19 +45,15 @@ def reference(lengths, seed, epoch, global_batch) -> list[list[Sample]]:
     return [samples(order.part(step, 0, global_batch)) for step in range(order.steps)]
 
 
-def read(lengths, seed, epoch, global_batch, world_size, micro_batch, workers, steps) -> list[list[Sample]]:
-    """The global batches number ``steps`` as so many ranks and workers read them, each with a plan of its own."""
+def read(lengths, seed, epoch, global_batch, world_size, micro_batch, steps) -> list[list[Sample]]:
+    """The global batches number ``steps`` as so many ranks read them, each with a plan of its own."""
     found = [[] for _ in steps]
     for rank in range(world_size):
         settings = {"seed": seed, "epoch": epoch, "global_batch": global_batch, "micro_batch": micro_batch}
-        makers = [
-            TrainPlan(lengths, **settings, rank=rank, world_size=world_size) for _ in range(max(1, workers))
-        ]
-        turns = makers[0].accumulation
-        first = steps.start * turns
-        for number in range(first, steps.stop * turns):
-            part = makers[(number - first) % len(makers)].part(number)
-            assert part.step == number // turns
+        plan = TrainPlan(lengths, **settings, rank=rank, world_size=world_size)
+        for number in range(steps.start * plan.accumulation, steps.stop * plan.accumulation):
+            part = plan.part(number)
+            assert part.step == number // plan.accumulation
             found[part.step - steps.start].append((part.first, samples(part)))
     return [[sample for _, part in sorted(batch) for sample in part] for batch in found]
 
@@ -68,15 +64,14 @@ def divisors(number: int) -> list[int]:
 
 @settings(max_examples=300, deadline=None)
 @given(epochs(), st.data())
-def test_any_ranks_and_workers_read_the_same_global_batches_also_after_an_interruption(epoch, data):
+def test_any_number_of_ranks_reads_the_same_global_batches_also_after_an_interruption(epoch, data):
     expected = reference(*epoch)
     global_batch, steps = epoch[-1], len(expected)
     found, begin = [], 0
     for end in (data.draw(st.integers(0, steps), "interrupted before step"), steps):
         world_size = data.draw(st.sampled_from([n for n in divisors(global_batch) if n <= 8]), "ranks")
         micro_batch = data.draw(st.sampled_from(divisors(global_batch // world_size)), "micro-batch")
-        workers = data.draw(st.integers(0, 4), "workers")
-        found += read(*epoch, world_size, micro_batch, workers, range(begin, end))
+        found += read(*epoch, world_size, micro_batch, range(begin, end))
         begin = end
     assert found == expected
 

@@ -1,13 +1,21 @@
-"""Shards are fetched ahead, opened once, found again after an eviction, and not asked for in vain."""
+"""Shards are fetched ahead, opened once, found again after an eviction, not asked for in vain, read as verified."""
 
+import dataclasses
+import io
 import threading
+import zlib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from made_shards import make, numbered
+from made_shards import make, npy, numbered, read_tar, write_tar
+from PIL import Image
 
-from data_tools import ShardError, ShardIndex
+from data_tools import ShardError, ShardIndex, open_storage, verify_shards
+from data_tools.files import sha256_of
+from data_tools.images import ImageError, decode_image
+from data_tools.index import ShardSplit, read_index, write_index
 from dist_prune.data import reader as readers
 from dist_prune.data.reader import FETCHES, Reader
 
@@ -91,3 +99,80 @@ def test_not_all_shards_ever_met_stay_open(shelf, monkeypatch):
     for shard in (0, 1, 0, 2, 0, 1):  # shard 1 is the one used least recently when shard 2 comes
         reader.sample(shard, 0)
     assert shelf.fetched == Counter({name(0): 1, name(1): 2, name(2): 1})
+
+
+def reads(folder: Path) -> bool:
+    """Whether every sample of the index can be read and decoded."""
+    index = read_index(folder)
+    reader = Reader(open_storage(folder), index, "train", [0])
+    try:
+        for row in range(index.split("train").num_samples):
+            image = reader.sample(0, row).image
+            if isinstance(image, bytes):
+                decode_image(image, index.channels)
+    except (ShardError, ImageError):
+        return False
+    return True
+
+
+IMAGES, LABELS = numbered(3)
+CHANGES = {
+    "files": {
+        "none": lambda members: members,
+        "label 01": lambda members: [(members[0][0], b"01"), *members[1:]],
+        "label with a line end": lambda members: [(members[0][0], b"0\n"), *members[1:]],
+        "no image": lambda members: [members[0], *members[2:]],
+        "two images": lambda members: [*members[:2], ("train-00000000.jpg", members[1][1]), *members[2:]],
+        "parts apart": lambda members: [*members[1:], members[0]],
+        "a part twice": lambda members: [members[0], *members],
+        "samples in folders": lambda members: [(f"{name[-5]}.x/{name}", data) for name, data in members],
+        "a folder for one part": lambda members: [(f"x/{members[0][0]}", members[0][1]), *members[1:]],
+        "a palette without colours": lambda members: [
+            members[0],
+            (members[1][0], no_palette()),
+            *members[2:],
+        ],
+        "nothing": lambda members: [],
+    },
+    "raw": {
+        "none": lambda members: members,
+        "labels only": lambda members: members[1:],
+        "keys that differ": lambda members: [members[0], ("other.labels.npy", members[1][1])],
+        "an array twice": lambda members: [*members, members[0]],
+        "a stranger": lambda members: [*members, ("readme", b"x")],
+        "fortran order": lambda members: [
+            (members[0][0], npy(np.asfortranarray(IMAGES.repeat(2, 2)))),
+            members[1],
+        ],
+        "header without end": lambda members: [
+            (members[0][0], npy(IMAGES).replace(b"}", b" ", 1)),
+            members[1],
+        ],
+        "labels of 32 bits": lambda members: [members[0], (members[1][0], npy(LABELS.astype(np.int32)))],
+        "a label below 0": lambda members: [members[0], (members[1][0], npy(LABELS - 1))],
+        "fewer labels": lambda members: [members[0], (members[1][0], npy(LABELS[:2]))],
+    },
+}
+
+
+def no_palette() -> bytes:
+    """A palette image that makes one of its colours transparent, but lists none."""
+    stream = io.BytesIO()
+    Image.new("P", (4, 4)).save(stream, "PNG")
+    data = stream.getvalue()
+    begin, end = data.index(b"PLTE") - 4, data.index(b"IDAT") - 4
+    transparent = b"tRNS\xff\0"
+    return data[:begin] + b"\0\0\0\2" + transparent + zlib.crc32(transparent).to_bytes(4, "big") + data[end:]
+
+
+@pytest.mark.parametrize(
+    ("format", "change"), [(f, change) for f, found in CHANGES.items() for change in found]
+)
+def test_what_verification_calls_whole_can_be_read_and_nothing_else(tmp_path, format, change):
+    index = make(tmp_path, {"train": (IMAGES, LABELS, (3,))}, format)
+    path = tmp_path / name(0)
+    write_tar(path, CHANGES[format][change](read_tar(path)))
+    split = ShardSplit((path.name,), (3,), (sha256_of(path),), (path.stat().st_size,))
+    write_index(dataclasses.replace(index, splits={"train": split}))
+    assert (verify_shards(tmp_path) == []) == reads(tmp_path)
+    assert reads(tmp_path) == (change in ("none", "samples in folders"))

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_shards import encoded, members_of, npy, numbered, read_tar, write_tar
+from made_shards import encoded, members_of, npy, numbered, write_tar
 
 from data_tools import ShardError
-from dist_prune.data import shard as shards
 from dist_prune.data.shard import MissingShard, open_shard
 
 IMAGES, LABELS = numbered(20)
@@ -123,6 +122,7 @@ def test_a_name_that_points_elsewhere_is_a_name_and_nothing_is_written(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     shard = open_shard(tmp_path / "toy.tar", 1, "files")
     assert (shard.label(0), shard.image(0)) == ("3", members[1][1])
+    assert shard.place(0).endswith(", sample ../../../outside/x")
     assert sorted(tmp_path.rglob("*")) == before
     assert not (tmp_path / "../../../outside").exists()
 
@@ -146,7 +146,7 @@ def test_a_pickle_beside_the_samples_is_passed_over(tmp_path):
         (np.array([Poison()] * 20).reshape(20, 1, 1, 1), "holds object in 4 dimensions, not uint8 in 4"),
         (IMAGES.astype(np.float32), "holds float32 in 4 dimensions, not uint8 in 4"),
         (IMAGES[..., 0], "holds uint8 in 3 dimensions, not uint8 in 4"),
-        (np.asfortranarray(IMAGES.repeat(3, 3)), "holds uint8 in 4 dimensions"),
+        (np.asfortranarray(IMAGES.repeat(3, 3)), "holds uint8 in 4 dimensions, in Fortran's order, not"),
     ],
 )
 def test_only_plain_arrays_of_pixels_are_read(tmp_path, images, message):
@@ -154,13 +154,34 @@ def test_only_plain_arrays_of_pixels_are_read(tmp_path, images, message):
     refused(tmp_path / "toy.tar", "raw", message)
 
 
+HEADER = b"{'descr': %s, 'fortran_order': False, 'shape': %s}"
+
+
 @pytest.mark.parametrize(
-    "header", [b"__import__('os').abort()", b"{'descr': '|u1', 'fortran_order': False}", b"9" * 60]
+    "header",
+    [
+        b"__import__('os').abort()",
+        b"{'descr': '|u1', 'fortran_order': False}",
+        b"9" * 60,
+        b"{[]: 1}",
+        b"{'descr': '|u1', 'shape': (20,4,4,1",
+        b"{'a': " + b"[" * 3000 + b"]" * 3000 + b"}",
+        b"-" * 5000 + b"1",
+        HEADER % (b"{}", b"(20,4,4,1)"),
+        HEADER % (b"[('a',)]", b"(20,4,4,1)"),
+        HEADER % (b"'f99999999999999999999'", b"(20,4,4,1)"),
+        HEADER % (b"'|u1'", b"(-20,-4,4,1)"),
+        HEADER % (b"'|u1'", b"(20,0,99999999999999999999,1)"),
+    ],
+    ids=range(12),
 )
 def test_the_header_of_an_array_is_data(tmp_path, header):
     magic = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
-    write_tar(tmp_path / "toy.tar", [("a.images.npy", magic + header), ("a.labels.npy", npy(LABELS))])
-    refused(tmp_path / "toy.tar", "raw", "^damaged shard")
+    data = magic + header + IMAGES.tobytes()
+    write_tar(tmp_path / "toy.tar", [("a.images.npy", data), ("a.labels.npy", npy(LABELS))])
+    refused(
+        tmp_path / "toy.tar", "raw", r"^damaged shard .*: a\.images\.npy (cannot be|holds|has not the size)"
+    )
 
 
 def test_an_array_that_claims_to_be_larger_than_its_member_is_noticed(tmp_path):
@@ -174,10 +195,67 @@ def test_images_and_labels_of_different_number_are_noticed(tmp_path):
     refused(tmp_path / "toy.tar", "raw", "found 19 samples, expected 20")
 
 
-def test_a_member_that_is_too_large_is_refused(path, monkeypatch):
-    monkeypatch.setattr(shards, "LARGEST_IMAGE", 60)
-    if read_tar(path)[1][0].endswith(".png"):
-        refused(path, "files", r"train-00000100\.png has \d+ bytes, 60 are allowed")
+def test_an_image_that_is_too_large_is_refused_and_the_others_are_read(tmp_path, monkeypatch):
+    members = members_of("files", IMAGES, LABELS, 0, 0)
+    members[7] = ("train-00000003.png", bytes(1000))
+    write_tar(tmp_path / "toy.tar", members)
+    monkeypatch.setattr("dist_prune.data.shard.LARGEST_IMAGE", 999)
+    shard = open_shard(tmp_path / "toy.tar", 20, "files")
+    with pytest.raises(ShardError, match="sample train-00000003: an image of 1000 bytes, 999 are allowed"):
+        shard.image(3)
+    assert shard.image(4) == encoded(IMAGES[4])
+
+
+def test_a_label_without_end_is_read_no_further_than_a_label_can_go(tmp_path):
+    members = members_of("files", IMAGES, LABELS, 0, 0)
+    members[6] = ("train-00000003.cls", b"3" * 10**6)
+    write_tar(tmp_path / "toy.tar", members)
+    assert open_shard(tmp_path / "toy.tar", 20, "files").label(3) == "3" * 32
+
+
+def test_a_disk_that_fails_while_reading_is_one_line_with_the_shard(tmp_path, monkeypatch):
+    write_tar(tmp_path / "toy.tar", members_of("files", IMAGES, LABELS, 0, 0))
+    shard = open_shard(tmp_path / "toy.tar", 20, "files", "s3://x/toy.tar")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", fail)
+    for read in (shard.image, shard.label, shard.place):
+        with pytest.raises(ShardError, match=r"^cannot read shard s3://x/toy\.tar: Input/output error$"):
+            read(3)
+
+
+def test_a_shard_that_becomes_shorter_while_it_is_read_is_named(tmp_path):
+    write_tar(tmp_path / "toy.tar", members_of("files", IMAGES, LABELS, 0, 0))
+    shard = open_shard(tmp_path / "toy.tar", 20, "files")
+    os.truncate(tmp_path / "toy.tar", 600)
+    with pytest.raises(ShardError, match=r"^damaged shard .*toy\.tar: it became shorter"):
+        shard.image(19)
+
+
+def test_a_sample_with_two_images_is_refused_and_the_others_are_read(tmp_path):
+    members = members_of("files", IMAGES, LABELS, 0, 0)
+    members.insert(7, ("train-00000003.jpg", encoded(IMAGES[3], "JPEG")))
+    write_tar(tmp_path / "toy.tar", members)
+    shard = open_shard(tmp_path / "toy.tar", 20, "files")
+    with pytest.raises(ShardError, match=r"sample train-00000003 .*has two images"):
+        shard.image(3)
+    assert shard.image(4) == encoded(IMAGES[4])
+
+
+def test_samples_of_one_name_in_several_folders_are_several(tmp_path):
+    members = [
+        (f"{folder}.x/7.{name.partition('.')[2]}", data)
+        for folder, start in (("a", 3), ("b", 4))
+        for name, data in members_of("files", IMAGES[start : start + 1], LABELS[start : start + 1], 0, 0)
+    ]
+    write_tar(tmp_path / "toy.tar", members)
+    shard = open_shard(tmp_path / "toy.tar", 2, "files")
+    assert [(shard.label(number), shard.place(number)[-14:]) for number in (0, 1)] == [
+        ("3", ", sample a.x/7"),
+        ("4", ", sample b.x/7"),
+    ]
 
 
 def test_a_sample_that_lacks_its_image_or_its_label_is_named_when_it_is_asked_for(tmp_path):

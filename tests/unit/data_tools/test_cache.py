@@ -1,7 +1,9 @@
 """The cache of shards keeps to its limit, and each shard is copied once, whole or not at all."""
 
 import hashlib
+import itertools
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools import ShardError, open_storage
-from data_tools.cache import ShardCache
+from data_tools.cache import TRUSTED, ShardCache
 
 
 def bring(size: int, calls: list | None = None):
@@ -86,12 +88,82 @@ def test_what_a_killed_process_left_half_copied_is_removed(tmp_path):
     cache = ShardCache(tmp_path, 100)
     process = multiprocessing.get_context("fork").Process(target=cache.get, args=(SHA[20], 20, "it", stall))
     process.start()
-    while not any(path.read_bytes() == b"half" for path in tmp_path.glob("*.partial")):
+    while not any(path.read_bytes() == b"half" for path in tmp_path.glob("*.partial/*")):
         time.sleep(0.01)
     process.kill()
     process.join()
     assert cache.get(SHA[20], 20, "it", bring(20)).read_bytes() == bytes(20)
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.timeout(20)  # it would wait for ever
+def test_room_that_a_killed_process_reserved_is_given_back(tmp_path):
+    (tmp_path / f"{'f' * 64}.25.partial").mkdir()
+    assert not SHA[20].startswith("ff"), "they do not share a lock"
+    assert ShardCache(tmp_path, 30).get(SHA[20], 20, "it", bring(20)).read_bytes() == bytes(20)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def copy_and_tell(cache: ShardCache, size: int, log: Path) -> None:
+    def tell(change: int) -> None:
+        with open(log, "a") as file:
+            file.write(f"{change}\n")
+
+    def copy(path: Path) -> None:
+        tell(size)
+        path.write_bytes(bytes(size))
+        time.sleep(0.1)
+        tell(-size)
+
+    cache.get(SHA[size], size, "it", copy)
+
+
+def test_several_processes_that_copy_at_once_keep_to_the_limit_together(tmp_path):
+    cache, log = ShardCache(tmp_path / "cache", 45), tmp_path / "log"
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=copy_and_tell, args=(cache, size, log)) for size in (20, 21, 22, 23, 24)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    under_way = list(itertools.accumulate(int(line) for line in log.read_text().split()))
+    assert len(under_way) == 10
+    assert max(under_way) <= 45
+    assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= 45
+
+
+def test_files_of_others_in_the_folder_are_neither_counted_nor_touched(tmp_path):
+    others = ["thesis.tar", f"{'a' * 63}.tar", f"{'A' * 64}.tar", "movie.partial", f"x{SHA[20]}.20.partial"]
+    for name in others:
+        (tmp_path / name).write_bytes(bytes(1000))
+    cache = ShardCache(tmp_path, 30)
+    for size in (20, 25):
+        cache.get(SHA[size], size, "it", bring(size))
+    assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {*others, f"{SHA[25]}.tar"}
+    assert all((tmp_path / name).read_bytes() == bytes(1000) for name in others)
+
+
+def test_the_bytes_of_a_shard_reach_the_disk_before_its_name_does(tmp_path, monkeypatch):
+    synced = {}
+    final = tmp_path / f"{SHA[20]}.tar"
+    monkeypatch.setattr(os, "fsync", lambda file: synced.update({os.fstat(file).st_ino: final.exists()}))
+    ShardCache(tmp_path, 100).get(SHA[20], 20, "it", bring(20))
+    assert synced == {final.stat().st_ino: False}
+
+
+def test_a_shard_that_changed_while_nobody_used_it_is_copied_again(tmp_path):
+    cache, calls = ShardCache(tmp_path, 100), []
+    path = cache.get(SHA[20], 20, "it", bring(20, calls))
+    long_ago = time.time() - TRUSTED - 1
+    os.utime(path, (long_ago, long_ago))
+    cache.get(SHA[20], 20, "it", bring(20, calls))
+    assert len(calls) == 1, "it is what it was"
+    path.write_bytes(b"x" * 20)
+    os.utime(path, (long_ago, long_ago))
+    assert cache.get(SHA[20], 20, "it", bring(20, calls)).read_bytes() == bytes(20)
 
 
 def test_a_file_that_lost_its_end_is_copied_again(tmp_path):
@@ -110,4 +182,12 @@ def test_a_default_cache_of_somebody_else_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("os.getuid", lambda: 12345)
     with pytest.raises(ShardError, match="dist_prune-12345 belongs to somebody else"):
+        open_storage("memory://x")
+
+
+def test_a_default_cache_that_is_a_link_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"dist_prune-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ShardError, match=r"dist_prune-\d+ is a link: remove it"):
         open_storage("memory://x")

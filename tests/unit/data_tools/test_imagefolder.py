@@ -1,5 +1,6 @@
 """A tree of image files becomes shards as it is, and what is wrong with a tree is named."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,66 @@ def test_a_class_without_images_is_named(tmp_path, tree):
         make_shards("imagefolder", tree, tmp_path / "out")
 
 
-def test_an_image_of_another_format_is_not_left_out_in_silence(tmp_path, tree):
-    (tree / "train" / "cat" / "x.bmp").write_bytes(b"BM")
-    with pytest.raises(ShardError, match=r"cat/x\.bmp: only JPEG and PNG"):
+@pytest.mark.parametrize("extension", ["bmp", "avif", "HEIC", "heif", "jp2", "jxl", "webp"])
+def test_an_image_of_another_format_is_not_left_out_in_silence(tmp_path, tree, extension):
+    (tree / "train" / "cat" / f"x.{extension}").write_bytes(b"BM")
+    with pytest.raises(ShardError, match=rf"cat/x\.{extension}: only JPEG and PNG"):
         make_shards("imagefolder", tree, tmp_path / "out")
+
+
+@pytest.mark.parametrize("extension", ["jpeg", "JPE", "jfif"])
+def test_a_jpeg_is_read_by_any_of_its_names(tmp_path, tree, extension):
+    (tree / "train" / "cat" / "0.jpg").rename(tree / "train" / "cat" / f"0.{extension}")
+    assert make_shards("imagefolder", tree, tmp_path / "out").splits["train"].num_samples == 12
+
+
+@pytest.mark.parametrize("place", ["train/x.jpg", "val/x.gif"])
+def test_an_image_beside_the_folders_of_the_classes_is_not_left_out_in_silence(tmp_path, tree, place):
+    write_image(tree / "x.jpg", 0)
+    (tree / "x.jpg").rename(tree / place)
+    with pytest.raises(ShardError, match=rf"{place} lies beside the folders of the classes: move it into"):
+        make_shards("imagefolder", tree, tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(tmp_path, tree, monkeypatch):
+    write_image(tree / "train" / "cat" / "locked" / "x.jpg", 0)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ShardError, match=r"cannot read .*cat/locked: Permission denied"):
+        make_shards("imagefolder", tree, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("link", "target"), [("self", "."), ("up", ".."), ("sub/again", "../more")])
+def test_a_link_that_leads_to_images_twice_is_refused(tmp_path, tree, link, target):
+    for folder in ("sub", "more"):
+        write_image(tree / "train" / "cat" / folder / "1.jpg", 1)
+    (tree / "train" / "cat" / link).symlink_to(target)
+    with pytest.raises(ShardError, match=r"train/cat.* once more: its images would come twice"):
+        make_shards("imagefolder", tree, tmp_path / "out")
+
+
+def test_images_behind_a_link_are_images(tmp_path, tree):
+    (tree / "train" / "cat").rename(tmp_path / "elsewhere")
+    (tree / "train" / "cat").symlink_to(tmp_path / "elsewhere")
+    assert make_shards("imagefolder", tree, tmp_path / "out").splits["train"].num_samples == 12
+
+
+def test_names_that_are_not_utf8_are_read_in_files_and_refused_in_classes(tmp_path, tree):
+    odd = os.fsdecode(b"\xff")
+    (tree / "train" / "cat" / "0.jpg").rename(tree / "train" / "cat" / f"{odd}.jpg")
+    assert make_shards("imagefolder", tree, tmp_path / "out").splits["train"].num_samples == 12
+    for split in ("train", "val"):
+        (tree / split / "cat").rename(tree / split / odd)
+    with pytest.raises(
+        ShardError, match=r"the name of '\\udcff' in .*train is not UTF-8: rename that folder"
+    ):
+        make_shards("imagefolder", tree, tmp_path / "other")
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text"])

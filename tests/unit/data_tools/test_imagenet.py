@@ -187,6 +187,8 @@ def test_parquet_files_of_another_kind_are_refused(tmp_path):
     refused(r"train-0\.parquet, row 0: it has no image or no label")
     write_parquet(train, TRAIN, ["only", "two"])
     refused("labels up to 2, but names 2 classes")
+    write_parquet(train, [], None)
+    refused(r"train-0\.parquet holds no images: get it again")
     pyarrow.parquet.write_table(pyarrow.table({"img": [1], "label": [2]}), train)
     refused(r"train-0\.parquet has the columns img, label: expected image")
     train.write_bytes(b"PAR1 and nothing else")

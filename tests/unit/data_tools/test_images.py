@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.images import ImageError, decode_image, encode_png, inspect_image, read_header
+from data_tools.images import ImageError, decode_image, decode_pixels, encode_png, inspect_image, read_header
 
 READERS = [read_header, inspect_image, lambda data: decode_image(data, 3)]
 
@@ -51,3 +51,31 @@ def test_a_cut_image_is_an_image_error(read):
 def test_png_loses_nothing(shape):
     pixels = np.random.default_rng(2).integers(256, size=shape, dtype=np.uint8)
     assert np.array_equal(np.asarray(decode_image(encode_png(pixels), 1 if len(shape) == 2 else 3)), pixels)
+
+
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(values.astype(np.uint16)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gray_of_16_bits_is_scaled_to_the_nearest_of_8(channels):
+    values = np.arange(2**16).reshape(256, 256)
+    found = decode_pixels(png_of_16_bits(values), channels)
+    expected = np.rint(values / 65535 * 255).astype(np.uint8)
+    assert np.array_equal(found, expected[..., None].repeat(channels, axis=2))
+
+
+@pytest.mark.parametrize("read", READERS[:2])
+def test_gray_of_16_bits_is_gray(read):
+    assert read(png_of_16_bits(np.full((5, 7), 40_000))) == (5, 7, True, "png")
+
+
+def test_a_palette_image_without_a_palette_is_an_image_error():
+    header = struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(4 * 5)))
+    transparent = chunk(b"tRNS", b"\xff\0")  # the second colour
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + transparent + pixels + chunk(b"IEND", b"")
+    with pytest.raises(ImageError, match="corrupt image"):
+        decode_image(data, 3)

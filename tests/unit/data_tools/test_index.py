@@ -63,6 +63,12 @@ def test_unreadable_json_is_named(tmp_path):
         read_index(tmp_path)
 
 
+def test_json_that_is_nested_without_end_is_named(tmp_path):
+    (tmp_path / "_info.json").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ShardError, match=r"cannot read .*_info\.json"):
+        read_index(tmp_path)
+
+
 def _set(*keys):
     *path, value = keys
 
@@ -99,6 +105,19 @@ WRONG = {
     "raw of many shapes": (_set("image_shape", None), "raw images without an 'image_shape'"),
     "titles": (_set("class_titles", ["zero"]), "one title for each class"),
     "class twice": (_set("class_names", 0, "1"), "'class_names' is not"),
+    "more samples than bytes": (
+        _set("splits", "train", "shard_lengths", 0, 500),
+        "split 'train' lists a shard of 500 samples in 30720 bytes",
+    ),
+    "endless length": (_set("splits", "train", "shard_lengths", 0, 10**30), "'shard_lengths', which is not"),
+    "endless shard": (_set("splits", "train", "bytes", 0, 10**30), "lists 10+ in 'bytes', which is not"),
+    "endless image": (_set("image_shape", [1, 10**6, 10**6]), "'image_shape' is not .* pixels"),
+    "hardly a deviation": (_set("std", [1e-320]), "'std' is not a list of numbers from 1/255 to 1"),
+    "endless seed": (_set("seed", 2**32), "'seed' is not"),
+    "a file to train on and to test with": (
+        lambda content: content["splits"].update(test=content["splits"]["train"]),
+        r"both 'train' and 'test' list digits-train-00000\d\.tar",
+    ),
 }
 
 
@@ -117,6 +136,8 @@ def test_an_index_of_version_1_is_read_as_one_of_encoded_images(index_file):
         content["version"] = 1
         del content["format"], content["class_titles"]
 
+    change(index_file, _set("splits", "train", "bytes", [10**6] * 4))  # encoded images take more
+    change(index_file, _set("splits", "test", "bytes", [10**6]))
     newer = read_index(index_file)
     change(index_file, make_older)
     older = read_index(index_file)

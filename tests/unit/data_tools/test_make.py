@@ -5,14 +5,14 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_helpers import arrays, everything, files, multiset, write_image
 from sklearn.datasets import load_digits
 
 from data_tools import ShardError, make_shards
 from data_tools.images import ImageFacts, decode_pixels
-from data_tools.plan import ShardSize, plan_shards
+from data_tools.shard_set import ShardSize, plan_shards
 from data_tools.sources.base import ArraySplit, RawData
 from data_tools.statistics import ImageStatistics
 from data_tools.writers import FilesWriter
@@ -80,6 +80,7 @@ def test_mean_and_deviation_are_those_of_the_train_pixels(tmp_path):
     assert index.std == pytest.approx((pixels.std() / 255,), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(
     parts=st.lists(st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=4), min_size=1, max_size=5)
 )
@@ -103,6 +104,7 @@ def test_statistics_of_parts_add_up_to_those_of_the_whole_in_any_order(parts):
     )
 
 
+@settings(deadline=None)
 @given(sides=st.lists(st.integers(1, 40), min_size=1, max_size=30), limit=st.integers(1, 60_000))
 def test_shards_by_bytes_hold_every_image_once_and_stay_under_the_limit(sides, limit):
     class Images(ArraySplit):
@@ -173,6 +175,31 @@ def test_other_shards_are_not_overwritten(tmp_path):
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["digits-train-000000.tar", "digits-val-000009.tar"])
+def test_tars_of_which_no_index_tells_are_neither_overwritten_nor_left_among_new_ones(tmp_path, name):
+    (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(ShardError, match=rf"already holds {name}, of which no _info\.json there tells"):
+        make_shards("digits", None, tmp_path)
+    assert everything(tmp_path) == {name: b"precious"}
+
+
+def test_old_shards_whose_index_was_removed_are_not_left_among_new_ones(tmp_path):
+    make_shards("digits", None, tmp_path)
+    (tmp_path / "_info.json").unlink()
+    before = everything(tmp_path)
+    with pytest.raises(ShardError, match=r"already holds digits-test-000000\.tar"):
+        make_shards("digits", None, tmp_path, seed=1)
+    assert everything(tmp_path) == before
+
+
+def test_other_files_in_the_folder_stay_where_they_are(tmp_path):
+    others = ["mine.tar", "digits-notes.txt", ".digits.partial", "_journal.txt"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"mine")
+    make_shards("digits", None, tmp_path)
+    assert all((tmp_path / name).read_bytes() == b"mine" for name in others)
+
+
 def test_a_changed_source_is_noticed(tmp_path):
     for split in ("train", "test"):
         write_image(tmp_path / "raw" / split / "a" / "1.png", 1)
@@ -195,6 +222,12 @@ def test_test_fraction_is_refused_where_there_are_test_images(tmp_path, source):
         make_shards(source, None, tmp_path / "out", test_fraction=0.1)
 
 
+def test_a_test_fraction_is_refused_also_when_the_shards_are_there(tmp_path):
+    make_shards("digits", None, tmp_path)
+    with pytest.raises(ShardError, match="leave out --test_fraction"):
+        make_shards("digits", None, tmp_path, test_fraction=0.5)
+
+
 def test_wrong_requests_are_one_line(tmp_path):
     with pytest.raises(
         ShardError, match=r"unknown source 'cifer10' \(did you mean 'cifar10'\?\); known: digits,"
@@ -209,6 +242,12 @@ def test_wrong_requests_are_one_line(tmp_path):
             make_shards("digits", None, tmp_path, **request)
     with pytest.raises(ShardError, match="exclude each other"):
         make_shards("digits", None, tmp_path, samples_per_shard=10, bytes_per_shard=10)
+    with pytest.raises(ShardError, match=r"seeds \(4294967296\) at 0"):
+        make_shards("digits", None, tmp_path, seed=2**32)
+    with pytest.raises(ShardError, match=r"^--out is empty: give a folder"):
+        make_shards("digits", None, "")
+    with pytest.raises(ShardError, match=r"^s3:// names no bucket or server"):
+        make_shards("digits", None, "s3://")
     with pytest.raises(ShardError, match=r"unknown format 'row' \(did you mean 'raw'\?\)"):
         make_shards("digits", None, tmp_path, format="row")
     with pytest.raises(ShardError, match="no train/ in"):

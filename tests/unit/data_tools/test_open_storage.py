@@ -85,8 +85,8 @@ def test_a_command_that_stalls_is_ended_and_named(tmp_path):
     flag = tmp_path / "ended"
     command = f"pipe:(sleep 1.5; touch {flag}) | cat; cat {tmp_path}/_info.json"
     begun = time.monotonic()
-    with pytest.raises(ShardError, match=r"pipe:.*_info\.json gave no byte for 0\.3 s"):
-        open_storage(command, timeout=0.3).read_index()
+    with pytest.raises(ShardError, match=r"cannot read pipe:.*_info\.json: no byte came for 0\.3 s"):
+        open_storage(command, timeout=0.3, retries=0).read_index()
     assert time.monotonic() - begun < 1.2
     time.sleep(1.5)
     assert not flag.exists(), "its child went on"
@@ -118,7 +118,7 @@ def test_what_is_not_what_the_index_says_is_refused_and_not_kept(digits, memory,
     damaged[1000] ^= 1
     for wrong, message in (
         (bytes(damaged), "damaged shard memory://bucket/digits/.*: its checksum differs"),
-        (bytes(damaged) + b"more", "found 30724 bytes, expected 30720"),
+        (bytes(damaged) + b"more", "more than 30720 bytes came"),
         (bytes(damaged[:-1]), "30719 of 30720 bytes came"),
     ):
         files.pipe_file(f"/bucket/digits/{shard.name}", wrong)
@@ -153,6 +153,7 @@ class Refused(Exception):
         (Refused(429), 4),
         (ConnectionResetError("reset"), 4),
         (OSError("30 of 40 bytes came"), 4),
+        (TimeoutError("no byte came for 60 s"), 4),
         (Refused(403), 1),
         (FileNotFoundError("x"), 1),
         (PermissionError("x"), 1),
@@ -218,3 +219,20 @@ def test_a_location_is_taken_apart(text, folder, names):
 def test_tars_in_several_folders_are_refused():
     with pytest.raises(ShardError, match=r"x/{a,b}/t\.tar names tars in 2 folders"):
         locate("x/{a,b}/t.tar")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "^the place of the shards is empty"),
+        (
+            "x/t-{0..3.tar",
+            r"^x/t-\{0\.\.3\.tar: Unbalanced braces: .*; expected FOLDER/X-\{000000\.\.000004\}",
+        ),
+        ("s3://", "^s3:// names no bucket or server: expected PROTOCOL://PLACE/FOLDER"),
+        ("https:///", "^https:/// names no bucket or server"),
+    ],
+)
+def test_a_location_that_names_nothing_is_one_line(text, message):
+    with pytest.raises(ShardError, match=message):
+        open_storage(text)

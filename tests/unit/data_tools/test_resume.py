@@ -12,6 +12,7 @@ from shard_helpers import everything, write_image
 
 from data_tools import ShardError, make_shards
 from data_tools.sources.base import ArraySplit
+from data_tools.sources.digits import Digits
 from data_tools.writers import RawWriter
 
 JOURNAL = "_journal.jsonl"
@@ -159,3 +160,37 @@ def test_a_killed_process_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(RawWriter, "write", die)
     with pytest.raises(ShardError, match="a process was killed, perhaps for lack of memory"):
         make_shards("digits", None, tmp_path, workers=2, **REQUEST)
+
+
+def test_two_makers_at_once_end_with_the_bytes_of_one(tmp_path, uninterrupted):
+    context = multiprocessing.get_context("fork")
+    makers = [context.Process(target=write_slowly, args=(tmp_path, 1)) for _ in range(2)]
+    for maker in makers:
+        maker.start()
+        time.sleep(0.1)  # the second one finds shards of the first
+    for maker in makers:
+        maker.join()
+        assert maker.exitcode == 0
+    assert everything(tmp_path) == uninterrupted
+
+
+def test_a_maker_that_comes_too_late_takes_what_the_other_one_made(tmp_path, monkeypatch, uninterrupted):
+    read = Digits.read
+
+    def overtaken(self, folder, options):
+        with monkeypatch.context() as patch:
+            patch.setattr(Digits, "read", read)
+            make_shards("digits", None, tmp_path, **REQUEST)
+        return read(self, folder, options)
+
+    monkeypatch.setattr(Digits, "read", overtaken)
+    assert make_shards("digits", None, tmp_path, **REQUEST).root == tmp_path
+    assert everything(tmp_path) == uninterrupted
+
+
+def test_what_the_killed_one_of_two_makers_left_is_removed_by_the_next_one(tmp_path, uninterrupted):
+    make_shards("digits", None, tmp_path, **REQUEST)
+    (tmp_path / ".digits-train-000003.tar.0a1b2c3d.partial").write_bytes(b"half")
+    (tmp_path / JOURNAL).write_bytes(b"{}")
+    make_shards("digits", None, tmp_path, **REQUEST)
+    assert everything(tmp_path) == uninterrupted

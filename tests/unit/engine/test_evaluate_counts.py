@@ -7,6 +7,7 @@ from unit_helpers import gated_resnet, images, mask_closing
 
 from dist_prune import collapse, masked
 from dist_prune.engine.evaluate import accuracies, max_abs_difference
+from dist_prune.errors import NothingToEvaluate
 
 CPU = torch.device("cpu")
 
@@ -73,8 +74,8 @@ def test_the_precision_of_training_is_used_for_every_batch():
     assert dtypes == [torch.bfloat16] * 3
 
 
-def test_nothing_to_evaluate_is_an_error():
-    with pytest.raises(ValueError, match="nothing to evaluate"):
+def test_nothing_to_evaluate_is_a_mistake_of_the_user():
+    with pytest.raises(NothingToEvaluate, match="nothing to evaluate"):
         accuracies({"a": Says()}, [], CPU)
 
 

@@ -65,6 +65,24 @@ def test_a_second_ctrl_c_interrupts(monkeypatch):
         assert stop.reason == "received SIGINT"
 
 
+def test_an_interruption_is_what_the_program_makes_of_it_and_what_it_sets_then_stays(monkeypatch):
+    monkeypatch.setattr("dist_prune.engine.stopping._ONE_KEY_PRESS", 0.0)
+
+    def ignore_others(number, frame):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ignore_others)
+    try:
+        with StopRequest():
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda s: s.name)
 def test_a_second_polite_signal_waits_too(number):
     """Launchers repeat theirs."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
@@ -20,7 +21,7 @@ def members(file: IO[bytes]) -> Iterator[Member]:
     """Read the headers of a tar that holds nothing but plain files, as those of our writers do.
 
     Every worker does this for all shards that its rank reads in an epoch; ``tarfile`` takes three times
-    as long for it.
+    as long for it. And a stranger's tar can make ``tarfile`` allocate what no file holds.
 
     Raises:
         ValueError: the tar is cut, a header is damaged, or a member is no plain file.
@@ -50,7 +51,15 @@ def member_name(header: bytes) -> str:
 def _is_sound(header: bytes) -> bool:
     """Whether a header is whole: its checksum counts every byte, its own field as blanks."""
     own = header[148:156]
-    return len(header) == BLOCK and sum(header) - sum(own) + 8 * ord(" ") == _number(own)
+    return len(header) == BLOCK and _sum(header) - sum(own) + 8 * ord(" ") == _number(own)
+
+
+def _sum(header: bytes) -> int:
+    """Return the sum of all bytes, in a tenth of the time that Python takes for it.
+
+    The lower half of an Adler-32 is their sum and 1, as long as that is below 65521: of 256 bytes it is.
+    """
+    return sum((zlib.adler32(header[at : at + 256]) & 0xFFFF) - 1 for at in range(0, BLOCK, 256))
 
 
 def _number(field: bytes) -> int:

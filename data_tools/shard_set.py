@@ -38,7 +38,8 @@ class ShardSet:
             split = raw.splits[plan.split]
             digest.update(f"{plan.name}\n".encode())
             for number in plan.numbers:
-                digest.update(f"{split.identity(number)} {split.labels[number]}\n".encode())
+                line = f"{split.identity(number)} {split.labels[number]}\n"
+                digest.update(line.encode(errors="surrogateescape"))  # file names may be any bytes
         return digest.hexdigest()
 
 

@@ -1,0 +1,58 @@
+"""The last steps of a batch, on the device that trains on it: normalization, and mixup or cutmix."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_tools import ShardIndex
+from dist_prune.config import AugmentConfig
+from dist_prune.data.augment import cutmix, mixup, one_hot
+from dist_prune.data.draws import Draws
+
+Batch = tuple[Tensor, Tensor]
+
+
+class BatchTransform:
+    """Turns pixels (B, H, W, C), uint8, into images (B, C, H, W), float32, on ``device``.
+
+    Pixels travel to it as they are, a quarter of the bytes. ``augment`` None mixes nothing; ``width`` is that of
+    the images, in pixels.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        width: int,
+        augment: AugmentConfig | None,
+        channels_last: bool,
+        device: torch.device,
+    ) -> None:
+        self._augment = augment or AugmentConfig()
+        self._classes, self._channels_last, self._device = len(index.class_names), channels_last, device
+        mean, std = np.array(index.mean), np.array(index.std)
+        # One number for each value of a row of pixels: adding and multiplying by three numbers is slow.
+        self._scale = torch.from_numpy(np.tile(1 / (255 * std), width)).float().to(device)
+        self._shift = torch.from_numpy(np.tile(-mean / std, width)).float().to(device)
+
+    def __call__(self, pixels: Tensor, labels: Tensor, draws: Draws) -> Batch:
+        """Normalize, and mix neighbours if asked for.
+
+        labels (B,), int64, become probabilities (B, classes), float32, if images are mixed.
+        """
+        pixels = pixels.to(self._device, non_blocking=True)
+        labels = labels.to(self._device, non_blocking=True)
+        rows = pixels.view(-1, len(self._scale))
+        images = rows.to(torch.float32).mul_(self._scale).add_(self._shift).view(pixels.shape)
+        if self._augment.mixup or self._augment.cutmix:
+            images, labels = self._mixed(images, one_hot(labels, self._classes), draws)
+        images = images.permute(0, 3, 1, 2)  # which is channels_last
+        return (images if self._channels_last else images.contiguous()), labels
+
+    def _mixed(self, images: Tensor, targets: Tensor, draws: Draws) -> Batch:
+        """Mix by mixup or by cutmix; where both are asked for, half of the steps each."""
+        chosen = self._augment
+        by_cutmix, *centre = draws.of_batch("mix", 3)
+        if chosen.cutmix and (by_cutmix < 0.5 or not chosen.mixup):
+            share = draws.beta_of_batch("cutmix", chosen.cutmix)
+            return cutmix(images, targets, share, np.array(centre))
+        return mixup(images, targets, draws.beta_of_batch("mixup", chosen.mixup))

@@ -1,0 +1,141 @@
+"""Items read by other processes, which end with whoever reads, and whose end is told in one line."""
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Generator, Iterator
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.queues import Queue
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dist_prune.errors import RunError
+
+PREFETCHED_ITEMS = 4  # per worker
+_HINTS = {
+    signal.SIGKILL: ", perhaps for lack of memory: fewer workers need less",
+    signal.SIGBUS: ": a shard was cut while it was read, or there is no room left in /dev/shm",
+}
+_Item = TypeVar("_Item")
+
+
+class ReadingFailed(RunError):
+    """Data could not be read for a reason that lies in no shard: a worker that was killed, a fault of the program."""
+
+
+def read(
+    items: Dataset[_Item], numbers: range, workers: int, pin_memory: bool
+) -> Generator[_Item, None, None]:
+    """Iterate over ``items[number]`` for all numbers, in their order; ``workers`` processes take turns.
+
+    With 0 workers this process reads by itself. Workers end when the iterator is exhausted, closed or dropped,
+    and when Python exits. ``pin_memory`` is for tensors in items that go to a GPU.
+
+    Raises:
+        ReadingFailed: a worker was killed, or reading raised what it should not.
+    """
+    forked: dict[str, Any] = {
+        "num_workers": workers,
+        "prefetch_factor": PREFETCHED_ITEMS,
+        "multiprocessing_context": _Fork(),
+        "worker_init_fn": _start_worker,
+    }
+    loader = DataLoader(
+        items,
+        batch_size=None,
+        sampler=numbers,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory,
+        # Its own generator: the loader draws a number for its workers, by default from the global one.
+        generator=torch.Generator(),
+        **(forked if workers else {}),
+    )
+    arriving = _arriving(loader)
+    _unfinished.add(arriving)
+    return arriving
+
+
+def _arriving(loader: DataLoader[_Item]) -> Generator[_Item, None, None]:
+    items: Any = None
+    try:
+        items = _iterate(loader)
+        item = next(items, None)
+        while item is not None:
+            yield item
+            item = next(items, None)
+    except Exception as error:
+        raise ReadingFailed(_reason(error, getattr(items, "_workers", ()))) from error
+    finally:  # an error would keep the loader's iterator alive, and its workers
+        if hasattr(items, "_shutdown_workers"):
+            items._shutdown_workers()
+
+
+def _iterate(loader: DataLoader[_Item]) -> Iterator[_Item]:
+    """Start the workers, without the loader's handler of SIGCHLD.
+
+    It would raise wherever this process happens to be when a worker dies, for example between two collectives,
+    while other ranks wait. The loader also finds out when it is asked for data, within seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+
+
+def _reason(error: Exception, workers: Any) -> str:
+    ended = [worker.exitcode for worker in workers if worker.exitcode]
+    if not ended:
+        return f"reading failed: {traceback.format_exception_only(error)[-1].strip().splitlines()[-1]}"
+    if ended[0] > 0:
+        return f"a worker that reads data has ended with exit code {ended[0]}"
+    number = signal.Signals(-ended[0])
+    return f"a worker that reads data was ended by {number.name}{_HINTS.get(number, '')}"
+
+
+def _unchanged(item: _Item) -> _Item:
+    return item
+
+
+class _Worker(ForkProcess):
+    """A process that ignores SIGTERM (see ``_start_worker``); whoever ends it must mean it."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Fork(ForkContext):
+    Process = _Worker
+
+
+def _start_worker(number: int) -> None:
+    """Leave it to the rank to end its workers: a launcher that signals all would end them under it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
+
+
+def _cannot_send(error: Exception, item: object) -> NoReturn:
+    """End this worker: by default the item would be dropped, and the rank would wait for it for ever."""
+    print(f"a worker cannot pass on what it read: {type(error).__name__}: {error}", file=sys.stderr)
+    os._exit(1)
+
+
+# A rank that ends in the middle of an epoch must end its workers first: at exit, Python waits for them
+# after a SIGTERM, which they ignore. Registered after torch's own exit hook, this one runs before it.
+_unfinished: "weakref.WeakSet[Generator[Any, None, None]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    for arriving in list(_unfinished):
+        arriving.close()
