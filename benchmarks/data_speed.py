@@ -262,8 +262,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/data_speed"))
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     tune_cpu()  # as every run does; it serves all readers
+    torch.set_num_threads(1)  # the process that takes the batches must not take the workers' cores
     measured = BENCHMARKS[options.name](options.images, options.work, options.rounds)
     packages = ("torch", "torchvision", "webdataset", "pillow", "numpy")
     about = {
