@@ -42,9 +42,9 @@ class BudgetConfig(_Section):
     """
 
     listen: float = Field(0.05, ge=0, lt=1)
-    begin: float = Field(0.1, ge=0, lt=1)
-    end: float = Field(0.3, gt=0, lt=1)
-    settled: float = Field(0.5, gt=0, le=1)
+    begin: float = Field(0.15, ge=0, lt=1)
+    end: float = Field(0.4, gt=0, lt=1)
+    settled: float = Field(0.6, gt=0, le=1)
     allow_empty: bool = False
 
     @model_validator(mode="after")

@@ -39,9 +39,9 @@ class Timeline:
     """
 
     listen: float = 0.05
-    begin: float = 0.1
-    end: float = 0.3
-    settled: float = 0.5
+    begin: float = 0.15
+    end: float = 0.4
+    settled: float = 0.6
 
 
 class Budget:

@@ -41,7 +41,7 @@ def test_defaults_are_the_papers_settings_for_cifar10():
         ("gates.position=after", lambda c: c.gates.position == "after"),
         ("gates.dense_layers=1", lambda c: c.gates.dense_layers == 1),
         ("gates.flatten=true", lambda c: c.gates.flatten is True),
-        ("budget.end=0.4", lambda c: c.budget.end == 0.4),
+        ("budget.end=0.45", lambda c: c.budget.end == 0.45),
         ("budget.allow_empty=true", lambda c: c.budget.allow_empty is True),
         ("polarization=null", lambda c: c.polarization is None),
         ("lr_schedule.milestones=[1, 2]", lambda c: c.lr_schedule.milestones == (1, 2)),
