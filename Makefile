@@ -6,14 +6,18 @@ READY := $(VENV)/.ready
 # DeepSpeed compiles a small C++ operation on first use and looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: train test lint format setup clean
+.PHONY: train test drills lint format setup clean
 
 train: $(READY)
 	deepspeed launch/train.py --ds_config ds_configs/zero2.json
 
 # Two tests at a time, each on one thread (those with several ranks: one a rank): half the time on two cores.
 test: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not drill"
+
+# Everything that can befall a run, one drill after another (docs/reliability.md); those that mount disks need root.
+drills: $(READY)
+	OMP_NUM_THREADS=1 python -m pytest tests/drills
 
 lint: $(READY)
 	ruff check .

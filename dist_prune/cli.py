@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from dist_prune import distributed
 from dist_prune.arguments import Parser, positive
-from dist_prune.errors import RunError, UserError, nearest
+from dist_prune.errors import LoneError, RunError, UserError, nearest
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 
@@ -56,6 +56,10 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
             code = program()
     except KeyboardInterrupt:
         code = _report("interrupted; what was saved before can be resumed with --resume", FAILED)
+    except LoneError as error:
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
     except Exception as error:
         code = _report_error(error)
     sys.stdout.flush()
@@ -91,7 +95,7 @@ def _report_error(error: Exception) -> int:
     if isinstance(error, RunError):
         return _report(f"error: {error}", FAILED)
     traceback.print_exc()
-    return FAILED
+    sys.exit(FAILED)  # at once: others may be waiting for this rank
 
 
 def _report(line: str, code: int) -> int:

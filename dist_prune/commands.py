@@ -41,10 +41,16 @@ def collapse(arguments: list[str]) -> None:
     parser.add_argument("--out", help="folder for mask.json and sliced/ (default: the run folder)")
     parser.add_argument("--mask", help="a mask.json to use instead of a vote over the training images")
     parser.add_argument("--data", help="where the shards are, if not where the run found them")
+    parser.add_argument(
+        "--round_to",
+        type=positive(int),
+        metavar="N",
+        help="keep multiples of N channels (default: the recipe's)",
+    )
     options = parser.parse(arguments)
     from dist_prune.engine.offline import collapse_run
 
-    _show(collapse_run(options.run, options.out, options.mask, options.data))
+    _show(collapse_run(options.run, options.out, options.mask, options.data, options.round_to))
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -57,6 +63,53 @@ def evaluate(arguments: list[str]) -> None:
     from dist_prune.engine.offline import evaluate_sliced
 
     _show(evaluate_sliced(options.folder, options.data, options.split))
+
+
+def export(arguments: list[str]) -> None:
+    """Export the sliced network of a run, or a sliced checkpoint, as ONNX, pt2 or safetensors, and check the file."""
+    from dist_prune.export import FORMATS, export_sliced
+
+    parser = _parser("export", export)
+    parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
+    parser.add_argument("--format", required=True, help=", ".join(FORMATS))
+    parser.add_argument(
+        "--fold_bn", action="store_true", help="fold batch norms into the convolutions before them"
+    )
+    parser.add_argument("--half", action="store_true", help="fp16 weights")
+    parser.add_argument(
+        "--out", metavar="PATH", help="file, or folder of safetensors (default: FOLDER/export/)"
+    )
+    _show(export_sliced(**vars(parser.parse(arguments))))
+
+
+def benchmark(arguments: list[str]) -> None:
+    """Time a run's sliced network, or a sliced checkpoint, next to the dense one and to one built by hand."""
+    parser = _parser("benchmark", benchmark)
+    parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
+    parser.add_argument(
+        "--batch",
+        type=_numbers,
+        dest="batches",
+        default=(1, 32, 256),
+        metavar="N,N,...",
+        help="default: 1,32,256",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--channels_last", action="store_true", help="memory layout of images and weights")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument(
+        "--seconds", type=positive(float), default=10.0, help="of measuring at each batch size (default: 10)"
+    )
+    parser.add_argument("--out", help="folder for speed.json and speed.png (default: FOLDER/benchmark)")
+    settings = vars(parser.parse(arguments))
+    folder, out = settings.pop("folder"), settings.pop("out")
+    from dist_prune.benchmark import Options, table, write_benchmark
+    from dist_prune.benchmark import benchmark as measured
+
+    result = measured(folder, Options(**settings))
+    print(f"{table(result)}\n")
+    print(*write_benchmark(result, out or os.path.join(folder, "benchmark")), sep="\n")
 
 
 def naive(arguments: list[str]) -> None:
@@ -159,6 +212,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    """An argument type: whole numbers above 0, separated by commas."""
+    if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 1,32,256, not {text}")
+    return tuple(int(number) for number in text.split(","))
+
+
 def _bytes(text: str) -> int:
     """An argument type: a number of bytes, or of thousands, millions, thousand millions of them."""
     parts = re.fullmatch(r"([1-9][0-9]*)([kMG]?)", text)
@@ -178,6 +238,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": recipes,
     "collapse": collapse,
     "evaluate": evaluate,
+    "export": export,
+    "benchmark": benchmark,
     "naive": naive,
     "report": report,
     "shards": shards,

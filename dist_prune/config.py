@@ -54,6 +54,23 @@ class BudgetConfig(_Section):
         return self
 
 
+class FreezeConfig(_Section):
+    """When units are decided, and stop costing (see ``dist_prune.gates.Freezer``).
+
+    after: steps in a row in which all samples agree on a unit, 0 for never; None: 50 under a budget, never without
+    one. open_from: share of the run before which no unit is decided to stay open (a budget's ``end``, if that
+    is later); thaw_after: steps after which a decided unit has to decide anew. collapse: whether the network
+    is collapsed in flight, at the end of the epoch in which all units are decided; collapse_epoch: after that epoch
+    whatever is decided.
+    """
+
+    after: int | None = Field(None, ge=0)
+    open_from: float = Field(0.4, ge=0, le=1)
+    thaw_after: int | None = Field(None, ge=1)
+    collapse: bool = True
+    collapse_epoch: int | None = Field(None, ge=1)
+
+
 class AugmentConfig(_Section):
     """Random changes of training images.
 
@@ -102,8 +119,12 @@ class RunConfig(_Section):
     target_macs: the share of the dense MACs that the sliced network may cost (whole units may end beside it);
     polarization, activation: weights of the loss terms over the epochs; a budget brings a polarization of its
     own where none is given (without one it is 1); mask_samples: training images that decide the mask at each
-    evaluation (at the end all of them do). bad_data: whether images that cannot be read end the run or are left
-    out, up to max_skipped of them in an epoch.
+    evaluation (at the end all of them do); round_to: numbers of channels that stay are multiples of it (or all of
+    them), which can end above target_macs. bad_data: whether images that cannot be read end the run or are left
+    out, up to max_skipped of them in an epoch. A checkpoint is written after each epoch, and every checkpoint_every
+    steps or checkpoint_minutes; the last keep_checkpoints stay, and with keep_best that of the epoch with the
+    highest test accuracy. max_bad_steps: steps in a row that may be skipped since loss or gradients are not finite;
+    rank_timeout: seconds after which a rank that does not answer ends the run.
     """
 
     name: str
@@ -126,9 +147,11 @@ class RunConfig(_Section):
 
     target_macs: float | None = Field(None, gt=0, lt=1)
     budget: BudgetConfig = BudgetConfig()
+    freeze: FreezeConfig = FreezeConfig()
     polarization: Schedule | None = None
     activation: Schedule = Constant(value=0.0)
     mask_samples: int = Field(2048, ge=1)
+    round_to: int = Field(1, ge=1)
 
     image_size: int | None = Field(None, ge=1)
     augment: AugmentConfig = AugmentConfig()
@@ -140,6 +163,11 @@ class RunConfig(_Section):
 
     log_every: int = Field(10, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)
+    checkpoint_minutes: float | None = Field(None, gt=0)
+    keep_checkpoints: int = Field(2, ge=1)
+    keep_best: bool = False
+    max_bad_steps: int = Field(10, ge=0)
+    rank_timeout: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

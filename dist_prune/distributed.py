@@ -7,14 +7,19 @@ RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; a bare ``srun`` sets 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from dist_prune.errors import UserError
 
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
@@ -35,6 +40,42 @@ def _default_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
+
+
+def start(backend: str, seconds: float) -> None:
+    """Join the other ranks; each waits up to ``seconds`` for another in any collective.
+
+    Raises UserError if rank 0 cannot listen on the rendezvous port, or ranks cannot reach one another.
+    """
+    timeout = timedelta(seconds=seconds)
+    if os.environ["WORLD_SIZE"] == "1":  # meets nobody, so it needs no port that somebody else may have
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    try:
+        store, number, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        # torchrun keeps one store over its restarts, with the addresses of ranks that are gone.
+        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
+    except RuntimeError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"rank {rank()} cannot meet the others at {place}: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "EADDRINUSE" in text:
+        return "that port is in use; choose another with the launcher's --master_port, or MASTER_PORT"
+    if "connectFullMesh" in text:
+        return "one of them has ended, or GLOO_SOCKET_IFNAME names an interface that does not reach them"
+    return text
+
+
+def limit_waiting(seconds: float) -> None:
+    """Let ranks wait so long for one another in groups that were made without a limit of their own, too."""
+    private = dist.distributed_c10d._set_pg_timeout  # before torch 2.15
+    set_timeout = getattr(dist, "set_timeout", private)
+    for group in list(dist.distributed_c10d._world.pg_map):
+        set_timeout(timedelta(seconds=seconds), group)
 
 
 def rank() -> int:
@@ -81,6 +122,49 @@ def first_object(value: Any) -> Any:
     return next((found for found in values if found is not None), None)
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """The values of all ranks (any picklable objects), in their order, on every rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def all_equal(number: int, device: torch.device) -> bool:
+    """Whether all ranks have the same ``number`` (of up to 62 bits); one small collective."""
+    extremes = torch.tensor([number, -number], device=device)
+    if world_size() > 1:
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    return bool(extremes.sum() == 0)
+
+
+def first_to_leave() -> bool | None:
+    """Leave word for the other ranks that this one ends alone. Whether it is the first; None if nobody can know."""
+    if world_size() == 1:
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=5))
+        with _silent():
+            return store.add("dist_prune/left", 1) == 1
+    except RuntimeError:  # who kept it is gone
+        return None
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch's own traces of a connection that is gone from standard error: they come from below Python."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     if world_size() > 1:
@@ -124,9 +208,10 @@ def leave(seconds: float = 60.0) -> None:
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
         if world_size() > 1:
-            dist.monitored_barrier(
-                timeout=timedelta(seconds=seconds)
-            ) if dist.get_backend() == "gloo" else barrier()
+            with _silent():
+                dist.monitored_barrier(
+                    timeout=timedelta(seconds=seconds)
+                ) if dist.get_backend() == "gloo" else barrier()
     except (RuntimeError, ValueError):
         pass  # the others are gone; there is nobody left to wait for
     if dist.is_initialized():

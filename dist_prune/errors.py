@@ -14,6 +14,17 @@ class RunError(Exception):
     """A run that cannot go on, for a reason that one line can say."""
 
 
+class LoneError(RunError):
+    """A RunError that one rank meets by itself. It ends at once: the others may be waiting for it, or be gone.
+
+    told: another rank has said why already.
+    """
+
+    def __init__(self, message: str, told: bool = False) -> None:
+        super().__init__(message)
+        self.told = told
+
+
 class NothingToEvaluate(UserError):
     """There was no sample on any rank; all ranks raise it together."""
 

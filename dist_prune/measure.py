@@ -95,7 +95,8 @@ class Costs:
         """What each unit costs (all units,), as a share of the dense MACs, next to ``values`` (default: all open)."""
         units = sum(site.units for site in self.sites)
         values = torch.ones(units, dtype=torch.float64) if values is None else values.detach().clone()
-        return torch.autograd.grad(self.share(values.requires_grad_()), values)[0]
+        with torch.enable_grad():
+            return torch.autograd.grad(self.share(values.requires_grad_()), values)[0]
 
 
 def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:

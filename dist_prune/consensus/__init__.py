@@ -2,7 +2,14 @@
 
 from dist_prune.consensus.collapse import Inherited, collapse, cut, masked
 from dist_prune.consensus.mask import Mask, SiteMask, consensus_mask, load_mask, vote
-from dist_prune.consensus.sliced import load_sliced, read_sliced_config, save_sliced
+from dist_prune.consensus.sliced import (
+    add_results,
+    find_sliced,
+    load_sliced,
+    read_sliced_config,
+    replace_folder,
+    save_sliced,
+)
 from dist_prune.consensus.slicing import remove_units
 from dist_prune.gates import strip_gates
 
@@ -10,14 +17,17 @@ __all__ = [
     "Inherited",
     "Mask",
     "SiteMask",
+    "add_results",
     "collapse",
     "consensus_mask",
     "cut",
+    "find_sliced",
     "load_mask",
     "load_sliced",
     "masked",
     "read_sliced_config",
     "remove_units",
+    "replace_folder",
     "save_sliced",
     "strip_gates",
     "vote",

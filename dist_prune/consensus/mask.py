@@ -27,8 +27,9 @@ class SiteMask:
 
     mean_activation: mean over units, in [0, 1]; kept: indices of the units that stay; agreement: share of
     (sample, unit) decisions that equal the mask; r_polar: mean over units of g (1 - g), the site's part of
-    equation 9; undecided: number of units under ``DECIDED``; flipped: number of units that stay against the
-    gates' vote; histogram: number of units by mean activation, in ``BINS`` equal bins of [0, 1].
+    equation 9; undecided: number of units that less than ``DECIDED`` of the samples vote alike on; flipped: number
+    of units that stay against the gates' vote; histogram: number of units by mean activation, in ``BINS`` equal
+    bins of [0, 1].
     """
 
     name: str
@@ -76,7 +77,7 @@ class Mask:
 
     @property
     def flipped(self) -> int:
-        """Number of units that stay against the gates' vote, because nothing else would have been left."""
+        """Number of units that stay against the gates' vote: as the last of their site, or to round up."""
         return sum(site.flipped for site in self.sites)
 
     @property
@@ -94,6 +95,11 @@ class Mask:
         kept, units = sum(len(s.kept) for s in self.sites), sum(s.units for s in self.sites)
         totals = {"kept": kept, "units": units, "open_ratio": self.open_ratio, "agreement": self.agreement}
         return {"sites": [asdict(site) for site in self.sites], "totals": totals}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Mask:
+        """The mask that ``as_dict`` gave; raises KeyError, TypeError or AttributeError for anything else."""
+        return Mask(tuple(_read(site) for site in data["sites"]))
 
     @staticmethod
     def of(kept: Mapping[str, Sequence[int]], model_sites: Sequence[Site]) -> Mask:
@@ -121,18 +127,20 @@ def _given(site: Site, kept: tuple[int, ...]) -> SiteMask:
     return SiteMask(site.name, site.kind, site.units, len(kept) / site.units, kept, agreement=1.0)
 
 
-def vote(means: Tensor, model_sites: Sequence[Site]) -> Mask:
+def vote(means: Tensor, model_sites: Sequence[Site], round_to: int = 1) -> Mask:
     """The mask of mean activations (all units,): a unit stays where its mean exceeds 0.5.
 
-    A site without a shortcut keeps its most active unit when all fall below: no network loses its last path.
+    A site without a shortcut keeps its most active unit when all fall below: no network loses its last path. Of each
+    channel site, closed units come back, the most active first, until their number is a multiple of ``round_to`` or
+    all are there; a site that is closed as a whole stays so.
     """
     decided = []
     parts = means.detach().double().cpu().split([site.units for site in model_sites])
     for site, part in zip(model_sites, parts, strict=True):
-        stays = part > THRESHOLD
-        rescued = not stays.any() and not site.may_be_empty
-        if rescued:
-            stays[part.argmax()] = True
+        voted = part > THRESHOLD
+        stays = _rounded_up(
+            part, voted, 1 if site.kind == "layer" else round_to, at_least=not site.may_be_empty
+        )
         agreement = torch.where(stays, part, 1 - part)
         decided.append(
             SiteMask(
@@ -143,22 +151,31 @@ def vote(means: Tensor, model_sites: Sequence[Site]) -> Mask:
                 kept=tuple(stays.nonzero().flatten().tolist()),
                 agreement=agreement.mean().item(),
                 r_polar=(part * (1 - part)).mean().item(),
-                undecided=int((agreement < DECIDED).sum()),
-                flipped=int(rescued),
+                undecided=int((torch.where(voted, part, 1 - part) < DECIDED).sum()),
+                flipped=int((stays & ~voted).sum()),
                 histogram=tuple(part.float().histc(BINS, 0, 1).int().tolist()),
             )
         )
     return Mask(tuple(decided))
 
 
+def _rounded_up(means: Tensor, stays: Tensor, multiple: int, at_least: int) -> Tensor:
+    """``stays`` (units,) with the most active closed units added, up to a multiple of ``multiple`` and ``at_least``."""
+    count = max(int(stays.sum()), at_least)
+    more = min(len(means), -(-count // multiple) * multiple) - int(stays.sum())
+    most_active = means.masked_fill(stays, -1).argsort(descending=True, stable=True)
+    return stays.index_fill(0, most_active[:more], True)
+
+
 @torch.no_grad()
-def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
+def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) -> Mask:
     """The mask of a gated network over a data set; every rank passes its own share and gets the same mask.
 
     batches: images (B, C, H, W), or tuples that begin with them. The model runs in eval mode and gets its
     mode back; its buffers (batch-norm statistics) are averaged over ranks first, as engines synchronize
     parameters only. One all-reduce of sums and counts at the end, whatever the number of batches; a rank may have
-    none. Raises NothingToEvaluate if there is no sample on any rank.
+    none. round_to: numbers of channels that stay are multiples of it (see ``vote``). Raises NothingToEvaluate if there
+    is no sample on any rank.
     """
     distributed.average_buffers(model)
     device = next(model.parameters()).device
@@ -173,14 +190,13 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any]) -> Mask:
     totals = distributed.all_reduce_sum(totals)
     if totals[-1] == 0:
         raise NothingToEvaluate("the consensus mask needs at least one sample")
-    return vote(totals[:-1] / totals[-1], model_sites)
+    return vote(totals[:-1] / totals[-1], model_sites, round_to)
 
 
 def load_mask(path: str | Path) -> Mask:
     """Read a mask.json; raises UserError if it is missing, unreadable or not a mask."""
     try:
-        data = json.loads(Path(path).read_text())
-        return Mask(tuple(_read(site) for site in data["sites"]))
+        return Mask.from_dict(json.loads(Path(path).read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not a readable mask.json: {error}") from error
 

@@ -17,10 +17,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from dist_prune.consensus.card import model_card
 from dist_prune.consensus.slicing import remove_units
 from dist_prune.errors import UserError
 from dist_prune.gates import gated_modules
-from dist_prune.models import Architecture, architecture_of
+from dist_prune.models import Architecture, architecture_of, fold
 
 FORMAT = "dist_prune.sliced"
 VERSION = 1
@@ -40,18 +41,18 @@ def save_sliced(
 
     input_shape: (C, H, W); resized_side: to how many pixels the shorter side of an image is scaled before its
     centre is cut out, None where images are taken as a whole; normalization: {"mean": [...], "std": [...]} per
-    channel, on pixels in [0, 1]; results: figures for the model card. Raises UserError if it is not known how
-    the network was built (build it with ``dist_prune.build_model``, or use a stock torchvision ResNet or timm
-    model).
+    channel, on pixels in [0, 1]; results: figures for the model card, plain JSON data. Raises UserError if it is not
+    known how the network was built (build it with ``dist_prune.build_model``, or use a stock torchvision ResNet or
+    timm model).
     """
-    kept = getattr(small, "dist_prune_kept", {})
+    kept, folded = getattr(small, "dist_prune_kept", {}), getattr(small, "dist_prune_folded", {})
     architecture = architecture_of(small)
     if architecture is None:
         raise UserError(
             f"cannot describe this {type(small).__name__} for a checkpoint: build it with dist_prune.build_model"
         )
-    _refuse_other_structure(small, architecture, kept)
-    config = {
+    _refuse_other_structure(small, architecture, kept, folded)
+    config: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         **architecture.as_dict(),
@@ -61,6 +62,8 @@ def save_sliced(
         "normalization": None if normalization is None else {k: list(v) for k, v in normalization.items()},
         "class_names": None if class_names is None else list(class_names),
     }
+    config |= {"folded_norms": folded} if folded else {}
+    config |= {"results": dict(results)} if results else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
     target = Path(folder)
     if not target.name:
@@ -69,10 +72,25 @@ def save_sliced(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     safetensors.torch.save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
-    (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (beside / "README.md").write_text(_model_card(config, results or {}))
-    _replace_folder(beside, target)
+    for name, text in _texts(config).items():
+        (beside / name).write_text(text)
+    replace_folder(beside, target)
     return target
+
+
+def add_results(folder: str | Path, results: Mapping[str, Any]) -> None:
+    """Put further figures (plain JSON data) on the card of a sliced checkpoint, each file whole at any moment."""
+    config = read_sliced_config(folder)
+    config["results"] = {**config.get("results", {}), **results}
+    for name, text in _texts(config).items():
+        beside = Path(folder) / f".{name}.{os.getpid()}.tmp"
+        beside.write_text(text)
+        os.replace(beside, Path(folder) / name)
+
+
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The files that describe a checkpoint, by name."""
+    return {"config.json": json.dumps(config, indent=2) + "\n", "README.md": model_card(config)}
 
 
 def load_sliced(folder: str | Path) -> nn.Module:
@@ -81,18 +99,18 @@ def load_sliced(folder: str | Path) -> nn.Module:
     Raises UserError if the folder is no sliced checkpoint or its files do not belong together.
     """
     config = read_sliced_config(folder)
+    folded = config.get("folded_norms", {})
     try:
         tensors = safetensors.torch.load_file(Path(folder) / "model.safetensors")
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}/model.safetensors cannot be read: {error}") from error
     architecture = Architecture(config["builder"], config["arguments"])
     with torch.device("meta"):
-        small = architecture.build()
-        remove_units(small, config["kept_units"])
+        small = _rebuild(architecture, config["kept_units"], folded)
     if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
         with torch.random.fork_rng(devices=[]):  # buffers that no file holds are made by the builder
-            small = architecture.build()
-        remove_units(small, config["kept_units"])
+            small = _rebuild(architecture, config["kept_units"], folded)
+        small.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
     try:
         small.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
@@ -125,12 +143,29 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_other_structure(small: nn.Module, architecture: Architecture, kept: Mapping[str, Any]) -> None:
+def find_sliced(folder: str | Path) -> Path:
+    """The sliced checkpoint of a run folder; any other folder must be one itself. Raises UserError if none is there."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}")
+    if (path / "checkpoints").is_dir() and not (path / "sliced").is_dir():
+        raise UserError(f"{path} has no sliced network yet; make it with: dist-prune collapse {path}")
+    return path / "sliced" if (path / "sliced").is_dir() else path
+
+
+def _rebuild(architecture: Architecture, kept: Mapping[str, Any], folded: Mapping[str, str]) -> nn.Module:
+    small = architecture.build()
+    remove_units(small, kept)
+    return fold(small, folded) if folded else small
+
+
+def _refuse_other_structure(
+    small: nn.Module, architecture: Architecture, kept: Mapping[str, Any], folded: Mapping[str, str]
+) -> None:
     if any(True for _ in gated_modules(small)):
         raise UserError("this network still has gates: save what dist_prune.collapse returns")
     with torch.device("meta"):
-        rebuilt = architecture.build()
-        remove_units(rebuilt, kept)
+        rebuilt = _rebuild(architecture, kept, folded)
     if repr(rebuilt) != repr(small):
         raise UserError(
             f"this {type(small).__name__} was changed after it was built as {architecture.builder}; a sliced "
@@ -138,43 +173,10 @@ def _refuse_other_structure(small: nn.Module, architecture: Architecture, kept: 
         )
 
 
-def _replace_folder(beside: Path, target: Path) -> None:
+def replace_folder(beside: Path, target: Path) -> None:
+    """Rename the folder ``beside`` to ``target``, in place of a folder that may be there."""
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
         os.replace(target, old)
     os.replace(beside, target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _model_card(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    closed = [name for name, units in config["kept_units"].items() if not units]
-    rows = "\n".join(
-        f"| {name} | {'not measured' if value is None else value} |" for name, value in results.items()
-    )
-    return f"""---
-library_name: dist_prune
-pipeline_tag: image-classification
-tags: [pruning, structured-pruning, image-classification]
----
-
-# {config["builder"]}, sliced
-
-A plain network, trained once with gates and collapsed to the layers that the gates agreed on.
-
-| | |
-|---|---|
-| builder | `{config["builder"]}` {json.dumps(config["arguments"])} |
-| input (channels, height, width) | {config["input_shape"] or "not recorded"} |
-| sites | {len(config["kept_units"])} |
-| closed sites | {", ".join(closed) or "none"} |
-{rows}
-
-MACs are multiply-accumulates as fvcore counts them in eval mode (convolution, linear, 2 per batch-norm
-element, pooling).
-
-```python
-import dist_prune
-
-model = dist_prune.load_sliced(".")  # a torch.nn.Module in eval mode
-```
-"""

@@ -117,6 +117,15 @@ class ImageData:
         batches = self._batches("train", train_plan, epoch, training=True)
         return self._deliver(batches, skip_steps * train_plan.accumulation, True, device)
 
+    def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
+        """The training samples of a global batch: their numbers within each shard, from 0, by the shard's name."""
+        split = self.index.split("train")
+        part = plan.Order(split.shard_lengths, self.seed, epoch, global_batch).part(step, 0, global_batch)
+        rows: dict[str, list[int]] = {}
+        for shard, row in sorted(zip(part.shards.tolist(), part.rows.tolist(), strict=True)):
+            rows.setdefault(split.filenames[shard], []).append(row)
+        return rows
+
     def eval_batches(
         self,
         split: str,

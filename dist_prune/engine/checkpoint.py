@@ -5,12 +5,14 @@
                               state.json             phase and structure first, then position, schedules, which data
                               manifest.json          sizes and sha256, written last
     checkpoints/latest                               name of the newest, moved last
+    checkpoints/best                                 name of the best, where it is kept
 
 A folder appears under its name only when it is whole. One that was damaged later is named and passed over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ import safetensors.torch
 from torch import Tensor
 
 from dist_prune.errors import UserError
+from dist_prune.monitor.files import write_atomic
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
@@ -36,28 +39,63 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, step: int) -> Path:
-    """Write ``checkpoint`` as step ``step`` below ``folder`` (one rank does), and drop all but the newest."""
-    final = folder / f"step-{step:08d}"
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, step: int, keep: int = KEEP, best: int | None = None
+) -> Path:
+    """Write ``checkpoint`` as step ``step`` below ``folder``; one rank does.
+
+    The newest ``keep`` stay, and that of step ``best``, where it is there. Raises OSError or SafetensorError if
+    it cannot be written; then what was there before is as it was, and nothing is left beside it.
+    """
+    final = folder / _name(step)
     beside = folder / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    try:
+        beside.mkdir(parents=True)
+        _write_files(beside, checkpoint)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)  # a full disk is to have its room back
+        raise
+    if final.exists():
+        _remove(final)
+    os.replace(beside, final)
+    _sync(folder)
+    write_atomic(folder / "latest", f"{final.name}\n".encode())
+    stay = {path.name for path in _before(folder, final)[-keep:]}
+    if best is not None and (folder / _name(best)).exists():
+        write_atomic(folder / "best", f"{_name(best)}\n".encode())
+        stay.add(_name(best))
+    for old in [*folder.glob("step-*"), *folder.glob(".step-*.tmp")]:
+        if old.name not in stay:
+            _remove(old)
+    return final
+
+
+def _remove(path: Path) -> None:
+    """Take a folder away whole: a process that is killed here leaves no half of it under its name."""
+    aside = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.old.tmp")
+    with contextlib.suppress(OSError):
+        os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _before(folder: Path, newest: Path) -> list[Path]:
+    """The checkpoints up to ``newest``, in their order. What is later was passed over by a resume, so it is damaged."""
+    return sorted(path for path in folder.glob("step-*") if path.name <= newest.name)
+
+
+def _write_files(beside: Path, checkpoint: Checkpoint) -> None:
     safetensors.torch.save_file(checkpoint.weights, beside / "model.safetensors")
     safetensors.torch.save_file(checkpoint.momentum, beside / "optimizer.safetensors")
     (beside / "state.json").write_text(json.dumps(checkpoint.state, indent=2))
     manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
     (beside / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    for path in beside.iterdir():
+    for path in [*beside.iterdir(), beside]:
         _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(beside, final)
-    pointer = folder / f".latest.{os.getpid()}.tmp"
-    pointer.write_text(final.name + "\n")
-    _sync(pointer)
-    os.replace(pointer, folder / "latest")
-    for old in [*sorted(folder.glob("step-*"))[:-KEEP], *folder.glob(".step-*.tmp")]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -91,5 +129,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    opened = os.open(path, os.O_RDONLY)  # a folder, too
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

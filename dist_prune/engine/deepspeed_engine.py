@@ -66,8 +66,11 @@ def check_with_deepspeed(ds_config: dict[str, Any]) -> None:
         raise UserError(f"'zero_optimization.{key}' is not what DeepSpeed takes: {hint}") from error
 
 
-def start_process_group() -> torch.device:
-    """Join the other ranks (NCCL on GPUs, gloo on CPUs) and return this rank's device."""
+def start_process_group(timeout: float = 600.0) -> torch.device:
+    """Join the other ranks (NCCL on GPUs, gloo on CPUs) and return this rank's device.
+
+    timeout: seconds that ranks wait for one another, in this and all that follows.
+    """
     distributed.complete_environment()
     local_rank = int(os.environ["LOCAL_RANK"])
     on_gpu = torch.cuda.is_available()
@@ -76,8 +79,11 @@ def start_process_group() -> torch.device:
         torch.cuda.set_device(device)
     else:
         tune_cpu()
+    backend = "nccl" if on_gpu else "gloo"
+    if not torch.distributed.is_initialized():
+        distributed.start(backend, timeout)
     with contextlib.redirect_stdout(io.StringIO()):
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return device
 
 
@@ -92,6 +98,7 @@ class Engine:
         ds_config: dict[str, Any],
         batching: Batching,
         device: torch.device,
+        timeout: float = 600.0,
     ) -> None:
         self.device = device
         self.batching = batching
@@ -106,6 +113,7 @@ class Engine:
                 config=_complete(ds_config, batching),
                 dist_init_required=False,
             )
+        distributed.limit_waiting(timeout)  # in DeepSpeed's own groups, too
 
     @property
     def module(self) -> nn.Module:
@@ -132,9 +140,26 @@ class Engine:
         """Gradients of one micro-batch; the engine divides by the accumulation steps and averages over ranks."""
         self._engine.backward(loss)
 
-    def step(self) -> None:
-        """Called after every ``backward``; steps optimizer and schedule at the end of the window."""
+    def step(self) -> bool:
+        """Called after every ``backward``; steps optimizer and schedule at the end of the window.
+
+        False if it did not, on all ranks alike, since gradients are not finite: weights, optimizer and schedule are
+        as they were.
+        """
+        at_end = self._engine.is_gradient_accumulation_boundary()
+        if at_end and self.stage == 0:
+            self._refuse_bad_gradients()
         self._engine.step()
+        return not at_end or self._engine.was_step_applied()
+
+    def _refuse_bad_gradients(self) -> None:
+        # ZeRO looks at the norm of all gradients by itself. Without ZeRO, DeepSpeed would put them into the weights,
+        # but it takes an optimizer's word for it. Gradients are averaged already, so all ranks find the same.
+        optimizer = self._engine.optimizer
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        optimizer.overflow = not torch.nn.utils.get_total_norm(gradients).isfinite().item()
+        if optimizer.overflow:
+            self.module.zero_grad()
 
     def snapshot(self, with_optimizer: bool = True) -> Snapshot:
         """The whole state, equal on all ranks; averages the buffers of all ranks first (collective)."""

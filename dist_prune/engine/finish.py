@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dist_prune import distributed
-from dist_prune.consensus import Mask, load_sliced, save_sliced
+from dist_prune.consensus import Mask, add_results, load_sliced, save_sliced
 from dist_prune.engine.evaluate import accuracies, max_abs_difference
 from dist_prune.engine.setting import Setting
 from dist_prune.errors import RunError
@@ -30,11 +30,10 @@ class Outcome:
     small: nn.Module
 
 
-def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = None) -> Outcome:
-    """Collapse a phase that is over (``trained`` and ``decision`` set); all ranks call it.
+def collapse_difference(setting: Setting, phase: Phase) -> float:
+    """The largest absolute difference between masked and sliced outputs of a phase that is over, on real images.
 
-    Rank 0 writes mask.json and sliced/. Raises CollapseFailed if masked and sliced outputs on real images
-    differ by more than fp32 rounding, or if the MACs are not those that the mask predicts.
+    All ranks call it. Raises CollapseFailed if it is more than fp32 rounding.
     """
     trained, mask = phase.trained, phase.decision
     assert trained is not None
@@ -44,6 +43,20 @@ def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = Non
         raise CollapseFailed(
             f"masked and sliced outputs differ by {difference:.3g} (tolerance {tolerance:.3g})"
         )
+    return difference
+
+
+def finish(
+    setting: Setting, phase: Phase, difference: float, autocast: torch.autocast | None = None
+) -> Outcome:
+    """Collapse the last phase (``trained`` and ``decision`` set); all ranks call it.
+
+    Rank 0 writes mask.json and sliced/. difference: what ``collapse_difference`` found, the largest of all phases.
+    Raises CollapseFailed if the MACs are not those that the mask predicts.
+    """
+    trained, mask = phase.trained, phase.decision
+    assert trained is not None
+    fixed, small = phase.fixed(trained, mask), phase.small(trained, mask)
     macs, predicted = count_macs(small, setting.data.input_shape), phase.macs(setting.costs, mask)
     if macs != predicted:
         raise CollapseFailed(f"the sliced network has {macs} MACs, the mask predicts {predicted}")
@@ -58,14 +71,21 @@ def finish(setting: Setting, phase: Phase, autocast: torch.autocast | None = Non
         "units_flipped_by_rounding": mask.flipped if mask else None,
         "max_abs_difference": difference,
     }
-    reloaded = _write(setting, small, mask, summary)
+    reloaded = small
+    with setting.writing():
+        reloaded = _write(setting, small, mask, summary)
+    setting.settle()
     models = {"accuracy": trained, "accuracy_sliced": reloaded.to(setting.device)}
-    if mask is not None:
+    if fixed is not trained:
         models["accuracy_consensus"] = fixed
     with setting.settling():
         accuracy = accuracies(models, setting.eval_batches("test"), setting.device, autocast)
     setting.settle()
-    summary |= {"accuracy_consensus": None} | accuracy
+    summary |= {"accuracy_consensus": accuracy["accuracy"] if mask else None, **accuracy}
+    with setting.writing():
+        if distributed.is_main():
+            add_results(setting.folder.sliced, summary)
+    setting.settle()
     return Outcome(summary, reloaded)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from dist_prune.consensus import cut, load_sliced, read_sliced_config
+from dist_prune.consensus import cut, find_sliced, load_sliced, read_sliced_config
 from dist_prune.engine.evaluate import accuracies
 from dist_prune.engine.offline import config_of, open_for_sliced
 from dist_prune.errors import UserError
@@ -41,7 +40,7 @@ def naive_baselines(
         if not 0 < share < 1:
             raise UserError(f"a share must be above 0 and below 1, not {share:g}")
     run = RunFolder(folder)
-    path = _sliced_in(run)
+    path = find_sliced(folder)
     config = read_sliced_config(path)
     data = config_of(RunFolder(path.parent)).data if data is None else data
     images = open_for_sliced(config, data)
@@ -53,15 +52,6 @@ def naive_baselines(
     if path == run.sliced and run.holds_run():
         run.write_json(run.path / "naive.json", entries)
     return entries
-
-
-def _sliced_in(run: RunFolder) -> Path:
-    """The sliced checkpoint of a run folder; any other folder must be one itself."""
-    if not run.path.is_dir():
-        raise UserError(f"there is no folder {run.path}")
-    if run.checkpoints.is_dir() and not run.sliced.is_dir():
-        raise UserError(f"{run.path} has no sliced network yet; make it with: dist-prune collapse {run.path}")
-    return run.sliced if run.sliced.is_dir() else run.path
 
 
 def measure_naive(

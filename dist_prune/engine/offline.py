@@ -15,7 +15,7 @@ from dist_prune.data import ImageData, open_data
 from dist_prune.engine.checkpoint import Checkpoint, load_checkpoint, load_newest
 from dist_prune.engine.ds_config import Batching
 from dist_prune.engine.evaluate import accuracies
-from dist_prune.engine.finish import finish
+from dist_prune.engine.finish import collapse_difference, finish
 from dist_prune.engine.run import build_method, open_images
 from dist_prune.engine.setting import Setting
 from dist_prune.errors import UserError
@@ -24,19 +24,29 @@ from dist_prune.monitor.records import RunFolder
 
 
 def collapse_run(
-    source: str, out: str | None = None, mask: str | None = None, data: str | None = None
+    source: str,
+    out: str | None = None,
+    mask: str | None = None,
+    data: str | None = None,
+    round_to: int | None = None,
 ) -> dict[str, Any]:
     """Collapse the newest checkpoint of a run folder (or one checkpoint folder) into a sliced checkpoint.
 
     mask: a mask.json to use instead of a vote over the training images; data: where the shards are now;
-    out: a folder for mask.json and sliced/ (default: the run folder). Returns the summary.
+    out: a folder for mask.json and sliced/ (default: the run folder); round_to: of channels (default: the recipe's).
+    Returns the summary. Raises UserError where there is no vote to round.
     """
+    if mask and round_to:
+        raise UserError("a mask.json is taken as it is: leave out --mask or --round_to")
     run, checkpoint = _find(Path(source))
     config = config_of(run)
-    config = config.model_copy(update={"data": data}) if data else config
+    given = {"data": data, "round_to": round_to}
+    config = config.model_copy(update={key: value for key, value in given.items() if value})
     images = open_images(config)
     method, task = build_method(config, images)
     phase = _trained_phase(method, checkpoint)
+    if round_to and not phase.has_gates:
+        raise UserError(f"{source} has no gates left that could vote: leave out --round_to")
     folder = RunFolder(out) if out else run
     folder.path.mkdir(parents=True, exist_ok=True)
     setting = Setting(
@@ -47,7 +57,8 @@ def collapse_run(
         batches = setting.eval_batches("train")
         phase.decision = load_mask(mask) if mask else phase.decide(phase.trained, batches)
     setting.settle()
-    return {**finish(setting, phase).summary, "sliced network": str(folder.sliced)}
+    outcome = finish(setting, phase, collapse_difference(setting, phase))
+    return {**outcome.summary, "sliced network": str(folder.sliced)}
 
 
 def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -> dict[str, Any]:
@@ -102,5 +113,6 @@ def _trained_phase(method: Method, checkpoint: Checkpoint) -> Phase:
     for phase in method.phases(checkpoint.state["structures"]):
         if phase.name == checkpoint.state["phase"]:
             phase.module.load_state_dict(checkpoint.weights)
+            phase.loaded(phase.module)
             return dataclasses.replace(phase, trained=phase.module)
     raise UserError(f"the run's method has no phase '{checkpoint.state['phase']}'")

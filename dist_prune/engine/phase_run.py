@@ -48,7 +48,13 @@ class PhaseRun:
         optimizer = build_optimizer(phase.module, setting.config)
         scheduler = build_scheduler(optimizer, setting.config, phase.epochs, setting.steps_per_epoch)
         self.engine = Engine(
-            phase.module, optimizer, scheduler, setting.ds_config, setting.batching, setting.device
+            phase.module,
+            optimizer,
+            scheduler,
+            setting.ds_config,
+            setting.batching,
+            setting.device,
+            setting.config.rank_timeout,
         )
         images = torch.zeros(setting.batching.micro, *setting.data.input_shape, device=setting.device)
         self.engine.restore_optimizer(start.momentum, schedule, images)
@@ -57,6 +63,7 @@ class PhaseRun:
     def load_replica(self, snapshot: Snapshot) -> None:
         """Give the replica the weights of a snapshot."""
         self.replica.load_state_dict(snapshot.weights)
+        self.phase.loaded(self.replica)
 
     def decide(self, limit: int | None = None) -> Mask | None:
         """The mask that the replica agrees on over the training images (the first ``limit`` of them)."""
@@ -65,10 +72,11 @@ class PhaseRun:
 
     def evaluate(self, mask: Mask | None) -> dict[str, float]:
         """Test accuracy of the replica, with its gates as they are and, if it has a mask, fixed to that."""
-        models = {"accuracy": self.replica}
-        if mask is not None:
-            models["accuracy_consensus"] = self.phase.fixed(self.replica, mask)
+        models, fixed = {"accuracy": self.replica}, self.phase.fixed(self.replica, mask)
+        if fixed is not self.replica:
+            models["accuracy_consensus"] = fixed
         with self.setting.settling():
-            return accuracies(
+            found = accuracies(
                 models, self.setting.eval_batches("test"), self.setting.device, self.engine.autocast()
             )
+        return found if mask is None else {"accuracy_consensus": found["accuracy"], **found}

@@ -13,9 +13,12 @@ from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data import ImageData, open_data
 from dist_prune.engine.checkpoint import Checkpoint
+from dist_prune.engine.consistency import agree_to_start
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.engine.finish import advice, finish
+from dist_prune.engine.peers import Peer, ending_alone
+from dist_prune.engine.phase_run import PhaseRun
 from dist_prune.engine.recorder import Recorder
 from dist_prune.engine.resuming import find_checkpoint
 from dist_prune.engine.setting import Position, Setting
@@ -51,7 +54,15 @@ def run(config: RunConfig, options: Options) -> bool:
     data = open_images(config)
     data.steps_per_epoch(config.global_batch_size)  # refuses a batch that is larger than the data
     data.num_samples("test")  # refuses data that could not be evaluated
-    device = start_process_group()
+    device = start_process_group(config.rank_timeout)
+    peers = agree_to_start(
+        {
+            **config.model_dump(mode="json"),
+            "ds_config": ds_config,
+            "versions": _versions(),
+            "shards": data.identity(),
+        }
+    )
     batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
     method, task = build_method(config, data)
     costs = task.costs()
@@ -63,9 +74,7 @@ def run(config: RunConfig, options: Options) -> bool:
         return True
     checkpoint = find_checkpoint(folder, config, data)
     setting = Setting(config, ds_config, batching, data, method, costs, device, folder)
-    if distributed.is_main():
-        folder.write_config(_record_of(setting))
-    return _train_and_finish(setting, options, checkpoint)
+    return _train_and_finish(setting, options, checkpoint, peers)
 
 
 def open_images(config: RunConfig) -> ImageData:
@@ -90,36 +99,60 @@ def build_method(config: RunConfig, data: ImageData) -> tuple[Method, Task]:
     return METHODS[config.method](task), task
 
 
-def _train_and_finish(setting: Setting, options: Options, checkpoint: Checkpoint | None) -> bool:
+def _train_and_finish(
+    setting: Setting, options: Options, checkpoint: Checkpoint | None, peers: list[Peer]
+) -> bool:
     first_step = checkpoint.state["position"]["step"] if checkpoint else 0
     status = _Status(setting.folder, first_step, resumed_from=first_step if checkpoint else None)
     total_steps = setting.method.epochs * setting.steps_per_epoch
-    recorder = Recorder(setting.folder, total_steps, setting.config.log_every, first_step)
-    try:
+    with setting.writing():
+        if distributed.is_main():
+            setting.folder.write_config(_record_of(setting))
         status.write("running")
-        with StopRequest(options.max_steps, options.max_hours) as stop:
-            trainer = Trainer(setting, recorder, stop, checkpoint)
-            status.position = trainer.position
-            last = trainer.train()
-        if last is None:
-            reason = stop.reason or "another rank was asked to stop"
-            recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")
-        else:
-            reason = None
-            if last.sites:
-                recorder.say(advice(last.phase.decision) or "all gates have decided")
-            outcome = finish(setting, last.phase, last.engine.autocast())
-            seconds = {"seconds_total": trainer.seconds(), "energy_joules": None}
-            totals = {"samples_skipped": trainer.position.skipped, "world_size": distributed.world_size()}
-            recorder.summary({**outcome.summary, **seconds, **totals})
+        recorder = Recorder(setting, total_steps, first_step)
+    setting.settle()
+    try:
+        with ending_alone(peers, setting.config.rank_timeout):
+            last, reason = _work(setting, options, checkpoint, recorder, status)
     except BaseException as error:
+        with setting.writing():
+            status.write("failed", " ".join(str(error).split()) or type(error).__name__)
         recorder.close()
-        status.write("failed", " ".join(str(error).split()) or type(error).__name__)
         raise
     recorder.close()
-    status.write("done" if last else "stopped", reason)
+    with setting.writing():
+        status.write("done" if last else "stopped", reason)
     recorder.report()
+    setting.settle()
     return last is not None
+
+
+def _work(
+    setting: Setting, options: Options, checkpoint: Checkpoint | None, recorder: Recorder, status: _Status
+) -> tuple[PhaseRun | None, str | None]:
+    """Train and collapse; the last phase, or None and the reason if the run was asked to stop."""
+    with StopRequest(options.max_steps, options.max_hours) as stop:
+        trainer = Trainer(setting, recorder, stop, checkpoint)
+        status.position = trainer.position
+        last = trainer.train()
+    if last is None:
+        reason = stop.reason or "another rank was asked to stop"
+        recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")
+        return None, reason
+    if last.phase.decision:
+        recorder.say(advice(last.phase.decision) or "all gates have decided")
+    at = trainer.position
+    outcome = finish(setting, last.phase, at.max_abs_difference, last.engine.autocast())
+    rest = {
+        "seconds_total": trainer.seconds(),
+        "energy_joules": None,
+        "samples_skipped": at.skipped,
+        "steps_skipped": at.steps_skipped,
+        "world_size": distributed.world_size(),
+    }
+    recorder.summary({**outcome.summary, **rest})
+    setting.settle()
+    return last, None
 
 
 class _Status:
@@ -163,9 +196,13 @@ def _record_of(setting: Setting) -> dict[str, Any]:
         "batching": asdict(setting.batching),
         "world_size": distributed.world_size(),
         "device": str(setting.device.type),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": _versions(),
         "git_commit": _git_commit(),
     }
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data import ImageData, ReadingFailed, ShardError
+from dist_prune.engine.cannot_write import CannotWrite
 from dist_prune.engine.ds_config import Batching
-from dist_prune.errors import NothingToEvaluate, UserError
+from dist_prune.errors import NothingToEvaluate, RunError, UserError
 from dist_prune.measure import Costs
 from dist_prune.methods import Method
 from dist_prune.monitor.records import RunFolder
@@ -25,10 +27,11 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is made of; the same on all ranks but for the device and ``unreadable``.
+    """What a run is made of; the same on all ranks but for the device and ``troubles``.
 
-    A rank whose data cannot be read must not leave the others waiting in a collective: its batches end without
-    an error, which goes into ``unreadable``, and all ranks raise it together, in ``settle`` or after a step.
+    A rank whose data cannot be read, or that cannot write, must not leave the others waiting in a collective: it
+    goes on without an error, which goes into ``troubles``, and all ranks raise it together, in ``settle`` or after
+    a step.
     """
 
     config: RunConfig
@@ -39,7 +42,7 @@ class Setting:
     costs: Costs
     device: torch.device
     folder: RunFolder
-    unreadable: list[ShardError | ReadingFailed] = field(default_factory=list)
+    troubles: list[ShardError | ReadingFailed | CannotWrite] = field(default_factory=list)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,8 +64,10 @@ class Setting:
             skip_steps=skip_steps,
             device=self.device,
         )
-        yield from self._while_readable(batches)
-        if self.unreadable:
+        try:
+            yield from batches
+        except (ShardError, ReadingFailed) as error:
+            self.troubles.append(error)
             black = torch.zeros(batching.micro, *self.data.input_shape, device=self.device)
             labels = torch.zeros(batching.micro, dtype=torch.int64, device=self.device)
             yield from itertools.repeat((black, labels))
@@ -95,7 +100,15 @@ class Setting:
         try:
             yield from batches
         except (ShardError, ReadingFailed) as error:
-            self.unreadable.append(error)
+            self.troubles.append(error)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """What one rank writes into the run folder: if it cannot, all ranks raise that together, later."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            self.troubles.append(CannotWrite.because_of(error, self.folder.path))
 
     @contextlib.contextmanager
     def settling(self) -> Iterator[None]:
@@ -109,18 +122,18 @@ class Setting:
     def settle(self) -> int:
         """Agree with the other ranks on what was read: the samples left out since the last call or step, of all ranks.
 
-        All ranks call it. Raises UserError (or ReadingFailed) on all of them if one could not read its data.
+        All ranks call it. Raises UserError (or RunError) on all of them if one could not read its data or write.
         """
-        mine = torch.tensor([self.data.skipped.take(), len(self.unreadable)], device=self.device)
+        mine = torch.tensor([self.data.skipped.take(), len(self.troubles)], device=self.device)
         skipped, failed = distributed.all_reduce_sum(mine).tolist()
         if failed:
-            self.raise_unreadable()
+            self.raise_troubles()
         return skipped
 
-    def raise_unreadable(self) -> NoReturn:
-        """Raise what one of the ranks could not read, as UserError where data are bad; all of them call it."""
-        error = distributed.first_object(next(iter(self.unreadable), None))
-        if isinstance(error, ReadingFailed):
+    def raise_troubles(self) -> NoReturn:
+        """Raise what one of the ranks could not do, as UserError where data are bad; all of them call it."""
+        error = distributed.first_object(next(iter(self.troubles), None))
+        if isinstance(error, RunError):
             raise error
         hint = "; bad_data=skip leaves out what cannot be read" if self.config.bad_data == "error" else ""
         raise UserError(f"{error}{hint}")
@@ -131,7 +144,9 @@ class Position:
     """Where a run stands. step counts over all phases, batch the optimizer steps within the epoch.
 
     skipped: samples that could not be read, over all ranks, each time that one was met, in training and in the
-    evaluations of its epochs; skipped_in_epoch: those of this epoch.
+    evaluations of its epochs; skipped_in_epoch: those of this epoch. max_abs_difference: between masked and sliced
+    outputs at the ends of phases so far. steps_skipped: steps whose loss or gradients were not finite;
+    bad_in_a_row: how many of them came last. best_accuracy: on the test split, of the epoch that ended at best_step.
     """
 
     phase: str = ""
@@ -141,3 +156,8 @@ class Position:
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_epoch: int = 0
+    max_abs_difference: float = 0.0
+    steps_skipped: int = 0
+    bad_in_a_row: int = 0
+    best_accuracy: float = -1.0
+    best_step: int | None = None

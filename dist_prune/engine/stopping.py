@@ -1,4 +1,4 @@
-"""Requests to stop: signals, a number of steps, a number of hours. The next step saves and ends the run."""
+"""Requests to stop: signals, a launcher that is gone, steps or hours. The next step saves and ends the run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import signal
 import time
 from types import FrameType
 from typing import NoReturn
+
+from dist_prune.engine.launcher import Launcher
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _ONE_KEY_PRESS = 2.0  # seconds; a terminal and a launcher may both pass on one Ctrl-C
@@ -22,6 +24,7 @@ class StopRequest:
         self._max_steps = max_steps
         self._deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
         self._steps = 0
+        self._launcher = Launcher()
         self._interrupted: float | None = None
         self.reason: str | None = None
 
@@ -56,3 +59,5 @@ class StopRequest:
             self.reason = self.reason or f"--max_steps {self._max_steps} reached"
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = self.reason or "--max_hours reached"
+        if self._launcher.is_gone():
+            self.reason = self.reason or "the launcher is gone"

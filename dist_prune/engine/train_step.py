@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,13 @@ class Control:
     """What this rank tells the others with a step.
 
     stop: it was asked to stop; failed: its batches stand in for data that could not be read; skipped: images
-    that were left out of them because they could not be read.
+    that were left out of them because they could not be read; save: it is time for a checkpoint.
     """
 
     stop: bool = False
     failed: bool = False
     skipped: int = 0
+    save: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class StepRecord:
 
     losses: ``total``, ``task`` and each term, means over samples; accuracy: share of right answers;
     means: gate means (all units,), on the CPU, empty without gates; logits: their mean logits; samples: images
-    in the step; skipped: images that all ranks left out; stop, failed: whether any rank says so (see ``Control``).
+    in the step; skipped: images that all ranks left out; stop, failed, save: whether any rank says so (see
+    ``Control``); applied: False if nothing was learned, since loss or gradients were not finite.
     """
 
     losses: dict[str, float]
@@ -47,11 +50,17 @@ class StepRecord:
     skipped: int
     stop: bool
     failed: bool
+    save: bool
+    applied: bool
 
-    @property
-    def finite(self) -> bool:
-        """Whether the loss is a number."""
-        return torch.tensor(self.losses["total"]).isfinite().item() is True
+
+def draw_by_step(seed: int, step: int) -> None:
+    """Let what a step draws from torch's generator (dropout) depend on seed, step and rank alone.
+
+    So a resumed run draws what the uninterrupted one would have, and no checkpoint has to hold generators.
+    """
+    key = f"{seed} {step} {distributed.rank()}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
 
 
 def train_step(
@@ -67,8 +76,10 @@ def train_step(
     They are on the engine's device; labels are numbers (B,) or probabilities (B, classes). One all-reduce a
     micro-batch: unit sums, count, loss, right answers and control scalars together (the latter only need to be
     said once). The task loss of a rank is W / N times its local sum, so that averaged gradients are those of the
-    joined batch.
+    joined batch. Where loss or gradients are not finite on any rank, nothing changes on all of them.
     """
+    buffers_before = [buffer.clone() for buffer in engine.module.buffers()]
+    applied = True
     window = Window()
     totals: Tensor = torch.zeros((), device=engine.device)
     terms_seen: dict[str, Tensor] = {}
@@ -81,7 +92,9 @@ def train_step(
         gates = _gates(engine, phase, labels)
         right = (logits.detach().argmax(1) == _most_likely(labels)).sum()
         said = control if turn == 0 else Control()
-        told = task_sum.new_tensor([float(said.stop), float(said.failed), float(said.skipped)])
+        told = task_sum.new_tensor(
+            [float(told) for told in (said.stop, said.failed, said.skipped, said.save)]
+        )
         scalars = torch.cat([torch.stack([task_sum.detach(), right.float()]), told])
         means, reduced = window.reduce(gates.sums, gates.samples, torch.cat([scalars, gates.logits]))
         totals = totals + reduced
@@ -89,11 +102,22 @@ def train_step(
         logits_so_far = totals[len(scalars) :].detach() / window.samples
         gate_means = GateMeans(means, gates.sizes, logits_so_far) if phase.has_gates else None
         terms = phase.loss_terms(Step(engine.module, images, labels, logits, gate_means, epoch))
-        engine.backward(sum(terms.values(), start=task))
-        engine.step()
+        engine.backward(_bad_for_all(sum(terms.values(), start=task), reduced[0]))
+        applied = engine.step()
         for name, value in terms.items():
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
-    return _record(window, totals, terms_seen, means.detach())
+    if not applied:  # norms have averaged what is not finite
+        for buffer, before in zip(engine.module.buffers(), buffers_before, strict=True):
+            buffer.copy_(before)
+    return _record(window, totals, terms_seen, means.detach(), applied)
+
+
+def _bad_for_all(loss: Tensor, global_loss: Tensor) -> Tensor:
+    """``loss``; but if it, or the loss over all ranks, is not finite, its gradients are not either, on any rank.
+
+    For then every engine refuses the step, with no word between ranks and no wait for the device.
+    """
+    return loss * (1 + 0 * (loss.detach() + global_loss))
 
 
 def _most_likely(labels: Tensor) -> Tensor:
@@ -108,15 +132,26 @@ def _gates(engine: Engine, phase: Phase, labels: Tensor) -> LocalGates:
     return LocalGates(none, none, len(labels), ())
 
 
-def _record(window: Window, totals: Tensor, terms: dict[str, Tensor], means: Tensor) -> StepRecord:
+def _record(
+    window: Window, totals: Tensor, terms: dict[str, Tensor], means: Tensor, applied: bool
+) -> StepRecord:
     """Read the figures off the device: the only place of a step that waits for it."""
     samples = torch.as_tensor(window.samples, device=totals.device).reshape(1)
     seen = torch.cat([means, totals, samples, *(t.reshape(1) for t in terms.values())]).cpu()
     units = means.numel()
-    means, sums, logit_sums, rest = seen.split([units, 5, units, 1 + len(terms)])
-    (loss_sum, right, stops, failures, skipped), (count, *values) = sums.tolist(), rest.tolist()
+    means, sums, logit_sums, rest = seen.split([units, 6, units, 1 + len(terms)])
+    (loss_sum, right, stops, failures, skipped, saves), (count, *values) = sums.tolist(), rest.tolist()
     losses = {"task": loss_sum / count, **dict(zip(terms, values, strict=True))}
     losses["total"] = sum(losses.values())
     return StepRecord(
-        losses, right / count, means, logit_sums / count, int(count), int(skipped), stops > 0, failures > 0
+        losses,
+        right / count,
+        means,
+        logit_sums / count,
+        samples=int(count),
+        skipped=int(skipped),
+        stop=stops > 0,
+        failed=failures > 0,
+        save=saves > 0,
+        applied=applied,
     )

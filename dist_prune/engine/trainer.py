@@ -8,21 +8,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from dist_prune import distributed
 from dist_prune.consensus import Mask
-from dist_prune.engine.checkpoint import Checkpoint, save_checkpoint
+from dist_prune.engine.bad_steps import count_bad_steps, refuse_too_many
+from dist_prune.engine.checkpoint import Checkpoint
+from dist_prune.engine.consistency import agree_on
 from dist_prune.engine.deepspeed_engine import Snapshot
+from dist_prune.engine.finish import collapse_difference
 from dist_prune.engine.phase_run import PhaseRun, inherit
 from dist_prune.engine.recorder import Recorder
+from dist_prune.engine.saving import Saving, note_best
 from dist_prune.engine.setting import Position, Setting
 from dist_prune.engine.stopping import StopRequest
-from dist_prune.engine.train_step import Batch, Control, StepRecord, train_step
-from dist_prune.errors import RunError, UserError
+from dist_prune.engine.train_step import Batch, Control, StepRecord, draw_by_step, train_step
+from dist_prune.errors import UserError
 from dist_prune.methods import Phase
-
-
-class TrainingDiverged(RunError):
-    """The loss is no longer a number."""
 
 
 class Trainer:
@@ -34,10 +33,12 @@ class Trainer:
         self.setting = setting
         self.recorder = recorder
         self.stop = stop
+        self.saving = Saving(setting)
         self.position = Position(**resume.state["position"]) if resume else Position()
         self.structures: dict[str, Mapping[str, Any]] = dict(resume.state["structures"]) if resume else {}
         self._resume = resume
         self._before: Snapshot | None = None  # how the phase before ended
+        self._schedule: dict[str, Any] | None = None  # and how far its learning rate had come
         self._clock = time.monotonic() - self.position.seconds
 
     def train(self) -> PhaseRun | None:
@@ -47,14 +48,14 @@ class Trainer:
             if self._is_over(phase):
                 continue
             run = self._begin(phase)
-            while self.position.epoch < phase.epochs:
+            while self.position.batch or not phase.is_over(self.position.epoch):  # epochs are ended
                 for batches in self._rest_of_epoch(run):
                     record = self._step(run, batches)
                     self._observe(run, record)
                     if record.stop:
                         self._save(run, run.engine.snapshot())
                         return None
-                    if self._checkpoint_is_due():
+                    if self.saving.is_due(self.position, record):
                         self._save(run, run.engine.snapshot())
                 snapshot = run.engine.snapshot()
                 self._evaluate(run, snapshot)
@@ -77,12 +78,13 @@ class Trainer:
             checkpoint, self._resume = self._resume, None
             start = Snapshot(checkpoint.weights, checkpoint.momentum)
             run = PhaseRun(self.setting, phase, start, checkpoint.state["schedule"])
-            phase.resumed(run.engine.module)
+            phase.loaded(run.engine.module)
             return run
         self.position.phase = phase.name
-        self.position.epoch = self.position.batch = self.position.skipped_in_epoch = 0
+        if not phase.continues:
+            self.position.epoch = self.position.batch = self.position.skipped_in_epoch = 0
         start = inherit(phase, self._before) if self._before else Snapshot({}, {})
-        return PhaseRun(self.setting, phase, start, None)
+        return PhaseRun(self.setting, phase, start, self._schedule if phase.continues else None)
 
     def _rest_of_epoch(self, run: PhaseRun) -> Iterator[tuple[Batch, ...]]:
         """This rank's micro-batches that are left of the epoch, as many at a time as make a step."""
@@ -96,16 +98,16 @@ class Trainer:
         self.stop.count_step()
         self._lr = run.engine.lr
         epoch = self.position.epoch + self.position.batch / self.setting.steps_per_epoch
-        stop = self.stop.reason is not None
-        record = train_step(
-            run.engine,
-            run.phase,
-            batches,
-            epoch,
-            Control(stop, failed=bool(self.setting.unreadable), skipped=self.setting.data.skipped.take()),
-            number=self.position.step,
+        said = Control(
+            stop=self.stop.reason is not None,
+            failed=bool(self.setting.troubles),
+            skipped=self.setting.data.skipped.take(),
+            save=self.saving.is_time(),
         )
-        run.phase.after_step(run.engine.module, record.logits, epoch)
+        draw_by_step(self.setting.config.seed, self.position.step)
+        record = train_step(run.engine, run.phase, batches, epoch, said, number=self.position.step)
+        if record.applied:
+            run.phase.after_step(run.engine.module, record.means, record.logits, epoch)
         self.position.step += 1
         self.position.batch += 1
         self._images += record.samples
@@ -124,20 +126,12 @@ class Trainer:
 
     def _observe(self, run: PhaseRun, record: StepRecord) -> None:
         if record.failed:
-            self.setting.raise_unreadable()
+            self.setting.raise_troubles()
         self._count_skipped(record.skipped)
-        if not record.finite:
-            raise TrainingDiverged(
-                f"the loss of step {self.position.step} is {record.losses['total']}: lower lr, or set "
-                "gradient_clipping in the DeepSpeed config; checkpoints are from before this step"
-            )
+        bad_batch = count_bad_steps(self.setting, self.position, record)
         speed = self._images / (time.monotonic() - self._training_began)
-        self.recorder.step(self.position, record, run.sites, self._lr, speed)
-
-    def _checkpoint_is_due(self) -> bool:
-        every = self.setting.config.checkpoint_every
-        at_end = self.position.batch == self.setting.steps_per_epoch
-        return every is not None and self.position.step % every == 0 and not at_end
+        self.recorder.step(self.position, record, run.sites, self._lr, speed, bad_batch)
+        refuse_too_many(self.position, self.setting.config.max_bad_steps)
 
     def _evaluate(self, run: PhaseRun, snapshot: Snapshot) -> None:
         speed = self._images / (time.monotonic() - self._training_began)
@@ -146,6 +140,7 @@ class Trainer:
         accuracy = run.evaluate(mask)
         self._count_skipped(self.setting.settle())
         self.position.seconds = self.seconds()
+        note_best(self.position, accuracy.get("accuracy_consensus", accuracy["accuracy"]))
         self.recorder.evaluation(self._evaluation_record(run.phase, mask, accuracy, speed), mask)
 
     def _evaluation_record(
@@ -160,6 +155,7 @@ class Trainer:
             "seconds": self.position.seconds,
             "images_per_second": speed,
             "samples_skipped": self.position.skipped,
+            "steps_skipped": self.position.steps_skipped,
             "accuracy_consensus": None,
             **accuracy,
             "open_ratio": mask.open_ratio if mask else None,
@@ -179,23 +175,27 @@ class Trainer:
     def _save(self, run: PhaseRun, snapshot: Snapshot) -> None:
         """Write a portable checkpoint on rank 0; the others wait until it is whole."""
         self.position.seconds = self.seconds()
-        if distributed.is_main():
-            state = {
-                "phase": run.phase.name,
-                "structures": self.structures,
-                "position": asdict(self.position),
-                "schedule": run.engine.schedule_state(),
-                "data": self.setting.data.identity(),
-            }
-            checkpoint = Checkpoint(snapshot.weights, snapshot.momentum, state)
-            save_checkpoint(self.setting.folder.checkpoints, checkpoint, self.position.step)
-        distributed.barrier()
+        state = {
+            "phase": run.phase.name,
+            "structures": self.structures,
+            "position": asdict(self.position),
+            "schedule": run.engine.schedule_state(),
+            "data": self.setting.data.identity(),
+        }
+        clockless = {**state, "position": {**asdict(self.position), "seconds": None}}
+        agree_on({**snapshot.weights, **clockless}, f"at step {self.position.step}", self.setting.device)
+        self.saving.write(Checkpoint(snapshot.weights, snapshot.momentum, state), self.position)
+        self._count_skipped(self.setting.settle())
 
     def _end(self, run: PhaseRun) -> None:
         """Hand the trained module to the method, and its state to the phase that follows."""
-        self._before = run.engine.snapshot()
+        self._before, self._schedule = run.engine.snapshot(), run.engine.schedule_state()
         run.load_replica(self._before)
-        run.phase.trained = run.replica
+        run.phase.trained, run.phase.ended = run.replica, self.position.epoch
         run.phase.decision = run.decide()
         self._count_skipped(self.setting.settle())
+        mask = run.phase.decision.as_dict() if run.phase.decision else None
+        agree_on({**self._before.weights, "mask": mask}, "before collapse", self.setting.device)
+        difference = collapse_difference(self.setting, run.phase)
+        self.position.max_abs_difference = max(difference, self.position.max_abs_difference)
         run.engine.close()

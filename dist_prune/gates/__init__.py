@@ -1,6 +1,8 @@
 """Gates: heads, gating modules, their insertion into networks, and their means over the global batch."""
 
-from dist_prune.gates.budget import Budget, Timeline, macs_budget, outcome
+from dist_prune.gates.budget import Budget, Timeline, macs_budget
+from dist_prune.gates.closing import outcome
+from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.heads import HEADS, Head
 from dist_prune.gates.insertion import (
     attach_gates,
@@ -20,6 +22,7 @@ __all__ = [
     "HEADS",
     "Budget",
     "FixedGate",
+    "Freezer",
     "Gate",
     "GateMeans",
     "Gated",

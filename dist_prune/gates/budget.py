@@ -10,8 +10,7 @@ the network adapts to each loss.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 
 from dist_prune.errors import UserError
 from dist_prune.gates.bids import Memory, margins
+from dist_prune.gates.closing import Closing, guarded_groups
 from dist_prune.gates.insertion import gating_modules, sites, strip_gates
 from dist_prune.measure import Costs, unit_costs
 
-TOLERANCE = 0.01  # of the dense MACs, around the target
 _SENSITIVITY = (
     0.1  # of gates under a budget: what holds for all samples is learned before what holds for some
 )
@@ -69,7 +68,7 @@ class Budget:
             gate.sensitivity.fill_(_SENSITIVITY)
             gate.threshold.fill_(-_FAR)
             nn.init.zeros_(gate.last.bias)  # all bids begin at 0, where weight decay leaves them
-        self._groups = guarded_groups(costs, target, allow_empty)
+        self._closing = Closing(costs, target, guarded_groups(costs, target, allow_empty))
         shares = costs.unit_shares().float()
         self._prices = shares / shares.mean()  # what a unit costs, next to the others
         self._memory = Memory(gates)
@@ -97,7 +96,7 @@ class Budget:
         if progress < self.timeline.listen:
             thresholds = torch.full_like(logits, -_FAR)
         else:
-            memory.closed = self.close(memory.bids, memory.closed, self.spending(progress))
+            memory.closed = self._closing.closed(memory.bids, memory.closed, self.spending(progress))
             thresholds = expected - margins(memory.bids, memory.closed) * self._prices
             if progress <= self.timeline.end:  # so far every gate may learn, however far its logit has moved
                 memory.reach = max(1.0, 2 * (logits - thresholds).abs().max().item())
@@ -114,41 +113,6 @@ class Budget:
         learning = progress is not None and self.timeline.listen <= progress < self.timeline.end
         for gate in gating_modules(model):
             gate.exploration = _EXPLORED * learning
-
-    def close(self, bids: Tensor, closed: Tensor, spending: float) -> Tensor:
-        """The closed units (all units, bool) once the lowest bids have left that are too much for the spending.
-
-        Who has left stays out: the network misses every unit at first, so that, given the chance, a unit would
-        bid itself back in before the network has learned to do without it.
-        """
-        standing = bids.masked_fill(closed, -torch.inf)
-        order = standing.argsort()[int(closed.sum()) :]
-        spared = torch.tensor(
-            [int(group[standing[group].argmax()]) for group in self._groups], dtype=torch.long
-        )
-        order = order[~torch.isin(order, spared)]  # the highest bid of each guarded group stays open
-        closed = closed.clone()
-        closed[order[: self._count_to_close(order, closed, spending)]] = True
-        return closed
-
-    def _count_to_close(self, order: Tensor, closed: Tensor, spending: float) -> int:
-        """How many units of ``order`` to close so that the others come nearest to the spending."""
-
-        def share(count: int) -> float:
-            values = (~closed).float()
-            values[order[:count]] = 0
-            return self.costs.share(values).item()
-
-        few, many = 0, len(order)
-        while few < many:
-            middle = (few + many) // 2
-            if share(middle) > spending:
-                few = middle + 1
-            else:
-                many = middle
-        if few and spending - share(few) > share(few - 1) - spending:
-            return few - 1
-        return few
 
 
 def macs_budget(
@@ -167,55 +131,6 @@ def macs_budget(
     plain = strip_gates(copy.deepcopy(model))
     costs = unit_costs(plain, input_shape, sites(model))
     return Budget(model, costs, target, timeline or Timeline(), allow_empty)
-
-
-def outcome(costs: Costs, kept: Mapping[str, Collection[int]], target: float) -> str:
-    """What became of a budget, in words: met, met as nearly as whole units allow, or missed."""
-    share = costs.of(kept) / costs.dense
-    if abs(share - target) <= TOLERANCE:
-        return "met"
-    values = torch.cat(
-        [torch.zeros(site.units).index_fill(0, _index(kept[site.name]), 1) for site in costs.sites]
-    )
-    units = costs.unit_shares(values)
-    flipped = share + torch.where(values == 1, -units, units)
-    nearest = (flipped - target).abs().min() >= abs(share - target)
-    return "met as nearly as whole units allow" if nearest else "missed"
-
-
-def _index(units: Collection[int]) -> Tensor:
-    return torch.tensor(list(units), dtype=torch.long)
-
-
-def guarded_groups(costs: Costs, target: float, allow_empty: bool) -> list[Tensor]:
-    """Groups of units (their numbers) of which one has to stay open: a site's channels, a stage's layers.
-
-    Raises UserError if the target cannot be met, naming the smallest share that can.
-    """
-    members: dict[str, list[int]] = defaultdict(list)
-    first, layers = 0, costs.sites[0].kind == "layer"
-    for site in costs.sites:
-        if layers or not (allow_empty and site.may_be_empty):
-            members[site.stage if layers else site.name] += range(first, first + site.units)
-        first += site.units
-    groups = [torch.tensor(units) for units in members.values()]
-    if layers and (allow_empty or _floor(costs, groups) > target + TOLERANCE):
-        groups = []
-    floor = _floor(costs, groups)
-    if floor > target + TOLERANCE:
-        raise UserError(
-            f"target_macs={target} is out of reach: the gates at these sites leave {floor:.3f} of the dense MACs "
-            "at least; raise the target, or choose another gates.position"
-        )
-    return groups
-
-
-def _floor(costs: Costs, groups: Sequence[Tensor]) -> float:
-    shares = costs.unit_shares()
-    values = torch.zeros(len(shares))
-    for group in groups:
-        values[group[shares[group].argmin()]] = 1
-    return costs.share(values).item()
 
 
 def _ramp(progress: float, begin: float, end: float) -> float:

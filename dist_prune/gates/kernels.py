@@ -29,7 +29,7 @@ def compile_kernels() -> bool:
         source = Path(__file__).with_name("kernels.cpp")
         flags = ["-O3", "-march=native", "-fopenmp"]
         try:
-            _kernels = load(f"dist_prune_kernels_{_processor()}", [str(source)], extra_cflags=flags)
+            _kernels = load(f"dist_prune_kernels_{_build_of(source)}", [str(source)], extra_cflags=flags)
         except (RuntimeError, OSError, ImportError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             warnings.warn(
@@ -50,11 +50,15 @@ def kernels_for(*maps: Tensor) -> Any:
     return _kernels if fits else None
 
 
-def _processor() -> str:
-    """Tells kinds of processor apart: nodes that share a home folder must not share native code."""
+def _build_of(source: Path) -> str:
+    """Tells builds apart: nodes that share a home folder must not share native code.
+
+    The path counts as well: two copies of the source under one name would be compiled anew at each other's start.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         flags = platform.processor()
-    return hashlib.sha256(f"{platform.machine()} {flags} {torch.__version__}".encode()).hexdigest()[:12]
+    build = f"{platform.machine()} {flags} {torch.__version__} {source.resolve()}"
+    return hashlib.sha256(build.encode()).hexdigest()[:12]

@@ -38,9 +38,13 @@ class Gate(nn.Module):
 
     Decisions are zeros and ones, (B, units), with their graph attached in training, until ``take_decisions``
     hands them over together with the logits that they come from.
+
+    ``constant``: what a layer's gate decides for every sample, 0 or 1, so that nobody needs to compute it or
+    the branch that it closes; None where it has to be asked.
     """
 
     units: int
+    constant: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,6 +105,7 @@ class GatingModule(Gate):
         self.exploration = 0.0
         self.moment: Moment | None = None
         self._passes = 0
+        self._frozen: Tensor | None = None
         self.open_bias = open_bias
         widths = [in_features, *[hidden] * (dense_layers - 1)]
         body: list[nn.Module] = []
@@ -118,6 +123,9 @@ class GatingModule(Gate):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the gate reads -> the same twice, and decisions (B, units) in the dtype of the gate's weights."""
+        if self._frozen is not None:
+            decisions = self._frozen.expand(x.shape[0], -1)
+            return x, x, self.keep(decisions, decisions)
         # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding.
         with _without_autocast(x.device.type):
             first, second, features = self._features(x)
@@ -128,6 +136,11 @@ class GatingModule(Gate):
             if moment is not None and self.exploration:
                 decisions = explored(decisions, self.exploration, moment, self.head.number)
             return first, second, decisions
+
+    def freeze(self, opened: Tensor | None) -> None:
+        """From now on decide so for every sample: opened (units,), bool; None: ask the gating module again."""
+        self._frozen = None if opened is None else opened.to(self.last.weight)
+        self.constant = None if opened is None or len(opened) > 1 else int(opened)
 
     def _take_moment(self, batch: int) -> Moment:
         """The moment that the caller has set for this forward pass, or one that counts the passes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dist_prune.gates.modules import Gate
@@ -33,10 +34,16 @@ class GatedBlock(Gated):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> what the original block returns, (B, C_out, H', W')."""
         for_branch, for_shortcut, decisions = self.gate(x)
-        branch = self.form.branch(self.inner, for_branch)
         shortcut = self.form.shortcut_of(self.inner)
         kept = for_shortcut if shortcut is None else shortcut(for_shortcut)
         activation = self.form.activation_of(self.inner)
+        if (
+            self.gate.constant == 0
+        ):  # what is kept may be x itself, which an activation must not change in place
+            return torch.relu(kept) if type(activation) is nn.ReLU else activation(kept.clone())
+        branch = self.form.branch(self.inner, for_branch)
+        if self.gate.constant == 1:
+            return activation(kept + branch)
         if type(activation) is nn.ReLU:
             return add_gated(kept, decisions, branch, relu=True)
         return activation(add_gated(kept, decisions, branch))
@@ -48,6 +55,9 @@ class GatedBranch(Gated):
     def forward(self, *inputs: Tensor, **options: Any) -> Any:
         """x of shape (B, C, H, W) or (B, T, C), as often as ``inner`` takes it -> what ``inner`` returns."""
         x, _, decisions = self.gate(inputs[0])
+        if self.gate.constant == 0:  # F(x) has the shape of x, to which it is added
+            closed = torch.zeros_like(x)
+            return (closed, None) if isinstance(self.inner, nn.MultiheadAttention) else closed
         out = self.inner(*(x for _ in inputs), **options)
         branch, *rest = out if isinstance(out, tuple) else (out,)
         gated = branch * decisions.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))

@@ -77,12 +77,15 @@ class Transition:
 
 @dataclass
 class Phase:
-    """A stretch of training with its own module, schedules, loss terms and stopping rule (epochs).
+    """A stretch of training with its own module, schedules, loss terms and stopping rule (``is_over``).
 
     structure: plain JSON data that says how to build ``module`` again; stored in every checkpoint and given
     back to the method on resume. kept: units that earlier phases left, by site name; empty while all stand.
-    When the phase is over, the trainer sets ``trained`` (a plain copy of the module with its final weights)
-    and ``decision`` (its mask over the training images, if it has one): the next phase is built from them.
+    continues: the phase goes on in the epochs and the learning-rate schedule of the one before, to the end that both
+    have in common; otherwise it begins its own.
+    When the phase is over, the trainer sets ``trained`` (a plain copy of the module with its final weights),
+    ``decision`` (its mask over the training images, if it has one) and ``ended`` (after how many epochs): the next
+    phase is built from them.
     """
 
     name: str
@@ -91,9 +94,11 @@ class Phase:
     structure: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     transition: Transition | None = None
+    continues: bool = False
     label_smoothing: float = 0.0
     trained: nn.Module | None = None
     decision: Mask | None = None
+    ended: int | None = None
 
     @property
     def has_gates(self) -> bool:
@@ -108,8 +113,12 @@ class Phase:
         """MACs of what remains of the module under ``mask``; dense: the costs of the recipe's dense network."""
         return dense.of(self.kept_under(mask))
 
-    def resumed(self, module: nn.Module) -> None:
-        """Called once when the phase goes on from a checkpoint, with the module's tensors in place."""
+    def is_over(self, epoch: int) -> bool:
+        """Whether the phase ends after so many epochs; the same on all ranks, and after a resume."""
+        return epoch >= self.epochs
+
+    def loaded(self, module: nn.Module) -> None:
+        """Called when a checkpoint or a snapshot of this phase has been put into a module of its kind."""
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Called before every micro-batch. step: optimizer steps so far; first_sample: see ``Moment``."""
@@ -125,10 +134,10 @@ class Phase:
         """Further terms of the loss by name (names become metric names), weights included."""
         return {}
 
-    def after_step(self, module: nn.Module, logits: Tensor, epoch: float) -> None:
+    def after_step(self, module: nn.Module, means: Tensor, logits: Tensor, epoch: float) -> None:
         """Called after every optimizer step, for example to clamp weights.
 
-        logits: mean logits of the gates' units over the global batch, on the CPU (empty without gates).
+        means, logits: of the gates' units over the global batch, (all units,), on the CPU (empty without gates).
         """
 
     def decide(self, module: nn.Module, batches: Iterable[Any]) -> Mask | None:

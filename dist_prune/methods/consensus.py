@@ -9,29 +9,55 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
-from dist_prune.consensus import Mask, collapse, consensus_mask, masked
-from dist_prune.gates import Budget, Moment, Timeline, attach_gates, follow_logits, set_moment
-from dist_prune.methods.base import Method, Phase, Step
+from dist_prune.consensus import Mask, collapse, consensus_mask, cut, masked
+from dist_prune.gates import Budget, Freezer, Moment, Timeline, attach_gates, follow_logits, set_moment
+from dist_prune.methods.base import Method, Phase, Step, Transition
 from dist_prune.regularizers import activation, polarization
+
+_PATIENCE = 50  # steps in which all samples agree, until a unit counts as decided under a budget
 
 
 class Consensus(Method):
-    """Train the gated network; its consensus mask is the result."""
+    """Train the gated network; its consensus mask is the result. Once all is decided, train what it leaves."""
 
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
-        """One phase: everything is learned at once."""
-        config, budget = self.task.config, None
+        """Gates and weights are learned together; after the collapse in flight, weights alone."""
+        config = self.task.config
         options = config.gates.model_dump(exclude={"temperature"})
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
-        if config.target_macs is not None:
-            settings = config.budget.model_dump()
-            allow_empty = settings.pop("allow_empty")
-            timeline = Timeline(**settings)
-            budget = Budget(module, self.task.costs(), config.target_macs, timeline, allow_empty)
-        smoothing = config.label_smoothing
-        yield GatedPhase(
-            "gated", module, config.epochs, label_smoothing=smoothing, config=config, budget=budget
+        common: dict[str, Any] = {"epochs": config.epochs, "label_smoothing": config.label_smoothing}
+        gated = GatedPhase(
+            "gated",
+            module,
+            config=config,
+            budget=self._budget(module),
+            freezer=_freezer(module, config),
+            **common,
         )
+        yield gated
+        mask = Mask.from_dict(recorded["collapsed"]) if "collapsed" in recorded else gated.decision
+        if mask is None or gated.ended == config.epochs:
+            return
+        small, origins = cut(gated.trained or gated.module, mask.kept)
+        yield CollapsedPhase(
+            "collapsed", small, structure=mask.as_dict(), kept=mask.kept, transition=Transition(origins),
+            continues=True, mask=mask, **common,
+        )  # fmt: skip
+
+    def _budget(self, module: nn.Module) -> Budget | None:
+        config = self.task.config
+        if config.target_macs is None:
+            return None
+        settings = config.budget.model_dump()
+        allow_empty = settings.pop("allow_empty")
+        return Budget(module, self.task.costs(), config.target_macs, Timeline(**settings), allow_empty)
+
+
+def _freezer(module: nn.Module, config: RunConfig) -> Freezer | None:
+    after = config.freeze.after
+    if after is None:
+        after = _PATIENCE if config.target_macs is not None else 0
+    return Freezer(module, after, config.freeze.thaw_after) if after else None
 
 
 @dataclass(kw_only=True)
@@ -40,6 +66,7 @@ class GatedPhase(Phase):
 
     config: RunConfig
     budget: Budget | None = None
+    freezer: Freezer | None = None
 
     @property
     def has_gates(self) -> bool:
@@ -62,25 +89,36 @@ class GatedPhase(Phase):
             return self.config.polarization.at(epoch)
         return self.budget.polarization_weight(epoch / self.epochs) if self.budget else 1.0
 
-    def resumed(self, module: nn.Module) -> None:
-        """The budget goes on from the gates' buffers."""
-        if self.budget is not None:
-            self.budget.resume(module)
+    def is_over(self, epoch: int) -> bool:
+        """At the end, or when the network can be collapsed in flight."""
+        freeze = self.config.freeze
+        decided = freeze.collapse and self.freezer is not None and self.freezer.all_decided
+        return epoch >= self.epochs or decided or epoch == freeze.collapse_epoch
+
+    def loaded(self, module: nn.Module) -> None:
+        """Budget and freezer go on from the gates' buffers."""
+        for keeper in (self.budget, self.freezer):
+            if keeper is not None:
+                keeper.resume(module)
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Stochastic heads learn what their noise is keyed by."""
         temperature = self.config.gates.temperature.at(epoch)
         set_moment(module, Moment(self.config.seed, step, first_sample, temperature))
 
-    def after_step(self, module: nn.Module, logits: Tensor, epoch: float) -> None:
-        """Heads see the mean logits, and the budget moves the gates' thresholds."""
+    def after_step(self, module: nn.Module, means: Tensor, logits: Tensor, epoch: float) -> None:
+        """Heads see the mean logits, the budget moves the gates' thresholds, and decided gates freeze."""
         follow_logits(module, logits)
+        progress, begin = epoch / self.epochs, self.config.freeze.open_from
         if self.budget is not None:
-            self.budget.update(module, logits, epoch / self.epochs)
+            self.budget.update(module, logits, progress)
+            begin = max(begin, self.budget.timeline.end)
+        if self.freezer is not None:
+            self.freezer.update(module, means, open_counts=progress >= begin)
 
     def decide(self, module: nn.Module, batches: Iterable[Any]) -> Mask:
         """The consensus mask over ``batches``."""
-        return consensus_mask(module, batches)
+        return consensus_mask(module, batches, self.config.round_to)
 
     def fixed(self, module: nn.Module, mask: Mask | None) -> nn.Module:
         """The gated network with its gates fixed to the mask."""
@@ -91,3 +129,14 @@ class GatedPhase(Phase):
         """The collapsed network."""
         assert mask is not None
         return collapse(module, mask)
+
+
+@dataclass(kw_only=True)
+class CollapsedPhase(Phase):
+    """The phase of the small network that a mask has left: nothing is left to decide."""
+
+    mask: Mask
+
+    def decide(self, module: nn.Module, batches: Iterable[Any]) -> Mask:
+        """The mask of the collapse."""
+        return self.mask

@@ -29,6 +29,22 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def write_at_end(path: Path, data: bytes) -> None:
+    """Add `data` to a file, all of it or nothing.
+
+    Raises:
+        OSError: the disk is full or the file not writable; the file is as it was.
+    """
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while data:  # a disk that gets full takes a part
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """`value` as strict JSON: NaN and infinities become null, tensors and arrays become lists or numbers.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dist_prune.monitor.files import to_json, write_atomic
+from dist_prune.monitor.files import to_json, write_at_end, write_atomic
 
 Kind = Literal["train", "eval", "summary"]
 State = Literal["running", "done", "stopped", "failed"]
@@ -128,6 +128,7 @@ class RunFolder:
 
         Raises:
             ValueError: the kind is unknown, or a key of the contract is missing.
+            OSError: the line cannot be written; the file is as it was.
         """
         if kind not in _REQUIRED:
             raise ValueError(f"record kind {kind!r} is none of {', '.join(_REQUIRED)}")
@@ -137,8 +138,7 @@ class RunFolder:
         ordered = {"kind": kind, **{key: record[key] for key in _REQUIRED[kind]}}
         line = to_json({**ordered, **record, "kind": kind}) + "\n"
         self._mend_tail()
-        with open(self.metrics, "ab") as file:
-            file.write(line.encode())
+        write_at_end(self.metrics, line.encode())
 
     def read_metrics(self, kind: Kind | None = None) -> list[Record]:
         """The records in the order they were written, all or those of one kind.

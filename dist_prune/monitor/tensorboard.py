@@ -1,5 +1,6 @@
 """The TensorBoard side of a run: scalars, pictures and texts under the names of `names.py`."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,16 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 _FLUSH_SECONDS = 10  # what a killed process loses at most
+_print_trace = threading.excepthook
+
+
+def _leave_to_caller(failed: threading.ExceptHookArgs) -> None:
+    """The thread that writes events keeps its error and raises it in the next call: no need to show it twice."""
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        _print_trace(failed)
+
+
+threading.excepthook = _leave_to_caller
 
 
 class TensorBoardLog:

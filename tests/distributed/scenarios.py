@@ -77,7 +77,7 @@ def reference(micro_batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         total = total + loss / len(micro_batches)
     total.backward()
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    phase.after_step(module, means.logits, epoch=2.0)
+    phase.after_step(module, means.values.detach(), means.logits, epoch=2.0)
     return {
         "means": means.values.detach(),
         "logits": means.logits,
@@ -134,7 +134,7 @@ def one_step(stage: int, sizes: list[int], repeats: int = 1) -> dict[str, Any]:
     with counted_collectives() as calls:
         record = train_step(engine, phase, [part] * repeats, epoch=0.0)
     snapshot = engine.snapshot()
-    phase.after_step(engine.module, record.logits, epoch=2.0)
+    phase.after_step(engine.module, record.means, record.logits, epoch=2.0)
     moved = thresholds(engine.module)
     engine.close()
     return {

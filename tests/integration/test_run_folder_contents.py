@@ -47,6 +47,13 @@ def test_the_final_table_says_where_the_files_are(finished_run):
     assert "FLOP" not in done.out
 
 
+def test_the_model_card_has_the_accuracy_of_the_sliced_network(finished_run):
+    folder, _ = finished_run
+    (summary,) = records(folder, "summary")
+    card = (folder / "sliced" / "README.md").read_text()
+    assert f"metrics: [{{type: accuracy, value: {summary['accuracy_sliced']}}}]" in card
+
+
 def test_offline_collapse_gives_the_same_network_as_the_run(finished_run, command, tmp_path):
     folder, _ = finished_run
     done = command("dist-prune", "collapse", folder, "--out", tmp_path / "again")

@@ -22,6 +22,8 @@ ALLOWED = {
         "regularizers",
         *LEAVES,
     },
+    "benchmark": {"consensus", "measure", "models", "monitor", *LEAVES},
+    "export": {"consensus", "models", *LEAVES},
     "methods": {"regularizers", "consensus", "gates", "models", "measure", *LEAVES},
     "consensus": {"gates", "measure", "models", *LEAVES},
     "gates": {"measure", "models", *LEAVES},

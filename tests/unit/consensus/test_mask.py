@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from torch import nn
-from unit_helpers import gated_resnet, images
+from unit_helpers import gated_resnet, images, same, shaken, undecided
 
-from dist_prune import UserError, attach_gates, build_model, consensus_mask
+from dist_prune import UserError, attach_gates, build_model, collapse, consensus_mask, masked
+from dist_prune.config import GatesConfig, RunConfig
 from dist_prune.consensus import Mask, SiteMask, load_mask, vote
 from dist_prune.gates import gated_modules, sites
+from dist_prune.methods import METHODS, Task
 from dist_prune.models import Site
 
 LAYERS = (Site("a", "layer", 1), Site("b", "layer", 1), Site("c", "layer", 1))
@@ -67,6 +69,59 @@ def test_a_site_that_may_not_be_empty_keeps_its_most_active_unit():
     assert mask.kept == {"wide": (1,), "narrow": ()}
     assert ([site.flipped for site in mask.sites], mask.flipped) == ([1, 0], 1)
     assert mask.sites[0].agreement == pytest.approx((0.9 + 0.4 + 0.7 + 0.6) / 4)
+
+
+@pytest.mark.parametrize(
+    ("means", "round_to", "stays", "flipped"),
+    [
+        ([0.9, 0.1, 0.4, 0.3, 0.0], 2, (0, 2), 1),  # the most active closed unit comes back
+        ([0.9, 0.1, 0.4, 0.3, 0.0], 3, (0, 2, 3), 2),
+        ([0.9, 0.8, 0.4, 0.3, 0.0], 2, (0, 1), 0),  # a multiple already
+        ([0.9, 0.8, 0.7, 0.6, 0.0], 3, (0, 1, 2, 3, 4), 1),  # never beyond what there is
+        ([0.9, 0.1, 0.4, 0.3, 0.0], 8, (0, 1, 2, 3, 4), 4),
+        ([0.9, 0.0, 0.0, 0.0, 0.0], 2, (0, 1), 1),  # equal ones: the first
+        ([0.1, 0.1, 0.4, 0.3, 0.0], 2, (2, 3), 2),  # one may not be missing, so two stay
+        ([0.9, 0.1, 0.4, 0.3, 0.0], 1, (0,), 0),
+    ],
+)
+def test_channels_are_rounded_up_by_those_that_were_nearest_to_staying(means, round_to, stays, flipped):
+    mask = vote(torch.tensor(means), (Site("five", "channel", 5, may_be_empty=False),), round_to)
+    assert mask.kept == {"five": stays}
+    assert mask.flipped == flipped
+
+
+def test_rounding_leaves_layers_and_sites_without_any_channel_alone():
+    found = (Site("layer", "layer", 1), Site("empty", "channel", 4, may_be_empty=True))
+    mask = vote(torch.tensor([0.2, 0.1, 0.2, 0.3, 0.4]), found, round_to=2)
+    assert mask.kept == {"layer": (), "empty": ()}
+    assert mask.flipped == 0
+
+
+def test_rounding_counts_against_agreement_but_not_as_undecided_gates():
+    site = Site("four", "channel", 4)
+    voted, rounded = (vote(torch.tensor([1.0, 0.0, 0.0, 0.0]), (site,), n) for n in (1, 2))
+    assert (voted.agreement, rounded.agreement) == (1.0, 0.75)
+    assert (voted.undecided, rounded.undecided) == ([], [])
+
+
+def test_a_recipe_can_ask_for_rounded_masks():
+    config = RunConfig(name="n", data="d", model="resnet8", gates=GatesConfig(kind="channel"), round_to=16)
+    phase = next(iter(METHODS["consensus"](Task(config, 4, (3, 16, 16))).phases({})))
+    mask = phase.decide(undecided(phase.module), [images(32)])
+    assert all(len(kept) % 16 == 0 for kept in mask.kept.values())
+    assert mask.flipped
+
+
+def test_a_rounded_mask_is_what_a_gated_network_collapses_to():
+    gated = undecided(attach_gates(shaken(build_model("resnet8", num_classes=4)), kind="channel")).eval()
+    x = images(32)
+    voted, rounded = consensus_mask(gated, [x]), consensus_mask(gated, [x], round_to=8)
+    assert any(len(kept) % 8 for kept in voted.kept.values())
+    assert all(len(kept) % 8 == 0 for kept in rounded.kept.values())
+    assert rounded.flipped == sum(len(rounded.kept[s]) - len(voted.kept[s]) for s in voted.kept) > 0
+    small = collapse(gated, rounded)
+    assert small.layer1[0].conv1.out_channels % 8 == 0
+    same(small(x), masked(gated, rounded)(x), 1e-4)
 
 
 def test_a_mask_by_hand_is_sorted_and_in_the_order_of_the_network():

@@ -9,11 +9,12 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+import yaml
 from torch import nn
 from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, save_sliced
-from dist_prune.consensus import cut, read_sliced_config
+from dist_prune.consensus import add_results, cut, read_sliced_config
 from dist_prune.gates import GatedBlock, sites
 
 PLAIN = {
@@ -160,6 +161,22 @@ def test_the_folder_holds_tensors_description_and_model_card_and_nothing_else(tm
     assert "load_sliced" in card
 
 
+def test_a_measured_accuracy_stands_where_the_hub_looks_for_it(tmp_path):
+    folder = save_sliced(small_resnet(), tmp_path / "sliced", results={"trained on": "a: 'b'", "macs": 7})
+    tensors = (folder / "model.safetensors").read_bytes()
+    assert "model-index" not in (folder / "README.md").read_text(), "nothing was measured yet"
+    add_results(folder, {"accuracy_sliced": 0.75})
+    card = (folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    (result,) = front["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "a: 'b'", "type": "a: 'b'", "split": "test"}
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.75}]
+    assert "| macs | 7 |" in card
+    assert "| accuracy_sliced | 0.75 |" in card
+    assert (folder / "model.safetensors").read_bytes() == tensors
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+
+
 def test_channels_last_weights_are_saved_all_the_same(tmp_path):
     small = small_resnet().to(memory_format=torch.channels_last)
     back = load_sliced(save_sliced(small, tmp_path / "sliced"))
@@ -178,7 +195,7 @@ def test_an_older_checkpoint_is_replaced_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["sliced"]
 
 
-@pytest.mark.parametrize("broken", ["save_file", "_model_card"])
+@pytest.mark.parametrize("broken", ["save_file", "model_card"])
 def test_a_crash_while_writing_leaves_the_older_one_whole(tmp_path, monkeypatch, broken):
     folder = save_sliced(small_resnet("layer1.1"), tmp_path / "sliced")
     before = files_of(folder)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_prune.engine.train_step import Control, train_step
+from dist_prune.engine.train_step import Control, draw_by_step, train_step
 from dist_prune.methods import Phase
 
 
@@ -22,8 +22,8 @@ class BareEngine:
     def backward(self, loss) -> None:
         loss.backward()
 
-    def step(self) -> None:
-        pass
+    def step(self) -> bool:
+        return all(p.grad.isfinite().all() for p in self.module.parameters())
 
 
 class Watched(Phase):
@@ -86,3 +86,36 @@ def test_the_record_counts_the_images_that_are_there_and_those_left_out():
 def test_a_micro_batch_begins_where_it_would_if_nothing_were_left_out_before():
     phase, _ = trained([batch(3), batch(4), batch(2)], skipped=3)
     assert phase.begins == [0, 4, 8]
+
+
+def test_a_step_that_is_not_finite_is_not_applied_and_leaves_buffers_as_they_were():
+    phase = Watched("toy", nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 3)), epochs=1)
+    images, labels = batch()
+    before = [buffer.clone() for buffer in phase.module.buffers()]
+    images[0, 0] = torch.inf
+    record = train_step(BareEngine(phase.module, micro=4), phase, [(images, labels)], 0.0)
+    assert not record.applied
+    assert all(torch.equal(a, b) for a, b in zip(phase.module.buffers(), before, strict=True))
+    record = train_step(
+        BareEngine(phase.module.apply(lambda m: m.zero_grad()), micro=4), phase, [batch()], 0.0
+    )
+    assert record.applied
+    assert not torch.equal(next(phase.module.buffers()), before[0])
+
+
+def test_a_loss_that_is_not_finite_spoils_gradients_that_would_be():
+    """So that the engine refuses the step on every rank, although only one has such a loss."""
+    phase = Watched("toy", nn.Linear(5, 3), epochs=1)
+    phase.task_loss = lambda logits, labels: logits.sum() + torch.inf
+    assert not train_step(BareEngine(phase.module, micro=4), phase, [batch()], 0.0).applied
+
+
+def test_what_a_step_draws_depends_on_seed_and_step_alone():
+    def draws(seed: int, step: int):
+        draw_by_step(seed, step)
+        return torch.rand(4).tolist()
+
+    first = draws(1, 7)
+    torch.rand(3)
+    assert draws(1, 7) == first
+    assert first not in (draws(1, 8), draws(2, 7))

@@ -11,13 +11,15 @@ from unit_helpers import images, shaken, undecided
 from dist_prune import UserError, attach_gates, build_model
 from dist_prune.gates import Budget, Timeline, gate_means, gated_modules
 from dist_prune.gates.bids import margins
-from dist_prune.gates.budget import guarded_groups, macs_budget, outcome
+from dist_prune.gates.budget import macs_budget
+from dist_prune.gates.closing import Closing, guarded_groups, outcome
 from dist_prune.gates.insertion import find_sites
 from dist_prune.measure import Costs, Part, unit_costs
 from dist_prune.models import Site
 
 SHAPE = (3, 16, 16)
 LINE = Timeline(listen=0.2, begin=0.4, end=0.6, settled=0.8)
+TARGET = 0.7
 PLACES = ["layer", "before", "between", "after"]
 
 
@@ -35,7 +37,7 @@ def gated_at(place: str) -> nn.Module:
     return undecided(attach_gates(plain, **options(place)))
 
 
-def budget_at(place: str, target: float = 0.7) -> tuple[nn.Module, Budget]:
+def budget_at(place: str, target: float = TARGET) -> tuple[nn.Module, Budget]:
     gated = gated_at(place)
     return gated, macs_budget(gated, SHAPE, target, LINE)
 
@@ -89,13 +91,34 @@ def open_by_hand(
     """One open unit after the other is closed, lowest bid first; the nearest share wins."""
     opened = ~closed
     spared = {max((u for u in group.tolist() if opened[u]), key=lambda unit: bids[unit]) for group in groups}
-    best, nearest = opened.clone(), abs(share_of(costs, opened) - spending)
-    for unit in bids.argsort().tolist():
-        if opened[unit] and unit not in spared:
+    rest = [unit for unit in bids.argsort().tolist() if opened[unit] and unit not in spared]
+    goal = min(TARGET, spending)
+    while rest and share_of(costs, opened) > spending:
+        after = {}
+        for unit in rest:
             opened[unit] = False
-            if abs(share_of(costs, opened) - spending) < nearest:
-                best, nearest = opened.clone(), abs(share_of(costs, opened) - spending)
-    return best
+            after[unit] = share_of(costs, opened)
+            opened[unit] = True
+        chosen = rest[0]
+        if after[chosen] < goal - 0.01:  # the last one, and too dear
+            fitting = [unit for unit in rest if abs(after[unit] - goal) <= 0.01]
+            chosen = fitting[0] if fitting else min(rest, key=lambda unit: abs(after[unit] - goal))
+        if spending - after[chosen] > share_of(costs, opened) - spending:
+            break
+        opened[chosen] = False
+        rest.remove(chosen)
+    return opened
+
+
+def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_meets_it():
+    sites = tuple(Site(name, "layer", 1) for name in "abcd")
+    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((40, 24, 20, 16))))
+    closing, none = Closing(costs, 0.8, []), torch.zeros(4, dtype=torch.bool)
+    assert closing.closed(torch.tensor([1.0, 2, 3, 4]), none, 0.8).tolist() == [False, False, True, False]
+    assert closing.closed(torch.tensor([3.0, 2, 1, 4]), none, 0.8).tolist() == [False, False, True, False]
+    assert not closing.closed(torch.tensor([1.0, 2, 3, 4]), none, 0.95).any(), "not before its time"
+    closing = Closing(costs, 0.7, [])  # nothing meets this: 0.76 comes nearest
+    assert closing.closed(torch.tensor([1.0, 2, 3, 4]), none, 0.7).tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -107,7 +130,7 @@ def test_the_lowest_bids_leave_until_the_others_cost_what_may_be_spent(place, sp
     closed[0] = True
     for _ in range(2):
         bids = torch.randn(units(costs))
-        opened = ~budget.close(bids, closed, spending)
+        opened = ~Closing(costs, TARGET, groups).closed(bids, closed, spending)
         assert torch.equal(opened, open_by_hand(costs, bids, closed, spending, groups))
         assert all(opened[group].any() for group in groups)
         if 0 < spending < 0.9:
@@ -321,7 +344,10 @@ def test_heads_that_ignore_thresholds_are_refused():
 def test_a_budget_that_closes_nothing_leaves_all_units_open():
     gated = attach_gates(build_model("resnet8", num_classes=10))  # one layer a stage, all of them guarded
     budget = macs_budget(gated, SHAPE, 0.995, LINE)
-    assert not budget.close(torch.randn(3), torch.zeros(3, dtype=torch.bool), 0.995).any()
+    for progress in (0.3, 0.5, 0.7, 1.0):
+        logits = torch.randn(3)
+        budget.update(gated, logits, progress)
+        assert (logits > state(gated)[0]).all()
 
 
 def test_the_outcome_says_whether_another_unit_would_have_come_nearer():

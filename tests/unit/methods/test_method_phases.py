@@ -126,7 +126,7 @@ def thresholds(phase: Phase) -> torch.Tensor:
 def test_after_a_step_the_budget_moves_the_thresholds_by_the_units_mean_logits():
     phase, twin = only_phase(task(target_macs=0.5)), only_phase(task(target_macs=0.5))
     logits = torch.randn(6)
-    phase.after_step(phase.module, logits, 0.5 * 3)
+    phase.after_step(phase.module, torch.ones(6), logits, 0.5 * 3)
     twin.budget.update(twin.module, logits, 0.5)
     assert torch.equal(thresholds(phase), thresholds(twin))
     assert 0 < (logits > thresholds(phase)).sum() < 6
@@ -134,7 +134,7 @@ def test_after_a_step_the_budget_moves_the_thresholds_by_the_units_mean_logits()
 
 def test_without_a_budget_every_gate_keeps_the_papers_threshold_of_zero():
     phase = only_phase(task())
-    phase.after_step(phase.module, torch.randn(6), 2.9)
+    phase.after_step(phase.module, torch.ones(6), torch.randn(6), 2.9)
     assert phase.budget is None
     assert torch.equal(thresholds(phase), torch.zeros(6))
 

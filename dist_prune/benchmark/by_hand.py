@@ -1,0 +1,127 @@
+"""Networks of a sliced shape as one would write them by hand: what slicing is measured against.
+
+Nothing here is taken from the sliced network: torch's own layers with its numbers of layers and channels, fresh
+weights. If the sliced network is slower than this, slicing has left something behind.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from dist_prune.models import Architecture, residual_blocks
+from dist_prune.models.cifar_resnet import CifarResNet
+
+Kept = Mapping[str, Sequence[int]]
+
+
+def by_hand(architecture: Architecture, kept: Kept) -> nn.Module | None:
+    """A plain network of the shape that is left of ``architecture`` when only the units ``kept`` stay; eval mode.
+
+    None where no plain network has this shape (branches that read from, or add to, some of the channels; sites
+    without any channel), and for families other than CIFAR and torchvision ResNets and VGG.
+    """
+    with torch.device("meta"):
+        dense = architecture.build()
+    if isinstance(dense, CifarResNet | torchvision.models.ResNet):
+        shapes = [_Shape(name, block, kept) for name, block in residual_blocks(dense).items()]
+        inner = {name for shape in shapes for name in shape.sites}
+        if all(shape.is_plain for shape in shapes) and inner >= kept.keys():
+            return _resnet(dense, shapes).eval()
+    if isinstance(dense, torchvision.models.VGG) and all(kept.values()):
+        return _vgg(dense, kept).eval()
+    return None
+
+
+class _Shape:
+    """What is left of a residual block: whether its branch stands, and the channels between its layers."""
+
+    def __init__(self, name: str, block: Any, kept: Kept) -> None:
+        self.convs = [getattr(block, c) for c in ("conv1", "conv2", "conv3") if hasattr(block, c)]
+        self.stage, self.shortcut = name.rpartition(".")[0], block.downsample
+        labels = ["between"] if len(self.convs) == 2 else ["between1", "between2"]
+        self.sites = [name] + [f"{name}.{label}" for label in labels]
+        self.stands = bool(kept.get(name, [0]))
+        inner = [conv.out_channels for conv in self.convs[:-1]]
+        left = [len(kept.get(s, range(width))) for s, width in zip(self.sites[1:], inner, strict=True)]
+        self.widths = [self.convs[0].in_channels, *left, self.convs[-1].out_channels]
+        self.is_plain = all(self.widths)
+
+
+class _Block(nn.Module):
+    """relu(shortcut(x) + branch(x)), in the steps in which ResNets are usually written."""
+
+    def __init__(self, shape: _Shape) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for number, conv in enumerate(shape.convs if shape.stands else []):
+            layers += _conv_bn(conv, *shape.widths[number : number + 2])
+        self.layers = nn.ModuleList(layers)
+        self.shortcut = _shortcut(shape.shortcut)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) -> (B, C_out, H', W')."""
+        kept = x if self.shortcut is None else self.shortcut(x)
+        if not self.layers:
+            return self.relu(kept)
+        out = self.layers[1](self.layers[0](x))
+        for number in range(2, len(self.layers), 2):
+            out = self.layers[number + 1](self.layers[number](self.relu(out)))
+        out += kept
+        return self.relu(out)
+
+
+def _shortcut(dense: nn.Module | None) -> nn.Module | None:
+    if not isinstance(dense, nn.Sequential):
+        return copy.deepcopy(dense)  # nothing, or padding, which has no tensors
+    projection: Any = dense[0]
+    return nn.Sequential(*_conv_bn(projection, projection.in_channels, projection.out_channels))
+
+
+def _conv_bn(like: Any, reads: int, makes: int) -> tuple[nn.Module, nn.Module]:
+    return _conv(like, reads, makes), nn.BatchNorm2d(makes)
+
+
+def _conv(like: Any, reads: int, makes: int) -> nn.Conv2d:
+    """A convolution of the kernel of another, with channels of its own."""
+    settings = {key: getattr(like, key) for key in ("stride", "padding", "dilation", "groups")}
+    return nn.Conv2d(reads, makes, like.kernel_size, bias=like.bias is not None, **settings)
+
+
+def _resnet(dense: Any, shapes: Sequence[_Shape]) -> nn.Module:
+    stem, stages = dense.conv1, defaultdict(list)
+    for shape in shapes:
+        if shape.stands or shape.shortcut is not None:
+            stages[shape.stage].append(_Block(shape))
+    layers = [*_conv_bn(stem, stem.in_channels, stem.out_channels), nn.ReLU(inplace=True)]
+    layers += [copy.deepcopy(dense.maxpool)] if hasattr(dense, "maxpool") else []
+    layers += [nn.Sequential(*blocks) for blocks in stages.values()]
+    head = nn.Linear(dense.fc.in_features, dense.fc.out_features)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+
+
+def _vgg(dense: Any, kept: Kept) -> nn.Module:
+    layers: list[nn.Module] = []
+    width = dense.features[0].in_channels
+    for number, layer in enumerate(dense.features):
+        if isinstance(layer, nn.Conv2d):
+            reads, width = width, len(kept.get(f"features.{number}", range(layer.out_channels)))
+            layers.append(_conv(layer, reads, width))
+        else:
+            norm = isinstance(layer, nn.BatchNorm2d)
+            layers.append(nn.BatchNorm2d(width) if norm else copy.deepcopy(layer))
+    side = dense.avgpool.output_size[0]
+    layers += [nn.AdaptiveAvgPool2d(side), nn.Flatten()]
+    width *= side * side
+    for layer in dense.classifier:
+        linear = isinstance(layer, nn.Linear)
+        layers.append(nn.Linear(width, layer.out_features) if linear else copy.deepcopy(layer))
+        width = layer.out_features if linear else width
+    return nn.Sequential(*layers)

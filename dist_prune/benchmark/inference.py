@@ -1,0 +1,188 @@
+"""The benchmark of inference: dense network, sliced network, and one of the sliced shape built by hand."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.benchmark.by_hand import by_hand
+from dist_prune.benchmark.stopwatch import Timing, peak_memory, take_turns
+from dist_prune.consensus import find_sliced, load_sliced, read_sliced_config
+from dist_prune.errors import UserError
+from dist_prune.measure import count_macs, count_parameters
+from dist_prune.models import Architecture
+
+DENSE, SLICED, BY_HAND = "dense", "sliced", "built by hand"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure. batches: images at a time; seconds: for each of them, all networks together.
+
+    bf16: autocast; channels_last: memory layout of images and weights; compile: ``torch.compile``.
+    """
+
+    batches: Sequence[int] = (1, 32, 256)
+    device: str = "cpu"
+    compile: bool = False
+    channels_last: bool = False
+    bf16: bool = False
+    seconds: float = 10.0
+
+
+def benchmark(folder: str | Path, options: Options) -> dict[str, Any]:
+    """Measure the sliced network of a run folder, or a sliced checkpoint; see ``measure``.
+
+    Raises UserError for a folder without such a network, one that does not say its input shape, or a device that
+    is not there.
+    """
+    source = find_sliced(folder)
+    config = read_sliced_config(source)
+    if config["input_shape"] is None:
+        raise UserError(
+            f"{source} does not say its input_shape; save it with save_sliced(..., input_shape=...)"
+        )
+    architecture = Architecture(config["builder"], config["arguments"])
+    measured = measure(
+        load_sliced(source), architecture, config["kept_units"], config["input_shape"], options
+    )
+    return {"network": str(source), **measured}
+
+
+def measure(
+    sliced: nn.Module,
+    architecture: Architecture,
+    kept: Mapping[str, Sequence[int]],
+    input_shape: Sequence[int],
+    options: Options,
+) -> dict[str, Any]:
+    """Time ``sliced`` in turns with the dense network it is of and one built by hand, at each batch size.
+
+    kept: its units by site name; input_shape: (C, H, W). Returns JSON data: the setting, each network's MACs and
+    parameters, and for each batch size and network latency, throughput, gains and memory; None: not measured.
+    """
+    device = _device(options.device)
+    networks: dict[str, nn.Module | None] = {DENSE: architecture.build().eval(), SLICED: sliced}
+    sizes: dict[str, Any] = {name: _size(network, input_shape) for name, network in networks.items()}
+    hand = by_hand(architecture, kept)
+    fits = hand is not None and _size(hand, input_shape) == sizes[SLICED]
+    networks[BY_HAND], sizes[BY_HAND] = (hand, sizes[SLICED]) if fits else (None, None)
+    ready = {n: _prepared(network, device, options) for n, network in networks.items() if network is not None}
+    rows: list[dict[str, Any]] = []
+    for batch in options.batches:
+        rows += _measured_at(batch, ready, sizes, input_shape, device, options)
+    return {
+        "architecture": architecture.as_dict(),
+        "input_shape": list(input_shape),
+        **_setting(device, options),
+        "sizes": sizes,
+        "measured": rows,
+    }
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here; leave out --device cuda")
+    return torch.device(name)
+
+
+def _size(network: nn.Module | None, input_shape: Sequence[int]) -> dict[str, int]:
+    assert network is not None
+    return {"macs": count_macs(network, input_shape), "parameters": count_parameters(network)}
+
+
+def _prepared(network: nn.Module, device: torch.device, options: Options) -> nn.Module:
+    """A copy whose tensors are laid out anew, so that no network is favoured by where its file put them."""
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    ready = copy.deepcopy(network).eval().requires_grad_(False).to(device)
+    for tensor in [*ready.parameters(), *ready.buffers()]:
+        tensor.data = tensor.detach().clone(
+            memory_format=layout if tensor.dim() == 4 else torch.preserve_format
+        )
+    return torch.compile(ready, dynamic=False) if options.compile else ready  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+def _measured_at(
+    batch: int,
+    networks: Mapping[str, nn.Module],
+    sizes: Mapping[str, Any],
+    input_shape: Sequence[int],
+    device: torch.device,
+    options: Options,
+) -> list[dict[str, Any]]:
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    images = torch.randn(batch, *input_shape, device=device).contiguous(memory_format=layout)
+    runs = {name: _run(network, images, options.bf16) for name, network in networks.items()}
+    timings = take_turns(runs, device, options.seconds)
+    weighed = (
+        device.type == "cuda" or not options.compile
+    )  # compiled code makes its tensors unseen on the CPU
+    rows = []
+    for name in sizes:
+        timing = timings.get(name)
+        memory = peak_memory(runs[name], device) + _weights(networks[name]) if timing and weighed else None
+        rows.append(
+            {"batch": batch, "network": name, **_figures(timing, timings, batch), "peak_memory": memory}
+        )
+    return rows
+
+
+def _run(network: nn.Module, images: Tensor, bf16: bool) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return network(images)
+
+    return run
+
+
+def _weights(network: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
+
+
+def _figures(timing: Timing | None, others: Mapping[str, Timing], batch: int) -> dict[str, Any]:
+    """Latency in milliseconds, images a second (quartiles as the spread), and gains over the other networks."""
+    keys = (
+        "rounds",
+        "latency_ms",
+        "latency_ms_quartiles",
+        "images_per_second",
+        "images_per_second_quartiles",
+    )
+    gains = (("gain_over_dense", DENSE), ("gain_over_by_hand", BY_HAND))
+    if timing is None:
+        return dict.fromkeys([*keys, *(key for key, _ in gains)])
+    low, high = timing.quartiles
+    latency = [round(1000 * seconds, 4) for seconds in (timing.median, low, high)]
+    throughput = [round(batch / seconds, 2) for seconds in (timing.median, high, low)]
+    values = (len(timing.seconds), latency[0], latency[1:], throughput[0], throughput[1:])
+    over = {key: round(timing.gain_over(others[name]), 4) if name in others else None for key, name in gains}
+    return {**dict(zip(keys, values, strict=True)), **over}
+
+
+def _setting(device: torch.device, options: Options) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": "bf16 (autocast)" if options.bf16 else "fp32",
+        "memory_format": "channels_last" if options.channels_last else "contiguous",
+        "compiled": options.compile,
+    }
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (named or [platform.processor() or platform.machine()])[0]

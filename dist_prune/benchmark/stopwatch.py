@@ -1,0 +1,125 @@
+"""The stopwatch: several networks timed in turns, and the memory that a forward pass needs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 3, 5, 1000
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each round: median, and lower and upper quartile as the spread."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """A quarter of the rounds were faster than the first, a quarter slower than the second."""
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+    def gain_over(self, other: Timing) -> float:
+        """How many times as fast as ``other``: the median over rounds, each of which timed both."""
+        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, seconds: float
+) -> dict[str, Timing]:
+    """Time ``runs`` in turns for about ``seconds`` in all, after a warm-up; every round has another order.
+
+    A machine whose speed drifts then slows all of them alike.
+    """
+    clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    for _ in range(WARM_UP):
+        for run in runs.values():
+            run()
+    names, taken = list(runs), {name: [] for name in runs}  # type: tuple[list[str], dict[str, list[float]]]
+    began, rounds = time.perf_counter(), 0
+    while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() - began < seconds):
+        first = rounds % len(names)
+        for name in names[first:] + names[:first]:
+            taken[name].append(clock(runs[name]))
+        rounds += 1
+    return {name: Timing(tuple(times)) for name, times in taken.items()}
+
+
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _cuda_seconds(run: Callable[[], object]) -> float:
+    """Between two events in the stream: kernels run after the call that starts them has returned."""
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    before.record()
+    run()
+    after.record()
+    torch.cuda.synchronize()
+    return before.elapsed_time(after) / 1000
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes of tensors that ``run`` makes, as many as live at once at most; what lived before is not counted.
+
+    On the CPU these are the tensors that torch's operations return: what a library takes for itself within one
+    operation cannot be seen from here. On a GPU it is what torch's allocator says.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with _Living() as living:
+        run()
+    return living.peak
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of all storages that come to be under it, until each is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = tree_leaves((args, kwargs or {}))
+        old = {t.untyped_storage()._cdata for t in given if isinstance(t, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._meet(tensor.untyped_storage(), old)
+        return out
+
+    def _meet(self, storage: torch.UntypedStorage, old: set[int]) -> None:
+        key = storage._cdata
+        if key in old or key in self._known:
+            return
+        self._known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size

@@ -1,0 +1,59 @@
+"""The model card of a sliced checkpoint: README.md as the Hugging Face Hub reads it, front matter included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(config: Mapping[str, Any]) -> str:
+    """The card of a checkpoint, from its config.json; "results", if there are any, are the measured figures."""
+    closed = [name for name, units in config["kept_units"].items() if not units]
+    results: Mapping[str, Any] = config.get("results", {})
+    rows = "\n".join(
+        f"| {name} | {'not measured' if value is None else value} |" for name, value in results.items()
+    )
+    return f"""---
+library_name: dist_prune
+pipeline_tag: image-classification
+tags: [pruning, structured-pruning, image-classification]
+{_model_index(config["builder"], results)}---
+
+# {config["builder"]}, sliced
+
+A plain network, trained once with gates and collapsed to the units that the gates agreed on.
+
+| | |
+|---|---|
+| builder | `{config["builder"]}` {json.dumps(config["arguments"])} |
+| input (channels, height, width) | {config["input_shape"] or "not recorded"} |
+| sites | {len(config["kept_units"])} |
+| closed sites | {", ".join(closed) or "none"} |
+| batch norms folded into convolutions | {len(config.get("folded_norms", {}))} |
+{rows}
+
+MACs are multiply-accumulates as fvcore counts them in eval mode (convolution, linear, 2 per batch-norm
+element, pooling).
+
+```python
+import dist_prune
+
+model = dist_prune.load_sliced(".")  # a torch.nn.Module in eval mode
+```
+"""
+
+
+def _model_index(builder: str, results: Mapping[str, Any]) -> str:
+    """The figures that the Hub shows beside a model: its accuracy, where it was measured on a named data set."""
+    accuracy, data = results.get("accuracy_sliced"), results.get("trained on")
+    if accuracy is None or data is None:
+        return ""
+    name = json.dumps(str(data))  # JSON strings are YAML strings, whatever they hold
+    return f"""model-index:
+- name: {json.dumps(f"{builder}, sliced")}
+  results:
+  - task: {{type: image-classification}}
+    dataset: {{name: {name}, type: {name}, split: test}}
+    metrics: [{{type: accuracy, value: {accuracy}}}]
+"""

@@ -1,0 +1,131 @@
+"""Exporting: fold, narrow, write, read back, compare; only what passed the comparison gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.consensus import find_sliced, load_sliced, read_sliced_config, replace_folder
+from dist_prune.errors import RunError, UserError, nearest
+from dist_prune.export.formats import FORMATS, Format, record
+from dist_prune.models import fold, foldable_norms
+
+BATCHES = (1, 3)  # sizes at which an exported file is compared; it is recorded at another one
+RECORDED_AT = 2
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of max(1, the largest logit)
+
+
+def export_sliced(
+    folder: str | Path,
+    format: str,
+    *,
+    fold_bn: bool = False,
+    half: bool = False,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Write the sliced network of a run folder, or of a sliced checkpoint, in a name of ``FORMATS``.
+
+    fold_bn: fold batch norms into convolutions where that is exact; half: fp16 weights and computation (images and
+    logits stay fp32, but in safetensors); out: the file (or folder, for safetensors), or a folder to put it into
+    (default: FOLDER/export). Returns what was done, for showing.
+
+    The file is read back as its users will, and compared at two batch sizes with the fp32 network before it. Raises
+    RunError, and leaves no file, where the difference is above ``TOLERANCE``; UserError for what cannot be exported.
+    """
+    if format not in FORMATS:
+        raise UserError(f"unknown format '{format}'; {nearest(format, FORMATS)}")
+    chosen, source = FORMATS[format], find_sliced(folder)
+    config = read_sliced_config(source)
+    chosen.require()
+    target = _target(chosen, Path(folder), out)
+    if config["input_shape"] is None:
+        raise UserError(
+            f"{source} does not say its input_shape; save it with save_sliced(..., input_shape=...)"
+        )
+    model = load_sliced(source).float()
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    images = torch.randn(max(BATCHES), *config["input_shape"], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = [model(images[:size]) for size in BATCHES]
+        if fold_bn:
+            fold(model, foldable_norms(record(model, images[:RECORDED_AT]), model))
+        model = model.half() if half else model
+        with _beside(target) as draft:
+            chosen.write(model, images[:RECORDED_AT], config, draft)
+            tolerance = TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(expected[-1].abs().max()))
+            difference = _checked(
+                chosen, draft, images, expected, tolerance, "; leave out --half" if half else ""
+            )
+            _place(draft, target)
+    return {
+        "exported": str(target),
+        "megabytes": f"{sum(path.stat().st_size for path in _files(target)) / 1e6:.2f}",
+        "weights": "fp16" if half else "fp32",
+        "batch norms folded": f"{len(getattr(model, 'dist_prune_folded', {}))} of {norms}",
+        "checked at batch sizes": ", ".join(map(str, BATCHES)),
+        "largest difference": f"{difference:.3g} (tolerance {tolerance:.3g})",
+    }
+
+
+def _target(format: Format, folder: Path, out: str | Path | None) -> Path:
+    """Where the export goes; raises UserError for a name of another kind, or that something else has."""
+    target = folder / "export" / format.default if out is None else Path(out)
+    if format.suffix:
+        target = target / format.default if target.is_dir() else target
+        if target.suffix != format.suffix:
+            raise UserError(f"--out {target}: a file of this format ends in {format.suffix}")
+    elif target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        read_sliced_config(target)  # nothing but an older export is replaced
+        if target.resolve() == find_sliced(folder).resolve():
+            raise UserError(f"--out {target} is what is to be exported; name another folder")
+    return target
+
+
+@contextlib.contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A name next to ``target`` for a draft that is gone afterwards, whatever happens."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.stem}.{os.getpid()}.draft{target.suffix}")
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
+def _place(draft: Path, target: Path) -> None:
+    if draft.is_dir():
+        replace_folder(draft, target)
+    else:
+        os.replace(draft, target)
+
+
+def _files(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else [path]
+
+
+def _checked(
+    format: Format, path: Path, images: Tensor, expected: Sequence[Tensor], tolerance: float, advice: str
+) -> float:
+    """The largest absolute difference between written and expected logits; RunError where it is no good."""
+    try:
+        network = format.read(path)
+        found = [(network(images[: len(logits)]) - logits).abs().max() for logits in expected]
+    except Exception as error:  # of whatever reads this format
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"the exported network cannot be run, so no file is kept: {reason}{advice}") from error
+    difference = float(torch.stack(found).max())  # NaN where one is
+    if not difference <= tolerance:
+        raise RunError(
+            f"the exported network differs by {difference:.3g} from the one it was made of (tolerance "
+            f"{tolerance:.3g}), so no file is kept{advice}"
+        )
+    return difference

@@ -1,0 +1,59 @@
+"""Freezing decided units: what all samples have agreed on for long is no longer asked, and no longer costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.gates.insertion import gating_modules
+
+
+class Freezer:
+    """Watches the global gate means of one model, the same on every rank, and freezes gates that are decided.
+
+    A unit is decided once it was closed for every sample of ``patience`` global batches in a row, or open for
+    every one. A gate whose units are all decided is frozen: its gating module is no longer computed, nor
+    the branch of a layer that it closes, and equation 5 no longer gives it a gradient. ``thaw_after`` steps
+    later, if given, its units have to decide anew.
+
+    All that it remembers lies in a buffer of the first gate, so that checkpoints hold it.
+    """
+
+    def __init__(self, model: nn.Module, patience: int, thaw_after: int | None = None) -> None:
+        gates = gating_modules(model)
+        self._patience, self._thaw_after = patience, thaw_after
+        self._sizes = [gate.units for gate in gates]
+        self._streaks = torch.zeros(sum(self._sizes))  # steps in a row: open above 0, closed below
+        gates[0].register_buffer("streaks", self._streaks.to(gates[0].threshold.device, copy=True))
+
+    @property
+    def all_decided(self) -> bool:
+        """Whether every unit of the network is decided."""
+        return bool(self._decided().all())
+
+    def update(self, model: nn.Module, means: Tensor, open_counts: bool = True) -> None:
+        """After a step. means: of all units over the global batch, (all units,), on the CPU.
+
+        open_counts: whether units may be decided to stay open; where all gates begin open, that says nothing
+        before they have begun to learn.
+        """
+        streaks, opened = self._streaks, (means == 1) & open_counts
+        streaks = torch.where(means == 0, streaks.clamp(max=0) - 1, torch.zeros(()))
+        self._streaks = torch.where(opened, self._streaks.clamp(min=0) + 1, streaks)
+        if self._thaw_after is not None:
+            self._streaks[self._streaks.abs() >= self._patience + self._thaw_after] = 0
+        gating_modules(model)[0].get_buffer("streaks").copy_(self._streaks)
+        self._apply(model)
+
+    def resume(self, model: nn.Module) -> None:
+        """Go on from the buffer of a model that was loaded from a checkpoint; freeze its gates accordingly."""
+        self._streaks = gating_modules(model)[0].get_buffer("streaks").cpu().clone()
+        self._apply(model)
+
+    def _decided(self) -> Tensor:
+        return self._streaks.abs() >= self._patience
+
+    def _apply(self, model: nn.Module) -> None:
+        decided, opened = self._decided().split(self._sizes), (self._streaks > 0).split(self._sizes)
+        for gate, all_of_it, units in zip(gating_modules(model), decided, opened, strict=True):
+            gate.freeze(units if all_of_it.all() else None)

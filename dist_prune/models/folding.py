@@ -1,0 +1,55 @@
+"""Folding: a batch norm that only scales and shifts what one convolution computes becomes part of that convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def foldable_norms(program: ExportedProgram, model: nn.Module) -> dict[str, str]:
+    """The batch norms of ``model`` that can be folded exactly, each with its convolution, by qualified name.
+
+    program: the model as ``torch.export`` recorded it, in eval mode. The data flow decides, not the order in which
+    modules stand: the norm reads the convolution's output, nothing else does, and both are used once. Only
+    ``nn.Conv2d`` and ``nn.BatchNorm2d`` themselves count; a subclass may compute something else as well.
+    """
+    names = program.graph_signature.inputs_to_parameters
+    found = {}
+    for node in program.graph.nodes:
+        if node.target is not torch.ops.aten.batch_norm.default:
+            continue
+        source, scale = node.args[:2]
+        if source.target is not torch.ops.aten.conv2d.default or len(source.users) != 1:
+            continue
+        weight = source.args[1]
+        if scale is None or any(len(tensor.users) != 1 for tensor in (weight, scale)):
+            continue
+        conv, norm = (names[tensor.name].rpartition(".")[0] for tensor in (weight, scale))
+        if _are_plain(model, conv, norm):
+            found[norm] = conv
+    return found
+
+
+def _are_plain(model: nn.Module, conv: str, norm: str) -> bool:
+    wanted = {conv: nn.Conv2d, norm: nn.BatchNorm2d}
+    return all(type(model.get_submodule(name)) is kind for name, kind in wanted.items())
+
+
+def fold(model: nn.Module, norms: Mapping[str, str]) -> nn.Module:
+    """Fold batch norms (name of the norm -> name of its convolution), in place; returns the model, in eval mode.
+
+    The convolutions get biases, the norms give way to ``nn.Identity``. The model remembers ``norms`` for its sliced
+    checkpoint; norms that a slicing has removed are passed over.
+    """
+    model.eval()
+    there = dict(model.named_modules())
+    for norm, conv in norms.items():
+        if norm in there:
+            model.set_submodule(conv, fuse_conv_bn_eval(there[conv], there[norm]))
+            model.set_submodule(norm, nn.Identity())
+    model.dist_prune_folded = {**getattr(model, "dist_prune_folded", {}), **norms}  # type: ignore[assignment]
+    return model

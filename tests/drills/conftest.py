@@ -1,0 +1,64 @@
+"""What drills are given: ranks that end with the test, and the uninterrupted run to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from drill import SETTINGS, Ranks, Sabotage
+
+STEPS = 6
+
+
+@pytest.fixture(scope="session")
+def launch(data_home, tmp_path_factory) -> Iterator[Callable[..., Ranks]]:
+    """Start the ranks of a run in a folder; whatever is left of them ends with the session."""
+    environment = pytest.MonkeyPatch()
+    environment.setenv("DIST_PRUNE_DATA", str(data_home))
+    environment.setenv("OMP_NUM_THREADS", "1")
+    started: list[Ranks] = []
+
+    def start(
+        folder: Path,
+        *words: str,
+        world_size: int = 2,
+        ds: str = "zero2",
+        settings: tuple[str, ...] = (),
+        sabotage: dict[int, Sabotage] | None = None,
+        port: int | None = None,
+    ) -> Ranks:
+        given = ["--ds_config", f"ds_configs/{ds}.json", "--out", str(folder), *words]
+        ranks = Ranks(folder, world_size, [*given, "--set", *SETTINGS, *settings], sabotage or {}, port)
+        started.append(ranks)
+        return ranks
+
+    yield start
+    for ranks in started:
+        ranks.end()
+    environment.undo()
+
+
+@pytest.fixture(scope="session")
+def straight(launch, tmp_path_factory) -> Path:
+    """The folder of a run of two ranks that nothing has befallen, after ``STEPS`` steps."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    ranks = launch(folder, "--max_steps", str(STEPS))
+    assert ranks.wait() == [3, 3], ranks.told()
+    return folder
+
+
+@pytest.fixture
+def resume(launch) -> Callable[[Path], list[str]]:
+    """Go on with a run to step ``STEPS`` and return what was told."""
+
+    def go_on(folder: Path, *words: str, **options) -> list[str]:
+        from drill import load_newest
+
+        found, _ = load_newest(folder / "checkpoints")
+        done = found.state["position"]["step"] if found else 0
+        ranks = launch(folder, "--resume", "--max_steps", str(STEPS - done), *words, **options)
+        assert ranks.wait() == [3] * len(ranks.processes), ranks.told()
+        return ranks.told()
+
+    return go_on

@@ -1,0 +1,83 @@
+"""A rank that is killed or hangs ends the others in a bounded time, one of which says which it was."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from dataclasses import dataclass
+
+import pytest
+import torch
+from drill import AtStep, SignalToSelf, assert_same_course
+
+LONG = pytest.mark.drill
+
+
+@pytest.mark.parametrize(
+    ("victim", "world_size"),
+    [
+        (1, 2),
+        pytest.param(0, 2, marks=LONG),
+        pytest.param(2, 4, marks=LONG),
+        pytest.param(0, 4, marks=LONG),
+    ],
+)
+def test_a_killed_rank_ends_the_others_with_one_line_and_costs_nothing_that_was_saved(
+    launch, resume, straight, tmp_path, victim, world_size
+):
+    folder = tmp_path / "run"
+    sabotage = {victim: AtStep(4, SignalToSelf(signal.SIGKILL))}
+    ranks = launch(folder, world_size=world_size, settings=("checkpoint_every=2",), sabotage=sabotage)
+    codes = ranks.wait()
+    assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(world_size)], ranks.told()
+    assert max(ranks.ended.values()) - ranks.ended[victim] < 15
+    told = ranks.told()
+    assert len(told) == 1, told
+    pid = ranks.processes[victim].pid
+    assert re.match(rf"error: the run has lost rank {victim} \(process {pid} on .*\), which is gone", told[0])
+    resume(folder, world_size=world_size)
+    if world_size == 2:
+        assert_same_course(folder, straight)
+
+
+@LONG
+def test_a_hung_rank_ends_the_others_after_rank_timeout(launch, resume, straight, tmp_path):
+    folder = tmp_path / "run"
+    sabotage = {1: AtStep(4, SignalToSelf(signal.SIGSTOP))}
+    ranks = launch(folder, settings=("checkpoint_every=2", "rank_timeout=6"), sabotage=sabotage)
+    try:
+        while 0 not in ranks.ended:
+            codes = ranks.wait(1)
+        assert codes == [1, None]
+        told = ranks.told()
+        assert len(told) == 1, told
+        assert re.match(r"error: the run has lost rank 1 \(process .*\), which is stopped", told[0])
+    finally:
+        os.kill(ranks.processes[1].pid, signal.SIGKILL)
+    resume(folder)
+    assert_same_course(folder, straight)
+
+
+@dataclass(frozen=True)
+class AskForMuch:
+    """A request for memory that the system has to refuse."""
+
+    def __call__(self) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+@LONG
+def test_a_rank_without_memory_says_which_setting_to_lower_and_ends_the_others(
+    launch, resume, straight, tmp_path
+):
+    folder = tmp_path / "run"
+    ranks = launch(folder, sabotage={1: AtStep(4, AskForMuch())})
+    assert ranks.wait() == [1, 1], ranks.told()
+    told = ranks.told()
+    assert len(told) == 1, told
+    assert told[0].startswith(
+        "error: rank 1 is out of memory: lower train_micro_batch_size_per_gpu in the DeepSpeed"
+    )
+    resume(folder)
+    assert_same_course(folder, straight)

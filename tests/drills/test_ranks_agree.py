@@ -1,0 +1,66 @@
+"""Ranks that do not hold the same, or were not started alike, end with one line that says what differs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from drill import AtStep, status
+
+pytestmark = pytest.mark.drill
+
+
+@dataclass(frozen=True)
+class Disturb:
+    """Changes one number of this rank's network, as a fault of its memory would."""
+
+    kind: str
+
+    def __call__(self) -> None:
+        from dist_prune.engine.deepspeed_engine import Engine
+
+        real = Engine.snapshot
+
+        def snapshot(engine, with_optimizer=True):
+            taken = real(engine, with_optimizer)
+            next(tensor for name, tensor in taken.weights.items() if name.endswith(self.kind)).view(-1)[
+                0
+            ] += 1e-6
+            return taken
+
+        Engine.snapshot = snapshot  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("kind", ["gate.threshold", "running_mean", "conv1.weight"])
+def test_a_rank_whose_state_differs_by_one_number_ends_the_run_before_it_is_saved(launch, tmp_path, kind):
+    folder = tmp_path / "run"
+    ranks = launch(folder, sabotage={1: AtStep(3, Disturb(kind))})
+    assert ranks.wait() == [1, 1], ranks.told()
+    told = ranks.told()
+    assert len(told) == 1, told
+    assert told[0].startswith("error: at step 4, rank 1 holds another ")
+    assert f"{kind} than rank 0, so nothing was saved: go on with --resume" in told[0]
+    assert status(folder)["state"] == "failed"
+    assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-00000002"]
+
+
+@dataclass(frozen=True)
+class OtherVersion:
+    """This rank has another torch than the others, as on a node that was installed at another time."""
+
+    def __call__(self) -> None:
+        from dist_prune.engine import run
+
+        real = run._versions
+        run._versions = lambda: {**real(), "torch": "1.0"}
+
+
+def test_ranks_with_other_packages_or_another_recipe_are_refused_before_anything_is_written(launch, tmp_path):
+    folder = tmp_path / "run"
+    ranks = launch(folder, sabotage={1: OtherVersion()})
+    assert ranks.wait() == [2, 2], ranks.told()
+    told = ranks.told()
+    assert len(told) == 1, told
+    assert 'has versions.torch="1.0" where rank 0 has "' in told[0]
+    assert told[0].startswith("error: rank 1 (process ")
+    assert not folder.exists()

@@ -1,0 +1,89 @@
+"""dist-prune benchmark: a table, JSON and a picture, and "not measured" where nothing was."""
+
+import json
+
+import pytest
+import torch
+from unit_helpers import shaken
+
+from dist_prune import UserError, build_model, save_sliced
+from dist_prune.benchmark import Options, benchmark, table, write_benchmark
+from dist_prune.commands import COMMANDS
+from dist_prune.consensus import cut
+from dist_prune.measure import count_macs
+
+SHAPE = (3, 16, 16)
+
+
+def checkpoint(folder, kept):
+    plain = shaken(build_model("resnet8", num_classes=10, width=4)).eval()
+    return save_sliced(cut(plain, kept)[0].eval(), folder, input_shape=SHAPE)
+
+
+@pytest.fixture
+def layers(tmp_path):
+    return checkpoint(tmp_path / "run" / "sliced", {"layer1.0": (), "layer3.0": ()})
+
+
+def test_the_command_shows_and_writes_all_three_networks_at_each_batch_size(layers, capsys):
+    run = layers.parent
+    COMMANDS["benchmark"]([str(run), "--batch", "1,3", "--seconds", "0.01"])
+    shown = capsys.readouterr().out
+    assert shown.count("built by hand") == 2
+    assert "not measured" not in shown
+    result = json.loads((run / "benchmark" / "speed.json").read_text())
+    assert (run / "benchmark" / "speed.png").read_bytes().startswith(b"\x89PNG")
+    rows = result["measured"]
+    names = ["dense", "sliced", "built by hand"]
+    assert [(row["batch"], row["network"]) for row in rows] == [(b, n) for b in (1, 3) for n in names]
+    for row in rows:
+        low, high = row["latency_ms_quartiles"]
+        assert 0 < low <= row["latency_ms"] <= high
+        assert row["images_per_second"] == pytest.approx(1000 * row["batch"] / row["latency_ms"], rel=1e-2)
+        assert row["peak_memory"] > 0
+    sizes = result["sizes"]
+    assert sizes["dense"]["macs"] == count_macs(build_model("resnet8", num_classes=10, width=4), SHAPE)
+    assert sizes["sliced"] == sizes["built by hand"]
+    assert sizes["sliced"]["macs"] < sizes["dense"]["macs"]
+    dense, small, _ = (row["peak_memory"] for row in rows[3:])
+    assert small < dense
+
+
+def test_what_cannot_be_built_by_hand_is_not_measured_and_never_zero(tmp_path):
+    folder = checkpoint(tmp_path / "net", {"layer1.0.before": (0, 2)})
+    result = benchmark(folder, Options(batches=(2,), seconds=0.01))
+    row = result["measured"][2]
+    assert {value for key, value in row.items() if key not in ("batch", "network")} == {None}
+    line = next(line for line in table(result).splitlines() if "built by hand" in line)
+    assert line.count("not measured") == 6
+    assert not any(word == "0" for word in line.split())
+    write_benchmark(result, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "speed.json").read_text())["sizes"]["built by hand"] is None
+
+
+def test_options_reach_the_networks(layers):
+    options = Options(batches=(2,), seconds=0.01, bf16=True, channels_last=True)
+    result = benchmark(layers, options)
+    assert (result["precision"], result["memory_format"]) == ("bf16 (autocast)", "channels_last")
+    assert (result["threads"], result["compiled"]) == (torch.get_num_threads(), False)
+
+
+def test_a_compiled_network_is_timed_and_its_memory_is_not_measured(layers, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: compiled.append(network) or network)
+    result = benchmark(layers, Options(batches=(1,), seconds=0.01, compile=True))
+    assert len(compiled) == 3
+    assert {row["peak_memory"] for row in result["measured"]} == {None}
+    assert all(row["latency_ms"] > 0 for row in result["measured"])
+
+
+def test_mistakes_are_one_line(layers, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device"):
+        benchmark(layers, Options(device="cuda"))
+    for batch in ("0", "1,,2", "many", "-3"):
+        with pytest.raises(UserError, match="whole numbers"):
+            COMMANDS["benchmark"]([str(layers), f"--batch={batch}"])
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="no sliced network yet"):
+        benchmark(tmp_path / "begun", Options())
