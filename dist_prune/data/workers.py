@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections.abc import Generator, Iterator
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from dist_prune.errors import RunError
 
 PREFETCHED_ITEMS = 4  # per worker
+_SECONDS_TO_DIE = 2.0
 _HINTS = {
     signal.SIGKILL: ", perhaps for lack of memory: fewer workers need less",
     signal.SIGBUS: ": a shard was cut while it was read, or there is no room left in /dev/shm",
@@ -92,6 +94,10 @@ def _iterate(loader: DataLoader[_Item]) -> Iterator[_Item]:
 
 
 def _reason(error: Exception, workers: Any) -> str:
+    if isinstance(error, (ConnectionError, EOFError)):  # connections close a moment before a process is gone
+        deadline = time.monotonic() + _SECONDS_TO_DIE
+        while time.monotonic() < deadline and not any(worker.exitcode for worker in workers):
+            time.sleep(0.01)
     ended = [worker.exitcode for worker in workers if worker.exitcode]
     if not ended:
         return f"reading failed: {traceback.format_exception_only(error)[-1].strip().splitlines()[-1]}"
