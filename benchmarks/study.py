@@ -42,12 +42,16 @@ class Study:
     images: int | None = None
 
 
+_OWN_SETTINGS = {"vgg16_bn": ("lr=0.01",)}  # as torchvision trains it: its dense layers have no norm
+
+
 def _budgets(networks: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     return {
         f"{network}_{kind}_{target}": (
             f"cifar10_resnet20{'_channel' * (kind == 'channel')}_half",
             f"model={network}",
             f"target_macs={target}",
+            *_OWN_SETTINGS.get(network, ()),
         )
         for network, kinds in networks.items()
         for kind in kinds

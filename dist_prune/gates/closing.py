@@ -30,24 +30,33 @@ class Closing:
         Who has left stays out: the network misses every unit at first, so that, given the chance, a unit would
         bid itself back in before the network has learned to do without it.
         """
-        closed, order = closed.clone(), self._order(bids, closed)
-        surely = self._count_above(order, closed, spending)
+        order = self._order(bids, closed, spared=self._highest(bids, closed))
+        closed, surely = closed.clone(), self._count_above(order, closed, spending)
         closed[order[:surely]] = True
         values = (~closed).double()
         share = self._costs.share(values).item()
-        if share > spending and surely < len(order):
-            rest = order[surely:]
-            last = self._last(share, share - self._costs.unit_shares(values)[rest], spending)
+        # The last one need not respect whom the highest bids of their groups belong to: whoever fits may leave.
+        candidates = self._order(bids, closed, spared=self._alone(closed))
+        if share > spending and len(candidates):
+            last = self._last(share, share - self._costs.unit_shares(values)[candidates], spending)
             if last is not None:
-                closed[rest[last]] = True
+                closed[candidates[last]] = True
         return closed
 
-    def _order(self, bids: Tensor, closed: Tensor) -> Tensor:
-        """The numbers of the units that may leave, lowest bid first."""
-        standing = bids.masked_fill(closed, -torch.inf)
-        order = standing.argsort()[int(closed.sum()) :]
-        spared = [int(group[standing[group].argmax()]) for group in self._groups]
+    def _order(self, bids: Tensor, closed: Tensor, spared: list[int]) -> Tensor:
+        """The numbers of the standing units that are not spared, lowest bid first."""
+        order = bids.masked_fill(closed, -torch.inf).argsort()[int(closed.sum()) :]
         return order[~torch.isin(order, torch.tensor(spared, dtype=torch.long))]
+
+    def _highest(self, bids: Tensor, closed: Tensor) -> list[int]:
+        """The standing unit of each group that bids most."""
+        standing = bids.masked_fill(closed, -torch.inf)
+        return [int(group[standing[group].argmax()]) for group in self._groups]
+
+    def _alone(self, closed: Tensor) -> list[int]:
+        """The units that are the last of their groups."""
+        standing = [group[~closed[group]] for group in self._groups]
+        return [int(units) for units in standing if len(units) == 1]
 
     def _count_above(self, order: Tensor, closed: Tensor, spending: float) -> int:
         """How many units of ``order`` can leave while the others still cost more than may be spent."""

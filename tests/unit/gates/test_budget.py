@@ -101,13 +101,22 @@ def open_by_hand(
             opened[unit] = True
         chosen = rest[0]
         if after[chosen] < goal - 0.01:  # the last one, and too dear
-            fitting = [unit for unit in rest if abs(after[unit] - goal) <= 0.01]
-            chosen = fitting[0] if fitting else min(rest, key=lambda unit: abs(after[unit] - goal))
+            anyone = [u for u in bids.argsort().tolist() if opened[u] and not alone(u, opened, groups)]
+            for unit in anyone:
+                opened[unit] = False
+                after[unit] = share_of(costs, opened)
+                opened[unit] = True
+            fitting = [unit for unit in anyone if abs(after[unit] - goal) <= 0.01]
+            chosen = fitting[0] if fitting else min(anyone, key=lambda unit: abs(after[unit] - goal))
         if spending - after[chosen] > share_of(costs, opened) - spending:
             break
         opened[chosen] = False
-        rest.remove(chosen)
+        rest = [unit for unit in rest if unit != chosen]
     return opened
+
+
+def alone(unit: int, opened: torch.Tensor, groups: list[torch.Tensor]) -> bool:
+    return any(unit in group.tolist() and opened[group].sum() == 1 for group in groups)
 
 
 def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_meets_it():
@@ -119,6 +128,16 @@ def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_mee
     assert not closing.closed(torch.tensor([1.0, 2, 3, 4]), none, 0.95).any(), "not before its time"
     closing = Closing(costs, 0.7, [])  # nothing meets this: 0.76 comes nearest
     assert closing.closed(torch.tensor([1.0, 2, 3, 4]), none, 0.7).tolist() == [False, True, False, False]
+
+
+def test_the_last_one_may_be_the_highest_bid_of_its_stage_if_the_stage_keeps_another():
+    sites = tuple(Site(name, "layer", 1) for name in "abcd")
+    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((35, 15, 35, 15))))
+    closing, none = Closing(costs, 0.85, [torch.tensor([0, 1]), torch.tensor([2, 3])]), torch.zeros(4)
+    bids = torch.tensor([1.0, 2, 3, 4])  # one of the 15s has to leave, and both bid most in their stages
+    assert closing.closed(bids, none.bool(), 0.85).tolist() == [False, True, False, False]
+    only_b_is_left = torch.tensor([True, False, False, False])
+    assert closing.closed(bids, only_b_is_left, 0.5).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("place", PLACES)
