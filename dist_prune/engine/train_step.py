@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_prune import distributed
 from dist_prune.engine.deepspeed_engine import Engine
@@ -78,7 +79,7 @@ def train_step(
     said once). The task loss of a rank is W / N times its local sum, so that averaged gradients are those of the
     joined batch. Where loss or gradients are not finite on any rank, nothing changes on all of them.
     """
-    buffers_before = [buffer.clone() for buffer in engine.module.buffers()]
+    buffers_before = _Buffers(engine.module)
     applied = True
     window = Window()
     totals: Tensor = torch.zeros((), device=engine.device)
@@ -107,9 +108,25 @@ def train_step(
         for name, value in terms.items():
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
     if not applied:  # norms have averaged what is not finite
-        for buffer, before in zip(engine.module.buffers(), buffers_before, strict=True):
-            buffer.copy_(before)
+        buffers_before.put_back()
     return _record(window, totals, terms_seen, means.detach(), applied)
+
+
+class _Buffers:
+    """A copy of a module's buffers, packed: hundreds of norms cost one operation a dtype, not one a buffer."""
+
+    def __init__(self, module: nn.Module) -> None:
+        by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for buffer in module.buffers():
+            by_dtype[buffer.dtype].append(buffer)
+        self._groups = list(by_dtype.values())
+        self._copies = [torch.cat([buffer.flatten() for buffer in group]) for group in self._groups]
+
+    def put_back(self) -> None:
+        """Overwrite the buffers, in place."""
+        for group, copy in zip(self._groups, self._copies, strict=True):
+            for buffer, before in zip(group, copy.split([b.numel() for b in group]), strict=True):
+                buffer.copy_(before.view_as(buffer))
 
 
 def _bad_for_all(loss: Tensor, global_loss: Tensor) -> Tensor:
