@@ -17,6 +17,7 @@ from dist_prune.engine.consistency import agree_to_start
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.engine.finish import advice, finish
+from dist_prune.engine.launcher import refuse_missing_hostfile
 from dist_prune.engine.peers import Peer, ending_alone
 from dist_prune.engine.phase_run import PhaseRun
 from dist_prune.engine.recorder import Recorder
@@ -47,6 +48,7 @@ def run(config: RunConfig, options: Options) -> bool:
 
     Raises UserError for what the user can mend.
     """
+    refuse_missing_hostfile()
     ds_config = load_ds_config(options.ds_config)
     check_with_deepspeed(ds_config)
     if options.resume and not options.out:
@@ -136,7 +138,7 @@ def _work(
         status.position = trainer.position
         last = trainer.train()
     if last is None:
-        reason = stop.reason or "another rank was asked to stop"
+        reason = distributed.first_object(stop.reason)  # the request may have reached other ranks than rank 0
         recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")
         return None, reason
     if last.phase.decision:
