@@ -68,7 +68,10 @@ def _why(error: Exception) -> str:
     if "EADDRINUSE" in text:
         return "that port is in use; choose another with the launcher's --master_port, or MASTER_PORT"
     if "connectFullMesh" in text:
-        return "one of them has ended, or GLOO_SOCKET_IFNAME names an interface that does not reach them"
+        return (
+            "one of them has ended, or listens where it cannot be reached: set GLOO_SOCKET_IFNAME to the interface "
+            "between the machines"
+        )
     return text
 
 

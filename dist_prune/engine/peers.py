@@ -34,11 +34,14 @@ class Peer:
     host: str
     pid: int
     address: str = ""  # at which the others reach it
+    met: int = 0  # when, in nanoseconds: numbers of processes come again, in containers every time
 
     @staticmethod
     def this() -> Peer:
         """The rank that this process is."""
-        return Peer(distributed.rank(), socket.gethostname(), os.getpid(), distributed.address())
+        return Peer(
+            distributed.rank(), socket.gethostname(), os.getpid(), distributed.address(), time.time_ns()
+        )
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
@@ -118,7 +121,7 @@ def _troubles(peers: list[Peer], deadline: float) -> list[str]:
 
 def _first_here(keeper: Peer) -> bool:
     """Whether no other rank on this machine has spoken, where ``keeper``, which would know, is gone."""
-    mark = Path(tempfile.gettempdir(), f"dist_prune-{keeper.pid}-{os.environ['MASTER_PORT']}.left")
+    mark = Path(tempfile.gettempdir(), f"dist_prune-{keeper.host}-{keeper.pid}-{keeper.met}.left")
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:

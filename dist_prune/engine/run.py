@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data import ImageData, open_data
@@ -65,6 +67,18 @@ def run(config: RunConfig, options: Options) -> bool:
             "shards": data.identity(),
         }
     )
+    with ending_alone(peers, config.rank_timeout):
+        return _run_together(config, options, ds_config, data, device, peers)
+
+
+def _run_together(
+    config: RunConfig,
+    options: Options,
+    ds_config: dict[str, Any],
+    data: ImageData,
+    device: torch.device,
+    peers: list[Peer],
+) -> bool:
     batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
     method, task = build_method(config, data)
     costs = task.costs()

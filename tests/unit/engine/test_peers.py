@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dist_prune.engine.memory import out_of_memory
-from dist_prune.engine.peers import Peer, ending_alone
+from dist_prune.engine.peers import Peer, _first_here, ending_alone
 from dist_prune.errors import LoneError, UserError
 
 CLOSED = "[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24513"
@@ -70,6 +70,14 @@ def test_a_rank_that_does_not_answer_is_told_with_the_time_that_it_had():
         LoneError, match=r"^rank 1 \(process .*\) has not answered for 6 s \(rank_timeout\): it "
     ):
         meets(RuntimeError(LATE), [Peer.this(), Peer(1, socket.gethostname(), os.getppid())])
+
+
+def test_one_rank_of_a_machine_speaks_in_each_run_though_numbers_of_processes_come_again(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    earlier, now = Peer(0, "far", 14, met=1), Peer(0, "far", 14, met=2)
+    assert [_first_here(earlier), _first_here(earlier), _first_here(now)] == [True, False, True]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError(CLOSED), UserError("yours")])
