@@ -15,7 +15,7 @@ train: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not drill"
 
-# Everything that can befall a run, one drill after another (docs/reliability.md); those that mount disks need root.
+# Everything that can befall a run, one drill after another (docs/reliability.md); those that mount disks or make nodes need root.
 drills: $(READY)
 	OMP_NUM_THREADS=1 python -m pytest tests/drills
 

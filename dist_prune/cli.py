@@ -19,12 +19,14 @@ from typing import NoReturn
 from dist_prune import distributed
 from dist_prune.arguments import Parser, positive
 from dist_prune.errors import LoneError, RunError, UserError, nearest
+from dist_prune.streams import outlive_readers
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 
 
 def train_main(arguments: Sequence[str]) -> NoReturn:
     """The program of ``launch/train.py``."""
+    outlive_readers()
     distributed.complete_environment()  # so that one rank only speaks, whatever launcher started it
     _exit_with(lambda: _train(arguments))
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -66,7 +68,10 @@ def _why(error: Exception) -> str:
     if "EADDRINUSE" in text:
         return "that port is in use; choose another with the launcher's --master_port, or MASTER_PORT"
     if "connectFullMesh" in text:
-        return "one of them has ended, or GLOO_SOCKET_IFNAME names an interface that does not reach them"
+        return (
+            "one of them has ended, or listens where it cannot be reached: set GLOO_SOCKET_IFNAME to the interface "
+            "between the machines"
+        )
     return text
 
 
@@ -81,6 +86,18 @@ def limit_waiting(seconds: float) -> None:
 def rank() -> int:
     """The global rank of this process; 0 without a process group and without a launcher."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def address() -> str:
+    """The address of this machine towards rank 0, at which the other ranks reach it; "" where that cannot be known."""
+    master, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "1"))
+    try:
+        family, kind, *_, place = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(place)  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
 
 
 def world_size() -> int:
@@ -138,17 +155,27 @@ def all_equal(number: int, device: torch.device) -> bool:
     return bool(extremes.sum() == 0)
 
 
-def first_to_leave() -> bool | None:
+def first_to_leave(seconds: float = 5.0) -> bool | None:
     """Leave word for the other ranks that this one ends alone. Whether it is the first; None if nobody can know."""
     if world_size() == 1:
         return True
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        store.set_timeout(timedelta(seconds=5))
-        with _silent():
-            return store.add("dist_prune/left", 1) == 1
-    except RuntimeError:  # who kept it is gone
-        return None
+    answer: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
+    store = dist.distributed_c10d._get_default_store()
+
+    def ask() -> None:
+        try:
+            answer.put(store.add("dist_prune/left", 1) == 1)
+        except RuntimeError:  # who kept it is gone
+            answer.put(None)
+
+    # In a thread that may be left behind: where the keeper's machine cannot be reached any more, torch waits for its
+    # answer until the system gives up the connection, a quarter of an hour, whatever timeout the store has.
+    with _silent():
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return answer.get(timeout=seconds)
+        except queue.Empty:
+            return None
 
 
 @contextlib.contextmanager

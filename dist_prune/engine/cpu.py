@@ -13,6 +13,12 @@ from dist_prune.gates.kernels import compile_kernels
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
+def ranks_here() -> int:
+    """The ranks on this machine: torchrun and deepspeed tell it under different names."""
+    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), "1"))
+
+
 def tune_cpu() -> None:
     """Share the cores among the ranks of this machine, keep freed memory, and compile the gates' kernels.
 
@@ -20,8 +26,7 @@ def tune_cpu() -> None:
     the next layer, page by page, which can cost more than the computation. ``OMP_NUM_THREADS`` wins over the sharing.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1")
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(ranks)))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here()))
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -10,8 +10,10 @@ import contextlib
 import io
 import logging
 import os
+import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+# Operations are compiled on first use, by a ninja that lies beside this python: an ssh session does not find it, or
+# finds another one, which compiles everything anew.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
+
+from dist_prune.errors import UserError
 
 _DEEPSPEED = "deepspeed.launcher.launch"
 _LAUNCHERS = (_DEEPSPEED, "torchrun", "torch.distributed.run", "accelerate")
@@ -27,6 +30,21 @@ class Launcher:
         if not self._started_us:
             return False
         return os.getppid() != self._pid or (self._above is not None and _parent(self._pid) != self._above)
+
+
+def refuse_missing_hostfile() -> None:
+    """Raise UserError if ``deepspeed`` was given a hostfile that is not there.
+
+    It only warns, and trains on this machine alone: a run of many nodes would become a run of one.
+    """
+    launch = os.getppid()
+    above = _parent(launch) if _DEEPSPEED in _read(launch, "cmdline") else None
+    words = _read(above, "cmdline").split() if above is not None else []
+    for word, following in itertools.pairwise([*words, ""]):
+        name, given, value = word.partition("=")
+        path = value if given else following
+        if name in ("--hostfile", "-H") and not Path(path).is_file():
+            raise UserError(f"there is no hostfile {path}, so deepspeed would train on this machine alone")
 
 
 def _parent(pid: int) -> int | None:

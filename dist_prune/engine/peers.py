@@ -20,6 +20,8 @@ _CLOSED = re.compile(
     r"Connection (closed|reset)|Broken pipe|Socket closed|connection was closed", re.IGNORECASE
 )
 _LATE = re.compile(r"Timed out waiting|timed? ?out", re.IGNORECASE)
+_ADDRESS = re.compile(r"\[([0-9a-fA-F.:]+)\]:\d+")  # of the other end, as gloo names it
+_SHOWN = 4  # nodes in the line
 _STATES = {"Z": "is gone", "X": "is gone", "T": "is stopped", "t": "is stopped"}
 _SECONDS_TO_DIE = 2.0  # connections close a moment before a process is gone
 
@@ -31,11 +33,15 @@ class Peer:
     rank: int
     host: str
     pid: int
+    address: str = ""  # at which the others reach it
+    met: int = 0  # when, in nanoseconds: numbers of processes come again, in containers every time
 
     @staticmethod
     def this() -> Peer:
         """The rank that this process is."""
-        return Peer(distributed.rank(), socket.gethostname(), os.getpid())
+        return Peer(
+            distributed.rank(), socket.gethostname(), os.getpid(), distributed.address(), time.time_ns()
+        )
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
@@ -81,11 +87,28 @@ def _lost(error: Exception, peers: list[Peer], timeout: float) -> str | None:
     found = _troubles(peers, time.monotonic() + (_SECONDS_TO_DIE if closed else 0))
     if found:
         return f"the run has lost {', '.join(found)}"
-    elsewhere = sorted({peer.host for peer in peers} - {socket.gethostname()})
-    where = f", or on {', '.join(elsewhere)}" if elsewhere else ""
+    who = _who(_suspects(peers, text))
     if late:
-        return f"another rank has not answered for {timeout:g} s (rank_timeout); it may hang{where}"
-    return f"another rank has closed its connection; it has failed here{where}"
+        return f"{who} has not answered for {timeout:g} s (rank_timeout): it hangs, or its node cannot be reached"
+    return f"{who} has closed its connection: it has failed, or its node is gone"
+
+
+def _suspects(peers: list[Peer], text: str) -> list[Peer]:
+    """The ranks that an error can be about: those at the address that it names, or all others."""
+    others = [peer for peer in peers if peer.rank != distributed.rank()]
+    named = set(_ADDRESS.findall(text))
+    return [peer for peer in others if peer.address in named] or others
+
+
+def _who(suspects: list[Peer]) -> str:
+    """Them in a few words."""
+    if len(suspects) == 1:
+        return str(suspects[0])
+    hosts = sorted({peer.host for peer in suspects})
+    if len(hosts) == 1:
+        return f"one of the ranks {', '.join(str(peer.rank) for peer in suspects)} on {hosts[0]}"
+    more = f" and {len(hosts) - _SHOWN} more" if len(hosts) > _SHOWN else ""
+    return f"a rank on one of {', '.join(hosts[:_SHOWN])}{more}"
 
 
 def _troubles(peers: list[Peer], deadline: float) -> list[str]:
@@ -98,7 +121,7 @@ def _troubles(peers: list[Peer], deadline: float) -> list[str]:
 
 def _first_here(keeper: Peer) -> bool:
     """Whether no other rank on this machine has spoken, where ``keeper``, which would know, is gone."""
-    mark = Path(tempfile.gettempdir(), f"dist_prune-{keeper.pid}-{os.environ['MASTER_PORT']}.left")
+    mark = Path(tempfile.gettempdir(), f"dist_prune-{keeper.host}-{keeper.pid}-{keeper.met}.left")
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data import ImageData, open_data
@@ -17,6 +19,7 @@ from dist_prune.engine.consistency import agree_to_start
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.engine.finish import advice, finish
+from dist_prune.engine.launcher import refuse_missing_hostfile
 from dist_prune.engine.peers import Peer, ending_alone
 from dist_prune.engine.phase_run import PhaseRun
 from dist_prune.engine.recorder import Recorder
@@ -47,6 +50,7 @@ def run(config: RunConfig, options: Options) -> bool:
 
     Raises UserError for what the user can mend.
     """
+    refuse_missing_hostfile()
     ds_config = load_ds_config(options.ds_config)
     check_with_deepspeed(ds_config)
     if options.resume and not options.out:
@@ -63,6 +67,18 @@ def run(config: RunConfig, options: Options) -> bool:
             "shards": data.identity(),
         }
     )
+    with ending_alone(peers, config.rank_timeout):
+        return _run_together(config, options, ds_config, data, device, peers)
+
+
+def _run_together(
+    config: RunConfig,
+    options: Options,
+    ds_config: dict[str, Any],
+    data: ImageData,
+    device: torch.device,
+    peers: list[Peer],
+) -> bool:
     batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
     method, task = build_method(config, data)
     costs = task.costs()
@@ -136,7 +152,7 @@ def _work(
         status.position = trainer.position
         last = trainer.train()
     if last is None:
-        reason = stop.reason or "another rank was asked to stop"
+        reason = distributed.first_object(stop.reason)  # the request may have reached other ranks than rank 0
         recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")
         return None, reason
     if last.phase.decision:

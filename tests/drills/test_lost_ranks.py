@@ -81,3 +81,21 @@ def test_a_rank_without_memory_says_which_setting_to_lower_and_ends_the_others(
     )
     resume(folder)
     assert_same_course(folder, straight)
+
+
+@dataclass(frozen=True)
+class DieWhileOpening:
+    """Ends this rank when it looks for a checkpoint: it has met the others, and has trained nothing."""
+
+    def __call__(self) -> None:
+        from dist_prune.engine import run
+
+        run.find_checkpoint = lambda *_: SignalToSelf(signal.SIGKILL)()
+
+
+@LONG
+def test_a_rank_that_is_killed_before_the_first_step_ends_the_others_with_one_line(launch, tmp_path):
+    ranks = launch(tmp_path / "run", sabotage={1: DieWhileOpening()})
+    assert ranks.wait() == [1, -signal.SIGKILL], ranks.told()
+    (told,) = ranks.told()
+    assert told.startswith("error: the run has lost rank 1 (process ")

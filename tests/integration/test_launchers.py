@@ -30,3 +30,14 @@ def test_the_program_runs_under(name, command, tmp_path):
     assert summary["world_size"] == world_size
     assert summary["max_abs_difference"] <= 1e-5
     assert json.loads((folder / "config.json").read_text())["world_size"] == world_size
+
+
+def test_a_hostfile_that_is_not_there_ends_the_run_instead_of_training_on_this_machine_alone(
+    command, tmp_path
+):
+    folder = tmp_path / "run"
+    words = ["deepspeed", "--num_accelerators", "1", "--hostfile", "nowhere", "launch/train.py"]
+    done = command(*words, "--ds_config", "ds_configs/zero2.json", "--out", folder)
+    assert done.code == 2, done.err
+    assert "error: there is no hostfile nowhere, so deepspeed would train on this machine alone" in done.lines
+    assert not folder.exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dist_prune.engine.memory import out_of_memory
-from dist_prune.engine.peers import Peer, ending_alone
+from dist_prune.engine.peers import Peer, _first_here, ending_alone
 from dist_prune.errors import LoneError, UserError
 
 CLOSED = "[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24513"
@@ -38,14 +38,46 @@ def test_a_closed_connection_names_the_rank_whose_process_is_gone(dead):
         meets(RuntimeError(CLOSED), [Peer.this(), dead])
 
 
-def test_of_ranks_on_other_machines_only_the_machine_is_known():
-    with pytest.raises(LoneError, match="has failed here, or on far1, far2; go on"):
-        meets(RuntimeError(CLOSED), [Peer.this(), Peer(1, "far2", 1), Peer(2, "far1", 1)])
+FAR = [Peer(1, "far2", 7, "10.0.0.2"), Peer(2, "far1", 8, "10.0.0.1"), Peer(3, "far1", 9, "10.0.0.1")]
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("10.0.0.2", r"rank 1 \(process 7 on far2\) has closed"),
+        ("10.0.0.1", "one of the ranks 2, 3 on far1 has closed"),
+        ("10.9.9.9", "a rank on one of far1, far2 has closed"),
+    ],
+)
+def test_of_ranks_on_other_machines_those_are_named_at_whose_address_the_connection_ended(address, named):
+    error = RuntimeError(CLOSED.replace("127.0.0.1", address))
+    with pytest.raises(
+        LoneError, match=f"^{named} its connection: it has failed, or its node is gone; go on"
+    ):
+        meets(error, [Peer.this(), *FAR])
+
+
+def test_of_many_machines_some_are_named():
+    many = [Peer(rank, f"far{rank:02}", 1) for rank in range(1, 64)]
+    with pytest.raises(
+        LoneError, match=r"^a rank on one of far01, far02, far03, far04 and 59 more has closed"
+    ):
+        meets(RuntimeError(CLOSED), [Peer.this(), *many])
 
 
 def test_a_rank_that_does_not_answer_is_told_with_the_time_that_it_had():
-    with pytest.raises(LoneError, match=r"another rank has not answered for 6 s \(rank_timeout\)"):
+    with pytest.raises(
+        LoneError, match=r"^rank 1 \(process .*\) has not answered for 6 s \(rank_timeout\): it "
+    ):
         meets(RuntimeError(LATE), [Peer.this(), Peer(1, socket.gethostname(), os.getppid())])
+
+
+def test_one_rank_of_a_machine_speaks_in_each_run_though_numbers_of_processes_come_again(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    earlier, now = Peer(0, "far", 14, met=1), Peer(0, "far", 14, met=2)
+    assert [_first_here(earlier), _first_here(earlier), _first_here(now)] == [True, False, True]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError(CLOSED), UserError("yours")])

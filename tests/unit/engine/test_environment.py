@@ -1,0 +1,40 @@
+"""What a rank makes of the environment that a launcher, an ssh session or nobody has prepared for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_prune.engine.cpu import ranks_here
+
+
+def test_operations_are_compiled_by_the_ninja_of_this_python_also_where_the_environment_is_not_active():
+    program = (
+        "import dist_prune.engine.deepspeed_engine, os, shutil; print(os.path.dirname(shutil.which('ninja')))"
+    )
+    bare = {**os.environ, "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=bare, capture_output=True, text=True, check=True, timeout=240
+    )
+    assert Path(done.stdout.strip()) == Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "8"}, 8),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, 4),  # torchrun
+        ({"WORLD_SIZE": "8", "LOCAL_SIZE": "2"}, 2),  # deepspeed
+    ],
+)
+def test_the_ranks_of_this_machine_are_counted_under_every_launcher(monkeypatch, given, ranks):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert ranks_here() == ranks
