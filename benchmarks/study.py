@@ -120,6 +120,15 @@ class Cores:
             self.shares.put(mine)
 
 
+def make_shards(folder: Path, source: str, images: str | None) -> Path:
+    """The shards of CIFAR-10 in ``folder``, made on the first call, for which ``images`` is needed."""
+    if not (folder / "_info.json").exists():
+        words = ["shards", "make", source, images, "--out", folder]
+        words += ["--format", "raw", "--samples_per_shard", SAMPLES_PER_SHARD]
+        Cores(1).run("-c", "from dist_prune.cli import main; main()", *words)
+    return folder
+
+
 def _some(shards: Path, images: int | None) -> str:
     """All shards of a folder, or as many of train as hold so many images (they were shuffled when made)."""
     if images is None:
@@ -193,11 +202,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what the results hold already")
     options = parser.parse_args()
     study, results, cores = STUDIES[options.name], Results(options.name), Cores(options.at_once)
-    shards = options.work.resolve() / "cifar10"
-    if not (shards / "_info.json").exists():
-        words = ["shards", "make", options.source, options.images, "--out", shards]
-        words += ["--format", "raw", "--samples_per_shard", SAMPLES_PER_SHARD]
-        cores.run("-c", "from dist_prune.cli import main; main()", *words)
+    shards = make_shards(options.work.resolve() / "cifar10", options.source, options.images)
 
     def train(arm: str, seed: int) -> None:
         recipe, *settings = study.arms[arm]
