@@ -6,6 +6,7 @@ The DeepSpeed JSON owns ZeRO, precision, micro-batch, clipping and offload; ever
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -175,6 +176,11 @@ class RunConfig(_Section):
             object.__setattr__(self, "method", "dense")  # frozen for everyone else
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
+        at, first = self.freeze.collapse_epoch, math.ceil(self.budget.end * self.epochs)
+        if at is not None and self.target_macs is not None and at < first:
+            raise ValueError(
+                f"freeze.collapse_epoch={at} comes before budget.end, which is met after epoch {first}"
+            )
         return self
 
 

@@ -77,8 +77,9 @@ def _why(error: Exception) -> str:
 
 def limit_waiting(seconds: float) -> None:
     """Let ranks wait so long for one another in groups that were made without a limit of their own, too."""
-    private = dist.distributed_c10d._set_pg_timeout  # before torch 2.15
-    set_timeout = getattr(dist, "set_timeout", private)
+    set_timeout = (
+        getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    )  # before torch 2.15
     for group in list(dist.distributed_c10d._world.pg_map):
         set_timeout(timedelta(seconds=seconds), group)
 

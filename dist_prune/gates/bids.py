@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dist_prune.gates.insertion import gating_modules
 from dist_prune.gates.modules import GatingModule
 
 _SMOOTHING = 0.03  # share of the run over which bids are averaged: those of single steps are noise
@@ -29,17 +28,29 @@ def margins(bids: Tensor, closed: Tensor) -> Tensor:
 class Memory:
     """What a budget remembers from step to step, for all units, kept in buffers of the gates.
 
-    logits: mean logits of the latest step; bids: averaged; closed: who has left (bool); reach: of all gates;
-    progress: of the latest step, None before the first.
+    logits: mean logits of the latest step in which the unit's gate was asked; asked: whether that was the latest
+    step (bool); bids: averaged; closed: who has left (bool); reach: of all gates; progress: of the latest step,
+    None before the first.
     """
 
     def __init__(self, gates: Sequence[GatingModule]) -> None:
         self.sizes = [gate.units for gate in gates]
         self.logits, self.bids = torch.zeros(2, sum(self.sizes))
-        self.closed = torch.zeros(sum(self.sizes), dtype=torch.bool)
+        self.asked, self.closed = torch.zeros(2, sum(self.sizes), dtype=torch.bool)
         self.reach = 1.0
         self.progress: float | None = None
-        gates[0].register_buffer("budget", torch.zeros(4, sum(self.sizes)))
+        device = gates[0].threshold.device
+        gates[0].register_buffer("budget", torch.zeros(5, sum(self.sizes), device=device))
+
+    def expect(self, logits: Tensor, asked: Tensor) -> Tensor:
+        """Take note of a step's logits, and return those to expect in the next one (units,).
+
+        asked: (units,) bool; gates that are frozen have no logits, and stay where they were when last asked.
+        """
+        logits = torch.where(asked, logits, self.logits)
+        expected = torch.where(asked & self.asked, 2 * logits - self.logits, logits)
+        self.logits, self.asked = logits, asked
+        return expected
 
     def average_bids(self, bids: Tensor, progress: float) -> None:
         """Follow the bids of a step; the older an earlier one, the less it counts."""
@@ -48,19 +59,19 @@ class Memory:
         else:
             self.bids = self.bids.lerp(bids, 1 - math.exp((self.progress - progress) / _SMOOTHING))
 
-    def store(self, model: nn.Module, thresholds: Tensor) -> None:
-        """Set the gates of ``model``."""
-        gates = gating_modules(model)
+    def store(self, gates: Sequence[GatingModule], thresholds: Tensor) -> None:
+        """Set the gates."""
         for gate, part in zip(gates, thresholds.split(self.sizes), strict=True):
             gate.threshold.copy_(part)
             gate.reach.fill_(self.reach)
         assert self.progress is not None
         when = torch.full_like(self.bids, self.progress)
         self.progress = when[0].item()  # as a checkpoint will hold it
-        gates[0].get_buffer("budget").copy_(torch.stack([self.logits, self.bids, self.closed.float(), when]))
+        rows = [self.logits, self.bids, self.closed.float(), self.asked.float(), when]
+        gates[0].get_buffer("budget").copy_(torch.stack(rows))
 
-    def load(self, model: nn.Module) -> None:
-        """Take over what the gates of ``model`` hold."""
-        gate = gating_modules(model)[0]
-        self.logits, self.bids, closed, when = gate.get_buffer("budget").cpu().clone().unbind()
-        self.closed, self.progress, self.reach = closed > 0, when[0].item(), gate.reach.item()
+    def load(self, gates: Sequence[GatingModule]) -> None:
+        """Take over what the gates hold."""
+        self.logits, self.bids, closed, asked, when = gates[0].get_buffer("budget").cpu().clone().unbind()
+        self.closed, self.asked = closed > 0, asked > 0
+        self.progress, self.reach = when[0].item(), gates[0].reach.item()

@@ -20,6 +20,7 @@ from dist_prune.errors import UserError
 from dist_prune.gates.bids import Memory, margins
 from dist_prune.gates.closing import Closing, guarded_groups
 from dist_prune.gates.insertion import gating_modules, sites, strip_gates
+from dist_prune.gates.modules import GatingModule
 from dist_prune.measure import Costs, unit_costs
 
 _SENSITIVITY = (
@@ -89,29 +90,31 @@ class Budget:
 
     def update(self, model: nn.Module, logits: Tensor, progress: float) -> None:
         """After an optimizer step. logits: the units' mean logits over the global batch (``GateMeans.logits``)."""
-        memory, logits = self._memory, logits.cpu()
-        expected = logits if memory.progress is None else 2 * logits - memory.logits  # in the next step
+        memory, gates = self._memory, gating_modules(model)
+        asked = torch.cat([torch.full((gate.units,), not gate.frozen) for gate in gates])
+        expected = memory.expect(logits.cpu(), asked)
         memory.average_bids(expected / self._prices, progress)
-        memory.logits, memory.progress = logits, progress
+        memory.progress = progress
         if progress < self.timeline.listen:
-            thresholds = torch.full_like(logits, -_FAR)
+            thresholds = torch.full_like(expected, -_FAR)
         else:
             memory.closed = self._closing.closed(memory.bids, memory.closed, self.spending(progress))
             thresholds = expected - margins(memory.bids, memory.closed) * self._prices
             if progress <= self.timeline.end:  # so far every gate may learn, however far its logit has moved
-                memory.reach = max(1.0, 2 * (logits - thresholds).abs().max().item())
-        memory.store(model, thresholds)
-        self._explore(model)
+                memory.reach = max(1.0, 2 * (memory.logits - thresholds).abs().max().item())
+        memory.store(gates, thresholds)
+        self._explore(gates)
 
     def resume(self, model: nn.Module) -> None:
         """Go on from the buffers of a model that was loaded from a checkpoint."""
-        self._memory.load(model)
-        self._explore(model)
+        gates = gating_modules(model)
+        self._memory.load(gates)
+        self._explore(gates)
 
-    def _explore(self, model: nn.Module) -> None:
+    def _explore(self, gates: Sequence[GatingModule]) -> None:
         progress = self._memory.progress
         learning = progress is not None and self.timeline.listen <= progress < self.timeline.end
-        for gate in gating_modules(model):
+        for gate in gates:
             gate.exploration = _EXPLORED * learning
 
 

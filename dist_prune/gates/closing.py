@@ -30,18 +30,22 @@ class Closing:
         Who has left stays out: the network misses every unit at first, so that, given the chance, a unit would
         bid itself back in before the network has learned to do without it.
         """
+        if self._share(closed) <= spending:
+            return closed
         order = self._order(bids, closed, spared=self._highest(bids, closed))
         closed, surely = closed.clone(), self._count_above(order, closed, spending)
         closed[order[:surely]] = True
-        values = (~closed).double()
-        share = self._costs.share(values).item()
         # The last one need not respect whom the highest bids of their groups belong to: whoever fits may leave.
         candidates = self._order(bids, closed, spared=self._alone(closed))
-        if share > spending and len(candidates):
-            last = self._last(share, share - self._costs.unit_shares(values)[candidates], spending)
+        if len(candidates):
+            share, units = self._share(closed), self._costs.unit_shares((~closed).double())
+            last = self._last(share, share - units[candidates], spending)
             if last is not None:
                 closed[candidates[last]] = True
         return closed
+
+    def _share(self, closed: Tensor) -> float:
+        return self._costs.share((~closed).double()).item()
 
     def _order(self, bids: Tensor, closed: Tensor, spared: list[int]) -> Tensor:
         """The numbers of the standing units that are not spared, lowest bid first."""
@@ -61,15 +65,10 @@ class Closing:
     def _count_above(self, order: Tensor, closed: Tensor, spending: float) -> int:
         """How many units of ``order`` can leave while the others still cost more than may be spent."""
 
-        def share(count: int) -> float:
-            values = (~closed).float()
-            values[order[:count]] = 0
-            return self._costs.share(values).item()
-
         few, many = 0, len(order)
         while few < many:
             middle = (few + many) // 2
-            if share(middle) > spending:
+            if self._share(closed.index_fill(0, order[:middle], True)) > spending:
                 few = middle + 1
             else:
                 many = middle

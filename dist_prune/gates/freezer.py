@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from dist_prune.gates.insertion import gating_modules
+from dist_prune.gates.modules import GatingModule
 
 
 class Freezer:
@@ -42,18 +45,24 @@ class Freezer:
         self._streaks = torch.where(opened, self._streaks.clamp(min=0) + 1, streaks)
         if self._thaw_after is not None:
             self._streaks[self._streaks.abs() >= self._patience + self._thaw_after] = 0
-        gating_modules(model)[0].get_buffer("streaks").copy_(self._streaks)
-        self._apply(model)
+        gates = gating_modules(model)
+        gates[0].get_buffer("streaks").copy_(self._streaks)
+        self._apply(gates)
 
     def resume(self, model: nn.Module) -> None:
         """Go on from the buffer of a model that was loaded from a checkpoint; freeze its gates accordingly."""
-        self._streaks = gating_modules(model)[0].get_buffer("streaks").cpu().clone()
-        self._apply(model)
+        gates = gating_modules(model)
+        self._streaks = gates[0].get_buffer("streaks").cpu().clone()
+        for gate in gates:  # which may have been frozen otherwise
+            gate.freeze(None)
+        self._apply(gates)
 
     def _decided(self) -> Tensor:
         return self._streaks.abs() >= self._patience
 
-    def _apply(self, model: nn.Module) -> None:
+    def _apply(self, gates: Sequence[GatingModule]) -> None:
         decided, opened = self._decided().split(self._sizes), (self._streaks > 0).split(self._sizes)
-        for gate, all_of_it, units in zip(gating_modules(model), decided, opened, strict=True):
-            gate.freeze(units if all_of_it.all() else None)
+        for gate, all_of_it, units in zip(gates, decided, opened, strict=True):
+            freezes = bool(all_of_it.all())
+            if freezes != gate.frozen:
+                gate.freeze(units if freezes else None)

@@ -39,8 +39,8 @@ class Gate(nn.Module):
     Decisions are zeros and ones, (B, units), with their graph attached in training, until ``take_decisions``
     hands them over together with the logits that they come from.
 
-    ``constant``: what a layer's gate decides for every sample, 0 or 1, so that nobody needs to compute it or
-    the branch that it closes; None where it has to be asked.
+    ``constant``: what a gate decides for every sample and all of its units, 0 or 1, so that nobody needs to compute
+    it, or the branch that it closes; None where units differ or it has to be asked.
     """
 
     units: int
@@ -140,7 +140,12 @@ class GatingModule(Gate):
     def freeze(self, opened: Tensor | None) -> None:
         """From now on decide so for every sample: opened (units,), bool; None: ask the gating module again."""
         self._frozen = None if opened is None else opened.to(self.last.weight)
-        self.constant = None if opened is None or len(opened) > 1 else int(opened)
+        self.constant = int(opened[0]) if opened is not None and bool((opened == opened[0]).all()) else None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it decides without computing anything."""
+        return self._frozen is not None
 
     def _take_moment(self, batch: int) -> Moment:
         """The moment that the caller has set for this forward pass, or one that counts the passes."""

@@ -117,6 +117,8 @@ class _ScaleChannels(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         maps, gate = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:  # a frozen gate
+            return scale_channels(grad, gate), None, None
         if kernels := kernels_for(grad, maps):
             grads = kernels.scale_backward(grad, maps, gate.float().contiguous(), ctx.all_open)
             return grads[0], grads[1].to(gate.dtype), None

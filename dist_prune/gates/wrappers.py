@@ -75,5 +75,7 @@ class GatedChannels(Gated):
 
     def _gated(self, maps: Tensor) -> Tensor:
         maps, _, decisions = self.gate(maps)
+        if self.gate.constant == 1:
+            return maps
         # Behind the last norm of a residual block the shortcut is often added in place.
         return scale_channels(maps, decisions, may_alias=self.site.position != "after")

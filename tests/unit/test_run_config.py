@@ -134,6 +134,13 @@ def test_wrong_values_are_refused_in_one_line_that_names_key_and_value(setting, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_collapse_before_the_budget_is_met_is_refused():
+    settings = ["epochs=20", "target_macs=0.5", "budget.end=0.4"]
+    assert override(config(), [*settings, "freeze.collapse_epoch=8"]).freeze.collapse_epoch == 8
+    with pytest.raises(UserError, match=r"collapse_epoch=7 comes before budget\.end"):
+        override(config(), [*settings, "freeze.collapse_epoch=7"])
+
+
 def test_arguments_of_the_model_are_free_at_any_depth():
     assert override(config(), ["model_args.block_args.attn_layer=se"]).model_args == {
         "block_args": {"attn_layer": "se"}

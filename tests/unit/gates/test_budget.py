@@ -9,11 +9,11 @@ from torchvision.models import DenseNet, MobileNetV2
 from unit_helpers import images, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model
-from dist_prune.gates import Budget, Timeline, gate_means, gated_modules
+from dist_prune.gates import Budget, Freezer, Timeline, gate_means, gated_modules
 from dist_prune.gates.bids import margins
 from dist_prune.gates.budget import macs_budget
 from dist_prune.gates.closing import Closing, guarded_groups, outcome
-from dist_prune.gates.insertion import find_sites
+from dist_prune.gates.insertion import find_sites, gating_modules
 from dist_prune.measure import Costs, Part, unit_costs
 from dist_prune.models import Site
 
@@ -305,6 +305,25 @@ def test_a_budget_goes_on_from_the_buffers_of_a_checkpoint():
     for model, its in ((gated, budget), (again, resumed)):
         its.update(model, logits, 0.75)
     assert all(torch.equal(a, b) for a, b in zip(state(gated), state(again), strict=True))
+
+
+def test_units_that_have_left_stay_out_when_frozen_gates_are_asked_again():
+    gated, budget = budget_at("layer")
+    freezer, gates = Freezer(gated, patience=3, thaw_after=4), gating_modules(gated)
+    logits, left, asked_again = torch.randn(len(gates)), torch.zeros(len(gates), dtype=torch.bool), 0
+    for step in range(100):
+        asked = torch.tensor([gate.constant is None for gate in gates])
+        frozen = torch.tensor([float(gate.constant or 0) for gate in gates])
+        means = torch.where(asked, (logits > torch.cat([gate.threshold for gate in gates])).float(), frozen)
+        assert not means[left].any(), f"step {step}: a layer is back"
+        assert means.any()
+        asked_again += int(asked[left].any())
+        # A frozen gate says what it has decided where others say their logits.
+        budget.update(gated, torch.where(asked, logits, frozen), step / 100)
+        left = ~torch.cat([gate.threshold < logits[n] for n, gate in enumerate(gates)])
+        freezer.update(gated, means, open_counts=step > 60)
+    assert left.any()
+    assert asked_again > 20
 
 
 @pytest.mark.parametrize("place", ["before", "between", "after"])

@@ -128,3 +128,19 @@ def test_closed_branches_of_every_family_are_left_out(build):
     freezer.update(model, torch.zeros(len(sites(model))))
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(x), reference(x))
+
+
+def test_channels_that_are_all_open_cost_nothing_once_frozen():
+    model = gated("channel")
+    gates = gating_modules(model)
+    for gate in gates:
+        gate.freeze(torch.ones(gate.units, dtype=torch.bool))
+    assert constants(model) == [1] * len(gates)
+    operations, todo = set(), [model.train()(images(2)).sum().grad_fn]
+    while todo:
+        node = todo.pop()
+        operations.add(type(node).__name__)
+        todo += [before for before, _ in node.next_functions if before is not None]
+    assert "_ScaleChannelsBackward" not in operations
+    gates[0].freeze(torch.arange(gates[0].units) > 0)
+    assert constants(model)[0] is None
