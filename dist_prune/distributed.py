@@ -203,12 +203,15 @@ def average_buffers(module: nn.Module) -> None:
     """Make the buffers of all ranks equal, in place: floats are averaged, integers are rank 0's.
 
     Engines synchronize parameters only, so batch-norm statistics differ between ranks after training steps;
-    averaging uses what every rank has seen. Two collectives, whatever the number of buffers.
+    averaging uses what every rank has seen. Two collectives, whatever the number of buffers. Modules that say
+    ``computed_alike`` are left out: their own buffers are equal on all ranks, and a difference must not be hidden.
     """
     if world_size() == 1:
         return
-    floats = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    others = [buffer for buffer in module.buffers() if not buffer.is_floating_point()]
+    modules = [m for m in module.modules() if not getattr(m, "computed_alike", False)]
+    buffers = {id(buffer): buffer for m in modules for buffer in m.buffers(recurse=False)}.values()
+    floats = [buffer for buffer in buffers if buffer.is_floating_point()]
+    others = [buffer for buffer in buffers if not buffer.is_floating_point()]
     if floats:
         _overwrite(floats, all_reduce_sum(_flatten(floats)) / world_size())
     if others:

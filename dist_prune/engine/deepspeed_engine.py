@@ -43,6 +43,8 @@ from dist_prune.engine.cpu import tune_cpu  # noqa: E402
 from dist_prune.engine.ds_config import Batching  # noqa: E402
 from dist_prune.errors import UserError, nearest  # noqa: E402
 
+_BY_GROUP = ("base_lrs", "_last_lr")  # what torch's schedulers keep for each parameter group
+
 
 @dataclass
 class Snapshot:
@@ -166,7 +168,7 @@ class Engine:
         if optimizer.overflow:
             self.module.zero_grad()
 
-    def snapshot(self, with_optimizer: bool = True) -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """The whole state, equal on all ranks; averages the buffers of all ranks first (collective)."""
         distributed.average_buffers(self.module)
         parameters = dict(self.module.named_parameters())
@@ -174,7 +176,7 @@ class Engine:
             weights = {name: _to_host(_full_fp32(p)) for name, p in parameters.items()}
         persistent = self.module.state_dict().keys()
         weights |= {n: _to_host(b) for n, b in self.module.named_buffers() if n in persistent}
-        return Snapshot(weights, self._momentum(parameters) if with_optimizer else {})
+        return Snapshot(weights, self._momentum(parameters))
 
     def restore_optimizer(
         self, momentum: dict[str, Tensor], schedule: dict[str, Any] | None, images: Tensor
@@ -191,16 +193,18 @@ class Engine:
             for name, parameter in self.module.named_parameters():
                 if name in momentum:
                     self._set_momentum(parameter, momentum[name].to(self.device))
-        self._scheduler.load_state_dict(schedule["scheduler"])
-        for group, settings in zip(self._engine.optimizer.param_groups, schedule["groups"], strict=True):
-            group.update(settings)
+        groups = self._engine.optimizer.param_groups
+        # What a phase left may have another number of groups: without gates and norms there is one less.
+        by_group = {k: v[:1] * len(groups) for k, v in schedule["scheduler"].items() if k in _BY_GROUP}
+        self._scheduler.load_state_dict({**schedule["scheduler"], **by_group})
+        for group in groups:
+            group.update(schedule["settings"])
 
     def schedule_state(self) -> dict[str, Any]:
-        """The schedule as plain data: its own state, and what it has set in each parameter group."""
-        groups = [
-            {key: group[key] for key in ("lr", "momentum")} for group in self._engine.optimizer.param_groups
-        ]
-        return {"scheduler": dict(self._scheduler.state_dict()), "groups": groups}
+        """The schedule as plain data: its own state, and what it has set in all parameter groups alike."""
+        group = self._engine.optimizer.param_groups[0]
+        settings = {key: group[key] for key in ("lr", "momentum")}
+        return {"scheduler": dict(self._scheduler.state_dict()), "settings": settings}
 
     def close(self) -> None:
         """Release the engine's memory and hooks; the module is not usable afterwards."""

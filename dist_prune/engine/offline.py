@@ -50,7 +50,7 @@ def collapse_run(
     folder = RunFolder(out) if out else run
     folder.path.mkdir(parents=True, exist_ok=True)
     setting = Setting(
-        config, {}, Batching(256, 1, 1), images, method, task.costs(), torch.device("cpu"), folder
+        config, {}, Batching(256, 1, 1), images, method, task.costs, torch.device("cpu"), folder
     )
     assert phase.trained is not None
     with setting.settling():

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from dist_prune import distributed
 from dist_prune.consensus import Mask
 from dist_prune.engine.deepspeed_engine import Engine, Snapshot
 from dist_prune.engine.evaluate import accuracies
@@ -58,7 +57,6 @@ class PhaseRun:
         )
         images = torch.zeros(setting.batching.micro, *setting.data.input_shape, device=setting.device)
         self.engine.restore_optimizer(start.momentum, schedule, images)
-        torch.manual_seed(setting.config.seed + 7919 * (distributed.rank() + 1))
 
     def load_replica(self, snapshot: Snapshot) -> None:
         """Give the replica the weights of a snapshot."""

@@ -81,7 +81,7 @@ def _run_together(
 ) -> bool:
     batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
     method, task = build_method(config, data)
-    costs = task.costs()
+    costs = task.costs
     method.check()
     folder = _open_folder(config, options)
     if distributed.broadcast_object(distributed.is_main() and _is_done(folder)):

@@ -47,7 +47,7 @@ class Trainer:
         for phase in self.setting.method.phases(self.structures):
             if self._is_over(phase):
                 continue
-            run = self._begin(phase)
+            run, snapshot = self._begin(phase), None
             while self.position.batch or not phase.is_over(self.position.epoch):  # epochs are ended
                 for batches in self._rest_of_epoch(run):
                     record = self._step(run, batches)
@@ -61,7 +61,7 @@ class Trainer:
                 self._evaluate(run, snapshot)
                 self._turn_epoch()
                 self._save(run, snapshot)
-            self._end(run)
+            self._end(run, snapshot or run.engine.snapshot())
         return run
 
     def seconds(self) -> float:
@@ -187,10 +187,10 @@ class Trainer:
         self.saving.write(Checkpoint(snapshot.weights, snapshot.momentum, state), self.position)
         self._count_skipped(self.setting.settle())
 
-    def _end(self, run: PhaseRun) -> None:
-        """Hand the trained module to the method, and its state to the phase that follows."""
-        self._before, self._schedule = run.engine.snapshot(), run.engine.schedule_state()
-        run.load_replica(self._before)
+    def _end(self, run: PhaseRun, snapshot: Snapshot) -> None:
+        """Hand the trained module to the method, and its state (``snapshot``) to the phase that follows."""
+        self._before, self._schedule = snapshot, run.engine.schedule_state()
+        run.load_replica(snapshot)
         run.phase.trained, run.phase.ended = run.replica, self.position.epoch
         run.phase.decision = run.decide()
         self._count_skipped(self.setting.settle())

@@ -33,6 +33,7 @@ class Head(nn.Module):
     """
 
     obeys_thresholds = True  # whether a threshold on the logits decides how many units are open
+    computed_alike = True  # on all ranks, from global means
 
     def __init__(self, units: int, number: int = 0) -> None:
         super().__init__()

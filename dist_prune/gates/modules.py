@@ -45,6 +45,7 @@ class Gate(nn.Module):
 
     units: int
     constant: int | None = None
+    computed_alike = True  # on all ranks, from global means
 
     def __init__(self) -> None:
         super().__init__()

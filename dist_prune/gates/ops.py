@@ -115,7 +115,7 @@ class _ScaleChannels(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         maps, gate = ctx.saved_tensors
         if not ctx.needs_input_grad[1]:  # a frozen gate
             return scale_channels(grad, gate), None, None

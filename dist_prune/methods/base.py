@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class Task:
             **self.config.model_args,
         )
 
+    @cached_property
     def costs(self) -> Costs:
         """MACs of the dense network, and how they depend on the units that the recipe's gates control.
 

@@ -50,7 +50,7 @@ class Consensus(Method):
             return None
         settings = config.budget.model_dump()
         allow_empty = settings.pop("allow_empty")
-        return Budget(module, self.task.costs(), config.target_macs, Timeline(**settings), allow_empty)
+        return Budget(module, self.task.costs, config.target_macs, Timeline(**settings), allow_empty)
 
 
 def _freezer(module: nn.Module, config: RunConfig) -> Freezer | None:

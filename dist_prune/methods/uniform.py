@@ -29,7 +29,7 @@ class UniformDepth(Method):
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
         """One phase."""
         config = self.task.config
-        kept = uniform_depth(self.task.costs(), _target(config))
+        kept = uniform_depth(self.task.costs, _target(config))
         small, _ = cut(self.task.build(), kept)
         yield Phase("dense", small, config.epochs, kept=kept, label_smoothing=config.label_smoothing)
 
@@ -46,7 +46,7 @@ class UniformWidth(Method):
             small.build(),
             config.epochs,
             label_smoothing=config.label_smoothing,
-            own_macs=small.costs().dense,
+            own_macs=small.costs.dense,
         )
 
 
@@ -128,16 +128,16 @@ def uniform_width(task: Task, target: float) -> Task:
         raise UserError(f"uniform_width: {task.config.model} has no width argument; use uniform_channels")
     argument, default = _WIDTHS[architecture.builder]
     full = float(task.config.model_args.get(argument, default))
-    wanted = target * task.costs().dense
+    wanted = target * task.costs.dense
     low, high = 0.0, 1.0  # MACs grow with the width: halve the interval that holds the budget
     for _ in range(10):
         middle = (low + high) / 2
-        if _narrowed(task, argument, middle * full).costs().dense < wanted:
+        if _narrowed(task, argument, middle * full).costs.dense < wanted:
             low = middle
         else:
             high = middle
     candidates = [_narrowed(task, argument, factor * full) for factor in (low, high) if factor > 0]
-    return min(candidates, key=lambda candidate: abs(candidate.costs().dense - wanted))
+    return min(candidates, key=lambda candidate: abs(candidate.costs.dense - wanted))
 
 
 def _narrowed(task: Task, argument: str, width: float) -> Task:

@@ -44,7 +44,7 @@ def test_the_network_follows_from_the_recipe_the_data_and_the_seed():
 
 
 def test_costs_are_those_of_the_plain_network():
-    costs, plain = task().costs(), task().build()
+    costs, plain = task().costs, task().build()
     assert costs.dense == count_macs(plain, SHAPE)
     assert costs.parameters == count_parameters(plain)
     assert [site.name for site in costs.sites] == [f"layer{s}.{b}" for s in (1, 2, 3) for b in (0, 1)]
@@ -59,7 +59,7 @@ def test_dense_trains_the_plain_network_and_returns_it():
     assert phase.fixed(phase.module, None) is phase.module
     assert phase.small(phase.module, None) is phase.module
     assert phase.kept_under(None) == {}
-    assert phase.macs(task().costs(), None) == task().costs().dense
+    assert phase.macs(task().costs, None) == task().costs.dense
 
 
 def test_consensus_trains_a_gated_network_in_one_phase():
@@ -150,7 +150,7 @@ def test_under_a_budget_gates_learn_beside_the_network(target, expected):
 def test_channel_gates_stand_where_the_recipe_says_and_are_counted_there(position):
     the_task = task(gates=GatesConfig(kind="channel", position=position, dense_layers=1, flatten=True))
     phase = only_phase(the_task)
-    costs = the_task.costs()
+    costs = the_task.costs
     assert [wrapper.site for _, wrapper in gated_modules(phase.module)] == list(costs.sites)
     assert {site.position for site in costs.sites} == {position}
     assert all(wrapper.gate.flatten for _, wrapper in gated_modules(phase.module))
@@ -179,7 +179,7 @@ def test_a_gated_phase_decides_fixes_and_collapses():
     fixed, small = phase.fixed(phase.module, mask), phase.small(phase.module, mask)
     torch.testing.assert_close(small(x), fixed(x), rtol=1e-5, atol=1e-5)
     assert list(gated_modules(small)) == []
-    assert count_macs(small, SHAPE) == phase.macs(task().costs(), mask) == task().costs().of(mask.kept)
+    assert count_macs(small, SHAPE) == phase.macs(task().costs, mask) == task().costs.of(mask.kept)
 
 
 def test_units_of_earlier_phases_and_of_the_mask_count_together():
@@ -191,7 +191,7 @@ def test_units_of_earlier_phases_and_of_the_mask_count_together():
     assert under["layer1.0"] == ()
     assert under["layer3.1"] == ()
     assert under["layer2.0"] == (0,)
-    costs = task().costs()
+    costs = task().costs
     assert phase.macs(costs, mask) == costs.of({"layer1.0": (), "layer3.1": ()})
 
 
