@@ -1,7 +1,6 @@
 """Gates: heads, gating modules, their insertion into networks, and their means over the global batch."""
 
 from dist_prune.gates.budget import Budget, Timeline, macs_budget
-from dist_prune.gates.closing import outcome
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.heads import HEADS, Head
 from dist_prune.gates.insertion import (
@@ -16,6 +15,7 @@ from dist_prune.gates.insertion import (
 from dist_prune.gates.means import GateMeans, Window, gate_means, local_gates
 from dist_prune.gates.modules import FixedGate, Gate, GatingModule
 from dist_prune.gates.noise import Moment
+from dist_prune.gates.selection import outcome
 from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels
 
 __all__ = [

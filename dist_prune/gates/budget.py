@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from dist_prune.errors import UserError
 from dist_prune.gates.bids import Memory, margins
-from dist_prune.gates.closing import Closing, guarded_groups
 from dist_prune.gates.insertion import gating_modules, sites, strip_gates
 from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.selection import Selection, guarded_groups
 from dist_prune.measure import Costs, unit_costs
 
 _SENSITIVITY = (
@@ -69,7 +69,7 @@ class Budget:
             gate.sensitivity.fill_(_SENSITIVITY)
             gate.threshold.fill_(-_FAR)
             nn.init.zeros_(gate.last.bias)  # all bids begin at 0, where weight decay leaves them
-        self._closing = Closing(costs, target, guarded_groups(costs, target, allow_empty))
+        self._selection = Selection(costs, target, guarded_groups(costs, target, allow_empty))
         shares = costs.unit_shares().float()
         self._prices = shares / shares.mean()  # what a unit costs, next to the others
         self._memory = Memory(gates)
@@ -98,7 +98,7 @@ class Budget:
         if progress < self.timeline.listen:
             thresholds = torch.full_like(expected, -_FAR)
         else:
-            memory.closed = self._closing.closed(memory.bids, memory.closed, self.spending(progress))
+            memory.closed = self._selection.closed_after(memory.bids, memory.closed, self.spending(progress))
             thresholds = expected - margins(memory.bids, memory.closed) * self._prices
             if progress <= self.timeline.end:  # so far every gate may learn, however far its logit has moved
                 memory.reach = max(1.0, 2 * (memory.logits - thresholds).abs().max().item())

@@ -12,8 +12,8 @@ from dist_prune import UserError, attach_gates, build_model
 from dist_prune.gates import Budget, Freezer, Timeline, gate_means, gated_modules
 from dist_prune.gates.bids import margins
 from dist_prune.gates.budget import macs_budget
-from dist_prune.gates.closing import Closing, guarded_groups, outcome
 from dist_prune.gates.insertion import find_sites, gating_modules
+from dist_prune.gates.selection import Selection, guarded_groups, outcome
 from dist_prune.measure import Costs, Part, unit_costs
 from dist_prune.models import Site
 
@@ -122,22 +122,37 @@ def alone(unit: int, opened: torch.Tensor, groups: list[torch.Tensor]) -> bool:
 def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_meets_it():
     sites = tuple(Site(name, "layer", 1) for name in "abcd")
     costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((40, 24, 20, 16))))
-    closing, none = Closing(costs, 0.8, []), torch.zeros(4, dtype=torch.bool)
-    assert closing.closed(torch.tensor([1.0, 2, 3, 4]), none, 0.8).tolist() == [False, False, True, False]
-    assert closing.closed(torch.tensor([3.0, 2, 1, 4]), none, 0.8).tolist() == [False, False, True, False]
-    assert not closing.closed(torch.tensor([1.0, 2, 3, 4]), none, 0.95).any(), "not before its time"
-    closing = Closing(costs, 0.7, [])  # nothing meets this: 0.76 comes nearest
-    assert closing.closed(torch.tensor([1.0, 2, 3, 4]), none, 0.7).tolist() == [False, True, False, False]
+    selection, none = Selection(costs, 0.8, []), torch.zeros(4, dtype=torch.bool)
+    assert selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.8).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert selection.closed_after(torch.tensor([3.0, 2, 1, 4]), none, 0.8).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert not selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.95).any(), "not before its time"
+    selection = Selection(costs, 0.7, [])  # nothing meets this: 0.76 comes nearest
+    assert selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.7).tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_last_one_may_be_the_highest_bid_of_its_stage_if_the_stage_keeps_another():
     sites = tuple(Site(name, "layer", 1) for name in "abcd")
     costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((35, 15, 35, 15))))
-    closing, none = Closing(costs, 0.85, [torch.tensor([0, 1]), torch.tensor([2, 3])]), torch.zeros(4)
+    selection, none = Selection(costs, 0.85, [torch.tensor([0, 1]), torch.tensor([2, 3])]), torch.zeros(4)
     bids = torch.tensor([1.0, 2, 3, 4])  # one of the 15s has to leave, and both bid most in their stages
-    assert closing.closed(bids, none.bool(), 0.85).tolist() == [False, True, False, False]
+    assert selection.closed_after(bids, none.bool(), 0.85).tolist() == [False, True, False, False]
     only_b_is_left = torch.tensor([True, False, False, False])
-    assert closing.closed(bids, only_b_is_left, 0.5).tolist() == [True, False, False, True]
+    assert selection.closed_after(bids, only_b_is_left, 0.5).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -149,7 +164,7 @@ def test_the_lowest_bids_leave_until_the_others_cost_what_may_be_spent(place, sp
     closed[0] = True
     for _ in range(2):
         bids = torch.randn(units(costs))
-        opened = ~Closing(costs, TARGET, groups).closed(bids, closed, spending)
+        opened = ~Selection(costs, TARGET, groups).closed_after(bids, closed, spending)
         assert torch.equal(opened, open_by_hand(costs, bids, closed, spending, groups))
         assert all(opened[group].any() for group in groups)
         if 0 < spending < 0.9:

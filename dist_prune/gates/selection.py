@@ -14,7 +14,7 @@ from dist_prune.measure import Costs
 TOLERANCE = 0.01  # of the dense MACs, around the target
 
 
-class Closing:
+class Selection:
     """Closes the units with the lowest bids, one by one and for good.
 
     costs: of all units; target: the share of the dense MACs that is to be left in the end; groups: of units (their
@@ -24,7 +24,7 @@ class Closing:
     def __init__(self, costs: Costs, target: float, groups: Sequence[Tensor]) -> None:
         self._costs, self._target, self._groups = costs, target, groups
 
-    def closed(self, bids: Tensor, closed: Tensor, spending: float) -> Tensor:
+    def closed_after(self, bids: Tensor, closed: Tensor, spending: float) -> Tensor:
         """The closed units (all units, bool) once the lowest bids have left that are too much for the spending.
 
         Who has left stays out: the network misses every unit at first, so that, given the chance, a unit would
