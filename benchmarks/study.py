@@ -146,14 +146,17 @@ def read(folder: Path) -> dict[str, Any]:
     evals = [record for record in records if record["kind"] == "eval"]
     mask = folder / "mask.json"
     sites = json.loads(mask.read_text())["sites"] if mask.exists() else []
+    about = json.loads((folder / "config.json").read_text())
     return {
-        "seed": json.loads((folder / "config.json").read_text())["config"]["seed"],
+        "seed": about["config"]["seed"],
         **{key: records[-1].get(key) for key in SUMMARY},
         **{key: evals[-1].get(key) for key in ("open_ratio", "r_polar")},
         "accuracy_by_epoch": [round(record["accuracy"], 4) for record in evals],
         "macs_by_epoch": [round(record["macs_ratio"], 3) for record in evals],
         "kept_units": {site["name"]: len(site["kept"]) for site in sites},
         "device": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": about["versions"],
+        "git_commit": about["git_commit"],
     }
 
 
