@@ -21,12 +21,18 @@ class RanksDiffer(RunError):
     """Ranks that must hold the same do not."""
 
 
-def agree_to_start(facts: Mapping[str, Any]) -> list[Peer]:
+def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
     """Compare what ranks were started with, plain data by name, and return who they are.
 
-    Raises UserError on all ranks, naming the first difference to rank 0.
+    facts: or a text, why this rank cannot start. Raises UserError on all ranks, which says why, or else names the first
+    difference to rank 0.
     """
-    peers, told = zip(*distributed.gather_objects((Peer.this(), _flat(facts))), strict=True)
+    mine = facts if isinstance(facts, str) else _flat(facts)
+    peers, told = zip(*distributed.gather_objects((Peer.this(), mine)), strict=True)
+    problems = {peer: problem for peer, problem in zip(peers, told, strict=True) if isinstance(problem, str)}
+    if problems:
+        first, problem = next(iter(problems.items()))
+        raise UserError(problem if len(problems) == len(peers) else f"{first}: {problem}")
     for peer, theirs in zip(peers[1:], told[1:], strict=True):
         for key in sorted(theirs.keys() | told[0].keys()):
             mine, other = told[0].get(key), theirs.get(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ import torch
 
 from dist_prune import distributed
 from dist_prune.config import RunConfig
-from dist_prune.data import ImageData, open_data
+from dist_prune.data import ImageData, ShardError, open_data
 from dist_prune.engine.checkpoint import Checkpoint
 from dist_prune.engine.consistency import agree_to_start
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
@@ -50,6 +51,24 @@ def run(config: RunConfig, options: Options) -> bool:
 
     Raises UserError for what the user can mend.
     """
+    distributed.complete_environment()
+    found: tuple[dict[str, Any], ImageData] | UserError | ShardError
+    try:
+        found = _open(config, options)
+    except (UserError, ShardError) as error:
+        if os.environ["WORLD_SIZE"] == "1":
+            raise
+        found = error  # it may be this rank's alone: the others have to hear of it
+    device = start_process_group(config.rank_timeout)
+    peers = agree_to_start(_facts(config, *found) if isinstance(found, tuple) else str(found))
+    assert isinstance(found, tuple)
+    ds_config, data = found
+    with ending_alone(peers, config.rank_timeout):
+        return _run_together(config, options, ds_config, data, device, peers)
+
+
+def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageData]:
+    """The DeepSpeed config and the data, opened by each rank on its own."""
     refuse_missing_hostfile()
     ds_config = load_ds_config(options.ds_config)
     check_with_deepspeed(ds_config)
@@ -58,17 +77,17 @@ def run(config: RunConfig, options: Options) -> bool:
     data = open_images(config)
     data.steps_per_epoch(config.global_batch_size)  # refuses a batch that is larger than the data
     data.num_samples("test")  # refuses data that could not be evaluated
-    device = start_process_group(config.rank_timeout)
-    peers = agree_to_start(
-        {
-            **config.model_dump(mode="json"),
-            "ds_config": ds_config,
-            "versions": _versions(),
-            "shards": data.identity(),
-        }
-    )
-    with ending_alone(peers, config.rank_timeout):
-        return _run_together(config, options, ds_config, data, device, peers)
+    return ds_config, data
+
+
+def _facts(config: RunConfig, ds_config: dict[str, Any], data: ImageData) -> dict[str, Any]:
+    """What all ranks must have been started with."""
+    return {
+        **config.model_dump(mode="json"),
+        "ds_config": ds_config,
+        "versions": _versions(),
+        "shards": data.identity(),
+    }
 
 
 def _run_together(
@@ -84,7 +103,11 @@ def _run_together(
     costs = task.costs
     method.check()
     folder = _open_folder(config, options)
-    if distributed.broadcast_object(distributed.is_main() and _is_done(folder)):
+    done = _is_done(folder) if distributed.is_main() else False
+    done = distributed.broadcast_object(done)
+    if isinstance(done, str):
+        raise UserError(done)
+    if done:
         if distributed.is_main():
             print(f"{folder.path} is finished already; its results are in {folder.sliced}")
         return True
@@ -197,11 +220,12 @@ def _open_folder(config: RunConfig, options: Options) -> RunFolder:
     return RunFolder(path)
 
 
-def _is_done(folder: RunFolder) -> bool:
+def _is_done(folder: RunFolder) -> bool | str:
+    """Whether the run is over; a text says why nobody can know."""
     try:
         return (folder.read_status() or {}).get("state") == "done"
     except ValueError as error:
-        raise UserError(f"{folder.status} is damaged ({error}); remove it to go on with the run") from error
+        return f"{folder.status} is damaged ({error}); remove it to go on with the run"
 
 
 def _record_of(setting: Setting) -> dict[str, Any]:

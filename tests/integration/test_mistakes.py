@@ -117,6 +117,26 @@ def test_a_test_split_of_which_no_image_can_be_read_is_one_line(train, tmp_path)
     assert "nothing to evaluate: no image could be read; mend the data" in lines[0]
 
 
+def test_a_mistake_that_one_rank_has_is_told_by_all(command, tmp_path):
+    """As on a cluster of which one node lacks the data."""
+    script = f"""
+import os, sys
+if os.environ["RANK"] == "1":
+    sys.argv[sys.argv.index("--data") + 1] = "{tmp_path}/nowhere"
+sys.path.insert(0, ".")
+import runpy
+runpy.run_path("launch/train.py", run_name="__main__")
+"""
+    (tmp_path / "start.py").write_text(script)
+    words = ["torchrun", "--nproc_per_node", "2", tmp_path / "start.py", *GOOD, "--data", "digits"]
+    done = command(*words, "--out", tmp_path / "run")
+    assert done.code != 0
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: rank 1 (process ")
+    assert "nowhere" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_ranks_report_a_mistake_once(command, tmp_path):
     words = ["torchrun", "--nproc_per_node", "2", "launch/train.py", *GOOD, "--set", "global_batch_size=33"]
     done = command(*words, "--out", tmp_path / "run")
