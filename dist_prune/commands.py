@@ -132,6 +132,12 @@ def report(arguments: list[str]) -> None:
     parser = _parser("report", report)
     parser.add_argument("runs", metavar="RUN", nargs="+")
     parser.add_argument("--out", help="folder of a comparison (default: report-comparison beside the runs)")
+    parser.add_argument(
+        "--to_accuracy",
+        type=_fraction,
+        metavar="A",
+        help="say what time and energy it took to reach this test accuracy, for example 0.9",
+    )
     options = parser.parse(arguments)
     from dist_prune.monitor.records import RunFolder
     from dist_prune.monitor.report import write_report
@@ -139,9 +145,9 @@ def report(arguments: list[str]) -> None:
 
     try:
         if len(options.runs) > 1 or options.out:
-            print(write_comparison(options.runs, options.out))
+            print(write_comparison(options.runs, options.out, options.to_accuracy))
         else:
-            print(write_report(RunFolder(options.runs[0])))
+            print(write_report(RunFolder(options.runs[0]), options.to_accuracy))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
 
@@ -217,6 +223,17 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
         raise argparse.ArgumentTypeError(f"expected whole numbers such as 1,32,256, not {text}")
     return tuple(int(number) for number in text.split(","))
+
+
+def _fraction(text: str) -> float:
+    """An argument type: a number above 0, up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction such as 0.9, not {text}")
+    return value
 
 
 def _bytes(text: str) -> int:

@@ -145,7 +145,7 @@ def _work(
     outcome = finish(setting, last.phase, at.max_abs_difference, last.engine.autocast())
     rest = {
         "seconds_total": trainer.seconds(),
-        "energy_joules": None,
+        **trainer.energy.summary(setting.config.grid_intensity),
         "samples_skipped": at.skipped,
         "steps_skipped": at.steps_skipped,
         "world_size": distributed.world_size(),
