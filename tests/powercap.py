@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-LIMIT = 1_000_000  # microjoules after which a counter begins at 0 again
+LIMIT = 1_000_000  # microjoules after which a counter begins at 0 again, if nothing else is said
 
 
-def make_zone(path: Path, name: str, microjoules: int = 0) -> Path:
+def make_zone(path: Path, name: str, microjoules: int = 0, limit: int = LIMIT) -> Path:
     """One zone; returns the file of its counter."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "name").write_text(f"{name}\n")
-    (path / "max_energy_range_uj").write_text(f"{LIMIT}\n")
+    (path / "max_energy_range_uj").write_text(f"{limit}\n")
     (path / "energy_uj").write_text(f"{microjoules}\n")
     return path / "energy_uj"
 
@@ -34,8 +34,9 @@ def make_machine(folder: Path) -> dict[str, Path]:
 def spend(counter: Path, joules: float) -> None:
     """Let a counter rise, and begin at 0 again where it ends."""
     now = int(counter.read_text()) + round(1e6 * joules)
+    limit = int((counter.parent / "max_energy_range_uj").read_text())
     beside = counter.with_name(f"{counter.name}.tmp")
-    beside.write_text(f"{now % LIMIT}\n")  # as the kernel does: no reader ever finds an empty file
+    beside.write_text(f"{now % limit}\n")  # as the kernel does: no reader ever finds an empty file
     beside.replace(counter)
 
 

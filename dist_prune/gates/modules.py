@@ -144,8 +144,10 @@ class GatingModule(Gate):
 
     def _take_moment(self, batch: int) -> Moment:
         """The moment that the caller has set for this forward pass, or one that counts the passes."""
-        self._passes += 1
-        moment, self.moment = self.moment or Moment(0, self._passes, distributed.rank() * batch), None
+        moment, self.moment = self.moment, None
+        if moment is None:
+            self._passes += 1
+            moment = Moment(0, self._passes, distributed.rank() * batch)
         return moment
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

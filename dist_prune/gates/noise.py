@@ -24,19 +24,33 @@ class Moment:
     first_sample: int
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        # Compiled code is specialized to the numbers that it reads, but not to what tensors hold.
+        object.__setattr__(self, "place", torch.tensor([self.step, self.first_sample]))
+
 
 def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
     """Standard logistic noise (B, units) in shape, device and dtype of ``like``; row i is of first_sample + i.
 
     stream: draws of one moment that are independent of each other have different ones.
     """
+    return _noise(moment.place, moment.seed, stream, like)  # type: ignore[attr-defined]
+
+
+@torch.library.custom_op("dist_prune::logistic_noise", mutates_args=())
+def _noise(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
     batch, units = like.shape
-    first = moment.first_sample
+    step, first = place.tolist()  # on the CPU, so nobody waits for a device
     samples = torch.arange(first, first + batch, device=like.device).unsqueeze(1)
     counters = samples * units + torch.arange(units, device=like.device)
-    bits = _scramble(counters * _signed(_GAMMA) + _signed(_key(moment.seed, moment.step, stream)))
+    bits = _scramble(counters * _signed(_GAMMA) + _signed(_key(seed, step, stream)))
     uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2.0**53
     return (uniform.log() - (-uniform).log1p()).to(like.dtype)
+
+
+@_noise.register_fake
+def _(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
+    return torch.empty_like(like)
 
 
 def _key(*words: int) -> int:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK, records
-from powercap import LIMIT, burning, make_zone
+from powercap import burning, make_zone
 
 pytest.importorskip("zeus", reason="the extra 'energy' is not installed")
 
 # What launch/train.py does, on a machine whose counters lie in the folder that is named first.
-LAUNCH = f"""
+LAUNCH = """
 import sys
 from pathlib import Path
 
@@ -21,12 +21,12 @@ from zeus.device.cpu import rapl
 from dist_prune.measure import energy
 
 if __name__ == "__main__":
-    rapl.RAPL_DIR, energy.POLL_SECONDS = sys.argv[1], 0.02  # the counter begins anew after {LIMIT / 1e6} J
+    rapl.RAPL_DIR, energy.POLL_SECONDS = sys.argv[1], 0.1
     from dist_prune.cli import train_main
 
     train_main(sys.argv[2:])
 """
-WATTS = 20.0
+WATTS, LIMIT = 20.0, 60_000_000  # the counter begins anew every three seconds
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def launch(command, tmp_path):
     """Train with a counter that rises; returns what was done and the joules that it rose by."""
     script = tmp_path / "launch.py"
     script.write_text(LAUNCH)
-    counter = make_zone(tmp_path / "rapl" / "intel-rapl:0", "package-0", microjoules=LIMIT // 2)
+    counter = make_zone(tmp_path / "rapl" / "intel-rapl:0", "package-0", LIMIT // 2, LIMIT)
 
     def run(*words: str | Path, launcher: tuple[str, ...] = ("python",), sensor: bool = True):
         rapl = tmp_path / ("rapl" if sensor else "nothing")
