@@ -101,6 +101,12 @@ def benchmark(arguments: list[str]) -> None:
     parser.add_argument(
         "--seconds", type=positive(float), default=10.0, help="of measuring at each batch size (default: 10)"
     )
+    parser.add_argument(
+        "--grid_intensity",
+        type=positive(float),
+        metavar="G",
+        help="grams of CO2 per kWh, for the CO2 of an image",
+    )
     parser.add_argument("--out", help="folder for speed.json and speed.png (default: FOLDER/benchmark)")
     settings = vars(parser.parse(arguments))
     folder, out = settings.pop("folder"), settings.pop("out")

@@ -58,6 +58,8 @@ class PhaseRun:
         )
         images = torch.zeros(setting.batching.micro, *setting.data.input_shape, device=setting.device)
         self.engine.restore_optimizer(start.momentum, schedule, images)
+        if setting.config.compile:
+            self.engine.compile()
         torch.manual_seed(setting.config.seed + 7919 * (distributed.rank() + 1))
 
     def load_replica(self, snapshot: Snapshot) -> None:

@@ -48,7 +48,7 @@ def run(config: RunConfig, options: Options) -> bool:
     Raises UserError for what the user can mend.
     """
     ds_config = load_ds_config(options.ds_config)
-    check_with_deepspeed(ds_config)
+    check_with_deepspeed(ds_config, config.compile)
     if options.resume and not options.out:
         raise UserError("--resume needs the run folder to go on with: --out RUN")
     data = open_images(config)

@@ -34,7 +34,7 @@ def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
 
     stream: draws of one moment that are independent of each other have different ones.
     """
-    return _noise(moment.place, moment.seed, stream, like)  # type: ignore[attr-defined]
+    return _noise(moment.place, moment.seed, stream, like.detach())  # type: ignore[attr-defined]
 
 
 @torch.library.custom_op("dist_prune::logistic_noise", mutates_args=())
