@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from dist_prune.errors import UserError
 from dist_prune.measure import EnergyMeter, co2_grams, count_macs, count_parameters, find_sensors
 from dist_prune.models import Architecture
 
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
 DENSE, SLICED, BY_HAND = "dense", "sliced", "built by hand"
 
 
