@@ -104,7 +104,7 @@ class GatingModule(Gate):
         self.feedback = True
         self.exploration = 0.0
         self.moment: Moment | None = None
-        self._passes = 0
+        self._passes = torch.zeros((), dtype=torch.int64)  # a number would be compiled into the graph
         self._frozen: Tensor | None = None
         self.open_bias = open_bias
         widths = [in_features, *[hidden] * (dense_layers - 1)]
@@ -146,7 +146,7 @@ class GatingModule(Gate):
         """The moment that the caller has set for this forward pass, or one that counts the passes."""
         moment, self.moment = self.moment, None
         if moment is None:
-            self._passes += 1
+            self._passes = self._passes + 1
             moment = Moment(0, self._passes, distributed.rank() * batch)
         return moment
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,13 +20,15 @@ class Moment:
     """
 
     seed: int
-    step: int
+    step: int | Tensor
     first_sample: int
     temperature: float = 1.0
+    place: Tensor = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # Compiled code is specialized to the numbers that it reads, but not to what tensors hold.
-        object.__setattr__(self, "place", torch.tensor([self.step, self.first_sample]))
+        numbers = torch.as_tensor(self.step), torch.as_tensor(self.first_sample)
+        object.__setattr__(self, "place", torch.stack(numbers))
 
 
 def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
 
     stream: draws of one moment that are independent of each other have different ones.
     """
-    return _noise(moment.place, moment.seed, stream, like.detach())  # type: ignore[attr-defined]
+    return _noise(moment.place, moment.seed, stream, like.detach())
 
 
 @torch.library.custom_op("dist_prune::logistic_noise", mutates_args=())

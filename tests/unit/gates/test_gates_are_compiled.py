@@ -28,11 +28,12 @@ def gated(kind, head):
     return model.train()
 
 
-def steps(model, images):
+def steps(model, images, moments=True):
     """Logits, decisions and gradients of some steps, each of which draws other noise."""
     found = []
     for step in range(STEPS):
-        set_moment(model, Moment(1, step, 8 * step, temperature=1.0))
+        if moments:
+            set_moment(model, Moment(1, step, 8 * step, temperature=1.0))
         model.zero_grad()
         logits = model(images)
         logits.square().mean().backward()
@@ -55,6 +56,16 @@ def test_one_graph_holds_the_gates_and_serves_all_steps_with_what_eager_computes
             torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
     assert counter.frame_count == 1
     assert compiled.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_loop_that_sets_no_moment_is_compiled_once_as_well():
+    model, images = gated("layer", "ste"), torch.randn(8, 3, 16, 16)
+    compiled, counter = copy.deepcopy(model), CompileCounterWithBackend("aot_eager")
+    compiled.compile(backend=counter, fullgraph=True)
+    expected, found = steps(model, images, moments=False), steps(compiled, images, moments=False)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found[0][0], found[1][0]), "other samples explore in every step"
+    assert counter.frame_count == 1
 
 
 @pytest.mark.slow
