@@ -36,11 +36,13 @@ def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
 
     stream: draws of one moment that are independent of each other have different ones.
     """
-    return _noise(moment.place, moment.seed, stream, like.detach())
+    draw = (
+        _compiled_draw if torch.compiler.is_compiling() else _draw
+    )  # an operation costs more than it computes
+    return draw(moment.place, moment.seed, stream, like.detach())
 
 
-@torch.library.custom_op("dist_prune::logistic_noise", mutates_args=())
-def _noise(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
+def _draw(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
     batch, units = like.shape
     step, first = place.tolist()  # on the CPU, so nobody waits for a device
     samples = torch.arange(first, first + batch, device=like.device).unsqueeze(1)
@@ -50,7 +52,12 @@ def _noise(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
     return (uniform.log() - (-uniform).log1p()).to(like.dtype)
 
 
-@_noise.register_fake
+@torch.library.custom_op("dist_prune::logistic_noise", mutates_args=())
+def _compiled_draw(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
+    return _draw(place, seed, stream, like)
+
+
+@_compiled_draw.register_fake
 def _(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
     return torch.empty_like(like)
 
