@@ -58,6 +58,7 @@ def main() -> None:
         "--open_bias", type=float, default=1.0, help="1: gates start open; 0: about half of them"
     )
     parser.add_argument("--kind", choices=("layer", "channel"), default="layer")
+    parser.add_argument("--compile", action="store_true", help="a gated network through torch.compile, too")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -66,13 +67,15 @@ def main() -> None:
     images = torch.randn(options.batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (options.batch,), device=device)
     steps = {}
-    for name in ("plain", "gated"):
+    for name in ("plain", "gated", *(["compiled"] if options.compile else [])):
         model = dist_prune.build_model(options.model, num_classes=10)
-        if name == "gated":
+        if name != "plain":
             gates = {"kind": options.kind, "open_bias": options.open_bias, "input_shape": (3, 32, 32)}
             dist_prune.attach_gates(model, **gates)
+        if name == "compiled":
+            model.compile(fullgraph=True)
         steps[name] = make_step(
-            model.to(device), images, labels, options.precision == "bf16", name == "gated"
+            model.to(device), images, labels, options.precision == "bf16", name != "plain"
         )
     for _ in range(5):
         [step() for step in steps.values()]
@@ -96,6 +99,10 @@ def main() -> None:
         ),
         "median_of_ratios": round(statistics.median(ratios), 4),
     }
+    if options.compile:
+        over = [g / c for g, c in zip(seconds["gated"], seconds["compiled"], strict=True)]
+        result["compiled_ms"] = round(1000 * statistics.median(seconds["compiled"]), 2)
+        result["gain_of_compiling"] = round(statistics.median(over), 4)
     print(json.dumps(result))
 
 

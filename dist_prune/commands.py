@@ -101,6 +101,12 @@ def benchmark(arguments: list[str]) -> None:
     parser.add_argument(
         "--seconds", type=positive(float), default=10.0, help="of measuring at each batch size (default: 10)"
     )
+    parser.add_argument(
+        "--grid_intensity",
+        type=positive(float),
+        metavar="G",
+        help="grams of CO2 per kWh, for the CO2 of an image",
+    )
     parser.add_argument("--out", help="folder for speed.json and speed.png (default: FOLDER/benchmark)")
     settings = vars(parser.parse(arguments))
     folder, out = settings.pop("folder"), settings.pop("out")
@@ -132,6 +138,12 @@ def report(arguments: list[str]) -> None:
     parser = _parser("report", report)
     parser.add_argument("runs", metavar="RUN", nargs="+")
     parser.add_argument("--out", help="folder of a comparison (default: report-comparison beside the runs)")
+    parser.add_argument(
+        "--to_accuracy",
+        type=_fraction,
+        metavar="A",
+        help="say what time and energy it took to reach this test accuracy, for example 0.9",
+    )
     options = parser.parse(arguments)
     from dist_prune.monitor.records import RunFolder
     from dist_prune.monitor.report import write_report
@@ -139,9 +151,9 @@ def report(arguments: list[str]) -> None:
 
     try:
         if len(options.runs) > 1 or options.out:
-            print(write_comparison(options.runs, options.out))
+            print(write_comparison(options.runs, options.out, options.to_accuracy))
         else:
-            print(write_report(RunFolder(options.runs[0])))
+            print(write_report(RunFolder(options.runs[0]), options.to_accuracy))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error
 
@@ -217,6 +229,17 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
         raise argparse.ArgumentTypeError(f"expected whole numbers such as 1,32,256, not {text}")
     return tuple(int(number) for number in text.split(","))
+
+
+def _fraction(text: str) -> float:
+    """An argument type: a number above 0, up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction such as 0.9, not {text}")
+    return value
 
 
 def _bytes(text: str) -> int:

@@ -125,7 +125,8 @@ class RunConfig(_Section):
     out, up to max_skipped of them in an epoch. A checkpoint is written after each epoch, and every checkpoint_every
     steps or checkpoint_minutes; the last keep_checkpoints stay, and with keep_best that of the epoch with the
     highest test accuracy. max_bad_steps: steps in a row that may be skipped since loss or gradients are not finite;
-    rank_timeout: seconds after which a rank that does not answer ends the run.
+    rank_timeout: seconds after which a rank that does not answer ends the run. grid_intensity: grams of CO2 per kWh of
+    the electricity, to say what the run emitted. compile: train through torch.compile.
     """
 
     name: str
@@ -169,6 +170,8 @@ class RunConfig(_Section):
     keep_best: bool = False
     max_bad_steps: int = Field(10, ge=0)
     rank_timeout: float = Field(600.0, gt=0)
+    grid_intensity: float | None = Field(None, gt=0)
+    compile: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.benchmark.by_hand import by_hand
-from dist_prune.benchmark.stopwatch import Timing, peak_memory, take_turns
+from dist_prune.benchmark.stopwatch import Timing, joules_of, peak_memory, take_turns
 from dist_prune.consensus import find_sliced, load_sliced, read_sliced_config
 from dist_prune.errors import UserError
-from dist_prune.measure import count_macs, count_parameters
+from dist_prune.measure import EnergyMeter, co2_grams, count_macs, count_parameters, find_sensors
 from dist_prune.models import Architecture
 
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
 DENSE, SLICED, BY_HAND = "dense", "sliced", "built by hand"
 
 
@@ -26,7 +28,8 @@ DENSE, SLICED, BY_HAND = "dense", "sliced", "built by hand"
 class Options:
     """How to measure. batches: images at a time; seconds: for each of them, all networks together.
 
-    bf16: autocast; channels_last: memory layout of images and weights; compile: ``torch.compile``.
+    bf16: autocast; channels_last: memory layout of images and weights; compile: ``torch.compile``. grid_intensity:
+    grams of CO2 per kWh, if the user has said.
     """
 
     batches: Sequence[int] = (1, 32, 256)
@@ -35,6 +38,7 @@ class Options:
     channels_last: bool = False
     bf16: bool = False
     seconds: float = 10.0
+    grid_intensity: float | None = None
 
 
 def benchmark(folder: str | Path, options: Options) -> dict[str, Any]:
@@ -66,7 +70,8 @@ def measure(
     """Time ``sliced`` in turns with the dense network it is of and one built by hand, at each batch size.
 
     kept: its units by site name; input_shape: (C, H, W). Returns JSON data: the setting, each network's MACs and
-    parameters, and for each batch size and network latency, throughput, gains and memory; None: not measured.
+    parameters, and for each batch size and network latency, throughput, gains, memory and energy; None: not
+    measured.
     """
     device = _device(options.device)
     networks: dict[str, nn.Module | None] = {DENSE: architecture.build().eval(), SLICED: sliced}
@@ -75,13 +80,16 @@ def measure(
     fits = hand is not None and _size(hand, input_shape) == sizes[SLICED]
     networks[BY_HAND], sizes[BY_HAND] = (hand, sizes[SLICED]) if fits else (None, None)
     ready = {n: _prepared(network, device, options) for n, network in networks.items() if network is not None}
+    meter = EnergyMeter(find_sensors(device), device)
     rows: list[dict[str, Any]] = []
     for batch in options.batches:
-        rows += _measured_at(batch, ready, sizes, input_shape, device, options)
+        rows += _measured_at(batch, ready, sizes, input_shape, device, options, meter)
     return {
         "architecture": architecture.as_dict(),
         "input_shape": list(input_shape),
         **_setting(device, options),
+        "energy_sensors": meter.sensors,
+        "energy_missing": list(meter.missing),
         "sizes": sizes,
         "measured": rows,
     }
@@ -117,11 +125,13 @@ def _measured_at(
     input_shape: Sequence[int],
     device: torch.device,
     options: Options,
+    meter: EnergyMeter,
 ) -> list[dict[str, Any]]:
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     images = torch.randn(batch, *input_shape, device=device).contiguous(memory_format=layout)
     runs = {name: _run(network, images, options.bf16) for name, network in networks.items()}
     timings = take_turns(runs, device, options.seconds)
+    joules = joules_of(runs, device, meter, options.seconds)
     weighed = (
         device.type == "cuda" or not options.compile
     )  # compiled code makes its tensors unseen on the CPU
@@ -129,9 +139,8 @@ def _measured_at(
     for name in sizes:
         timing = timings.get(name)
         memory = peak_memory(runs[name], device) + _weights(networks[name]) if timing and weighed else None
-        rows.append(
-            {"batch": batch, "network": name, **_figures(timing, timings, batch), "peak_memory": memory}
-        )
+        figures = {**_figures(timing, timings, batch), "peak_memory": memory}
+        rows.append({"batch": batch, "network": name, **figures, **_energy(joules.get(name), batch, options)})
     return rows
 
 
@@ -167,6 +176,17 @@ def _figures(timing: Timing | None, others: Mapping[str, Timing], batch: int) ->
     return {**dict(zip(keys, values, strict=True)), **over}
 
 
+def _energy(joules: float | None, batch: int, options: Options) -> dict[str, Any]:
+    """Energy of one image, and its CO2 where the user has said what the grid emits."""
+    each = None if joules is None else joules / batch
+    if options.grid_intensity is None:
+        return {"joules_per_image": each}
+    return {
+        "joules_per_image": each,
+        "co2_grams_per_image": co2_grams(each, options.grid_intensity),
+    }
+
+
 def _setting(device: torch.device, options: Options) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
@@ -175,6 +195,7 @@ def _setting(device: torch.device, options: Options) -> dict[str, Any]:
         "precision": "bf16 (autocast)" if options.bf16 else "fp32",
         "memory_format": "channels_last" if options.channels_last else "contiguous",
         "compiled": options.compile,
+        "grid_intensity": options.grid_intensity,
     }
 
 

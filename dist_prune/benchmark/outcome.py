@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from dist_prune.monitor import style
 from dist_prune.monitor.files import to_json, write_atomic
-from dist_prune.monitor.wording import NOT_MEASURED, count
+from dist_prune.monitor.wording import NOT_MEASURED, count, plain
 
 _COLOURS = {"dense": style.INK, "sliced": style.BLUE, "built by hand": style.AMBER}
 _HEADER = (
@@ -24,6 +24,7 @@ _HEADER = (
     "images/s",
     "gain over dense",
     "peak memory",
+    "J/image",
 )
 
 
@@ -40,12 +41,14 @@ def write_benchmark(result: Mapping[str, Any], folder: str | Path) -> list[Path]
 def table(result: Mapping[str, Any]) -> str:
     """The measurements as text: medians, with the quartiles of the latency as its spread."""
     rows = [[row["batch"], *_cells(row, result["sizes"][row["network"]])] for row in result["measured"]]
-    return f"{_caption(result)}\n\n{tabulate(rows, _HEADER, disable_numparse=True)}"
+    header = [*_HEADER, "CO2, mg/image"] if result["grid_intensity"] is not None else _HEADER
+    why = f"\n\nenergy: not measured ({'; '.join(result['energy_missing'])})" if _unmeasured(result) else ""
+    return f"{_caption(result)}\n\n{tabulate(rows, header, disable_numparse=True)}{why}"
 
 
 def _cells(row: Mapping[str, Any], size: Mapping[str, int] | None) -> list[str]:
     if size is None or row["latency_ms"] is None:
-        return [row["network"], *[NOT_MEASURED] * (len(_HEADER) - 2)]
+        return [row["network"], *[NOT_MEASURED] * (len(_HEADER) - 2 + ("co2_grams_per_image" in row))]
     low, high = row["latency_ms_quartiles"]
     return [
         row["network"],
@@ -55,7 +58,17 @@ def _cells(row: Mapping[str, Any], size: Mapping[str, int] | None) -> list[str]:
         f"{row['images_per_second']:,.4g}",
         f"{row['gain_over_dense']:.2f}",
         NOT_MEASURED if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.1f} MB",
+        plain(row["joules_per_image"]),
+        *([_milligrams(row["co2_grams_per_image"])] if "co2_grams_per_image" in row else []),
     ]
+
+
+def _milligrams(mass: float | None) -> str:
+    return NOT_MEASURED if mass is None else plain(1000 * mass)
+
+
+def _unmeasured(result: Mapping[str, Any]) -> bool:
+    return all(row["joules_per_image"] is None for row in result["measured"])
 
 
 def _caption(result: Mapping[str, Any]) -> str:
@@ -79,7 +92,8 @@ def speed_picture(result: Mapping[str, Any]) -> Figure:
         style.title(axes, f"batch {batch}", pad=4, size=10)
     heading = "Images a second: medians, with quartiles as whiskers"
     figure.suptitle(heading, x=0.01, ha="left", fontsize=12, fontweight="bold", color=style.INK)
-    figure.supxlabel(_caption(result), x=0.01, ha="left", fontsize=8, color=style.QUIET)
+    energy = f"; energy {NOT_MEASURED}" if _unmeasured(result) else ""
+    figure.supxlabel(_caption(result) + energy, x=0.01, ha="left", fontsize=8, color=style.QUIET)
     return figure
 
 
@@ -96,6 +110,7 @@ def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.errorbar(values, places, xerr=around, fmt="none", ecolor=style.QUIET, elinewidth=1.2, capsize=2)
     for place, row, (_, high) in zip(places, rows, spread, strict=True):
         text = f"  {row['images_per_second']:,.4g}    {row['gain_over_dense']:.2f} x dense"
+        text += "" if row["joules_per_image"] is None else f"    {plain(row['joules_per_image'])} J/image"
         axes.text(max(high, row["images_per_second"]), place, text, va="center", fontsize=9, color=style.INK)
     axes.set_yticks(places, [row["network"] for row in rows])
     axes.set_xlim(0, 1.4 * max(high for _, high in spread))

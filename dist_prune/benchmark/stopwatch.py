@@ -13,7 +13,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dist_prune.measure import EnergyMeter
+
 WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 3, 5, 1000
+STRETCHES, LEAST_SECONDS = 3, 1.0  # of energy: counters move a few times a second only
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,43 @@ def take_turns(
             taken[name].append(clock(runs[name]))
         rounds += 1
     return {name: Timing(tuple(times)) for name, times in taken.items()}
+
+
+def joules_of(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, meter: EnergyMeter, seconds: float
+) -> dict[str, float | None]:
+    """Joules of one call of each of ``runs``, the median over stretches that take turns for about ``seconds`` in all.
+
+    What the sensors count while a network runs belongs to it, the idle machine included. None: not measured; without
+    any sensor nothing runs.
+    """
+    if not meter.ranks:
+        return dict.fromkeys(runs)
+    stretch = max(LEAST_SECONDS, seconds / (STRETCHES * len(runs)))
+    found: dict[str, list[float | None]] = {name: [] for name in runs}
+    for _ in range(STRETCHES):
+        for name, run in runs.items():
+            found[name].append(_joules(run, device, meter, stretch))
+    return {
+        name: statistics.median(known)
+        if len(known := [j for j in one if j is not None]) == len(one)
+        else None
+        for name, one in found.items()
+    }
+
+
+def _joules(
+    run: Callable[[], object], device: torch.device, meter: EnergyMeter, seconds: float
+) -> float | None:
+    meter.take()
+    began, calls = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        run()
+        calls += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    joules = meter.take().joules
+    return None if joules is None else joules / calls
 
 
 def _cpu_seconds(run: Callable[[], object]) -> float:

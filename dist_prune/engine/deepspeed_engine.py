@@ -57,9 +57,13 @@ class Snapshot:
     momentum: dict[str, Tensor]
 
 
-def check_with_deepspeed(ds_config: dict[str, Any]) -> None:
+def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> None:
     """Raise UserError for what only DeepSpeed itself or this machine can refuse, before anything is written."""
     _autocast_dtype(ds_config)
+    if compiled and ds_config.get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(
+            "compile=true needs ZeRO 0, 1 or 2: ZeRO 3 fetches weights layer by layer, between graphs"
+        )
     try:
         DeepSpeedZeroConfig(**ds_config.get("zero_optimization", {}))
     except ValidationError as error:
@@ -143,6 +147,14 @@ class Engine:
             images = images.half()
         return self._engine(images)
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Compute forward and backward by what torch.compile makes of the module; weights keep their names.
+
+        Call it after ``restore_optimizer``, whose step would be compiled for itself. Not at ZeRO 3.
+        """
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._engine.compile(backend=backend)
+
     def backward(self, loss: Tensor) -> None:
         """Gradients of one micro-batch; the engine divides by the accumulation steps and averages over ranks."""
         self._engine.backward(loss)
@@ -207,8 +219,9 @@ class Engine:
         return {"scheduler": dict(self._scheduler.state_dict()), "settings": settings}
 
     def close(self) -> None:
-        """Release the engine's memory and hooks; the module is not usable afterwards."""
+        """Release the engine's memory and hooks, and what was compiled; the module is not usable afterwards."""
         self._engine.destroy()
+        torch.compiler.reset()
 
     def _gathered(self, parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager:
         if self.stage < 3:

@@ -57,6 +57,8 @@ class PhaseRun:
         )
         images = torch.zeros(setting.batching.micro, *setting.data.input_shape, device=setting.device)
         self.engine.restore_optimizer(start.momentum, schedule, images)
+        if setting.config.compile:
+            self.engine.compile()
 
     def load_replica(self, snapshot: Snapshot) -> None:
         """Give the replica the weights of a snapshot."""

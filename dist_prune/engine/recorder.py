@@ -105,6 +105,8 @@ class Recorder:
             names.ACCURACY_DYNAMIC: record["accuracy"],
             names.ACCURACY_CONSENSUS: record["accuracy_consensus"],
             names.MACS_RATIO: record["macs_ratio"],
+            names.ENERGY_EPOCH: record["energy_joules"],
+            names.ENERGY_TOTAL: record["energy_joules_total"],
         }
         self._tensorboard.scalars(step, scalars)
         if mask is not None:

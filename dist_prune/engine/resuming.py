@@ -17,7 +17,8 @@ from dist_prune.monitor.records import RunFolder
 # What does not change the results, or lets a run go on that bad data stopped.
 _MAY_CHANGE = {
     "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "mask_samples",
-    "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache",
+    "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache", "grid_intensity",
+    "compile",
 }  # fmt: skip
 
 

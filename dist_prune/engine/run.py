@@ -71,7 +71,7 @@ def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageDat
     """The DeepSpeed config and the data, opened by each rank on its own."""
     refuse_missing_hostfile()
     ds_config = load_ds_config(options.ds_config)
-    check_with_deepspeed(ds_config)
+    check_with_deepspeed(ds_config, config.compile)
     if options.resume and not options.out:
         raise UserError("--resume needs the run folder to go on with: --out RUN")
     data = open_images(config)
@@ -184,7 +184,7 @@ def _work(
     outcome = finish(setting, last.phase, at.max_abs_difference, last.engine.autocast())
     rest = {
         "seconds_total": trainer.seconds(),
-        "energy_joules": None,
+        **trainer.energy.summary(setting.config.grid_intensity),
         "samples_skipped": at.skipped,
         "steps_skipped": at.steps_skipped,
         "world_size": distributed.world_size(),

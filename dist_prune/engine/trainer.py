@@ -13,6 +13,7 @@ from dist_prune.engine.bad_steps import count_bad_steps, refuse_too_many
 from dist_prune.engine.checkpoint import Checkpoint
 from dist_prune.engine.consistency import agree_on
 from dist_prune.engine.deepspeed_engine import Snapshot
+from dist_prune.engine.energy import EnergyAccount
 from dist_prune.engine.finish import collapse_difference
 from dist_prune.engine.phase_run import PhaseRun, inherit
 from dist_prune.engine.recorder import Recorder
@@ -21,6 +22,7 @@ from dist_prune.engine.setting import Position, Setting
 from dist_prune.engine.stopping import StopRequest
 from dist_prune.engine.train_step import Batch, Control, StepRecord, draw_by_step, train_step
 from dist_prune.errors import UserError
+from dist_prune.measure import EnergyMeter, find_sensors
 from dist_prune.methods import Phase
 
 
@@ -40,6 +42,8 @@ class Trainer:
         self._before: Snapshot | None = None  # how the phase before ended
         self._schedule: dict[str, Any] | None = None  # and how far its learning rate had come
         self._clock = time.monotonic() - self.position.seconds
+        meter = EnergyMeter(find_sensors(setting.device), setting.device)
+        self.energy = EnergyAccount(meter, resume)
 
     def train(self) -> PhaseRun | None:
         """Train to the end and return the last phase, or None if asked to stop (all is saved then)."""
@@ -163,7 +167,7 @@ class Trainer:
             "macs": macs,
             "macs_dense": costs.dense,
             "macs_ratio": macs / costs.dense,
-            "energy_joules": None,
+            **self.energy.end_epoch(),
             "gate_means": mask.mean_activation if mask else {},
             "gate_histogram": mask.histogram if mask else [],
         }
@@ -175,6 +179,8 @@ class Trainer:
     def _save(self, run: PhaseRun, snapshot: Snapshot) -> None:
         """Write a portable checkpoint on rank 0; the others wait until it is whole."""
         self.position.seconds = self.seconds()
+        if self.position.batch:  # else an evaluation has just measured
+            self.energy.add()
         state = {
             "phase": run.phase.name,
             "structures": self.structures,
@@ -184,6 +190,7 @@ class Trainer:
         }
         clockless = {**state, "position": {**asdict(self.position), "seconds": None}}
         agree_on({**snapshot.weights, **clockless}, f"at step {self.position.step}", self.setting.device)
+        state["energy"] = self.energy.state()
         self.saving.write(Checkpoint(snapshot.weights, snapshot.momentum, state), self.position)
         self._count_skipped(self.setting.settle())
 

@@ -19,12 +19,15 @@ class Freezer:
     the branch of a layer that it closes, and equation 5 no longer gives it a gradient. ``thaw_after`` steps
     later, if given, its units have to decide anew.
 
-    All that it remembers lies in a buffer of the first gate, so that checkpoints hold it.
+    All that it remembers lies in a buffer of the first gate, so that checkpoints hold it. freezes: False only
+    remembers what is decided, for compiled networks: each frozen gate would be another graph to compile.
     """
 
-    def __init__(self, model: nn.Module, patience: int, thaw_after: int | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, patience: int, thaw_after: int | None = None, freezes: bool = True
+    ) -> None:
         gates = gating_modules(model)
-        self._patience, self._thaw_after = patience, thaw_after
+        self._patience, self._thaw_after, self._freezes = patience, thaw_after, freezes
         self._sizes = [gate.units for gate in gates]
         self._streaks = torch.zeros(sum(self._sizes))  # steps in a row: open above 0, closed below
         gates[0].register_buffer("streaks", self._streaks.to(gates[0].threshold.device, copy=True))
@@ -61,6 +64,8 @@ class Freezer:
         return self._streaks.abs() >= self._patience
 
     def _apply(self, gates: Sequence[GatingModule]) -> None:
+        if not self._freezes:
+            return
         decided, opened = self._decided().split(self._sizes), (self._streaks > 0).split(self._sizes)
         for gate, all_of_it, units in zip(gates, decided, opened, strict=True):
             freezes = bool(all_of_it.all())

@@ -105,7 +105,7 @@ class GatingModule(Gate):
         self.feedback = True
         self.exploration = 0.0
         self.moment: Moment | None = None
-        self._passes = 0
+        self._passes = torch.zeros((), dtype=torch.int64)  # a number would be compiled into the graph
         self._frozen: Tensor | None = None
         self.open_bias = open_bias
         widths = [in_features, *[hidden] * (dense_layers - 1)]
@@ -150,8 +150,10 @@ class GatingModule(Gate):
 
     def _take_moment(self, batch: int) -> Moment:
         """The moment that the caller has set for this forward pass, or one that counts the passes."""
-        self._passes += 1
-        moment, self.moment = self.moment or Moment(0, self._passes, distributed.rank() * batch), None
+        moment, self.moment = self.moment, None
+        if moment is None:
+            self._passes = self._passes + 1
+            moment = Moment(0, self._passes, distributed.rank() * batch)
         return moment
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,9 +20,15 @@ class Moment:
     """
 
     seed: int
-    step: int
+    step: int | Tensor
     first_sample: int
     temperature: float = 1.0
+    place: Tensor = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Compiled code is specialized to the numbers that it reads, but not to what tensors hold.
+        numbers = torch.as_tensor(self.step), torch.as_tensor(self.first_sample)
+        object.__setattr__(self, "place", torch.stack(numbers))
 
 
 def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
@@ -30,13 +36,30 @@ def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
 
     stream: draws of one moment that are independent of each other have different ones.
     """
+    draw = (
+        _compiled_draw if torch.compiler.is_compiling() else _draw
+    )  # an operation costs more than it computes
+    return draw(moment.place, moment.seed, stream, like.detach())
+
+
+def _draw(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
     batch, units = like.shape
-    first = moment.first_sample
+    step, first = place.tolist()  # on the CPU, so nobody waits for a device
     samples = torch.arange(first, first + batch, device=like.device).unsqueeze(1)
     counters = samples * units + torch.arange(units, device=like.device)
-    bits = _scramble(counters * _signed(_GAMMA) + _signed(_key(moment.seed, moment.step, stream)))
+    bits = _scramble(counters * _signed(_GAMMA) + _signed(_key(seed, step, stream)))
     uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2.0**53
     return (uniform.log() - (-uniform).log1p()).to(like.dtype)
+
+
+@torch.library.custom_op("dist_prune::logistic_noise", mutates_args=())
+def _compiled_draw(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
+    return _draw(place, seed, stream, like)
+
+
+@_compiled_draw.register_fake
+def _(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
+    return torch.empty_like(like)
 
 
 def _key(*words: int) -> int:

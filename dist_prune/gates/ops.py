@@ -1,7 +1,8 @@
 """Operations on feature maps that gates add to every block, written to cost few passes over memory.
 
 Their results and gradients are those of the plain expressions named below (tests hold them against these);
-the plain expressions themselves cost several passes more, most of them in autograd's backward.
+the plain expressions themselves cost several passes more, most of them in autograd's backward. Under torch.compile
+the plain expressions serve, so that the gates are in the graph: the compiler fuses their passes itself.
 """
 
 from __future__ import annotations
@@ -52,8 +53,14 @@ class _FanOut(torch.autograd.Function):
 def pixel_mean(x: Tensor) -> Tensor:
     """The mean over pixels, (B, C, H, W) -> (B, C), in fp32 or wider; without gradient."""
     x = x.detach()
+    if torch.compiler.is_compiling():
+        return _plain_mean(x)
     kernels = kernels_for(x)
     return kernels.mean(x) if kernels else _mean(x)
+
+
+def _plain_mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -142,6 +149,8 @@ def fan_out(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     What the two users and the mean send back is added up in one place, in as few passes as possible.
     """
+    if torch.compiler.is_compiling():
+        return x, x, _plain_mean(x)
     return _FanOut.apply(x)
 
 
@@ -150,6 +159,9 @@ def add_gated(kept: Tensor, gate: Tensor, branch: Tensor, relu: bool = False) ->
 
     gate (B, 1); kept and branch (B, C, H, W), of one dtype.
     """
+    if torch.compiler.is_compiling():
+        out = kept + _factor(gate, branch) * branch
+        return out.relu() if relu else out
     return _AddGated.apply(kept, gate, branch, relu)
 
 
@@ -158,4 +170,6 @@ def scale_channels(maps: Tensor, gate: Tensor, may_alias: bool = True) -> Tensor
 
     may_alias: whether the result may be ``maps`` itself when all gates are open (not if it is changed in place).
     """
+    if torch.compiler.is_compiling():
+        return maps * gate.to(maps.dtype)[:, :, None, None]
     return _ScaleChannels.apply(maps, gate, may_alias)

@@ -57,7 +57,7 @@ def _freezer(module: nn.Module, config: RunConfig) -> Freezer | None:
     after = config.freeze.after
     if after is None:
         after = _PATIENCE if config.target_macs is not None else 0
-    return Freezer(module, after, config.freeze.thaw_after) if after else None
+    return Freezer(module, after, config.freeze.thaw_after, freezes=not config.compile) if after else None
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,8 @@ OPEN_RATIO = "gates/open_ratio"
 R_POLAR = "gates/r_polar"
 MACS_RATIO = "macs/ratio"
 IMAGES_PER_SECOND = "speed/images_per_second"
+ENERGY_EPOCH = "energy/epoch_joules"
+ENERGY_TOTAL = "energy/total_joules"
 LEARNING_RATE = "optimizer/lr"
 OPENING_PICTURE = "gates/opening"
 

@@ -123,7 +123,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str
 
 
 def _number(text: str) -> str:
-    return f'<td class="number{" none" if text == NOT_MEASURED else ""}">{escape(text)}</td>'
+    return f'<td class="number{" none" if text.startswith(NOT_MEASURED) else ""}">{escape(text)}</td>'
 
 
 def _results(results: Sequence[tuple[str, str]]) -> str:

@@ -13,14 +13,19 @@ from dist_prune.monitor.files import write_atomic
 from dist_prune.monitor.page import render_page
 from dist_prune.monitor.pictures import gate_history, opening_picture, polarization_picture
 from dist_prune.monitor.records import Record, RunFolder
-from dist_prune.monitor.wording import result_rows
+from dist_prune.monitor.to_accuracy import reached, total_joules
+from dist_prune.monitor.wording import duration, energy, percent, result_rows
 
 
-def write_report(run: RunFolder) -> Path:
+def write_report(run: RunFolder, to_accuracy: float | None = None) -> Path:
     """Write report/report.html and report/*.png, from config.json, metrics.jsonl, status.json and mask.json.
 
     A run that is not done gets a report of what there is, which says so; a run without gates one without
     pictures of gates.
+
+    Args:
+        run: the run folder.
+        to_accuracy: a test accuracy (a fraction); two more rows say what it took to reach it.
 
     Returns:
         The path of the page, which needs no other file.
@@ -46,7 +51,7 @@ def write_report(run: RunFolder) -> Path:
         title=run.path.resolve().name,
         state=state,
         warning=warning,
-        results=result_rows(_result(evals, summaries)),
+        results=[*result_rows(_result(evals, summaries)), *_cost_rows(evals, to_accuracy)],
         pictures=pictures,
         mask=json.loads(run.mask.read_text("utf-8")) if run.mask.exists() else None,
         config_json=run.config.read_text("utf-8") if run.config.exists() else None,
@@ -91,4 +96,17 @@ def _standing(run: RunFolder, finished: bool) -> tuple[str, str | None]:
 def _result(evals: Sequence[Record], summaries: Sequence[Record]) -> Record:
     if summaries:
         return summaries[-1]
-    return {**evals[-1], "energy_joules": None} if evals else {}  # an evaluation's energy is not the run's
+    if not evals:
+        return {}
+    return {**evals[-1], "seconds_total": evals[-1].get("seconds"), "energy_joules": total_joules(evals)}
+
+
+def _cost_rows(evals: Sequence[Record], accuracy: float | None) -> list[tuple[str, str]]:
+    """Time and energy to an accuracy, if that is asked for."""
+    if accuracy is None:
+        return []
+    found = reached(evals, accuracy)
+    shown = (duration(found.seconds), energy(found.joules)) if found else ("not reached",) * 2
+    return [
+        (f"{what} to {percent(accuracy)}", text) for what, text in zip(("time", "energy"), shown, strict=True)
+    ]

@@ -11,6 +11,7 @@ from dist_prune.monitor.compare import Group, group_runs, read_run
 from dist_prune.monitor.distribution import distribution_pictures
 from dist_prune.monitor.files import write_atomic
 from dist_prune.monitor.records import RunFolder
+from dist_prune.monitor.study_cost import cost_table
 from dist_prune.monitor.study_gates import gated_runs, opening_pictures
 from dist_prune.monitor.study_labels import short_labels
 from dist_prune.monitor.study_pictures import trade_off_picture
@@ -21,13 +22,16 @@ _PAGE, _MARKDOWN = "comparison.html", "comparison.md"
 
 
 def write_comparison(
-    folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None
+    folders: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    to_accuracy: float | None = None,
 ) -> Path:
     """Write comparison.md, comparison.html and PNG pictures of several runs.
 
     Args:
         folders: run folders; a comparison written earlier among them is passed over, as `runs/*` names it.
         out: where to write; if left out, `report-comparison` in the folder that all runs have in common.
+        to_accuracy: a test accuracy (a fraction); one more table says what it took to reach it.
 
     Returns:
         The path of the page, which needs no other file.
@@ -54,16 +58,18 @@ def write_comparison(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot make the folder {target}: {error.strerror}") from error
-    return _write(target, group_runs(runs))
+    return _write(target, group_runs(runs), to_accuracy)
 
 
 def _is_comparison(folder: Path) -> bool:
     return (folder / _PAGE).exists() and not RunFolder(folder).holds_run()
 
 
-def _write(out: Path, groups: Sequence[Group]) -> Path:
+def _write(out: Path, groups: Sequence[Group], to_accuracy: float | None) -> Path:
     title, state = _heading(groups)
     shown = tables(groups)
+    if to_accuracy is not None:
+        shown.insert(1, cost_table(groups, to_accuracy))
     pictures = [(name, caption, style.png(figure)) for name, caption, figure in _figures(groups)]
     for name, _, data in pictures:
         write_atomic(out / f"{name}.png", data)

@@ -80,6 +80,7 @@ def _groups_table(groups: Sequence[Group]) -> Table:
             "R_polar",
             "agreement (%)",
             "training (s)",
+            "energy (kJ)",
         ],
         [_group_row(group, groups) for group in groups],
         words=2,
@@ -99,6 +100,7 @@ def _group_row(group: Group, groups: Sequence[Group]) -> list[str]:
         spread(group.stat("r_polar"), digits=4),
         spread(group.stat("agreement"), 100),
         spread(group.stat("seconds_total"), digits=0),
+        spread(group.stat("energy_joules"), 1e-3),
     ]
 
 

@@ -47,6 +47,13 @@ def energy(joules: float | None) -> str:
     return f"{in_joules} ({joules / 3600:.2f} Wh)"
 
 
+def grams(mass: float | None) -> str:
+    """Grams as "12.3 g" or "1.23 kg"."""
+    if mass is None:
+        return NOT_MEASURED
+    return f"{mass / 1000:.3g} kg" if mass >= 1000 else f"{mass:.3g} g"
+
+
 def plain(number: float | None) -> str:
     """A number in three significant digits."""
     return NOT_MEASURED if number is None else f"{number:.3g}"
@@ -74,7 +81,8 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("units flipped by rounding", count(get("units_flipped_by_rounding"))),
         ("largest difference, masked - sliced output", plain(get("max_abs_difference"))),
         ("time", duration(get("seconds_total"))),
-        ("energy", energy(get("energy_joules"))),
+        ("energy", energy(get("energy_joules")) + _sensors(result)),
+        *([("CO2", grams(get("co2_grams")) + _grid(result))] if "co2_grams" in result else []),
         ("processes", count(get("world_size"))),
     ]
 
@@ -83,3 +91,22 @@ def _asked(result: Mapping[str, Any]) -> str:
     """The budget, and what became of it."""
     target = result.get("target_macs")
     return "" if target is None else f" (budget {percent(target)}: {result.get('budget')})"
+
+
+def _sensors(result: Mapping[str, Any]) -> str:
+    """What energy was measured by, or why it was not."""
+    get = result.get
+    if get("energy_joules") is None:
+        reasons = get("energy_missing") or ()
+        return f" ({'; '.join(reasons)})" if reasons else ""
+    kinds = {"gpu": "GPU", "cpu": "CPU package", "dram": "memory"}
+    counts = (get("energy_sensors") or {}).items()
+    found = [f"{n} {kinds[kind]}{'s' * (n > 1 and kind != 'dram')}" for kind, n in counts]
+    if found and get("world_size") not in (None, get("energy_ranks")):
+        found.append(f"sensors for {get('energy_ranks')} of {get('world_size')} processes only")
+    return f" of {', '.join(found)}" if found else ""
+
+
+def _grid(result: Mapping[str, Any]) -> str:
+    """The user's figure for the electricity."""
+    return f" (at {result.get('grid_intensity'):g} g/kWh)"

@@ -1,18 +1,21 @@
 """dist-prune benchmark: a table, JSON and a picture, and "not measured" where nothing was."""
 
 import json
+import time
 
 import pytest
 import torch
 from unit_helpers import shaken
 
 from dist_prune import UserError, build_model, save_sliced
-from dist_prune.benchmark import Options, benchmark, table, write_benchmark
+from dist_prune.benchmark import Options, benchmark, inference, stopwatch, table, write_benchmark
 from dist_prune.commands import COMMANDS
 from dist_prune.consensus import cut
-from dist_prune.measure import count_macs
+from dist_prune.measure import Found, count_macs
+from dist_prune.measure.sensors import Counter
 
 SHAPE = (3, 16, 16)
+WATTS = 50.0
 
 
 def checkpoint(folder, kept):
@@ -25,7 +28,15 @@ def layers(tmp_path):
     return checkpoint(tmp_path / "run" / "sliced", {"layer1.0": (), "layer3.0": ()})
 
 
-def test_the_command_shows_and_writes_all_three_networks_at_each_batch_size(layers, capsys):
+@pytest.fixture
+def sensor(monkeypatch):
+    """A machine that always takes so many watts, and says so."""
+    monkeypatch.setattr(stopwatch, "LEAST_SECONDS", 0.05)
+    watts = Counter("made up", "cpu", lambda: WATTS * time.perf_counter())
+    monkeypatch.setattr(inference, "find_sensors", lambda device: Found((watts,)))
+
+
+def test_the_command_shows_and_writes_all_three_networks_at_each_batch_size(layers, capsys, sensor):
     run = layers.parent
     COMMANDS["benchmark"]([str(run), "--batch", "1,3", "--seconds", "0.01"])
     shown = capsys.readouterr().out
@@ -41,6 +52,7 @@ def test_the_command_shows_and_writes_all_three_networks_at_each_batch_size(laye
         assert 0 < low <= row["latency_ms"] <= high
         assert row["images_per_second"] == pytest.approx(1000 * row["batch"] / row["latency_ms"], rel=1e-2)
         assert row["peak_memory"] > 0
+        assert row["joules_per_image"] > 0
     sizes = result["sizes"]
     assert sizes["dense"]["macs"] == count_macs(build_model("resnet8", num_classes=10, width=4), SHAPE)
     assert sizes["sliced"] == sizes["built by hand"]
@@ -55,10 +67,33 @@ def test_what_cannot_be_built_by_hand_is_not_measured_and_never_zero(tmp_path):
     row = result["measured"][2]
     assert {value for key, value in row.items() if key not in ("batch", "network")} == {None}
     line = next(line for line in table(result).splitlines() if "built by hand" in line)
-    assert line.count("not measured") == 6
+    assert line.count("not measured") == 7
     assert not any(word == "0" for word in line.split())
     write_benchmark(result, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "speed.json").read_text())["sizes"]["built by hand"] is None
+
+
+def test_energy_of_an_image_is_that_of_the_time_it_takes(layers, sensor, monkeypatch):
+    slow = lambda *_: lambda: time.sleep(0.02)  # noqa: E731
+    monkeypatch.setattr(inference, "_run", slow)
+    monkeypatch.setattr(inference, "peak_memory", lambda *_: 0)
+    result = benchmark(layers, Options(batches=(4,), seconds=0.01, grid_intensity=360))
+    for row in result["measured"]:
+        assert WATTS * 0.02 / 4 <= row["joules_per_image"] < 3 * WATTS * 0.02 / 4
+        assert row["co2_grams_per_image"] == pytest.approx(row["joules_per_image"] / 1e4)
+    assert "CO2, mg/image" in table(result)
+    assert result["energy_sensors"] == {"cpu": 1}
+
+
+def test_without_a_sensor_no_energy_is_shown_and_no_time_is_spent_on_it(layers, monkeypatch):
+    monkeypatch.setattr(inference, "find_sensors", lambda device: Found(missing=("nothing is there",)))
+    monkeypatch.setattr(stopwatch, "_joules", None)  # calling it would fail
+    result = benchmark(layers, Options(batches=(1,), seconds=0.01, grid_intensity=360))
+    for row in result["measured"]:
+        assert (row["joules_per_image"], row["co2_grams_per_image"]) == (None, None)
+    shown = table(result)
+    assert all(line.count("not measured") == 2 for line in shown.splitlines() if line.startswith("      1"))
+    assert "energy: not measured (nothing is there)" in shown
 
 
 def test_options_reach_the_networks(layers):
@@ -75,6 +110,13 @@ def test_a_compiled_network_is_timed_and_its_memory_is_not_measured(layers, monk
     assert len(compiled) == 3
     assert {row["peak_memory"] for row in result["measured"]} == {None}
     assert all(row["latency_ms"] > 0 for row in result["measured"])
+
+
+@pytest.mark.slow
+def test_the_compiler_takes_all_three_networks(layers):
+    result = benchmark(layers, Options(batches=(1, 3), seconds=0.01, compile=True))
+    assert [row["latency_ms"] > 0 for row in result["measured"]] == [True] * 6
+    assert result["compiled"]
 
 
 def test_mistakes_are_one_line(layers, tmp_path, monkeypatch):

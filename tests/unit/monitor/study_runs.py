@@ -26,6 +26,7 @@ def make_run(
     macs_dense=DENSE_MACS,
     ds_config=None,
     naive=None,
+    joules=None,
     **settings,
 ):
     """Write a run of `epochs`, of which `evaluated` are over; its gates part towards `ratio` open."""
@@ -38,12 +39,14 @@ def make_run(
     ends = [_end(generator, ratio, kind) for _ in range(sites)]
     evaluated = epochs if evaluated is None else evaluated
     for epoch in range(1, evaluated + 1):
-        run.append("eval", _evaluation(epoch, epochs, ends, accuracy, ratio, gated, macs_dense))
+        record = _evaluation(epoch, epochs, ends, accuracy, ratio, gated, macs_dense)
+        run.append("eval", {**record, "seconds": 100.0 * epoch, "energy_joules": joules})
     if gated and evaluated:
         run.write_json(run.mask, {"sites": [_site(i, end, kind) for i, end in enumerate(ends)]})
     run.write_status("done" if finished else "stopped", last_step=10 * evaluated)
     if finished:
-        run.append("summary", _summary(accuracy, ratio, gated, macs_dense))
+        record = _summary(accuracy, ratio, gated, macs_dense)
+        run.append("summary", {**record, "energy_joules": joules and joules * evaluated})
     if naive is not None:
         (path / "naive.json").write_text(to_json(naive))
     return path

@@ -1,0 +1,174 @@
+"""The energy sensors of a machine, found through Zeus (the optional extra ``energy``): NVML and RAPL counters.
+
+Zeus says which there are and how a GPU is asked. RAPL's counters are read here: Zeus starts a process for each of
+them, to see when it begins at 0 again, which a killed rank would leave behind, and until that process has looked, its
+readings are too low by the whole range of the counter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+Kind = Literal["gpu", "cpu", "dram"]
+_WHOLE = "package"  # zones of this name; "psys" is the machine with its packages, which would count twice
+
+
+class Sensor(Protocol):
+    """A counter of energy. key: no other sensor in the world has it; kind: what it measures."""
+
+    key: str
+    kind: Kind
+
+    def read(self) -> float:
+        """Joules since some moment in the past; raises an error of any kind if the sensor is gone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """The sensors that this process can read, and in words what it cannot and why."""
+
+    sensors: tuple[Sensor, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass
+class Counter:
+    """A counter that only ever rises. joules: what it says."""
+
+    key: str
+    kind: Kind
+    joules: Callable[[], float]
+
+    def read(self) -> float:
+        """Joules so far."""
+        return self.joules()
+
+
+@dataclass
+class RaplZone:
+    """RAPL's counter of one zone, which begins at 0 again after ``limit`` microjoules, in minutes under load.
+
+    Whoever reads it has to do so at least once in each of these rounds.
+    """
+
+    key: str
+    kind: Kind
+    path: Path
+    limit: int
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._last, self._total = self._now(), 0
+
+    def read(self) -> float:
+        """Joules since this object was made."""
+        with self._lock:
+            now = self._now()
+            self._total += now - self._last + (self.limit if now < self._last else 0)
+            self._last = now
+            return self._total / 1e6
+
+    def _now(self) -> int:
+        return int(self.path.read_text())
+
+
+def find_sensors(device: torch.device) -> Found:
+    """The sensors of this process: the CPU packages and memory of its machine, and ``device`` if that is a GPU."""
+    try:
+        import zeus  # noqa: F401
+    except ImportError:
+        return Found(missing=("Zeus is not installed: pip install 'dist-prune[energy]'",))
+    searches = [_rapl_zones] + ([lambda: _gpu(device)] if device.type == "cuda" else [])
+    with _quiet():
+        found = [_or_why_not(search) for search in searches]
+    return Found(
+        tuple(sensor for one in found for sensor in one.sensors),
+        tuple(why for one in found for why in one.missing),
+    )
+
+
+def _or_why_not(search: Callable[[], Found]) -> Found:
+    try:
+        return search()
+    except Exception as error:  # of Zeus, of the drivers below it, or of files: none may end a run
+        return Found(missing=(" ".join(str(error).split()) or type(error).__name__,))
+
+
+def _rapl_zones() -> Found:
+    """Every package of the machine, and its memory where that is counted apart; all of them or none."""
+    from zeus.device.cpu import rapl
+
+    folder = next((path for path in (rapl.RAPL_DIR, rapl.CONTAINER_RAPL_DIR) if os.path.isdir(path)), None)
+    if folder is None:
+        return Found(missing=("CPU: this machine shows no RAPL counters",))
+    zones: list[tuple[Kind, Any]] = []
+    for path in sorted(Path(folder).glob("intel-rapl:*")):
+        cpu = rapl.RAPLCPU(int(path.name.partition(":")[2]), folder)
+        if cpu.rapl_file.name.startswith(_WHOLE):
+            zones += [("cpu", cpu.rapl_file), *([("dram", cpu.dram)] if cpu.dram else [])]  # type: ignore[list-item]
+    machine = _machine()
+    return Found(
+        tuple(
+            RaplZone(
+                f"{machine} {os.path.relpath(zone.path, folder)}",
+                kind,
+                Path(zone.energy_uj_path),
+                int(zone.max_energy_range_uj),
+            )
+            for kind, zone in zones
+        ),
+        () if zones else ("CPU: this machine shows no RAPL counters",),
+    )
+
+
+def _gpu(device: torch.device) -> Found:
+    """The counter of this process's GPU: found by its UUID, since CUDA numbers GPUs otherwise than NVML."""
+    import pynvml
+    from zeus.device.gpu.nvidia import NVIDIAGPU, nvml_is_available
+
+    if not nvml_is_available():
+        return Found(missing=("GPU: NVML is not available",))
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        gpu = NVIDIAGPU(index)
+        if pynvml.nvmlDeviceGetUUID(gpu.handle).removeprefix("GPU-") == uuid:
+            break
+    else:
+        return Found(missing=("GPU: NVML does not know this process's device (a MIG slice has no counter)",))
+    with contextlib.suppress(pynvml.NVMLError):  # GPUs without MIG say so by an error
+        if pynvml.nvmlDeviceGetMigMode(gpu.handle)[0]:
+            return Found(missing=("GPU: it is divided by MIG, and NVML counts for the whole of it",))
+    if not gpu.supports_get_total_energy_consumption():
+        return Found(missing=("GPU: older than Volta, which have no counter",))
+    gpu.get_total_energy_consumption()  # raises here rather than in the first epoch
+    return Found((Counter(f"GPU {uuid}", "gpu", lambda: gpu.get_total_energy_consumption() / 1000),))
+
+
+def _machine() -> str:
+    """Tells machines apart, and is the same in all containers of one."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Zeus says about sensors that are not there, and about how to get them, from standard error."""
+    logger = logging.getLogger("zeus")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

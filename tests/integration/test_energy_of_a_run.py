@@ -1,0 +1,89 @@
+"""Energy from the counter to the report: a real run whose machine has a made-up RAPL counter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, records
+from powercap import burning, make_zone
+
+pytest.importorskip("zeus", reason="the extra 'energy' is not installed")
+
+# What launch/train.py does, on a machine whose counters lie in the folder that is named first.
+LAUNCH = """
+import sys
+from pathlib import Path
+
+from zeus.device.cpu import rapl
+
+from dist_prune.measure import energy
+
+if __name__ == "__main__":
+    rapl.RAPL_DIR, energy.POLL_SECONDS = sys.argv[1], 0.1
+    from dist_prune.cli import train_main
+
+    train_main(sys.argv[2:])
+"""
+WATTS, LIMIT = 20.0, 60_000_000  # the counter begins anew every three seconds
+
+
+@pytest.fixture
+def launch(command, tmp_path):
+    """Train with a counter that rises; returns what was done and the joules that it rose by."""
+    script = tmp_path / "launch.py"
+    script.write_text(LAUNCH)
+    counter = make_zone(tmp_path / "rapl" / "intel-rapl:0", "package-0", LIMIT // 2, LIMIT)
+
+    def run(*words: str | Path, launcher: tuple[str, ...] = ("python",), sensor: bool = True):
+        rapl = tmp_path / ("rapl" if sensor else "nothing")
+        given = [script, rapl, "--ds_config", "ds_configs/zero2.json", "--out", tmp_path / "run", *words]
+        with burning(counter, WATTS) as spent:
+            done = command(*launcher, *given, "--set", *QUICK, "grid_intensity=360")
+        return done, spent[0]
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_ranks_of_one_machine_and_a_resumed_run_count_every_joule_once(launch, command, tmp_path):
+    torchrun = ("torchrun", "--nproc-per-node", "2", "--master-port", "29677")
+    first, spent_first = launch("--max_steps", "5", launcher=torchrun)
+    state = json.loads(next((tmp_path / "run" / "checkpoints").glob("step-*/state.json")).read_text())
+    saved = state["energy"]["run"]
+    assert 0 < saved["joules"] < spent_first, first.err
+    second, spent_second = launch("--resume", launcher=torchrun)
+    assert second.code == 0, second.err
+    (summary,) = records(tmp_path / "run", "summary")
+    evals = records(tmp_path / "run", "eval")
+    epochs = [record["energy_joules"] for record in evals]
+    # Of the joules of both invocations, those of starting and ending Python are not the run's.
+    seconds = summary["seconds_total"]
+    assert summary["energy_joules"] == pytest.approx(WATTS * seconds, rel=0.25)
+    assert saved["joules"] < epochs[0], "the epoch was begun by the first invocation"
+    assert sum(epochs) <= summary["energy_joules"] < spent_first + spent_second
+    assert [r["energy_joules_total"] for r in evals] == pytest.approx([epochs[0], sum(epochs)])
+    assert {r["energy_ranks"] for r in [*evals, summary]} == {2}
+    assert summary["energy_sensors"] == {"cpu": 1}
+    assert summary["co2_grams"] == pytest.approx(summary["energy_joules"] / 1e4)
+    assert " of 1 CPU package" in second.out
+    assert "(at 360 g/kWh)" in second.out
+    shown = command("dist-prune", "report", tmp_path / "run", "--to_accuracy", "0.01")
+    assert shown.code == 0, shown.err
+    page = (tmp_path / "run" / "report" / "report.html").read_text()
+    assert "not measured" not in page
+    assert "energy to 1.0 %" in page
+
+
+@pytest.mark.slow
+def test_a_run_of_which_a_part_was_not_measured_has_no_total(launch, command, tmp_path):
+    launch("--max_steps", "5", sensor=False)
+    second, _ = launch("--resume")
+    assert second.code == 0, second.err
+    first_epoch, second_epoch = records(tmp_path / "run", "eval")
+    (summary,) = records(tmp_path / "run", "summary")
+    assert (first_epoch["energy_joules"], first_epoch["energy_ranks"]) == (None, 0)
+    assert second_epoch["energy_joules"] > 0
+    assert (summary["energy_joules"], summary["energy_ranks"], summary["co2_grams"]) == (None, 0, None)
+    assert "not measured" in second.out
