@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -148,16 +148,22 @@ class RunFolder:
         Raises:
             ValueError: any other line is not JSON.
         """
-        lines = self.metrics.read_bytes().split(b"\n") if self.metrics.exists() else []
-        lines = [line for line in lines if line.strip()]
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line.decode()))
-            except ValueError as error:
-                if number < len(lines):
-                    raise ValueError(f"{self.metrics}: record {number} is not JSON") from error
-        return [record for record in records if kind in (None, record["kind"])]
+        return [record for record in self._records() if kind in (None, record["kind"])]
+
+    def _records(self) -> Iterator[Record]:
+        """The records one by one: those of a long run are not to be in memory all at once."""
+        if not self.metrics.exists():
+            return
+        with open(self.metrics, "rb") as file:
+            lines = enumerate((line for line in file if line.strip()), start=1)
+            for number, line in lines:
+                try:
+                    record = json.loads(line.decode())
+                except ValueError as error:
+                    if next(lines, None) is not None:
+                        raise ValueError(f"{self.metrics}: record {number} is not JSON") from error
+                    return
+                yield record
 
     def drop_after(self, step: int) -> None:
         """Take back, atomically, what a run resumed at `step` records anew: later records and the summary.
@@ -165,8 +171,7 @@ class RunFolder:
         Records of `step` itself stay.
         """
         if self.metrics.exists():
-            records = self.read_metrics()
-            self._rewrite(r for r in records if r["kind"] != "summary" and r["step"] <= step)
+            self._rewrite(r for r in self._records() if r["kind"] != "summary" and r["step"] <= step)
 
     def _mend_tail(self) -> None:
         """Complete or remove a half-written last line, so that the next record starts a line of its own."""
@@ -176,7 +181,7 @@ class RunFolder:
             file.seek(-1, os.SEEK_END)
             whole = file.read() == b"\n"
         if not whole:
-            self._rewrite(self.read_metrics())
+            self._rewrite(self._records())
 
     def _rewrite(self, records: Iterable[Record]) -> None:
         write_atomic(self.metrics, "".join(to_json(record) + "\n" for record in records).encode())

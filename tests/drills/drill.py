@@ -82,7 +82,7 @@ class Ranks:
         for process in self.processes:
             process.start()
 
-    def wait(self, seconds: float = 90) -> list[int | None]:
+    def wait(self, seconds: float = 240) -> list[int | None]:
         """The exit codes by rank, None for one that is still there after ``seconds``."""
         deadline = time.monotonic() + seconds
         while len(self.ended) < len(self.processes) and time.monotonic() < deadline:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from drill import AtStep, SignalToSelf, assert_same_course
+from drill import AtStep, SignalToSelf, assert_same_course, status
 
 LONG = pytest.mark.drill
 
@@ -36,6 +36,8 @@ def test_a_killed_rank_ends_the_others_with_one_line_and_costs_nothing_that_was_
     assert len(told) == 1, told
     pid = ranks.processes[victim].pid
     assert re.match(rf"error: the run has lost rank {victim} \(process {pid} on .*\), which is gone", told[0])
+    said = status(folder)
+    assert (said["state"], said["last_step"], f"error: {said['reason']}") == ("failed", 3, told[0])
     resume(folder, world_size=world_size)
     if world_size == 2:
         assert_same_course(folder, straight)
