@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dist_prune.errors import UserError, nearest
+from dist_prune.errors import UserError, first_problem, nearest
 from dist_prune.schedules import Constant, Schedule
 
 
@@ -189,10 +189,7 @@ def override(config: RunConfig, settings: list[str]) -> RunConfig:
         if not equals:
             raise UserError(f"--set {setting}: expected key=value")
         _assign(data, key.split("."), _parse(text), key)
-    try:
-        return RunConfig.model_validate(data)
-    except ValidationError as error:
-        raise UserError(_first_line(error)) from error
+    return read_config(data)
 
 
 def _parse(text: str) -> Any:
@@ -220,8 +217,13 @@ def _assign(data: dict[str, Any], path: list[str], value: Any, key: str) -> None
 _ALL_KEYS = tuple(RunConfig.model_fields)
 
 
-def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"recipe key '{where}': {message} (got {first.get('input')!r})" if where else message
+def read_config(data: Any) -> RunConfig:
+    """A recipe from plain data, with defaults for what is newer than they are; raises UserError in one line."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        where, problem = first_problem(error)
+        # What concerns several keys names them by itself.
+        raise UserError(
+            f"recipe key '{where}': {problem}" if where else problem.partition(" (got ")[0]
+        ) from error

@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -142,13 +143,17 @@ def first_to_leave() -> bool | None:
     """Leave word for the other ranks that this one ends alone. Whether it is the first; None if nobody can know."""
     if world_size() == 1:
         return True
-    try:
-        store = dist.distributed_c10d._get_default_store()
-        store.set_timeout(timedelta(seconds=5))
-        with _silent():
-            return store.add("dist_prune/left", 1) == 1
-    except RuntimeError:  # who kept it is gone
-        return None
+    answers: list[bool] = []
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):  # who kept it is gone
+            answers.append(dist.distributed_c10d._get_default_store().add("dist_prune/left", 1) == 1)
+
+    with _silent():  # whoever keeps it may hang: torch would wait for minutes, whatever its limit
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(timeout=5)
+    return answers[0] if answers else None
 
 
 @contextlib.contextmanager

@@ -11,20 +11,38 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from dist_prune.consensus.card import model_card
 from dist_prune.consensus.slicing import remove_units
-from dist_prune.errors import UserError
+from dist_prune.errors import UserError, first_problem
 from dist_prune.gates import gated_modules
 from dist_prune.models import Architecture, architecture_of, fold
 
 FORMAT = "dist_prune.sliced"
 VERSION = 1
+_Size = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class _Description(BaseModel):
+    """What a config.json says, beside its format."""
+
+    model_config = ConfigDict(strict=True)
+
+    builder: str
+    arguments: dict[str, Any]
+    kept_units: dict[str, list[int]]
+    input_shape: Annotated[list[_Size], Field(min_length=3, max_length=3)] | None = None
+    resized_side: _Size | None = None
+    normalization: dict[str, list[float]] | None = None
+    class_names: list[str] | None = None
+    folded_norms: dict[str, str] = {}
+    results: dict[str, Any] = {}
 
 
 def save_sliced(
@@ -126,7 +144,7 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder} is not a sliced checkpoint: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f"{folder} is not a sliced checkpoint: {path} does not say so")
@@ -137,9 +155,11 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     missing = {"builder", "arguments", "kept_units"} - config.keys()
     if missing:
         raise UserError(f"{path} lacks '{sorted(missing)[0]}'")
-    for key, kind in (("builder", str), ("arguments", dict), ("kept_units", dict)):
-        if not isinstance(config[key], kind):
-            raise UserError(f"{path}: '{key}' is of the wrong type: {config[key]!r}")
+    try:
+        _Description.model_validate(config)
+    except ValidationError as error:
+        where, problem = first_problem(error)
+        raise UserError(f"{path}: '{where}': {problem}") from error
     return config
 
 

@@ -19,6 +19,12 @@ from torch import nn
 from dist_prune.errors import UserError, nearest
 from dist_prune.models.cifar_resnet import CifarResNet
 
+# What torchvision and timm take to load weights from elsewhere.
+_FETCHING = {
+    "weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
+    "cache_dir",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -28,7 +34,12 @@ class Architecture:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
-        """The plain network with fresh weights; raises UserError for an unknown builder or bad arguments."""
+        """The plain network with fresh weights; raises UserError for an unknown builder or bad arguments.
+
+        A description may be a stranger's, so nothing is downloaded and no other file is read.
+        """
+        for name in _FETCHING & self.arguments.keys():
+            raise UserError(f"model '{self.builder}': '{name}' would fetch weights; leave it out")
         try:
             model = _builder(self.builder)(**self.arguments)
         except (TypeError, ValueError) as error:
