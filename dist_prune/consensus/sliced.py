@@ -88,11 +88,15 @@ def save_sliced(
         raise UserError(f"name a folder for the checkpoint: '{folder}' itself cannot be replaced")
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    safetensors.torch.save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
-    for name, text in _texts(config).items():
-        (beside / name).write_text(text)
-    replace_folder(beside, target)
+    try:
+        beside.mkdir(parents=True)
+        safetensors.torch.save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
+        for name, text in _texts(config).items():
+            (beside / name).write_text(text)
+        replace_folder(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)  # a full disk is to have its room back
+        raise
     return target
 
 
