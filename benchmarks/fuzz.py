@@ -126,6 +126,8 @@ def run(
         kind, which = cases[number]
         outcomes[number] = {"kind": kind, "number": which, "outcome": outcome, "told": told[-3000:]}
         at[number % processes] = number + processes
+        if len(outcomes) % 500 == 0:
+            print(f"{len(outcomes)} of {len(cases)}", file=sys.stderr, flush=True)
         if show or outcome == "finding":
             print(f"{kind}:{which} {outcome}\n{told[-3000:]}", flush=True)
 

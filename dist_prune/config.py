@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dist_prune.errors import UserError, first_problem, nearest
 from dist_prune.schedules import Constant, Schedule
 
+_LARGEST_SIDE = 2**13  # pixels; images of more are refused as attacks on memory anyway
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GatesConfig(_Section):
@@ -30,7 +32,7 @@ class GatesConfig(_Section):
     head: Literal["ste", "gumbel", "bernoulli"] = "ste"
     temperature: Schedule = Constant(value=1.0)
     dense_layers: Literal[1, 2] = 2
-    hidden: int = Field(16, ge=1)
+    hidden: int = Field(16, ge=1, le=2**16)
     flatten: bool | None = None
     open_bias: float | None = 1.0
 
@@ -79,11 +81,11 @@ class AugmentConfig(_Section):
     others, by shares from Beta(a, a), with 0 for never (with both, each in half of the steps).
     """
 
-    crop_padding: int = Field(0, ge=0)
+    crop_padding: int = Field(0, ge=0, le=_LARGEST_SIDE)
     flip: bool = False
     random_resized_crop: bool = False
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    cutout: int = Field(0, ge=0)
+    cutout: int = Field(0, ge=0, le=_LARGEST_SIDE)
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
 
@@ -134,7 +136,7 @@ class RunConfig(_Section):
     method: str = "consensus"
     gates: GatesConfig = GatesConfig()
     epochs: int = Field(350, ge=1)
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**32)
     global_batch_size: int = Field(256, ge=2)
 
     lr: float = Field(0.1, gt=0)
@@ -153,7 +155,7 @@ class RunConfig(_Section):
     mask_samples: int = Field(2048, ge=1)
     round_to: int = Field(1, ge=1)
 
-    image_size: int | None = Field(None, ge=1)
+    image_size: int | None = Field(None, ge=1, le=_LARGEST_SIDE)
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(1, ge=0)
     channels_last: bool = True
@@ -167,7 +169,7 @@ class RunConfig(_Section):
     keep_checkpoints: int = Field(2, ge=1)
     keep_best: bool = False
     max_bad_steps: int = Field(10, ge=0)
-    rank_timeout: float = Field(600.0, gt=0)
+    rank_timeout: float = Field(600.0, gt=0, le=7 * 86400)
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:

@@ -129,6 +129,7 @@ def load_sliced(folder: str | Path) -> nn.Module:
     architecture = Architecture(config["builder"], config["arguments"])
     with torch.device("meta"):
         small = _rebuild(architecture, config["kept_units"], folded)
+        _refuse_other_images(small, config["input_shape"], folder)
     if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
         with torch.random.fork_rng(devices=[]):  # buffers that no file holds are made by the builder
             small = _rebuild(architecture, config["kept_units"], folded)
@@ -141,6 +142,18 @@ def load_sliced(folder: str | Path) -> nn.Module:
             f"{folder}: config.json and model.safetensors do not belong together:{first}"
         ) from error
     return small.requires_grad_(True).eval()
+
+
+def _refuse_other_images(small: nn.Module, shape: Sequence[int] | None, folder: str | Path) -> None:
+    """Raise UserError if a network (without memory: on the meta device) does not take images of the recorded shape."""
+    if shape is not None:
+        try:
+            small.eval()(torch.empty(1, *shape, device="meta"))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{folder}/config.json: its network takes no images of {shape}: {reason}"
+            ) from error
 
 
 def read_sliced_config(folder: str | Path) -> dict[str, Any]:
@@ -160,11 +173,10 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} lacks '{sorted(missing)[0]}'")
     try:
-        _Description.model_validate(config)
+        return _Description.model_validate(config).model_dump() | config
     except ValidationError as error:
         where, problem = first_problem(error)
         raise UserError(f"{path}: '{where}': {problem}") from error
-    return config
 
 
 def find_sliced(folder: str | Path) -> Path:

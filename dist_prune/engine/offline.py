@@ -80,8 +80,11 @@ def open_for_sliced(config: dict[str, Any], data: str) -> ImageData:
     """The images as a sliced checkpoint (its config) expects them; raises UserError where they are not so."""
     # Evaluation scales images with a margin where training cut parts of any size out of them.
     augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
-    images = open_data(data, image_size=(config.get("input_shape") or [None])[-1], augment=augment)
-    expected = config.get("normalization")
+    images = open_data(data, image_size=(config["input_shape"] or [None])[-1], augment=augment)
+    shape = config["input_shape"]
+    if shape is not None and tuple(shape) != images.input_shape:
+        raise UserError(f"the network takes images of {shape}, {data} has {list(images.input_shape)}")
+    expected = config["normalization"]
     if expected is not None and expected != images.normalization:
         raise UserError(
             f"the network was trained on pixels normalized by {expected}, "

@@ -42,8 +42,13 @@ class Architecture:
             raise UserError(f"model '{self.builder}': '{name}' would fetch weights; leave it out")
         try:
             model = _builder(self.builder)(**self.arguments)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model '{self.builder}' does not accept {self.arguments}: {error}") from error
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # there is no list of what builders raise for arguments that they cannot use
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise UserError(f"model '{self.builder}' does not accept {self.arguments}: {reason}") from error
         return remember(model, self)
 
     def as_dict(self) -> dict[str, Any]:

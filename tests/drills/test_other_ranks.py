@@ -20,9 +20,11 @@ def assert_nearly_same_course(folder: Path, straight: Path) -> None:
         [loss for _, loss in losses(straight)], rel=1e-4
     )
     (mine, _), (theirs, _) = load_newest(folder / "checkpoints"), load_newest(straight / "checkpoints")
-    for name, tensor in theirs.weights.items():
-        torch.testing.assert_close(mine.weights[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-    for name, tensor in theirs.momentum.items():
+    for (
+        name,
+        tensor,
+    ) in theirs.momentum.items():  # what is learned; norms have seen as many batches as ranks made
+        torch.testing.assert_close(mine.weights[name], theirs.weights[name], rtol=1e-3, atol=1e-4, msg=name)
         torch.testing.assert_close(mine.momentum[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
 
 

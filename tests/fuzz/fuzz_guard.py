@@ -80,7 +80,7 @@ def _is_ours(code: Any) -> bool:
         name == "<string>"
     ):  # dataclasses, namedtuple and the like, never from data: those are called from a library
         caller = sys._getframe(3).f_code.co_filename
-        return caller.startswith(tuple(sysconfig.get_paths().values()))
+        return caller.startswith(tuple(sysconfig.get_paths().values())) or _under("<frozen importlib")
     return name.startswith(_TRUSTED) or "namedtuple" in name or name.startswith("<eval_with_key>")
 
 
