@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from dist_prune import distributed
 from dist_prune.arguments import Parser, positive
-from dist_prune.errors import LoneError, RunError, UserError, nearest
+from dist_prune.errors import LoneError, RunError, UserError, nearest, one_line
 from dist_prune.streams import outlive_readers
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
@@ -60,7 +60,7 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
         code = _report("interrupted; what was saved before can be resumed with --resume", FAILED)
     except LoneError as error:
         if not error.told:
-            print(f"error: {error}", file=sys.stderr)
+            print(one_line(f"error: {error}"), file=sys.stderr)
         sys.exit(FAILED)
     except Exception as error:
         code = _report_error(error)
@@ -96,13 +96,19 @@ def _report_error(error: Exception) -> int:
         return _report(f"error: {error}", USER_ERROR)
     if isinstance(error, RunError):
         return _report(f"error: {error}", FAILED)
-    traceback.print_exc()
+    from dist_prune.engine.memory import out_of_memory
+
+    reason = out_of_memory(error)
+    if reason is None:
+        traceback.print_exc()
+    elif distributed.first_to_leave() is not False:
+        print(one_line(f"error: rank {distributed.rank()} {reason}"), file=sys.stderr)
     sys.exit(FAILED)  # at once: others may be waiting for this rank
 
 
 def _report(line: str, code: int) -> int:
     if distributed.is_main():
-        print(line, file=sys.stderr)
+        print(one_line(line), file=sys.stderr)
     return code
 
 

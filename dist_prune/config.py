@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dist_prune.errors import UserError, nearest
+from dist_prune.errors import UserError, first_problem, nearest
 from dist_prune.schedules import Constant, Schedule
+
+_LARGEST_SIDE = 2**13  # pixels; images of more are refused as attacks on memory anyway
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GatesConfig(_Section):
@@ -31,7 +33,7 @@ class GatesConfig(_Section):
     head: Literal["ste", "gumbel", "bernoulli"] = "ste"
     temperature: Schedule = Constant(value=1.0)
     dense_layers: Literal[1, 2] = 2
-    hidden: int = Field(16, ge=1)
+    hidden: int = Field(16, ge=1, le=2**16)
     flatten: bool | None = None
     open_bias: float | None = 1.0
 
@@ -80,11 +82,11 @@ class AugmentConfig(_Section):
     others, by shares from Beta(a, a), with 0 for never (with both, each in half of the steps).
     """
 
-    crop_padding: int = Field(0, ge=0)
+    crop_padding: int = Field(0, ge=0, le=_LARGEST_SIDE)
     flip: bool = False
     random_resized_crop: bool = False
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    cutout: int = Field(0, ge=0)
+    cutout: int = Field(0, ge=0, le=_LARGEST_SIDE)
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
 
@@ -136,7 +138,7 @@ class RunConfig(_Section):
     method: str = "consensus"
     gates: GatesConfig = GatesConfig()
     epochs: int = Field(350, ge=1)
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**32)
     global_batch_size: int = Field(256, ge=2)
 
     lr: float = Field(0.1, gt=0)
@@ -155,7 +157,7 @@ class RunConfig(_Section):
     mask_samples: int = Field(2048, ge=1)
     round_to: int = Field(1, ge=1)
 
-    image_size: int | None = Field(None, ge=1)
+    image_size: int | None = Field(None, ge=1, le=_LARGEST_SIDE)
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(1, ge=0)
     channels_last: bool = True
@@ -169,7 +171,7 @@ class RunConfig(_Section):
     keep_checkpoints: int = Field(2, ge=1)
     keep_best: bool = False
     max_bad_steps: int = Field(10, ge=0)
-    rank_timeout: float = Field(600.0, gt=0)
+    rank_timeout: float = Field(600.0, gt=0, le=7 * 86400)
     grid_intensity: float | None = Field(None, gt=0)
     compile: bool = False
 
@@ -198,10 +200,7 @@ def override(config: RunConfig, settings: list[str]) -> RunConfig:
         if not equals:
             raise UserError(f"--set {setting}: expected key=value")
         _assign(data, key.split("."), _parse(text), key)
-    try:
-        return RunConfig.model_validate(data)
-    except ValidationError as error:
-        raise UserError(_first_line(error)) from error
+    return read_config(data)
 
 
 def _parse(text: str) -> Any:
@@ -229,8 +228,13 @@ def _assign(data: dict[str, Any], path: list[str], value: Any, key: str) -> None
 _ALL_KEYS = tuple(RunConfig.model_fields)
 
 
-def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    return f"recipe key '{where}': {message} (got {first.get('input')!r})" if where else message
+def read_config(data: Any) -> RunConfig:
+    """A recipe from plain data, with defaults for what is newer than they are; raises UserError in one line."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        where, problem = first_problem(error)
+        # What concerns several keys names them by itself.
+        raise UserError(
+            f"recipe key '{where}': {problem}" if where else problem.partition(" (got ")[0]
+        ) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import socket
 import sys
 import threading
@@ -160,23 +159,20 @@ def first_to_leave(seconds: float = 5.0) -> bool | None:
     """Leave word for the other ranks that this one ends alone. Whether it is the first; None if nobody can know."""
     if world_size() == 1:
         return True
-    answer: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
+    answers: list[bool] = []
     store = dist.distributed_c10d._get_default_store()
 
     def ask() -> None:
-        try:
-            answer.put(store.add("dist_prune/left", 1) == 1)
-        except RuntimeError:  # who kept it is gone
-            answer.put(None)
+        with contextlib.suppress(RuntimeError):  # who kept it is gone
+            answers.append(store.add("dist_prune/left", 1) == 1)
 
-    # In a thread that may be left behind: where the keeper's machine cannot be reached any more, torch waits for its
+    # In a thread that may be left behind: where the keeper hangs or cannot be reached any more, torch waits for its
     # answer until the system gives up the connection, a quarter of an hour, whatever timeout the store has.
     with _silent():
-        threading.Thread(target=ask, daemon=True).start()
-        try:
-            return answer.get(timeout=seconds)
-        except queue.Empty:
-            return None
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(timeout=seconds)
+    return answers[0] if answers else None
 
 
 @contextlib.contextmanager

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, Protocol
+
+_LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 class UserError(Exception):
@@ -34,3 +37,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(names)
+
+
+def one_line(text: str) -> str:
+    """``text`` with whatever would break or garble a line (what is quoted in it may be a stranger's) as blanks."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+class Invalid(Protocol):
+    """What pydantic raises for data that are not as declared."""
+
+    def errors(self, *, include_url: bool) -> list[Any]:
+        """All that is wrong with them."""
+
+
+def first_problem(error: Invalid) -> tuple[str, str]:
+    """Where the first of the problems lies, dotted, and what is wrong there and what was found, cut to some length."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    found = repr(first.get("input"))
+    shown = found if len(found) <= _LONGEST_SHOWN else f"{found[:_LONGEST_SHOWN]}..."
+    return ".".join(str(part) for part in first["loc"]), f"{message} (got {shown})"

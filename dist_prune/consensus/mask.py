@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
 from dist_prune import distributed
-from dist_prune.errors import NothingToEvaluate, UserError
+from dist_prune.errors import NothingToEvaluate, UserError, first_problem
 from dist_prune.gates import local_gates, sites
 from dist_prune.models import Site, in_eval_mode
 
@@ -21,6 +22,7 @@ BINS = 20
 DECIDED = 0.99  # a unit counts as decided when at least this share of samples agrees with the mask
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class SiteMask:
     """The decision at one site.
@@ -42,6 +44,9 @@ class SiteMask:
     undecided: int = 0
     flipped: int = 0
     histogram: tuple[int, ...] = ()
+
+
+_SITES = TypeAdapter(tuple[SiteMask, ...])
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,14 @@ class Mask:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Mask:
-        """The mask that ``as_dict`` gave; raises KeyError, TypeError or AttributeError for anything else."""
-        return Mask(tuple(_read(site) for site in data["sites"]))
+        """The mask that ``as_dict`` gave; raises UserError for anything else."""
+        try:
+            return Mask(_SITES.validate_python(data["sites"]))
+        except ValidationError as error:
+            where, problem = first_problem(error)
+            raise UserError(f"that is no mask: 'sites.{where}': {problem}") from error
+        except (KeyError, TypeError) as error:
+            raise UserError("that is no mask: it has no 'sites'") from error
 
     @staticmethod
     def of(kept: Mapping[str, Sequence[int]], model_sites: Sequence[Site]) -> Mask:
@@ -197,10 +208,5 @@ def load_mask(path: str | Path) -> Mask:
     """Read a mask.json; raises UserError if it is missing, unreadable or not a mask."""
     try:
         return Mask.from_dict(json.loads(Path(path).read_text()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path} is not a readable mask.json: {error}") from error
-
-
-def _read(site: dict[str, Any]) -> SiteMask:
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in site.items()}
-    return SiteMask(**fields)

@@ -11,20 +11,38 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from dist_prune.consensus.card import model_card
 from dist_prune.consensus.slicing import remove_units
-from dist_prune.errors import UserError
+from dist_prune.errors import UserError, first_problem
 from dist_prune.gates import gated_modules
 from dist_prune.models import Architecture, architecture_of, fold
 
 FORMAT = "dist_prune.sliced"
 VERSION = 1
+_Size = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class _Description(BaseModel):
+    """What a config.json says, beside its format."""
+
+    model_config = ConfigDict(strict=True)
+
+    builder: str
+    arguments: dict[str, Any]
+    kept_units: dict[str, list[int]]
+    input_shape: Annotated[list[_Size], Field(min_length=3, max_length=3)] | None = None
+    resized_side: _Size | None = None
+    normalization: dict[str, list[float]] | None = None
+    class_names: list[str] | None = None
+    folded_norms: dict[str, str] = {}
+    results: dict[str, Any] = {}
 
 
 def save_sliced(
@@ -70,11 +88,15 @@ def save_sliced(
         raise UserError(f"name a folder for the checkpoint: '{folder}' itself cannot be replaced")
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    safetensors.torch.save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
-    for name, text in _texts(config).items():
-        (beside / name).write_text(text)
-    replace_folder(beside, target)
+    try:
+        beside.mkdir(parents=True)
+        safetensors.torch.save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
+        for name, text in _texts(config).items():
+            (beside / name).write_text(text)
+        replace_folder(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)  # a full disk is to have its room back
+        raise
     return target
 
 
@@ -107,6 +129,7 @@ def load_sliced(folder: str | Path) -> nn.Module:
     architecture = Architecture(config["builder"], config["arguments"])
     with torch.device("meta"):
         small = _rebuild(architecture, config["kept_units"], folded)
+        _refuse_other_images(small, config["input_shape"], folder)
     if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
         with torch.random.fork_rng(devices=[]):  # buffers that no file holds are made by the builder
             small = _rebuild(architecture, config["kept_units"], folded)
@@ -121,12 +144,24 @@ def load_sliced(folder: str | Path) -> nn.Module:
     return small.requires_grad_(True).eval()
 
 
+def _refuse_other_images(small: nn.Module, shape: Sequence[int] | None, folder: str | Path) -> None:
+    """Raise UserError if a network (without memory: on the meta device) does not take images of the recorded shape."""
+    if shape is not None:
+        try:
+            small.eval()(torch.empty(1, *shape, device="meta"))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{folder}/config.json: its network takes no images of {shape}: {reason}"
+            ) from error
+
+
 def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     """The description of a sliced checkpoint; raises UserError if it is missing or not one."""
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder} is not a sliced checkpoint: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f"{folder} is not a sliced checkpoint: {path} does not say so")
@@ -137,10 +172,11 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     missing = {"builder", "arguments", "kept_units"} - config.keys()
     if missing:
         raise UserError(f"{path} lacks '{sorted(missing)[0]}'")
-    for key, kind in (("builder", str), ("arguments", dict), ("kept_units", dict)):
-        if not isinstance(config[key], kind):
-            raise UserError(f"{path}: '{key}' is of the wrong type: {config[key]!r}")
-    return config
+    try:
+        return _Description.model_validate(config).model_dump() | config
+    except ValidationError as error:
+        where, problem = first_problem(error)
+        raise UserError(f"{path}: '{where}': {problem}") from error
 
 
 def find_sliced(folder: str | Path) -> Path:

@@ -41,6 +41,10 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Na
     for name, units in kept.items():
         if name not in known:
             raise UserError(f"the network has no site '{name}'")
+        if len(set(units)) != len(units) or any(not 0 <= unit < known[name].units for unit in units):
+            raise UserError(
+                f"'{name}' has the units 0 to {known[name].units - 1}, each of which stays once at most"
+            )
         if not units and not known[name].may_be_empty:
             raise UserError(f"'{name}' has no shortcut, so one unit at least must stay")
     chosen = {known[name]: sorted(units) for name, units in kept.items()}

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dist_prune.consensus import cut, find_sliced, load_sliced, read_sliced_config
 from dist_prune.engine.evaluate import accuracies
-from dist_prune.engine.offline import config_of, open_for_sliced
+from dist_prune.engine.offline import open_for_sliced
+from dist_prune.engine.stored import data_of
 from dist_prune.errors import UserError
 from dist_prune.measure import count_macs
 from dist_prune.models import layer_sites
@@ -42,7 +43,7 @@ def naive_baselines(
     run = RunFolder(folder)
     path = find_sliced(folder)
     config = read_sliced_config(path)
-    data = config_of(RunFolder(path.parent)).data if data is None else data
+    data = data_of(RunFolder(path.parent)) if data is None else data
     images = open_for_sliced(config, data)
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:

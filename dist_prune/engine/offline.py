@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from dist_prune.config import AugmentConfig, RunConfig
+from dist_prune.config import AugmentConfig
 from dist_prune.consensus import load_mask, load_sliced, read_sliced_config
 from dist_prune.data import ImageData, open_data
 from dist_prune.engine.checkpoint import Checkpoint, load_checkpoint, load_newest
@@ -18,6 +18,7 @@ from dist_prune.engine.evaluate import accuracies
 from dist_prune.engine.finish import collapse_difference, finish
 from dist_prune.engine.run import build_method, open_images
 from dist_prune.engine.setting import Setting
+from dist_prune.engine.stored import check_state, config_of, data_of
 from dist_prune.errors import UserError
 from dist_prune.methods import Method, Phase
 from dist_prune.monitor.records import RunFolder
@@ -40,6 +41,7 @@ def collapse_run(
         raise UserError("a mask.json is taken as it is: leave out --mask or --round_to")
     run, checkpoint = _find(Path(source))
     config = config_of(run)
+    data = data or data_of(run)
     given = {"data": data, "round_to": round_to}
     config = config.model_copy(update={key: value for key, value in given.items() if value})
     images = open_images(config)
@@ -67,7 +69,7 @@ def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -
     path = path / "sliced" if (path / "sliced").is_dir() else path
     config = read_sliced_config(path)
     if data is None:
-        data = config_of(RunFolder(path.parent)).data
+        data = data_of(RunFolder(path.parent))
     images = open_for_sliced(config, data)
     batches = images.eval_batches(split, batch_size=256, rank=0, world_size=1)
     measured = accuracies({"accuracy": load_sliced(path)}, batches, torch.device("cpu"))
@@ -79,6 +81,9 @@ def open_for_sliced(config: dict[str, Any], data: str) -> ImageData:
     # Evaluation scales images with a margin where training cut parts of any size out of them.
     augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
     images = open_data(data, image_size=(config["input_shape"] or [None])[-1], augment=augment)
+    shape = config["input_shape"]
+    if shape is not None and tuple(shape) != images.input_shape:
+        raise UserError(f"the network takes images of {shape}, {data} has {list(images.input_shape)}")
     expected = config["normalization"]
     if expected is not None and expected != images.normalization:
         raise UserError(
@@ -90,29 +95,27 @@ def open_for_sliced(config: dict[str, Any], data: str) -> ImageData:
 
 def _find(source: Path) -> tuple[RunFolder, Checkpoint]:
     if (source / "manifest.json").exists():  # one checkpoint: RUN/checkpoints/step-...
-        return RunFolder(source.parent.parent), load_checkpoint(source)
+        return RunFolder(source.parent.parent), check_state(load_checkpoint(source))
     run = RunFolder(source)
     checkpoint, damaged = load_newest(run.checkpoints)
     if checkpoint is None:
         raise UserError(damaged[0] if damaged else f"{source} holds no checkpoint of a run")
-    return run, checkpoint
-
-
-def config_of(run: RunFolder) -> RunConfig:
-    """The recipe of a run folder; raises UserError where there is none."""
-    try:
-        return RunConfig.model_validate(json.loads(run.config.read_text())["config"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{run.config} is not the config.json of a run: {error}; name the data with --data"
-        ) from error
+    return run, check_state(checkpoint)
 
 
 def _trained_phase(method: Method, checkpoint: Checkpoint) -> Phase:
     """The phase that the checkpoint is of, with its weights in place."""
     for phase in method.phases(checkpoint.state["structures"]):
         if phase.name == checkpoint.state["phase"]:
-            phase.module.load_state_dict(checkpoint.weights)
+            _load(phase.module, checkpoint.weights)
             phase.loaded(phase.module)
             return dataclasses.replace(phase, trained=phase.module)
     raise UserError(f"the run's method has no phase '{checkpoint.state['phase']}'")
+
+
+def _load(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        *_, first = str(error).splitlines()[:2]
+        raise UserError(f"the checkpoint is not of the network of config.json: {first.strip()}") from error

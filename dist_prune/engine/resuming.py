@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data import ImageData
 from dist_prune.engine.checkpoint import Checkpoint, load_newest
+from dist_prune.engine.stored import check_state, config_of
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
 
@@ -34,21 +34,29 @@ def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> Ch
         for line in damaged:
             print(f"{line}; passing over it", file=sys.stderr)
         if checkpoint:
-            problem = other_recipe(folder, config) or other_data(folder, config, checkpoint, data)
+            problem = _other_run(folder, config, checkpoint, data)
     checkpoint, problem = distributed.broadcast_object((checkpoint, problem))
     if problem:
         raise UserError(problem)
     return checkpoint
 
 
+def _other_run(folder: RunFolder, config: RunConfig, checkpoint: Checkpoint, data: ImageData) -> str | None:
+    try:
+        check_state(checkpoint)
+    except UserError as error:
+        return str(error)
+    return other_recipe(folder, config) or other_data(folder, config, checkpoint, data)
+
+
 def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
     """What the recipe of the run in ``folder`` has otherwise, in one line."""
     if not folder.config.exists():
         return None
-    try:  # settings that are newer than the run have their defaults
-        stored = RunConfig.model_validate(json.loads(folder.config.read_text())["config"])
-    except (ValueError, KeyError) as error:
-        return f"{folder.config} is not the config.json of a run: {' '.join(str(error).split())}"
+    try:
+        stored = config_of(folder)
+    except UserError as error:
+        return str(error)
     before = stored.model_dump(mode="json")
     for key, value in config.model_dump(mode="json").items():
         if before[key] != value and key not in _MAY_CHANGE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -28,7 +29,7 @@ from dist_prune.engine.resuming import find_checkpoint
 from dist_prune.engine.setting import Position, Setting
 from dist_prune.engine.stopping import StopRequest
 from dist_prune.engine.trainer import Trainer
-from dist_prune.errors import UserError, nearest
+from dist_prune.errors import LoneError, UserError, nearest
 from dist_prune.methods import METHODS, Method, Task
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
 
@@ -155,7 +156,7 @@ def _train_and_finish(
             last, reason = _work(setting, options, checkpoint, recorder, status)
     except BaseException as error:
         with setting.writing():
-            status.write("failed", " ".join(str(error).split()) or type(error).__name__)
+            status.fail(error)
         recorder.close()
         raise
     recorder.close()
@@ -195,15 +196,31 @@ def _work(
 
 
 class _Status:
-    """Keeps status.json, on rank 0."""
+    """Keeps status.json; rank 0 writes, and a rank that tells by itself why the run has failed."""
 
     def __init__(self, folder: RunFolder, first_step: int, resumed_from: int | None) -> None:
         self._folder, self._resumed_from = folder, resumed_from
         self.position = Position(step=first_step)
 
     def write(self, state: State, reason: str | None = None) -> None:
+        """Say how the run stands, on rank 0."""
         if distributed.is_main():
-            self._folder.write_status(state, reason, self.position.step, self._resumed_from)
+            self._write(state, reason)
+
+    def fail(self, error: BaseException) -> None:
+        """Say why the run has failed: rank 0 may be what was lost, and what it sees last may be a consequence."""
+        speaks = isinstance(error, LoneError) and not error.told
+        if speaks or (distributed.is_main() and not self._told()):
+            self._write("failed", " ".join(str(error).split()) or type(error).__name__)
+
+    def _write(self, state: State, reason: str | None) -> None:
+        self._folder.write_status(state, reason, self.position.step, self._resumed_from)
+
+    def _told(self) -> bool:
+        """Whether another rank has written why, since this invocation began and wrote that it is running."""
+        with contextlib.suppress(ValueError):
+            return (self._folder.read_status() or {}).get("state") == "failed"
+        return False
 
 
 def _open_folder(config: RunConfig, options: Options) -> RunFolder:

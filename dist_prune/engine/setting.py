@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
+from pydantic import ConfigDict, with_config
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -139,6 +140,7 @@ class Setting:
         raise UserError(f"{error}{hint}")
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass
 class Position:
     """Where a run stands. step counts over all phases, batch the optimizer steps within the epoch.

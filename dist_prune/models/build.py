@@ -19,6 +19,12 @@ from torch import nn
 from dist_prune.errors import UserError, nearest
 from dist_prune.models.cifar_resnet import CifarResNet
 
+# What torchvision and timm take to load weights from elsewhere.
+_FETCHING = {
+    "weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
+    "cache_dir",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -28,11 +34,21 @@ class Architecture:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
-        """The plain network with fresh weights; raises UserError for an unknown builder or bad arguments."""
+        """The plain network with fresh weights; raises UserError for an unknown builder or bad arguments.
+
+        A description may be a stranger's, so nothing is downloaded and no other file is read.
+        """
+        for name in _FETCHING & self.arguments.keys():
+            raise UserError(f"model '{self.builder}': '{name}' would fetch weights; leave it out")
         try:
             model = _builder(self.builder)(**self.arguments)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model '{self.builder}' does not accept {self.arguments}: {error}") from error
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # there is no list of what builders raise for arguments that they cannot use
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise UserError(f"model '{self.builder}' does not accept {self.arguments}: {reason}") from error
         return remember(model, self)
 
     def as_dict(self) -> dict[str, Any]:

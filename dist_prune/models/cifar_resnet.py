@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_DEEPEST = 2000  # the deepest of the paper has 1202 layers; a stranger's description may ask for billions
+
 
 class PadShortcut(nn.Module):
     """Option A: every second pixel, new channels filled with zeros, half on each side."""
@@ -66,8 +68,10 @@ class CifarResNet(nn.Module):
         self, depth: int, num_classes: int = 10, in_channels: int = 3, shortcut: str = "B", width: float = 16
     ) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"a CIFAR ResNet has depth 6n + 2 (8, 14, 20, 26, 32, ...), not {depth}")
+        if not 8 <= depth <= _DEEPEST or (depth - 2) % 6:
+            raise ValueError(
+                f"a CIFAR ResNet has depth 6n + 2 (8, 14, 20, ... up to {_DEEPEST}), not {depth}"
+            )
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut is 'A' (padding) or 'B' (projection), not {shortcut!r}")
         if width < 1:

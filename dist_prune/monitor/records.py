@@ -3,10 +3,13 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import BaseModel, ValidationError
+
+from dist_prune.errors import first_problem
 from dist_prune.monitor.files import to_json, write_at_end, write_atomic
 
 Kind = Literal["train", "eval", "summary"]
@@ -43,6 +46,26 @@ SUMMARY_KEYS = (
     "world_size",
 )
 _REQUIRED: dict[str, tuple[str, ...]] = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "summary": SUMMARY_KEYS}
+
+
+class _MaskSite(BaseModel):
+    name: str = ""
+    kind: str = ""
+    units: int | None = None
+    kept: list[int] | int | None = None
+    mean_activation: float | list[float] | None = None
+    agreement: float | list[float] | None = None
+
+
+class _MaskFile(BaseModel):
+    """What a report shows of a mask.json."""
+
+    sites: list[_MaskSite] = []
+
+
+def _is_record(record: Any) -> bool:
+    kind = record.get("kind") if isinstance(record, dict) else None
+    return isinstance(kind, str) and all(key in record for key in _REQUIRED.get(kind, ("kind",)))
 
 
 class RunExists(FileExistsError):
@@ -117,8 +140,35 @@ class RunFolder:
         self.write_json(self.status, status)
 
     def read_status(self) -> Record | None:
-        """The content of status.json, or None where no run has begun."""
-        return json.loads(self.status.read_text("utf-8")) if self.status.exists() else None
+        """The content of status.json, or None where no run has begun.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        if not self.status.exists():
+            return None
+        status = json.loads(self.status.read_text("utf-8"))
+        if (
+            not isinstance(status, dict)
+            or not isinstance(status.get("last_step"), int)
+            or "state" not in status
+        ):
+            raise ValueError(f"{self.status} does not say how a run stands")
+        return status
+
+    def read_mask(self) -> Record | None:
+        """The content of mask.json, or None where there is none.
+
+        Raises:
+            ValueError: it is not that of a mask.
+        """
+        if not self.mask.exists():
+            return None
+        try:
+            return _MaskFile.model_validate_json(self.mask.read_bytes()).model_dump(exclude_unset=True)
+        except ValidationError as error:
+            where, problem = first_problem(error)
+            raise ValueError(f"{self.mask} is not a mask.json: '{where}': {problem}") from error
 
     def append(self, kind: Kind, record: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl: the kind, the keys of the contract in their order, then the rest.
@@ -148,16 +198,24 @@ class RunFolder:
         Raises:
             ValueError: any other line is not JSON.
         """
-        lines = self.metrics.read_bytes().split(b"\n") if self.metrics.exists() else []
-        lines = [line for line in lines if line.strip()]
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(json.loads(line.decode()))
-            except ValueError as error:
-                if number < len(lines):
-                    raise ValueError(f"{self.metrics}: record {number} is not JSON") from error
-        return [record for record in records if kind in (None, record["kind"])]
+        return [record for record in self._records() if kind in (None, record["kind"])]
+
+    def _records(self) -> Iterator[Record]:
+        """The records one by one: those of a long run are not to be in memory all at once."""
+        if not self.metrics.exists():
+            return
+        with open(self.metrics, "rb") as file:
+            lines = enumerate((line for line in file if line.strip()), start=1)
+            for number, line in lines:
+                try:
+                    record = json.loads(line.decode())
+                except ValueError as error:
+                    if next(lines, None) is not None:
+                        raise ValueError(f"{self.metrics}: record {number} is not JSON") from error
+                    return
+                if not _is_record(record):
+                    raise ValueError(f"{self.metrics}: record {number} is not one of a run")
+                yield record
 
     def drop_after(self, step: int) -> None:
         """Take back, atomically, what a run resumed at `step` records anew: later records and the summary.
@@ -165,8 +223,7 @@ class RunFolder:
         Records of `step` itself stay.
         """
         if self.metrics.exists():
-            records = self.read_metrics()
-            self._rewrite(r for r in records if r["kind"] != "summary" and r["step"] <= step)
+            self._rewrite(r for r in self._records() if r["kind"] != "summary" and r["step"] <= step)
 
     def _mend_tail(self) -> None:
         """Complete or remove a half-written last line, so that the next record starts a line of its own."""
@@ -176,7 +233,7 @@ class RunFolder:
             file.seek(-1, os.SEEK_END)
             whole = file.read() == b"\n"
         if not whole:
-            self._rewrite(self.read_metrics())
+            self._rewrite(self._records())
 
     def _rewrite(self, records: Iterable[Record]) -> None:
         write_atomic(self.metrics, "".join(to_json(record) + "\n" for record in records).encode())

@@ -1,6 +1,5 @@
 """The report of one run: reads a run folder and writes its pictures and one HTML page."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def write_report(run: RunFolder, to_accuracy: float | None = None) -> Path:
         warning=warning,
         results=[*result_rows(_result(evals, summaries)), *_cost_rows(evals, to_accuracy)],
         pictures=pictures,
-        mask=json.loads(run.mask.read_text("utf-8")) if run.mask.exists() else None,
+        mask=run.read_mask(),
         config_json=run.config.read_text("utf-8") if run.config.exists() else None,
     )
     path = run.report / "report.html"

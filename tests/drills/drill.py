@@ -52,6 +52,24 @@ class AtStep:
 
 
 @dataclass(frozen=True)
+class AtFinish:
+    """Calls ``action`` in one rank when training is over, before the network is collapsed and written."""
+
+    action: Sabotage
+
+    def __call__(self) -> None:
+        from dist_prune.engine import run
+
+        real = run.finish
+
+        def finish(*arguments: Any) -> Any:
+            self.action()
+            return real(*arguments)
+
+        run.finish = finish
+
+
+@dataclass(frozen=True)
 class SignalToSelf:
     number: signal.Signals
 
@@ -70,7 +88,8 @@ class Ranks:
         sabotage: dict[int, Sabotage],
         port: int | None = None,
     ) -> None:
-        self.errors = [folder.with_name(f"{folder.name}.{r}.err") for r in range(world_size)]
+        beside = folder.parent if os.access(folder.parent, os.W_OK) else folder.parent.parent
+        self.errors = [beside / f"{folder.name}.{r}.err" for r in range(world_size)]
         port = port or _free_port()
         self.processes = [
             _context.Process(
@@ -82,7 +101,7 @@ class Ranks:
         for process in self.processes:
             process.start()
 
-    def wait(self, seconds: float = 90) -> list[int | None]:
+    def wait(self, seconds: float = 240) -> list[int | None]:
         """The exit codes by rank, None for one that is still there after ``seconds``."""
         deadline = time.monotonic() + seconds
         while len(self.ended) < len(self.processes) and time.monotonic() < deadline:

@@ -6,7 +6,7 @@ import resource
 from dataclasses import dataclass
 
 import pytest
-from drill import AtStep, assert_same_course
+from drill import AtFinish, AtStep, assert_same_course, losses, status
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,24 @@ def test_what_cannot_be_written_ends_all_ranks_with_one_line(launch, resume, str
     assert sorted(path.name for path in whole.parent.iterdir()) == ["latest", whole.name]
     resume(folder)
     assert_same_course(folder, straight)
+
+
+@pytest.mark.drill
+def test_a_disk_that_fills_up_as_the_sliced_network_is_written_costs_nothing(launch, tmp_path):
+    """Room for a status and a mask, but not for the network."""
+    settings = ("epochs=1", "checkpoint_every=20")
+    assert launch(tmp_path / "straight", settings=settings).wait() == [0, 0]
+    folder = tmp_path / "run"
+    ranks = launch(folder, settings=settings, sabotage={0: AtFinish(LimitFiles(9_000))})
+    assert ranks.wait() == [1, 1], ranks.told()
+    (line,) = ranks.told()
+    assert line.startswith(f"error: cannot write to the run folder {folder}: File too large; mend that")
+    assert status(folder)["state"] == "failed"
+    assert not (folder / "sliced").exists()
+    assert not list(folder.glob(".*")), "what could not be written is gone"
+    ranks = launch(folder, "--resume", settings=settings)
+    assert ranks.wait() == [0, 0], ranks.told()
+    assert status(folder) == {"state": "done", "reason": None, "last_step": 11, "resumed_from": 11}
+    assert losses(folder) == losses(tmp_path / "straight")
+    tensors = [path / "sliced" / "model.safetensors" for path in (folder, tmp_path / "straight")]
+    assert tensors[0].read_bytes() == tensors[1].read_bytes()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from drill import AtStep, SignalToSelf, assert_same_course
+from drill import AtStep, SignalToSelf, assert_same_course, status
 
 LONG = pytest.mark.drill
 
@@ -36,25 +38,38 @@ def test_a_killed_rank_ends_the_others_with_one_line_and_costs_nothing_that_was_
     assert len(told) == 1, told
     pid = ranks.processes[victim].pid
     assert re.match(rf"error: the run has lost rank {victim} \(process {pid} on .*\), which is gone", told[0])
+    said = status(folder)
+    assert (said["state"], said["last_step"], f"error: {said['reason']}") == ("failed", 3, told[0])
     resume(folder, world_size=world_size)
     if world_size == 2:
         assert_same_course(folder, straight)
 
 
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 @LONG
-def test_a_hung_rank_ends_the_others_after_rank_timeout(launch, resume, straight, tmp_path):
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_hung_rank_ends_the_others_after_rank_timeout(launch, resume, straight, tmp_path, victim):
     folder = tmp_path / "run"
-    sabotage = {1: AtStep(4, SignalToSelf(signal.SIGSTOP))}
-    ranks = launch(folder, settings=("checkpoint_every=2", "rank_timeout=6"), sabotage=sabotage)
+    sabotage = {victim: AtStep(4, SignalToSelf(signal.SIGSTOP))}
+    ranks = launch(folder, settings=("checkpoint_every=2", "rank_timeout=20"), sabotage=sabotage)
     try:
-        while 0 not in ranks.ended:
-            codes = ranks.wait(1)
-        assert codes == [1, None]
+        while not ranks.processes[victim].pid or not is_stopped(ranks.processes[victim].pid):
+            assert ranks.wait(0.1) == [None, None], ranks.told()
+        began = time.monotonic()
+        while 1 - victim not in ranks.ended:
+            codes = ranks.wait(0.2)
+        assert codes[1 - victim] == 1
+        assert codes[victim] is None
+        assert time.monotonic() - began < 20 + 25
         told = ranks.told()
         assert len(told) == 1, told
-        assert re.match(r"error: the run has lost rank 1 \(process .*\), which is stopped", told[0])
+        assert re.match(rf"error: the run has lost rank {victim} \(process .*\), which is stopped", told[0])
+        assert f"error: {status(folder)['reason']}" == told[0]
     finally:
-        os.kill(ranks.processes[1].pid, signal.SIGKILL)
+        os.kill(ranks.processes[victim].pid, signal.SIGKILL)
     resume(folder)
     assert_same_course(folder, straight)
 
