@@ -10,6 +10,7 @@ from unit_helpers import shaken
 from dist_prune import attach_gates, build_model
 from dist_prune.gates import Freezer, Moment, gated_modules, set_moment
 from dist_prune.gates.insertion import gating_modules
+from dist_prune.gates.noise import logistic_noise
 
 STEPS = 4
 
@@ -69,14 +70,11 @@ def test_a_loop_that_sets_no_moment_is_compiled_once_as_well():
     assert counter.frame_count == 1
 
 
-@pytest.mark.slow
-def test_the_noise_of_compiled_gates_is_that_of_all_others():
-    model, images = gated("layer", "gumbel"), torch.randn(8, 3, 16, 16)
-    compiled = copy.deepcopy(model)
-    compiled.compile(fullgraph=True)
-    for expected, found in zip(steps(model, images), steps(compiled, images), strict=True):
-        for a, b in zip(expected, found, strict=True):
-            torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-5)
+def test_the_noise_of_compiled_gates_is_to_the_last_bit_that_of_all_others():
+    compiled = torch.compile(logistic_noise, fullgraph=True)
+    for step in range(3):
+        moment, like = Moment(7, step, 5), torch.empty(6, 4)
+        assert torch.equal(compiled(moment, 2, like), logistic_noise(moment, 2, like))
 
 
 def test_a_freezer_that_does_not_freeze_knows_what_is_decided_and_leaves_the_graph_as_it_is():
