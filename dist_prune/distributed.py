@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import socket
 import sys
 import threading
@@ -139,21 +140,27 @@ def all_equal(number: int, device: torch.device) -> bool:
     return bool(extremes.sum() == 0)
 
 
-def first_to_leave() -> bool | None:
+def first_to_leave(seconds: float = 5.0) -> bool | None:
     """Leave word for the other ranks that this one ends alone. Whether it is the first; None if nobody can know."""
     if world_size() == 1:
         return True
-    answers: list[bool] = []
+    answer: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
+    store = dist.distributed_c10d._get_default_store()
 
     def ask() -> None:
-        with contextlib.suppress(RuntimeError):  # who kept it is gone
-            answers.append(dist.distributed_c10d._get_default_store().add("dist_prune/left", 1) == 1)
+        try:
+            answer.put(store.add("dist_prune/left", 1) == 1)
+        except RuntimeError:  # who kept it is gone
+            answer.put(None)
 
-    with _silent():  # whoever keeps it may hang: torch would wait for minutes, whatever its limit
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(timeout=5)
-    return answers[0] if answers else None
+    # In a thread that may be left behind: where the keeper's machine cannot be reached any more, torch waits for its
+    # answer until the system gives up the connection, a quarter of an hour, whatever timeout the store has.
+    with _silent():
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return answer.get(timeout=seconds)
+        except queue.Empty:
+            return None
 
 
 @contextlib.contextmanager
