@@ -96,7 +96,7 @@ def _make_run(material: Material) -> None:
         "position": asdict(Position(phase=phase.name, batch=0, epoch=1, step=1)),
         "schedule": {
             "scheduler": {"last_epoch": 1, "_step_count": 2, "base_lrs": [0.1]},
-            "groups": [{"lr": 0.1, "momentum": 0.9}],
+            "settings": {"lr": 0.1, "momentum": 0.9},
         },
         "data": images.identity(),
     }

@@ -141,3 +141,15 @@ def test_a_class_of_ones_own_is_not_recognized_but_may_be_described():
     assert architecture_of(model) is None
     remember(model, Architecture("torchvision/resnet18", {"num_classes": 3}))
     assert architecture_of(model) == Architecture("torchvision/resnet18", {"num_classes": 3})
+
+
+@pytest.mark.parametrize("name", ["weights", "checkpoint_path", "pretrained_cfg"])
+def test_a_description_cannot_make_a_network_load_weights_from_elsewhere(name):
+    for builder in ("torchvision/resnet18", "timm/resnet10t"):
+        with pytest.raises(UserError, match=f"'{name}' would fetch weights"):
+            Architecture(builder, {"num_classes": 2, name: "elsewhere"}).build()
+
+
+def test_a_cifar_resnet_of_billions_of_layers_is_refused_at_once():
+    with pytest.raises(UserError, match="up to 2000"):
+        Architecture("cifar_resnet", {"depth": 6 * 10**9 + 2}).build()
