@@ -89,7 +89,9 @@ def rank() -> int:
 
 
 def address() -> str:
-    """The address of this machine towards rank 0, at which the other ranks reach it; "" where that cannot be known."""
+    """The address of this machine towards rank 0, at which the other ranks reach it; "" if it has no use or is not known."""
+    if world_size() == 1:
+        return ""
     master, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "1"))
     try:
         family, kind, *_, place = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)[0]

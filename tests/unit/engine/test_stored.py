@@ -18,7 +18,7 @@ STATE = {
     "phase": "gated",
     "structures": {"gated": {}},
     "position": asdict(Position(phase="gated", step=3)),
-    "schedule": {"scheduler": {"last_epoch": 3}, "groups": [{"lr": 0.1, "momentum": 0.9}]},
+    "schedule": {"scheduler": {"last_epoch": 3}, "settings": {"lr": 0.1, "momentum": 0.9}},
 }
 
 
