@@ -89,7 +89,7 @@ def rank() -> int:
 
 
 def address() -> str:
-    """The address of this machine towards rank 0, at which the other ranks reach it; "" if it has no use or is not known."""
+    """The address at which the other ranks reach this machine; "" where there are none, or it cannot be known."""
     if world_size() == 1:
         return ""
     master, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "1"))
