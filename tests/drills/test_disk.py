@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pytest
 from drill import AtFinish, AtStep, assert_same_course, losses, status
 
+pytestmark = pytest.mark.drill
+
 
 @dataclass(frozen=True)
 class LimitFiles:
@@ -21,7 +23,7 @@ class LimitFiles:
 
 @pytest.mark.parametrize(
     ("size", "what"),
-    [(100_000, "a checkpoint"), pytest.param(1_200, "metrics.jsonl", marks=pytest.mark.drill)],
+    [(100_000, "a checkpoint"), (1_200, "metrics.jsonl")],
 )
 def test_what_cannot_be_written_ends_all_ranks_with_one_line(launch, resume, straight, tmp_path, size, what):
     folder = tmp_path / "run"
@@ -38,7 +40,6 @@ def test_what_cannot_be_written_ends_all_ranks_with_one_line(launch, resume, str
     assert_same_course(folder, straight)
 
 
-@pytest.mark.drill
 def test_a_disk_that_fills_up_as_the_sliced_network_is_written_costs_nothing(launch, tmp_path):
     """Room for a status and a mask, but not for the network."""
     settings = ("epochs=1", "checkpoint_every=20")

@@ -16,21 +16,10 @@ from drill import AtStep, SignalToSelf, assert_same_course, status
 LONG = pytest.mark.drill
 
 
-@pytest.mark.parametrize(
-    ("victim", "world_size"),
-    [
-        (1, 2),
-        pytest.param(0, 2, marks=LONG),
-        pytest.param(2, 4, marks=LONG),
-        pytest.param(0, 4, marks=LONG),
-    ],
-)
-def test_a_killed_rank_ends_the_others_with_one_line_and_costs_nothing_that_was_saved(
-    launch, resume, straight, tmp_path, victim, world_size
-):
-    folder = tmp_path / "run"
+def kill(launch, folder: Path, victim: int, world_size: int) -> None:
+    """Kill a rank in its fourth step; the others must end soon, with one line that names it."""
     sabotage = {victim: AtStep(4, SignalToSelf(signal.SIGKILL))}
-    ranks = launch(folder, world_size=world_size, settings=("checkpoint_every=2",), sabotage=sabotage)
+    ranks = launch(folder, world_size=world_size, sabotage=sabotage)
     codes = ranks.wait()
     assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(world_size)], ranks.told()
     assert max(ranks.ended.values()) - ranks.ended[victim] < 15
@@ -40,6 +29,17 @@ def test_a_killed_rank_ends_the_others_with_one_line_and_costs_nothing_that_was_
     assert re.match(rf"error: the run has lost rank {victim} \(process {pid} on .*\), which is gone", told[0])
     said = status(folder)
     assert (said["state"], said["last_step"], f"error: {said['reason']}") == ("failed", 3, told[0])
+
+
+def test_a_killed_rank_ends_the_others_with_one_line(launch, tmp_path):
+    kill(launch, tmp_path / "run", victim=1, world_size=2)
+
+
+@LONG
+@pytest.mark.parametrize(("victim", "world_size"), [(1, 2), (0, 2), (2, 4), (0, 4)])
+def test_a_killed_rank_costs_nothing_that_was_saved(launch, resume, straight, tmp_path, victim, world_size):
+    folder = tmp_path / "run"
+    kill(launch, folder, victim, world_size)
     resume(folder, world_size=world_size)
     if world_size == 2:
         assert_same_course(folder, straight)

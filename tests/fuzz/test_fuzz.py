@@ -20,8 +20,10 @@ CASES = 6  # of each kind
 def material(tmp_path_factory):
     home = tmp_path_factory.mktemp("fuzz")
     made = make_material(home)
-    warm_up(made, home / "warm")
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIST_PRUNE_DATA", str(home / "data"))
+        warm_up(made, home / "warm")
+        yield made
 
 
 @pytest.mark.parametrize("kind", KINDS)
