@@ -3,7 +3,8 @@
     python benchmarks/step_time.py [--model resnet56] [--batch 128] [--steps 40] [--precision bf16] [--kind layer]
 
 Both networks train in one process, steps alternating, so that a machine whose speed drifts slows both. A
-gated step includes all that the method adds: gating modules, gate means, polarization and activation terms.
+gated step includes all that the method adds: gating modules, gate means, polarization and activation terms; with
+--target_macs also a budget's exploration and bookkeeping, and the freezer's, as in the run before units leave.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ from torch import Tensor, nn
 
 import dist_prune
 from dist_prune.engine.cpu import tune_cpu
+from dist_prune.gates import Freezer
+
+EXPLORING = 0.1  # of the run is over: gates explore, and nothing is decided yet
 
 
 def make_step(
-    model: nn.Module, images: Tensor, labels: Tensor, bf16: bool, gated: bool
+    model: nn.Module, images: Tensor, labels: Tensor, bf16: bool, gated: bool, target: float | None = None
 ) -> Callable[[], float]:
     """A function that trains one step and returns its seconds."""
+    budget = dist_prune.macs_budget(model, tuple(images.shape[1:]), target) if target else None
+    freezer = Freezer(model, patience=50) if target else None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
 
     def step() -> float:
@@ -40,6 +46,9 @@ def make_step(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if budget is not None and freezer is not None:
+            budget.update(model, means.logits, EXPLORING)
+            freezer.update(model, means[0].detach().cpu(), open_counts=False)
         if images.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - began
@@ -58,6 +67,7 @@ def main() -> None:
         "--open_bias", type=float, default=1.0, help="1: gates start open; 0: about half of them"
     )
     parser.add_argument("--kind", choices=("layer", "channel"), default="layer")
+    parser.add_argument("--target_macs", type=float, help="under a budget; without, as the paper trains")
     parser.add_argument("--compile", action="store_true", help="a gated network through torch.compile, too")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,8 +85,9 @@ def main() -> None:
         if name == "compiled":
             model.compile(fullgraph=True)
         steps[name] = make_step(
-            model.to(device), images, labels, options.precision == "bf16", name != "plain"
-        )
+            model.to(device), images, labels, options.precision == "bf16", name != "plain",
+            options.target_macs if name != "plain" else None,
+        )  # fmt: skip
     for _ in range(5):
         [step() for step in steps.values()]
     seconds = {name: [] for name in steps}
