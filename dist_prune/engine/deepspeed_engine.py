@@ -29,6 +29,7 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CU
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 with contextlib.redirect_stdout(io.StringIO()):
     import deepspeed
+    from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.utils import (
         safe_get_full_fp32_param,
@@ -75,6 +76,12 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
             else first["msg"]
         )
         raise UserError(f"'zero_optimization.{key}' is not what DeepSpeed takes: {hint}") from error
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            DeepSpeedConfig(_complete(ds_config, Batching(1, 1, 1)))
+    except Exception as error:  # values that it does not expect fail somewhere in it, in whatever way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"DeepSpeed cannot use the DeepSpeed config: {reason}") from error
 
 
 def start_process_group(timeout: float = 600.0) -> torch.device:
