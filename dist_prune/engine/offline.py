@@ -35,7 +35,7 @@ def collapse_run(
 
     mask: a mask.json to use instead of a vote over the training images; data: where the shards are now;
     out: a folder for mask.json and sliced/ (default: the run folder); round_to: of channels (default: the recipe's).
-    Returns the summary. Raises UserError where there is no vote to round.
+    Returns the summary. Raises UserError where there is no gate left for a mask or a vote to round.
     """
     if mask and round_to:
         raise UserError("a mask.json is taken as it is: leave out --mask or --round_to")
@@ -47,8 +47,8 @@ def collapse_run(
     images = open_images(config)
     method, task = build_method(config, images)
     phase = _trained_phase(method, checkpoint)
-    if round_to and not phase.has_gates:
-        raise UserError(f"{source} has no gates left that could vote: leave out --round_to")
+    if (mask or round_to) and not phase.has_gates:
+        raise UserError(f"{source} has no gates left that could vote: leave out --mask and --round_to")
     folder = RunFolder(out) if out else run
     folder.path.mkdir(parents=True, exist_ok=True)
     setting = Setting(
