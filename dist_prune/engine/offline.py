@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from dist_prune.config import AugmentConfig
 from dist_prune.consensus import load_mask, load_sliced, read_sliced_config
@@ -18,7 +17,7 @@ from dist_prune.engine.evaluate import accuracies
 from dist_prune.engine.finish import collapse_difference, finish
 from dist_prune.engine.run import build_method, open_images
 from dist_prune.engine.setting import Setting
-from dist_prune.engine.stored import check_state, config_of, data_of
+from dist_prune.engine.stored import check_state, check_weights, config_of, data_of
 from dist_prune.errors import UserError
 from dist_prune.methods import Method, Phase
 from dist_prune.monitor.records import RunFolder
@@ -107,15 +106,8 @@ def _trained_phase(method: Method, checkpoint: Checkpoint) -> Phase:
     """The phase that the checkpoint is of, with its weights in place."""
     for phase in method.phases(checkpoint.state["structures"]):
         if phase.name == checkpoint.state["phase"]:
-            _load(phase.module, checkpoint.weights)
+            check_weights(checkpoint, phase.module)
+            phase.module.load_state_dict(checkpoint.weights)
             phase.loaded(phase.module)
             return dataclasses.replace(phase, trained=phase.module)
     raise UserError(f"the run's method has no phase '{checkpoint.state['phase']}'")
-
-
-def _load(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        *_, first = str(error).splitlines()[:2]
-        raise UserError(f"the checkpoint is not of the network of config.json: {first.strip()}") from error
