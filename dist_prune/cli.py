@@ -22,6 +22,7 @@ from dist_prune.errors import LoneError, RunError, UserError, nearest, one_line
 from dist_prune.streams import outlive_readers
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
+_PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def train_main(arguments: Sequence[str]) -> NoReturn:
@@ -96,6 +97,10 @@ def _report_error(error: Exception) -> int:
         return _report(f"error: {error}", USER_ERROR)
     if isinstance(error, RunError):
         return _report(f"error: {error}", FAILED)
+    if isinstance(error, OSError) and error.filename and distributed.world_size() == 1:
+        return _report(
+            f"error: {error.filename}: {error.strerror}", USER_ERROR if isinstance(error, _PATHS) else FAILED
+        )
     from dist_prune.engine.memory import out_of_memory
 
     reason = out_of_memory(error)

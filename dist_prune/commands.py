@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from dist_prune.arguments import Parser, positive
@@ -113,9 +114,12 @@ def benchmark(arguments: list[str]) -> None:
     from dist_prune.benchmark import Options, table, write_benchmark
     from dist_prune.benchmark import benchmark as measured
 
+    target = Path(out or os.path.join(folder, "benchmark"))
+    if Path(folder).exists():  # else it is the folder that is wrong
+        target.mkdir(parents=True, exist_ok=True)  # minutes later is too late to learn that it cannot be
     result = measured(folder, Options(**settings))
     print(f"{table(result)}\n")
-    print(*write_benchmark(result, out or os.path.join(folder, "benchmark")), sep="\n")
+    print(*write_benchmark(result, target), sep="\n")
 
 
 def naive(arguments: list[str]) -> None:

@@ -49,7 +49,7 @@ def benchmark(folder: str | Path, options: Options) -> dict[str, Any]:
     """
     source = find_sliced(folder)
     config = read_sliced_config(source)
-    if config["input_shape"] is None:
+    if config.get("input_shape") is None:
         raise UserError(
             f"{source} does not say its input_shape; save it with save_sliced(..., input_shape=...)"
         )

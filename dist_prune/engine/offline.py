@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from dist_prune.config import AugmentConfig
 from dist_prune.consensus import load_mask, load_sliced, read_sliced_config
@@ -18,7 +17,7 @@ from dist_prune.engine.evaluate import accuracies
 from dist_prune.engine.finish import collapse_difference, finish
 from dist_prune.engine.run import build_method, open_images
 from dist_prune.engine.setting import Setting
-from dist_prune.engine.stored import check_state, config_of, data_of
+from dist_prune.engine.stored import check_state, check_weights, config_of, data_of
 from dist_prune.errors import UserError
 from dist_prune.methods import Method, Phase
 from dist_prune.monitor.records import RunFolder
@@ -35,7 +34,7 @@ def collapse_run(
 
     mask: a mask.json to use instead of a vote over the training images; data: where the shards are now;
     out: a folder for mask.json and sliced/ (default: the run folder); round_to: of channels (default: the recipe's).
-    Returns the summary. Raises UserError where there is no vote to round.
+    Returns the summary. Raises UserError where there is no gate left for a mask or a vote to round.
     """
     if mask and round_to:
         raise UserError("a mask.json is taken as it is: leave out --mask or --round_to")
@@ -47,8 +46,8 @@ def collapse_run(
     images = open_images(config)
     method, task = build_method(config, images)
     phase = _trained_phase(method, checkpoint)
-    if round_to and not phase.has_gates:
-        raise UserError(f"{source} has no gates left that could vote: leave out --round_to")
+    if (mask or round_to) and not phase.has_gates:
+        raise UserError(f"{source} has no gates left that could vote: leave out --mask and --round_to")
     folder = RunFolder(out) if out else run
     folder.path.mkdir(parents=True, exist_ok=True)
     setting = Setting(
@@ -107,15 +106,8 @@ def _trained_phase(method: Method, checkpoint: Checkpoint) -> Phase:
     """The phase that the checkpoint is of, with its weights in place."""
     for phase in method.phases(checkpoint.state["structures"]):
         if phase.name == checkpoint.state["phase"]:
-            _load(phase.module, checkpoint.weights)
+            check_weights(checkpoint, phase.module)
+            phase.module.load_state_dict(checkpoint.weights)
             phase.loaded(phase.module)
             return dataclasses.replace(phase, trained=phase.module)
     raise UserError(f"the run's method has no phase '{checkpoint.state['phase']}'")
-
-
-def _load(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        *_, first = str(error).splitlines()[:2]
-        raise UserError(f"the checkpoint is not of the network of config.json: {first.strip()}") from error

@@ -43,7 +43,7 @@ class Setting:
     costs: Costs
     device: torch.device
     folder: RunFolder
-    troubles: list[ShardError | ReadingFailed | CannotWrite] = field(default_factory=list)
+    troubles: list[ShardError | ReadingFailed | RunError | UserError] = field(default_factory=list)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,6 +110,8 @@ class Setting:
             yield
         except (OSError, SafetensorError) as error:
             self.troubles.append(CannotWrite.because_of(error, self.folder.path))
+        except (RunError, UserError) as error:  # for example what was written comes back changed
+            self.troubles.append(error)
 
     @contextlib.contextmanager
     def settling(self) -> Iterator[None]:
@@ -134,7 +136,7 @@ class Setting:
     def raise_troubles(self) -> NoReturn:
         """Raise what one of the ranks could not do, as UserError where data are bad; all of them call it."""
         error = distributed.first_object(next(iter(self.troubles), None))
-        if isinstance(error, RunError):
+        if isinstance(error, (RunError, UserError)):
             raise error
         hint = "; bad_data=skip leaves out what cannot be read" if self.config.bad_data == "error" else ""
         raise UserError(f"{error}{hint}")

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from torch import nn
 
 from dist_prune.config import RunConfig, read_config
 from dist_prune.engine.checkpoint import Checkpoint
@@ -90,3 +91,16 @@ def check_state(checkpoint: Checkpoint) -> Checkpoint:
             f"the state.json of the checkpoint is not that of a run: '{where}': {problem}"
         ) from error
     return checkpoint
+
+
+def check_weights(checkpoint: Checkpoint, module: nn.Module) -> None:
+    """Raise UserError if the weights of a checkpoint are not those of ``module``, tensor by tensor."""
+    theirs = {name: tuple(tensor.shape) for name, tensor in checkpoint.weights.items()}
+    ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    other = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+    if other:
+        have, needs = theirs.get(other[0], "nothing"), ours.get(other[0], "nothing")
+        raise UserError(
+            f"the checkpoint is not of this network, or of another version of this program: for {other[0]} it has "
+            f"{have}, where {needs} is needed"
+        )

@@ -20,6 +20,7 @@ from dist_prune.engine.recorder import Recorder
 from dist_prune.engine.saving import Saving, note_best
 from dist_prune.engine.setting import Position, Setting
 from dist_prune.engine.stopping import StopRequest
+from dist_prune.engine.stored import check_weights
 from dist_prune.engine.train_step import Batch, Control, StepRecord, draw_by_step, train_step
 from dist_prune.errors import UserError
 from dist_prune.measure import EnergyMeter, find_sensors
@@ -80,6 +81,7 @@ class Trainer:
         self.structures[phase.name] = dict(phase.structure)
         if self._resume is not None:
             checkpoint, self._resume = self._resume, None
+            check_weights(checkpoint, phase.module)
             start = Snapshot(checkpoint.weights, checkpoint.momentum)
             run = PhaseRun(self.setting, phase, start, checkpoint.state["schedule"])
             phase.loaded(run.engine.module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def export_sliced(
     config = read_sliced_config(source)
     chosen.require()
     target = _target(chosen, Path(folder), out)
-    if config["input_shape"] is None:
+    if config.get("input_shape") is None:
         raise UserError(
             f"{source} does not say its input_shape; save it with save_sliced(..., input_shape=...)"
         )
@@ -54,11 +54,11 @@ def export_sliced(
     images = torch.randn(max(BATCHES), *config["input_shape"], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = [model(images[:size]) for size in BATCHES]
-        if fold_bn:
-            fold(model, foldable_norms(record(model, images[:RECORDED_AT]), model))
+        folded = foldable_norms(record(model, images[:RECORDED_AT]), model) if fold_bn else {}
+        fold(model, folded)
         model = model.half() if half else model
         with _beside(target) as draft:
-            chosen.write(model, images[:RECORDED_AT], config, draft)
+            _write(chosen, model, images[:RECORDED_AT], config, draft)
             tolerance = TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(expected[-1].abs().max()))
             difference = _checked(
                 chosen, draft, images, expected, tolerance, "; leave out --half" if half else ""
@@ -68,7 +68,7 @@ def export_sliced(
         "exported": str(target),
         "megabytes": f"{sum(path.stat().st_size for path in _files(target)) / 1e6:.2f}",
         "weights": "fp16" if half else "fp32",
-        "batch norms folded": f"{len(getattr(model, 'dist_prune_folded', {}))} of {norms}",
+        "batch norms folded": f"{len(folded)} of {norms}",
         "checked at batch sizes": ", ".join(map(str, BATCHES)),
         "largest difference": f"{difference:.3g} (tolerance {tolerance:.3g})",
     }
@@ -112,6 +112,19 @@ def _files(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else [path]
 
 
+def _write(format: Format, model: nn.Module, images: Tensor, config: Mapping[str, Any], draft: Path) -> None:
+    try:
+        format.write(model, images, config, draft)
+    except OSError:
+        raise
+    except Exception as error:  # of whatever writes this format
+        raise RunError(f"the network cannot be written in this format: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _checked(
     format: Format, path: Path, images: Tensor, expected: Sequence[Tensor], tolerance: float, advice: str
 ) -> float:
@@ -120,8 +133,8 @@ def _checked(
         network = format.read(path)
         found = [(network(images[: len(logits)]) - logits).abs().max() for logits in expected]
     except Exception as error:  # of whatever reads this format
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"the exported network cannot be run, so no file is kept: {reason}{advice}") from error
+        reason = f"{_first_line(error)}{advice}"
+        raise RunError(f"the exported network cannot be run, so no file is kept: {reason}") from error
     difference = float(torch.stack(found).max())  # NaN where one is
     if not difference <= tolerance:
         raise RunError(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from unit_helpers import images, shaken
 
-from dist_prune import UserError, build_model, load_sliced, save_sliced
+from dist_prune import UserError, build_model, cli, load_sliced, save_sliced
 from dist_prune.commands import COMMANDS
 from dist_prune.consensus import cut, read_sliced_config
 from dist_prune.errors import RunError
@@ -172,3 +172,31 @@ def test_what_torch_cannot_record_is_one_line(checkpoint, monkeypatch):
     monkeypatch.setattr(torch.export, "export", refuse)
     with pytest.raises(RunError, match=r"cannot record this CifarResNet: data-dependent control flow$"):
         export_sliced(checkpoint, "pt2")
+
+
+def test_norms_that_were_folded_before_are_not_counted_again(checkpoint, tmp_path):
+    first = export_sliced(checkpoint, "safetensors", fold_bn=True, out=tmp_path / "folded")
+    again = export_sliced(tmp_path / "folded", "safetensors", fold_bn=True, out=tmp_path / "again")
+    assert (first["batch norms folded"], again["batch norms folded"]) == ("7 of 7", "0 of 0")
+
+
+def test_a_network_that_a_format_cannot_hold_is_one_line(checkpoint, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise NotImplementedError("no such operation\nand much more")
+
+    monkeypatch.setattr(type(FORMATS["onnx"]), "write", refuse)
+    with pytest.raises(RunError, match=r"cannot be written in this format: no such operation$"):
+        export_sliced(checkpoint, "onnx", out=tmp_path / "net.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.mark.parametrize("command", ["export", "benchmark"])
+def test_an_out_that_cannot_be_a_folder_is_one_line(checkpoint, tmp_path, capsys, monkeypatch, command):
+    (tmp_path / "file").write_text("")
+    words = [command, str(checkpoint), "--out", str(tmp_path / "file" / "there" / "net.onnx")]
+    words += ["--format", "onnx"] if command == "export" else []
+    monkeypatch.setattr(sys, "argv", ["dist-prune", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]
