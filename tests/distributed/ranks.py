@@ -1,4 +1,4 @@
-"""Real gloo ranks for tests: spawned processes that fail by a time limit and never hang."""
+"""Real gloo ranks for tests: processes that fail by a time limit and never hang."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# Ranks are forked from a process that has imported everything once: importing takes seconds, for each of them.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["dist_prune.engine.run"])
+
 
 def run_ranks(
     world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 120
@@ -22,10 +26,13 @@ def run_ranks(
     ``function`` must be importable (a module-level function). Raises AssertionError with the first failing
     rank's traceback, or when the ranks are not done within ``seconds``.
     """
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        settings = (world_size, _free_port(), folder, function, arguments)
-        ranks = [context.Process(target=_rank, args=(r, *settings), daemon=True) for r in range(world_size)]
+        environment = {
+            **os.environ, "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        settings = (environment, folder, function, arguments)
+        ranks = [_context.Process(target=_rank, args=(r, *settings), daemon=True) for r in range(world_size)]
         for process in ranks:
             process.start()
         try:
@@ -53,12 +60,10 @@ def _report(folder: str, rank: int) -> str:
 
 
 def _rank(
-    rank: int, world_size: int, port: int, folder: str, function: Callable[..., Any], arguments: Any
+    rank: int, environment: dict[str, str], folder: str, function: Callable[..., Any], arguments: Any
 ) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
-    )  # fmt: skip
+    os.environ.clear()  # of the process that this one was forked from, which may be older than the test
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     import torch
 
     torch.set_num_threads(1)
