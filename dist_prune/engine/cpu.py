@@ -19,6 +19,13 @@ def ranks_here() -> int:
     return int(next((os.environ[name] for name in names if os.environ.get(name)), "1"))
 
 
+def threads_of_a_rank() -> int:
+    """A rank's share of the machine's cores; no more than it is bound to (taskset, srun, cpusets)."""
+    cores = os.cpu_count() or 1
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, min(bound, cores // ranks_here()))
+
+
 def tune_cpu() -> None:
     """Share the cores among the ranks of this machine, keep freed memory, and compile the gates' kernels.
 
@@ -26,7 +33,7 @@ def tune_cpu() -> None:
     the next layer, page by page, which can cost more than the computation. ``OMP_NUM_THREADS`` wins over the sharing.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here()))
+        torch.set_num_threads(threads_of_a_rank())
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

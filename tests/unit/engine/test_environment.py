@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.engine.cpu import ranks_here
+from dist_prune.engine.cpu import ranks_here, threads_of_a_rank
 
 
 def test_operations_are_compiled_by_the_ninja_of_this_python_also_where_the_environment_is_not_active():
@@ -38,3 +38,16 @@ def test_the_ranks_of_this_machine_are_counted_under_every_launcher(monkeypatch,
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert ranks_here() == ranks
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no processor affinity on this system")
+@pytest.mark.parametrize(
+    ("cores", "bound", "ranks", "threads"), [(8, 8, 2, 4), (8, 1, 1, 1), (8, 3, 2, 3), (2, 2, 4, 1)]
+)
+def test_a_rank_takes_its_share_of_the_cores_and_no_more_than_it_is_bound_to(
+    monkeypatch, cores, bound, ranks, threads
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert threads_of_a_rank() == threads
