@@ -78,7 +78,9 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
         raise UserError(f"'zero_optimization.{key}' is not what DeepSpeed takes: {hint}") from error
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            DeepSpeedConfig(_complete(ds_config, Batching(1, 1, distributed.world_size())))
+            whole = _complete(ds_config, Batching(1, 1, 1))
+            del whole["train_batch_size"]  # the ranks have not met yet
+            DeepSpeedConfig(whole)
     except Exception as error:  # values that it does not expect fail somewhere in it, in whatever way
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"DeepSpeed cannot use the DeepSpeed config: {reason}") from error
