@@ -7,6 +7,7 @@ out and take back its whole state as full fp32 tensors by name, independent of w
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import os
@@ -22,7 +23,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 # Operations are compiled on first use, by a ninja that lies beside this python: an ssh session does not find it, or
-# finds another one, which compiles everything anew.
+# finds another one, which compiles everything anew. So would two environments that share a folder, at each start.
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+_ENVIRONMENT = hashlib.sha256(f"{sys.prefix} {torch.__version__}".encode()).hexdigest()[:12]
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_CACHE / _ENVIRONMENT))
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU

@@ -23,6 +23,19 @@ def test_operations_are_compiled_by_the_ninja_of_this_python_also_where_the_envi
     assert Path(done.stdout.strip()) == Path(sys.executable).parent
 
 
+def test_environments_compile_into_folders_of_their_own_unless_the_user_names_one():
+    program = "import dist_prune.engine.deepspeed_engine, os; print(os.environ['TORCH_EXTENSIONS_DIR'])"
+
+    def folder(prefix: str, **given: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if k != "TORCH_EXTENSIONS_DIR"} | given
+        words = [sys.executable, "-c", f"import sys; sys.prefix = {prefix!r}; {program}"]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=240)
+        return done.stdout.strip()
+
+    assert folder("/here") == folder("/here") != folder("/there")
+    assert folder("/here", TORCH_EXTENSIONS_DIR="/mine") == "/mine"
+
+
 @pytest.mark.parametrize(
     ("given", "ranks"),
     [
