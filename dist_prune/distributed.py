@@ -76,9 +76,8 @@ def _why(error: Exception) -> str:
 
 def limit_waiting(seconds: float) -> None:
     """Let ranks wait so long for one another in groups that were made without a limit of their own, too."""
-    set_timeout = (
-        getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-    )  # before torch 2.15
+    # The private one was the only one before torch 2.15.
+    set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
     for group in list(dist.distributed_c10d._world.pg_map):
         set_timeout(timedelta(seconds=seconds), group)
 
@@ -134,11 +133,7 @@ def broadcast_object(value: Any) -> Any:
 
 def first_object(value: Any) -> Any:
     """The value of the first rank that has one (any picklable object; None for none), on every rank."""
-    if world_size() == 1:
-        return value
-    values = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return next((found for found in values if found is not None), None)
+    return next((found for found in gather_objects(value) if found is not None), None)
 
 
 def gather_objects(value: Any) -> list[Any]:

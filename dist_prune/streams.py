@@ -39,9 +39,8 @@ class WhileHeard:
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-            nowhere = os.open(
-                os.devnull, os.O_WRONLY
-            )  # takes what is still in buffers, and what others write
+            # Takes what is still in buffers, and what others write.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 

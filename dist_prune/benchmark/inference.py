@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dist_prune.benchmark.by_hand import by_hand
 from dist_prune.benchmark.stopwatch import Timing, joules_of, peak_memory, take_turns
-from dist_prune.consensus import find_sliced, load_sliced, read_sliced_config
+from dist_prune.consensus import find_sliced, input_shape_of, load_sliced, read_sliced_config
 from dist_prune.errors import UserError
 from dist_prune.measure import EnergyMeter, co2_grams, count_macs, count_parameters, find_sensors
 from dist_prune.models import Architecture
@@ -48,15 +48,9 @@ def benchmark(folder: str | Path, options: Options) -> dict[str, Any]:
     is not there.
     """
     source = find_sliced(folder)
-    config = read_sliced_config(source)
-    if config.get("input_shape") is None:
-        raise UserError(
-            f"{source} does not say its input_shape; save it with save_sliced(..., input_shape=...)"
-        )
+    config, shape = read_sliced_config(source), input_shape_of(source)
     architecture = Architecture(config["builder"], config["arguments"])
-    measured = measure(
-        load_sliced(source), architecture, config["kept_units"], config["input_shape"], options
-    )
+    measured = measure(load_sliced(source), architecture, config["kept_units"], shape, options)
     return {"network": str(source), **measured}
 
 
@@ -132,9 +126,8 @@ def _measured_at(
     runs = {name: _run(network, images, options.bf16) for name, network in networks.items()}
     timings = take_turns(runs, device, options.seconds)
     joules = joules_of(runs, device, meter, options.seconds)
-    weighed = (
-        device.type == "cuda" or not options.compile
-    )  # compiled code makes its tensors unseen on the CPU
+    # Compiled code makes its tensors unseen on the CPU.
+    weighed = device.type == "cuda" or not options.compile
     rows = []
     for name in sizes:
         timing = timings.get(name)

@@ -179,6 +179,16 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: '{where}': {problem}") from error
 
 
+def input_shape_of(source: str | Path) -> tuple[int, ...]:
+    """The images (C, H, W) that a sliced checkpoint takes; raises UserError if it does not say."""
+    shape = read_sliced_config(source)["input_shape"]
+    if shape is None:
+        raise UserError(
+            f"{source} does not say its input_shape; save it with save_sliced(..., input_shape=...)"
+        )
+    return tuple(shape)
+
+
 def find_sliced(folder: str | Path) -> Path:
     """The sliced checkpoint of a run folder; any other folder must be one itself. Raises UserError if none is there."""
     path = Path(folder)

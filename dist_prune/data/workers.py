@@ -94,9 +94,8 @@ def _iterate(loader: DataLoader[_Item]) -> Iterator[_Item]:
 
 
 def _reason(error: Exception, workers: Any) -> str:
-    if isinstance(
-        error, (OSError, EOFError)
-    ):  # connections and shared tensors go a moment before the process does
+    # Connections and shared tensors go a moment before their process does.
+    if isinstance(error, (OSError, EOFError)):
         deadline = time.monotonic() + _SECONDS_TO_DIE
         while time.monotonic() < deadline and not any(worker.exitcode for worker in workers):
             time.sleep(0.01)

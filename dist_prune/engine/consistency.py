@@ -27,8 +27,8 @@ def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
     facts: or a text, why this rank cannot start. Raises UserError on all ranks, which says why, or else names the first
     difference to rank 0.
     """
-    mine = facts if isinstance(facts, str) else _flat(facts)
-    peers, told = zip(*distributed.gather_objects((Peer.this(), mine)), strict=True)
+    own = facts if isinstance(facts, str) else _flat(facts)
+    peers, told = zip(*distributed.gather_objects((Peer.this(), own)), strict=True)
     problems = {peer: problem for peer, problem in zip(peers, told, strict=True) if isinstance(problem, str)}
     if problems:
         first, problem = next(iter(problems.items()))

@@ -234,7 +234,8 @@ class Engine:
     def close(self) -> None:
         """Release the engine's memory and hooks, and what was compiled; the module is not usable afterwards."""
         self._engine.destroy()
-        torch.compiler.reset()
+        if self._engine.is_compiled:
+            torch.compiler.reset()
 
     def _gathered(self, parameters: list[nn.Parameter]) -> contextlib.AbstractContextManager:
         if self.stage < 3:

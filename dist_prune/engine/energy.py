@@ -11,8 +11,11 @@ from dist_prune.measure import EnergyMeter, co2_grams
 
 @dataclass
 class Spent:
-    """joules: None from the moment on that a part was not measured; ranks: the fewest that had a sensor in any
-    part, None before the first; sensors: of each kind, in the latest part."""  # fmt: skip
+    """Energy so far.
+
+    joules: None from the moment on that a part was not measured; ranks: the fewest that had a sensor in any part, None
+    before the first; sensors: of each kind, in the latest part.
+    """
 
     joules: float | None = 0.0
     ranks: int | None = None
@@ -29,9 +32,7 @@ class EnergyAccount:
         self._meter = meter
         self.run, self.epoch = Spent(), Spent()
         if resume is not None:
-            unknown = asdict(
-                Spent(joules=None, ranks=0)
-            )  # of checkpoints that were written without an account
+            unknown = asdict(Spent(joules=None, ranks=0))  # of a checkpoint without an account
             saved = resume.state.get("energy", {"run": unknown, "epoch": unknown})
             self.run, self.epoch = Spent(**saved["run"]), Spent(**saved["epoch"])
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dist_prune.config import AugmentConfig
-from dist_prune.consensus import load_mask, load_sliced, read_sliced_config
+from dist_prune.consensus import find_sliced, load_mask, load_sliced, read_sliced_config
 from dist_prune.data import ImageData, open_data
 from dist_prune.engine.checkpoint import Checkpoint, load_checkpoint, load_newest
 from dist_prune.engine.ds_config import Batching
@@ -64,8 +64,7 @@ def collapse_run(
 
 def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -> dict[str, Any]:
     """Top-1 accuracy of a sliced checkpoint (or of a run folder's ``sliced/``) on a split."""
-    path = Path(folder)
-    path = path / "sliced" if (path / "sliced").is_dir() else path
+    path = find_sliced(folder)
     config = read_sliced_config(path)
     if data is None:
         data = data_of(RunFolder(path.parent))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.consensus import find_sliced, load_sliced, read_sliced_config, replace_folder
+from dist_prune.consensus import find_sliced, input_shape_of, load_sliced, read_sliced_config, replace_folder
 from dist_prune.errors import RunError, UserError, nearest
 from dist_prune.export.formats import FORMATS, Format, record
 from dist_prune.models import fold, foldable_norms
@@ -45,13 +45,9 @@ def export_sliced(
     config = read_sliced_config(source)
     chosen.require()
     target = _target(chosen, Path(folder), out)
-    if config.get("input_shape") is None:
-        raise UserError(
-            f"{source} does not say its input_shape; save it with save_sliced(..., input_shape=...)"
-        )
-    model = load_sliced(source).float()
+    shape, model = input_shape_of(source), load_sliced(source).float()
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    images = torch.randn(max(BATCHES), *config["input_shape"], generator=torch.Generator().manual_seed(0))
+    images = torch.randn(max(BATCHES), *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = [model(images[:size]) for size in BATCHES]
         folded = foldable_norms(record(model, images[:RECORDED_AT]), model) if fold_bn else {}

@@ -44,9 +44,7 @@ class Architecture:
             model = _builder(self.builder)(**self.arguments)
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # there is no list of what builders raise for arguments that they cannot use
+        except Exception as error:  # whatever a builder raises for arguments that it cannot use
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise UserError(f"model '{self.builder}' does not accept {self.arguments}: {reason}") from error
         return remember(model, self)
