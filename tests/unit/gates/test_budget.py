@@ -1,35 +1,22 @@
-"""The MACs budget: which units are open when, what they cost, and what is out of reach."""
+"""The MACs budget: which units are open when, and how gates learn their bids."""
 
 import math
 
 import pytest
 import torch
+from budget_helpers import PLACES, SHAPE, TARGET, open_by_hand, options, units
 from torch import nn
-from torchvision.models import DenseNet, MobileNetV2
 from unit_helpers import images, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model
 from dist_prune.gates import Budget, Freezer, Timeline, gate_means, gated_modules
 from dist_prune.gates.bids import margins
 from dist_prune.gates.budget import macs_budget
-from dist_prune.gates.insertion import find_sites, gating_modules
-from dist_prune.gates.selection import Selection, guarded_groups, outcome
-from dist_prune.measure import Costs, Part, unit_costs
-from dist_prune.models import Site
+from dist_prune.gates.insertion import gating_modules
+from dist_prune.gates.selection import guarded_groups
+from dist_prune.measure import Costs
 
-SHAPE = (3, 16, 16)
 LINE = Timeline(listen=0.2, begin=0.4, end=0.6, settled=0.8)
-TARGET = 0.7
-PLACES = ["layer", "before", "between", "after"]
-
-
-def options(place: str) -> dict[str, str]:
-    return {"kind": "layer"} if place == "layer" else {"kind": "channel", "position": place}
-
-
-def costs_at(place: str, depth: int = 14) -> Costs:
-    plain = build_model(f"resnet{depth}", num_classes=10, width=8)
-    return unit_costs(plain, SHAPE, find_sites(plain, **options(place)))
 
 
 def gated_at(place: str) -> nn.Module:
@@ -42,25 +29,12 @@ def budget_at(place: str, target: float = TARGET) -> tuple[nn.Module, Budget]:
     return gated, macs_budget(gated, SHAPE, target, LINE)
 
 
-def kept_of(costs: Costs, opened: torch.Tensor) -> dict[str, list[int]]:
-    parts = opened.split([site.units for site in costs.sites])
-    return {s.name: part.nonzero().flatten().tolist() for s, part in zip(costs.sites, parts, strict=True)}
-
-
-def share_of(costs: Costs, opened: torch.Tensor) -> float:
-    return costs.of(kept_of(costs, opened)) / costs.dense
-
-
 def state(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """The thresholds of all units, and the gates' reach."""
     gates = [wrapper.gate for _, wrapper in gated_modules(model)]
     return torch.cat([gate.threshold for gate in gates]).clone(), torch.stack(
         [gate.reach for gate in gates]
     ).clone()
-
-
-def units(costs: Costs) -> int:
-    return sum(site.units for site in costs.sites)
 
 
 @pytest.mark.parametrize(
@@ -83,92 +57,6 @@ def bids_by_hand(costs: Costs, logits: torch.Tensor) -> torch.Tensor:
     """The logit per MAC."""
     shares = costs.unit_shares().float()
     return logits / (shares / shares.mean())
-
-
-def open_by_hand(
-    costs: Costs, bids: torch.Tensor, closed: torch.Tensor, spending: float, groups
-) -> torch.Tensor:
-    """One open unit after the other is closed, lowest bid first; the nearest share wins."""
-    opened = ~closed
-    spared = {max((u for u in group.tolist() if opened[u]), key=lambda unit: bids[unit]) for group in groups}
-    rest = [unit for unit in bids.argsort().tolist() if opened[unit] and unit not in spared]
-    goal = min(TARGET, spending)
-    while rest and share_of(costs, opened) > spending:
-        after = {}
-        for unit in rest:
-            opened[unit] = False
-            after[unit] = share_of(costs, opened)
-            opened[unit] = True
-        chosen = rest[0]
-        if after[chosen] < goal - 0.01:  # the last one, and too dear
-            anyone = [u for u in bids.argsort().tolist() if opened[u] and not alone(u, opened, groups)]
-            for unit in anyone:
-                opened[unit] = False
-                after[unit] = share_of(costs, opened)
-                opened[unit] = True
-            fitting = [unit for unit in anyone if abs(after[unit] - goal) <= 0.01]
-            chosen = fitting[0] if fitting else min(anyone, key=lambda unit: abs(after[unit] - goal))
-        if spending - after[chosen] > share_of(costs, opened) - spending:
-            break
-        opened[chosen] = False
-        rest = [unit for unit in rest if unit != chosen]
-    return opened
-
-
-def alone(unit: int, opened: torch.Tensor, groups: list[torch.Tensor]) -> bool:
-    return any(unit in group.tolist() and opened[group].sum() == 1 for group in groups)
-
-
-def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_meets_it():
-    sites = tuple(Site(name, "layer", 1) for name in "abcd")
-    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((40, 24, 20, 16))))
-    selection, none = Selection(costs, 0.8, []), torch.zeros(4, dtype=torch.bool)
-    assert selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.8).tolist() == [
-        False,
-        False,
-        True,
-        False,
-    ]
-    assert selection.closed_after(torch.tensor([3.0, 2, 1, 4]), none, 0.8).tolist() == [
-        False,
-        False,
-        True,
-        False,
-    ]
-    assert not selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.95).any(), "not before its time"
-    selection = Selection(costs, 0.7, [])  # nothing meets this: 0.76 comes nearest
-    assert selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.7).tolist() == [
-        False,
-        True,
-        False,
-        False,
-    ]
-
-
-def test_the_last_one_may_be_the_highest_bid_of_its_stage_if_the_stage_keeps_another():
-    sites = tuple(Site(name, "layer", 1) for name in "abcd")
-    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((35, 15, 35, 15))))
-    selection, none = Selection(costs, 0.85, [torch.tensor([0, 1]), torch.tensor([2, 3])]), torch.zeros(4)
-    bids = torch.tensor([1.0, 2, 3, 4])  # one of the 15s has to leave, and both bid most in their stages
-    assert selection.closed_after(bids, none.bool(), 0.85).tolist() == [False, True, False, False]
-    only_b_is_left = torch.tensor([True, False, False, False])
-    assert selection.closed_after(bids, only_b_is_left, 0.5).tolist() == [True, False, False, True]
-
-
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("spending", [1.0, 0.93, 0.8, 0.7, 0.0])
-def test_the_lowest_bids_leave_until_the_others_cost_what_may_be_spent(place, spending):
-    _, budget = budget_at(place)
-    costs, groups = budget.costs, guarded_groups(budget.costs, 0.7, allow_empty=False)
-    closed = torch.zeros(units(costs), dtype=torch.bool)
-    closed[0] = True
-    for _ in range(2):
-        bids = torch.randn(units(costs))
-        opened = ~Selection(costs, TARGET, groups).closed_after(bids, closed, spending)
-        assert torch.equal(opened, open_by_hand(costs, bids, closed, spending, groups))
-        assert all(opened[group].any() for group in groups)
-        if 0 < spending < 0.9:
-            assert abs(share_of(costs, opened) - spending) <= costs.unit_shares().max()
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -341,53 +229,6 @@ def test_units_that_have_left_stay_out_when_frozen_gates_are_asked_again():
     assert asked_again > 20
 
 
-@pytest.mark.parametrize("place", ["before", "between", "after"])
-def test_one_channel_of_every_site_is_guarded(place):
-    costs = costs_at(place)
-    groups = guarded_groups(costs, 0.9, allow_empty=False)
-    assert torch.cat(groups).tolist() == list(range(units(costs)))
-    assert [len(group) for group in groups] == [site.units for site in costs.sites]
-
-
-def test_one_layer_of_every_stage_is_guarded_unless_the_target_is_out_of_reach_otherwise():
-    costs = costs_at("layer", depth=20)
-    shares = costs.unit_shares().view(3, 3)
-    floor = 1 - (shares.sum() - shares.min(dim=1).values.sum()).item()
-    assert [g.tolist() for g in guarded_groups(costs, floor + 0.001, False)] == [
-        [0, 1, 2],
-        [3, 4, 5],
-        [6, 7, 8],
-    ]
-    assert guarded_groups(costs, floor - 0.02, False) == []
-    assert guarded_groups(costs, floor + 0.001, True) == []
-
-
-def test_sites_may_be_emptied_on_request_where_a_path_remains():
-    assert guarded_groups(costs_at("between"), 0.5, allow_empty=True) == []
-    plain = MobileNetV2(10, width_mult=0.25)
-    costs = unit_costs(plain, (3, 32, 32), find_sites(plain, "channel"))
-    guarded = [len(group) for group in guarded_groups(costs, 0.6, allow_empty=True)]
-    assert guarded == [site.units for site in costs.sites if not site.may_be_empty]
-    assert 0 < len(guarded) < len(costs.sites)
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: build_model("resnet20", num_classes=10), lambda: DenseNet(4, (2, 2), 8)]
-)
-def test_a_target_out_of_reach_is_refused_with_the_smallest_share_there_is(make):
-    plain = make()
-    position = "between" if isinstance(plain, DenseNet) else "before"
-    costs = unit_costs(plain, (3, 32, 32), find_sites(plain, "channel", position))
-    floor = costs.of({site.name: (0,) for site in costs.sites}) / costs.dense
-    with pytest.raises(
-        UserError, match=rf"target_macs={floor - 0.05}.*leave {floor:.3f} of the dense.*position"
-    ):
-        guarded_groups(costs, floor - 0.05, allow_empty=False)
-    assert len(guarded_groups(costs, floor, allow_empty=False)) == len(costs.sites)
-    if position == "before":
-        assert floor > 0.3, "the README's example of what this position cannot do"
-
-
 def test_heads_that_ignore_thresholds_are_refused():
     gated = attach_gates(build_model("resnet8", num_classes=10), head="bernoulli")
     with pytest.raises(UserError, match="half of the samples"):
@@ -401,17 +242,3 @@ def test_a_budget_that_closes_nothing_leaves_all_units_open():
         logits = torch.randn(3)
         budget.update(gated, logits, progress)
         assert (logits > state(gated)[0]).all()
-
-
-def test_the_outcome_says_whether_another_unit_would_have_come_nearer():
-    sites = tuple(Site(name, "layer", 1) for name in "abc")
-    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((40, 30, 5))))
-
-    def kept(names: str) -> dict[str, tuple[int, ...]]:
-        return {site.name: (0,) if site.name in names else () for site in sites}
-
-    assert outcome(costs, kept("ac"), 0.7) == "met"
-    assert outcome(costs, kept("ac"), 0.705) == "met"
-    assert outcome(costs, kept("ac"), 0.68) == "met as nearly as whole units allow"
-    assert outcome(costs, kept("abc"), 0.68) == "missed"
-    assert outcome(costs, kept(""), 0.68) == "missed"

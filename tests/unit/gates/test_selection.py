@@ -1,0 +1,125 @@
+"""Who leaves so that what is left costs what may be spent, who is guarded, and what became of a budget."""
+
+import pytest
+import torch
+from budget_helpers import PLACES, TARGET, costs_at, open_by_hand, share_of, units
+from torchvision.models import DenseNet, MobileNetV2
+
+from dist_prune import UserError, build_model
+from dist_prune.gates.insertion import find_sites
+from dist_prune.gates.selection import Selection, guarded_groups, outcome
+from dist_prune.measure import Costs, Part, unit_costs
+from dist_prune.models import Site
+
+
+def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_meets_it():
+    sites = tuple(Site(name, "layer", 1) for name in "abcd")
+    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((40, 24, 20, 16))))
+    selection, none = Selection(costs, 0.8, []), torch.zeros(4, dtype=torch.bool)
+    assert selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.8).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert selection.closed_after(torch.tensor([3.0, 2, 1, 4]), none, 0.8).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert not selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.95).any(), "not before its time"
+    selection = Selection(costs, 0.7, [])  # nothing meets this: 0.76 comes nearest
+    assert selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.7).tolist() == [
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_the_last_one_may_be_the_highest_bid_of_its_stage_if_the_stage_keeps_another():
+    sites = tuple(Site(name, "layer", 1) for name in "abcd")
+    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((35, 15, 35, 15))))
+    selection, none = Selection(costs, 0.85, [torch.tensor([0, 1]), torch.tensor([2, 3])]), torch.zeros(4)
+    bids = torch.tensor([1.0, 2, 3, 4])  # one of the 15s has to leave, and both bid most in their stages
+    assert selection.closed_after(bids, none.bool(), 0.85).tolist() == [False, True, False, False]
+    only_b_is_left = torch.tensor([True, False, False, False])
+    assert selection.closed_after(bids, only_b_is_left, 0.5).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("spending", [1.0, 0.93, 0.8, 0.7, 0.0])
+def test_the_lowest_bids_leave_until_the_others_cost_what_may_be_spent(place, spending):
+    costs = costs_at(place)
+    groups = guarded_groups(costs, TARGET, allow_empty=False)
+    closed = torch.zeros(units(costs), dtype=torch.bool)
+    closed[0] = True
+    for _ in range(2):
+        bids = torch.randn(units(costs))
+        opened = ~Selection(costs, TARGET, groups).closed_after(bids, closed, spending)
+        assert torch.equal(opened, open_by_hand(costs, bids, closed, spending, groups))
+        assert all(opened[group].any() for group in groups)
+        if 0 < spending < 0.9:
+            assert abs(share_of(costs, opened) - spending) <= costs.unit_shares().max()
+
+
+@pytest.mark.parametrize("place", ["before", "between", "after"])
+def test_one_channel_of_every_site_is_guarded(place):
+    costs = costs_at(place)
+    groups = guarded_groups(costs, 0.9, allow_empty=False)
+    assert torch.cat(groups).tolist() == list(range(units(costs)))
+    assert [len(group) for group in groups] == [site.units for site in costs.sites]
+
+
+def test_one_layer_of_every_stage_is_guarded_unless_the_target_is_out_of_reach_otherwise():
+    costs = costs_at("layer", depth=20)
+    shares = costs.unit_shares().view(3, 3)
+    floor = 1 - (shares.sum() - shares.min(dim=1).values.sum()).item()
+    assert [g.tolist() for g in guarded_groups(costs, floor + 0.001, False)] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8],
+    ]
+    assert guarded_groups(costs, floor - 0.02, False) == []
+    assert guarded_groups(costs, floor + 0.001, True) == []
+
+
+def test_sites_may_be_emptied_on_request_where_a_path_remains():
+    assert guarded_groups(costs_at("between"), 0.5, allow_empty=True) == []
+    plain = MobileNetV2(10, width_mult=0.25)
+    costs = unit_costs(plain, (3, 32, 32), find_sites(plain, "channel"))
+    guarded = [len(group) for group in guarded_groups(costs, 0.6, allow_empty=True)]
+    assert guarded == [site.units for site in costs.sites if not site.may_be_empty]
+    assert 0 < len(guarded) < len(costs.sites)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: build_model("resnet20", num_classes=10), lambda: DenseNet(4, (2, 2), 8)]
+)
+def test_a_target_out_of_reach_is_refused_with_the_smallest_share_there_is(make):
+    plain = make()
+    position = "between" if isinstance(plain, DenseNet) else "before"
+    costs = unit_costs(plain, (3, 32, 32), find_sites(plain, "channel", position))
+    floor = costs.of({site.name: (0,) for site in costs.sites}) / costs.dense
+    with pytest.raises(
+        UserError, match=rf"target_macs={floor - 0.05}.*leave {floor:.3f} of the dense.*position"
+    ):
+        guarded_groups(costs, floor - 0.05, allow_empty=False)
+    assert len(guarded_groups(costs, floor, allow_empty=False)) == len(costs.sites)
+    if position == "before":
+        assert floor > 0.3, "the README's example of what this position cannot do"
+
+
+def test_the_outcome_says_whether_another_unit_would_have_come_nearer():
+    sites = tuple(Site(name, "layer", 1) for name in "abc")
+    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((40, 30, 5))))
+
+    def kept(names: str) -> dict[str, tuple[int, ...]]:
+        return {site.name: (0,) if site.name in names else () for site in sites}
+
+    assert outcome(costs, kept("ac"), 0.7) == "met"
+    assert outcome(costs, kept("ac"), 0.705) == "met"
+    assert outcome(costs, kept("ac"), 0.68) == "met as nearly as whole units allow"
+    assert outcome(costs, kept("abc"), 0.68) == "missed"
+    assert outcome(costs, kept(""), 0.68) == "missed"
