@@ -116,6 +116,13 @@ class Ranks:
         lines = "".join(path.read_text() for path in self.errors).splitlines()
         return [line for line in lines if line.strip() and not line.startswith("step ")]
 
+    def last_words(self, *codes: int) -> str:
+        """Wait until all ranks have ended, with these codes and one line in all on standard error: that line."""
+        told = self.wait(), self.told()
+        assert told[0] == list(codes), told
+        assert len(told[1]) == 1, told
+        return told[1][0]
+
     def end(self) -> None:
         for process in self.processes:
             process.kill()

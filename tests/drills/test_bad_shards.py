@@ -86,14 +86,12 @@ def test_a_shard_that_is_damaged_under_a_run_ends_it_with_one_line_and_it_goes_o
     folder = tmp_path / "run"
     data = ("--data", str(copied))
     ranks = launch(folder, *data, sabotage={0: AtStep(4, damage(copied / SHARD))})
-    assert ranks.wait() == [2, 2], ranks.told()
-    told = ranks.told()
-    assert len(told) == 1, told
-    assert told[0].startswith("error: ")
-    assert f"{copied}/{SHARD}" in told[0]
-    assert words in told[0]
-    assert told[0].endswith("; bad_data=skip leaves out what cannot be read")
-    assert f"error: {status(folder)['reason']}" == told[0]
+    told = ranks.last_words(2, 2)
+    assert told.startswith("error: ")
+    assert f"{copied}/{SHARD}" in told
+    assert words in told
+    assert told.endswith("; bad_data=skip leaves out what cannot be read")
+    assert f"error: {status(folder)['reason']}" == told
     shutil.copy(photographs / SHARD, copied / SHARD)
     resume_with(resume, folder, copied)
     assert_same_course(folder, straight_on_photographs)
@@ -130,10 +128,8 @@ def test_a_rank_that_cannot_read_ends_all_with_one_line(
     folder = tmp_path / "run"
     data = ("--data", str(photographs))
     ranks = launch(folder, *data, sabotage={1: AtStep(4, CannotRead())})
-    assert ranks.wait() == [2, 2], ranks.told()
-    told = ranks.told()
-    assert len(told) == 1, told
-    assert told[0].startswith("error: cannot read shard ")
-    assert ": Input/output error" in told[0]
+    told = ranks.last_words(2, 2)
+    assert told.startswith("error: cannot read shard ")
+    assert ": Input/output error" in told
     resume(folder, *data)
     assert_same_course(folder, straight_on_photographs)

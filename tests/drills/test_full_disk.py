@@ -55,10 +55,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_roo
     folder.symlink_to(small_disk / "run")
     (small_disk / "run").mkdir()
     ranks = launch(folder, sabotage={0: AtStep(4, Fill(small_disk, free))})
-    assert ranks.wait() == [1, 1], ranks.told()
-    told = ranks.told()
-    assert len(told) == 1, told
-    assert told[0].startswith(
+    told = ranks.last_words(1, 1)
+    assert told.startswith(
         f"error: cannot write to the run folder {folder}: No space left on device; make room (0."
     )
     found, passed_over = load_newest(folder / "checkpoints")
@@ -78,10 +76,8 @@ def test_a_disk_that_turns_read_only_ends_the_run_with_one_line(
     folder.symlink_to(small_disk / "run")
     (small_disk / "run").mkdir()
     ranks = launch(folder, sabotage={0: AtStep(3, MakeReadOnly(small_disk))})
-    assert ranks.wait() == [1, 1], ranks.told()
-    told = ranks.told()
-    assert len(told) == 1, told
-    assert "Read-only file system; mend that, then go on with --resume" in told[0]
+    told = ranks.last_words(1, 1)
+    assert "Read-only file system; mend that, then go on with --resume" in told
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     resume(folder)
     assert_same_course(folder, straight)
