@@ -125,7 +125,7 @@ class _Fork(ForkContext):
 
 def _start_worker(number: int) -> None:
     """Leave it to the rank to end its workers: a launcher that signals all would end them under it."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]

@@ -26,6 +26,7 @@ from dist_prune.engine.peers import Peer, ending_alone
 from dist_prune.engine.phase_run import PhaseRun
 from dist_prune.engine.recorder import Recorder
 from dist_prune.engine.resuming import find_checkpoint
+from dist_prune.engine.saving import Saving
 from dist_prune.engine.setting import Position, Setting
 from dist_prune.engine.stopping import StopRequest
 from dist_prune.engine.trainer import Trainer
@@ -171,10 +172,11 @@ def _work(
     setting: Setting, options: Options, checkpoint: Checkpoint | None, recorder: Recorder, status: _Status
 ) -> tuple[PhaseRun | None, str | None]:
     """Train and collapse; the last phase, or None and the reason if the run was asked to stop."""
-    with StopRequest(options.max_steps, options.max_hours) as stop:
-        trainer = Trainer(setting, recorder, stop, checkpoint)
+    with StopRequest(options.max_steps, options.max_hours) as stop, Saving(setting) as saving:
+        trainer = Trainer(setting, recorder, stop, saving, checkpoint)
         status.position = trainer.position
         last = trainer.train()
+    setting.settle()
     if last is None:
         reason = distributed.first_object(stop.reason)  # the request may have reached other ranks than rank 0
         recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from dist_prune import distributed
 from dist_prune.engine.checkpoint import Checkpoint, save_checkpoint
@@ -11,19 +13,30 @@ from dist_prune.engine.train_step import StepRecord
 
 
 class Saving:
-    """The checkpoints of one invocation; rank 0 writes them."""
+    """The checkpoints of one invocation; rank 0 writes them, while all ranks train on.
+
+    A context manager: when it is left, nothing is being written any more. What hinders the writing is found in
+    ``Setting.troubles``, so that all ranks raise it together after their next step, or where they settle.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._written_at = time.monotonic()
+        self._began = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[None] | None = None
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        self._wait()
 
     def is_time(self) -> bool:
         """Whether so many minutes have passed, by the clock of rank 0; the step tells the others."""
         minutes = self._setting.config.checkpoint_minutes
         return (
-            minutes is not None
-            and distributed.is_main()
-            and time.monotonic() - self._written_at >= 60 * minutes
+            minutes is not None and distributed.is_main() and time.monotonic() - self._began >= 60 * minutes
         )
 
     def is_due(self, at: Position, record: StepRecord) -> bool:
@@ -33,15 +46,26 @@ class Saving:
         return not at_end and (record.save or (every is not None and at.step % every == 0))
 
     def write(self, checkpoint: Checkpoint, at: Position) -> None:
-        """Write a checkpoint on rank 0; what hinders that is raised by ``Setting.settle``."""
-        config = self._setting.config
+        """Begin to write a checkpoint on rank 0, once the one before is written.
+
+        Nobody may change the tensors of ``checkpoint`` afterwards; its state is copied.
+        """
+        self._wait()
         if distributed.is_main():
+            config = self._setting.config
             best = at.best_step if config.keep_best else None
-            with self._setting.writing():
-                save_checkpoint(
-                    self._setting.folder.checkpoints, checkpoint, at.step, config.keep_checkpoints, best
-                )
-        self._written_at = time.monotonic()
+            still = Checkpoint(checkpoint.weights, checkpoint.momentum, copy.deepcopy(checkpoint.state))
+            self._written = self._pool.submit(self._save, still, at.step, config.keep_checkpoints, best)
+        self._began = time.monotonic()
+
+    def _save(self, checkpoint: Checkpoint, step: int, keep: int, best: int | None) -> None:
+        with self._setting.writing():
+            save_checkpoint(self._setting.folder.checkpoints, checkpoint, step, keep, best)
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            written, self._written = self._written, None
+            written.result()
 
 
 def note_best(at: Position, accuracy: float) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from dist_prune.engine.launcher import Launcher
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _ONE_KEY_PRESS = 2.0  # seconds; a terminal and a launcher may both pass on one Ctrl-C
 
 
@@ -29,7 +29,8 @@ class StopRequest:
         self.reason: str | None = None
 
     def __enter__(self) -> StopRequest:
-        self._old = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        asked = [number for number in _SIGNALS if not _is_under_nohup(number)]
+        self._old = {number: signal.signal(number, self._on_signal) for number in asked}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,3 +62,7 @@ class StopRequest:
             self.reason = self.reason or "--max_hours reached"
         if self._launcher.is_gone():
             self.reason = self.reason or "the launcher is gone"
+
+
+def _is_under_nohup(number: int) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN

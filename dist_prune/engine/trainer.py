@@ -31,12 +31,17 @@ class Trainer:
     """Trains the phases of one method, from the start or from a checkpoint; all ranks together."""
 
     def __init__(
-        self, setting: Setting, recorder: Recorder, stop: StopRequest, resume: Checkpoint | None
+        self,
+        setting: Setting,
+        recorder: Recorder,
+        stop: StopRequest,
+        saving: Saving,
+        resume: Checkpoint | None,
     ) -> None:
         self.setting = setting
         self.recorder = recorder
         self.stop = stop
-        self.saving = Saving(setting)
+        self.saving = saving
         self.position = Position(**resume.state["position"]) if resume else Position()
         self.structures: dict[str, Mapping[str, Any]] = dict(resume.state["structures"]) if resume else {}
         self._resume = resume
@@ -47,7 +52,7 @@ class Trainer:
         self.energy = EnergyAccount(meter, resume)
 
     def train(self) -> PhaseRun | None:
-        """Train to the end and return the last phase, or None if asked to stop (all is saved then)."""
+        """Train to the end and return the last phase, or None if asked to stop (all is being saved then)."""
         run = None
         for phase in self.setting.method.phases(self.structures):
             if self._is_over(phase):
@@ -179,7 +184,7 @@ class Trainer:
         self.position.batch = self.position.skipped_in_epoch = 0
 
     def _save(self, run: PhaseRun, snapshot: Snapshot) -> None:
-        """Write a portable checkpoint on rank 0; the others wait until it is whole."""
+        """Have a portable checkpoint written."""
         self.position.seconds = self.seconds()
         if self.position.batch:  # else an evaluation has just measured
             self.energy.add()

@@ -10,7 +10,7 @@ from drill import AtStep, SignalToSelf, assert_same_course, status
 pytestmark = pytest.mark.drill
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_one_rank_stops_and_saves_all(launch, resume, straight, tmp_path, number):
     folder = tmp_path / "run"
     ranks = launch(folder, sabotage={1: AtStep(4, SignalToSelf(number))})

@@ -111,7 +111,7 @@ def test_workers_ignore_the_signals_that_a_launcher_sends_to_all(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: handled.update(threads=count))
     monkeypatch.setattr("dist_prune.data.workers.Queue", type("Queue", (), {}))
     _start_worker(0)
-    ignored = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), signal.SIG_IGN)
+    ignored = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP), signal.SIG_IGN)
     assert handled == {**ignored, "threads": 1}
 
 

@@ -1,5 +1,7 @@
-"""Which checkpoints are written, and which of them stay."""
+"""Which checkpoints are written, and which of them stay; training goes on in the meantime."""
 
+import contextlib
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +52,65 @@ def test_after_so_many_minutes_rank_0_tells_all_with_the_step(monkeypatch):
     assert not saving.is_due(Position(step=1, batch=1), record(save=False))
     monkeypatch.setattr("dist_prune.engine.saving.distributed.is_main", lambda: False)
     assert not saving.is_time(), "one clock decides"
+
+
+class SlowDisk:
+    """Stands in for what writes checkpoints: begins, and goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)
+        self.written: list[tuple[int, dict]] = []
+
+    def __call__(self, folder, checkpoint: Checkpoint, step: int, keep: int, best: int | None) -> None:
+        self.begun.release()
+        assert self.may_go_on.acquire(timeout=20)
+        self.written.append((step, checkpoint.state))
+
+
+@pytest.fixture
+def slow_disk(monkeypatch) -> SlowDisk:
+    disk = SlowDisk()
+    monkeypatch.setattr("dist_prune.engine.saving.save_checkpoint", disk)
+    return disk
+
+
+def writable():
+    config = SimpleNamespace(keep_best=False, keep_checkpoints=2)
+    return SimpleNamespace(
+        config=config, folder=SimpleNamespace(checkpoints=None), writing=contextlib.nullcontext
+    )
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(slow_disk):
+    with Saving(writable()) as saving:
+        state = {"structures": {"gated": 1}}
+        saving.write(Checkpoint({}, {}, state), Position(step=2))
+        assert slow_disk.begun.acquire(timeout=20)
+        state["structures"]["collapsed"] = 2
+        assert slow_disk.written == []
+        slow_disk.may_go_on.release()
+    assert slow_disk.written == [(2, {"structures": {"gated": 1}})]
+
+
+def test_a_checkpoint_waits_until_the_one_before_is_written_and_the_end_for_the_last(slow_disk):
+    with Saving(writable()) as saving:
+        saving.write(Checkpoint({}, {}, {}), Position(step=2))
+        threading.Timer(0.2, slow_disk.may_go_on.release).start()
+        saving.write(Checkpoint({}, {}, {}), Position(step=4))
+        assert slow_disk.written == [(2, {})]
+        threading.Timer(0.2, slow_disk.may_go_on.release).start()
+    assert slow_disk.written == [(2, {}), (4, {})]
+
+
+def test_what_nobody_foresaw_while_writing_is_raised_at_the_next_checkpoint_or_the_end(monkeypatch):
+    monkeypatch.setattr("dist_prune.engine.saving.save_checkpoint", lambda *_: 1 / 0)
+    saving = Saving(writable())
+    saving.write(Checkpoint({}, {}, {}), Position(step=2))
+    with pytest.raises(ZeroDivisionError):
+        saving.write(Checkpoint({}, {}, {}), Position(step=4))
+    saving.write(Checkpoint({}, {}, {}), Position(step=4))
+    with pytest.raises(ZeroDivisionError), saving:
+        pass
 
 
 def test_the_last_so_many_stay(tmp_path):

@@ -57,7 +57,9 @@ import json, sys
 sys.modules["deepspeed"] = sys.modules["dist_prune"] = None  # importing them is an error
 import numpy as np, onnxruntime, torch
 expected = np.load("expected.npz")
-session = onnxruntime.InferenceSession("model.onnx")
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1  # it would bind one to each core, and wait for cores that others keep busy
+session = onnxruntime.InferenceSession("model.onnx", options)
 files = {"config.json": ""}
 program = torch.export.load("model.pt2", extra_files=files)
 with torch.no_grad():
