@@ -117,6 +117,8 @@ class Onnx(Format):
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised as well
+        # By default it binds a thread to every core there is, also those that others keep busy.
+        options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
