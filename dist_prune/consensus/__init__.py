@@ -1,7 +1,7 @@
 """Consensus: the mask that all samples agree on, collapse to a plain network, the sliced checkpoint."""
 
 from dist_prune.consensus.collapse import Inherited, collapse, cut, masked
-from dist_prune.consensus.mask import Mask, SiteMask, consensus_mask, load_mask, vote
+from dist_prune.consensus.mask import Mask, SiteMask, agrees, consensus_mask, load_mask, vote
 from dist_prune.consensus.sliced import (
     add_results,
     find_sliced,
@@ -19,6 +19,7 @@ __all__ = [
     "Mask",
     "SiteMask",
     "add_results",
+    "agrees",
     "collapse",
     "consensus_mask",
     "cut",

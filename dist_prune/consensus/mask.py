@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dist_prune import distributed
 from dist_prune.errors import NothingToEvaluate, UserError, first_problem
 from dist_prune.gates import local_gates, sites
+from dist_prune.gates.insertion import gating_modules
 from dist_prune.models import Site, in_eval_mode
 
 THRESHOLD = 0.5
@@ -186,7 +187,7 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
     mode back; its buffers (batch-norm statistics) are averaged over ranks first, as engines synchronize
     parameters only. One all-reduce of sums and counts at the end, whatever the number of batches; a rank may have
     none. round_to: numbers of channels that stay are multiples of it (see ``vote``). Raises NothingToEvaluate if there
-    is no sample on any rank.
+    is no sample on any rank. Where every gate is frozen, the first batch says what all would.
     """
     distributed.average_buffers(model)
     device = next(model.parameters()).device
@@ -198,10 +199,21 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
             model(images.to(device))
             local = local_gates(model)
             totals += torch.cat([local.sums, local.sums.new_tensor([local.samples])])
+            if all(gate.frozen for gate in gating_modules(model)):
+                break
     totals = distributed.all_reduce_sum(totals)
     if totals[-1] == 0:
         raise NothingToEvaluate("the consensus mask needs at least one sample")
     return vote(totals[:-1] / totals[-1], model_sites, round_to)
+
+
+def agrees(model: nn.Module, mask: Mask) -> bool:
+    """Whether all samples of the latest forward pass have decided as ``mask`` does; takes the gates' decisions."""
+    local = local_gates(model)
+    opened = torch.cat(
+        [torch.zeros(s.units).index_fill(0, torch.tensor(s.kept, dtype=torch.long), 1) for s in mask.sites]
+    )
+    return torch.equal(local.sums.cpu(), opened * local.samples)
 
 
 def load_mask(path: str | Path) -> Mask:

@@ -77,6 +77,10 @@ class PhaseRun:
             models["accuracy_consensus"] = fixed
         with self.setting.settling():
             found = accuracies(
-                models, self.setting.eval_batches("test"), self.setting.device, self.engine.autocast()
+                models,
+                self.setting.eval_batches("test"),
+                self.setting.device,
+                self.engine.autocast(),
+                alike=lambda: self.phase.agrees(self.replica, mask),
             )
         return found if mask is None else {"accuracy_consensus": found["accuracy"], **found}

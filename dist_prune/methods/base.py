@@ -150,6 +150,10 @@ class Phase:
         """``module`` as it computes under ``mask`` for every sample."""
         return module
 
+    def agrees(self, module: nn.Module, mask: Mask | None) -> bool:
+        """Whether ``module`` has computed its latest batch as ``fixed`` would have."""
+        return False
+
     def small(self, module: nn.Module, mask: Mask | None) -> nn.Module:
         """The plain network that remains when the run ends with this phase."""
         return module

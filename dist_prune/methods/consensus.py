@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
-from dist_prune.consensus import Mask, collapse, consensus_mask, cut, masked
+from dist_prune.consensus import Mask, agrees, collapse, consensus_mask, cut, masked
 from dist_prune.gates import Budget, Freezer, Moment, Timeline, attach_gates, follow_logits, set_moment
 from dist_prune.methods.base import Method, Phase, Step, Transition
 from dist_prune.regularizers import activation, polarization
@@ -124,6 +124,11 @@ class GatedPhase(Phase):
         """The gated network with its gates fixed to the mask."""
         assert mask is not None
         return masked(module, mask)
+
+    def agrees(self, module: nn.Module, mask: Mask | None) -> bool:
+        """Whether all samples of the latest batch have agreed with the mask."""
+        assert mask is not None
+        return agrees(module, mask)
 
     def small(self, module: nn.Module, mask: Mask | None) -> nn.Module:
         """The collapsed network."""

@@ -9,13 +9,38 @@ from unit_helpers import gated_resnet, images, same, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model, collapse, consensus_mask, masked
 from dist_prune.config import GatesConfig, RunConfig
-from dist_prune.consensus import Mask, SiteMask, load_mask, vote
+from dist_prune.consensus import Mask, SiteMask, agrees, load_mask, vote
 from dist_prune.gates import gated_modules, sites
 from dist_prune.methods import METHODS, Task
 from dist_prune.models import Site
 
 LAYERS = (Site("a", "layer", 1), Site("b", "layer", 1), Site("c", "layer", 1))
 CHANNELS = (Site("wide", "channel", 4, may_be_empty=False), Site("narrow", "channel", 2))
+
+
+def test_samples_agree_with_a_mask_when_all_of_them_decide_as_it_does():
+    gated, x = gated_resnet(), images(64)
+    for sample in x.split(1)[:8]:
+        own = consensus_mask(gated, [sample])
+        output = gated(sample)
+        assert agrees(gated, own)
+        torch.testing.assert_close(output, masked(gated, own)(sample))
+        gated(torch.cat([sample, x]))
+        assert not agrees(gated, own), "these gates tell samples apart"
+
+
+def test_where_every_gate_is_frozen_the_first_batch_says_what_all_would():
+    gated = gated_resnet()
+    gates = [wrapper.gate for _, wrapper in gated_modules(gated)]
+    for number, gate in enumerate(gates):
+        gate.freeze(torch.tensor([number % 2 == 0]))
+    asked = []
+    mask = consensus_mask(gated, (asked.append(1) or images(4) for _ in range(5)))
+    assert (len(asked), mask.agreement) == (1, 1.0)
+    assert [len(site.kept) for site in mask.sites] == [1, 0, 1, 0, 1, 0, 1, 0, 1]
+    gates[3].freeze(None)
+    consensus_mask(gated, (asked.append(1) or images(4) for _ in range(5)))
+    assert len(asked) == 1 + 5
 
 
 @pytest.mark.parametrize(("mean", "stays"), [(0.0, False), (0.5, False), (0.5 + 1e-7, True), (1.0, True)])
