@@ -14,6 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dist_prune.errors import UserError, first_problem, nearest
 from dist_prune.schedules import Constant, Schedule
 
+# Options that say how a run computes, what it records and what it puts up with: a resumed run may have others.
+INCIDENTAL = frozenset({
+    "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "mask_samples",
+    "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache", "grid_intensity",
+    "compile",
+})  # fmt: skip
 _LARGEST_SIDE = 2**13  # pixels; images of more are refused as attacks on memory anyway
 
 

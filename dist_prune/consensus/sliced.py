@@ -21,6 +21,7 @@ from torch import nn
 from dist_prune.consensus.card import model_card
 from dist_prune.consensus.slicing import remove_units
 from dist_prune.errors import UserError, first_problem
+from dist_prune.files import save_tensors, write_atomic
 from dist_prune.gates import gated_modules
 from dist_prune.models import Architecture, architecture_of, fold
 
@@ -90,7 +91,7 @@ def save_sliced(
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
-        safetensors.torch.save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(beside / "model.safetensors", tensors, {"format": "pt"})
         for name, text in _texts(config).items():
             (beside / name).write_text(text)
         replace_folder(beside, target)
@@ -105,9 +106,7 @@ def add_results(folder: str | Path, results: Mapping[str, Any]) -> None:
     config = read_sliced_config(folder)
     config["results"] = {**config.get("results", {}), **results}
     for name, text in _texts(config).items():
-        beside = Path(folder) / f".{name}.{os.getpid()}.tmp"
-        beside.write_text(text)
-        os.replace(beside, Path(folder) / name)
+        write_atomic(Path(folder) / name, text.encode())
 
 
 def _texts(config: Mapping[str, Any]) -> dict[str, str]:

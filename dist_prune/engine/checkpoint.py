@@ -25,7 +25,7 @@ import safetensors.torch
 from torch import Tensor
 
 from dist_prune.errors import UserError
-from dist_prune.monitor.files import write_atomic
+from dist_prune.files import save_tensors, write_atomic
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
@@ -89,8 +89,8 @@ def _before(folder: Path, newest: Path) -> list[Path]:
 
 
 def _write_files(beside: Path, checkpoint: Checkpoint) -> None:
-    safetensors.torch.save_file(checkpoint.weights, beside / "model.safetensors")
-    safetensors.torch.save_file(checkpoint.momentum, beside / "optimizer.safetensors")
+    save_tensors(beside / "model.safetensors", checkpoint.weights)
+    save_tensors(beside / "optimizer.safetensors", checkpoint.momentum)
     (beside / "state.json").write_text(json.dumps(checkpoint.state, indent=2))
     manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
     (beside / "manifest.json").write_text(json.dumps(manifest, indent=2))

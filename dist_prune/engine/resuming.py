@@ -7,19 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from dist_prune import distributed
-from dist_prune.config import RunConfig
+from dist_prune.config import INCIDENTAL, RunConfig
 from dist_prune.data import ImageData
 from dist_prune.engine.checkpoint import Checkpoint, load_newest
 from dist_prune.engine.stored import check_state, config_of
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
-
-# What does not change the results, or lets a run go on that bad data stopped.
-_MAY_CHANGE = {
-    "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "mask_samples",
-    "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache", "grid_intensity",
-    "compile",
-}  # fmt: skip
 
 
 def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> Checkpoint | None:
@@ -59,7 +52,7 @@ def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
         return str(error)
     before = stored.model_dump(mode="json")
     for key, value in config.model_dump(mode="json").items():
-        if before[key] != value and key not in _MAY_CHANGE:
+        if before[key] != value and key not in INCIDENTAL:
             return f"{folder.path} was begun with {key}={before[key]!r}, not {value!r}; resume it with the same recipe"
     return None
 

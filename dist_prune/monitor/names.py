@@ -1,7 +1,5 @@
 """The metric names: one `group/name` each, used as TensorBoard tags and as keys of train records."""
 
-LOSS_TOTAL = "loss/total"
-LOSS_TASK = "loss/task"
 ACCURACY_TRAIN = "accuracy/train"
 ACCURACY_DYNAMIC = "accuracy/dynamic"
 ACCURACY_CONSENSUS = "accuracy/consensus"

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from dist_prune.errors import first_problem
-from dist_prune.monitor.files import to_json, write_at_end, write_atomic
+from dist_prune.files import to_json, write_at_end, write_atomic
 
 Kind = Literal["train", "eval", "summary"]
 State = Literal["running", "done", "stopped", "failed"]

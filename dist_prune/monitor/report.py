@@ -6,9 +6,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from dist_prune.files import write_atomic
 from dist_prune.monitor import style
 from dist_prune.monitor.curves import curves
-from dist_prune.monitor.files import write_atomic
 from dist_prune.monitor.page import render_page
 from dist_prune.monitor.pictures import gate_history, opening_picture, polarization_picture
 from dist_prune.monitor.records import Record, RunFolder

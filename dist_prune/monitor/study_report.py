@@ -6,10 +6,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from dist_prune.files import write_atomic
 from dist_prune.monitor import page, style
 from dist_prune.monitor.compare import Group, group_runs, read_run
 from dist_prune.monitor.distribution import distribution_pictures
-from dist_prune.monitor.files import write_atomic
 from dist_prune.monitor.records import RunFolder
 from dist_prune.monitor.study_cost import cost_table
 from dist_prune.monitor.study_gates import gated_runs, opening_pictures

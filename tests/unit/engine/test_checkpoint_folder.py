@@ -50,6 +50,13 @@ def test_a_state_without_momentum_round_trips(folder):
     assert same(load_checkpoint(save_checkpoint(folder, start, 0)), start)
 
 
+def test_whoever_may_read_other_files_of_the_run_may_read_its_tensors(folder):
+    files = list(save_checkpoint(folder, state(1), 1).iterdir())
+    expected = folder.parent / "other"
+    expected.touch()
+    assert {path.stat().st_mode for path in files} == {expected.stat().st_mode}
+
+
 def test_the_manifest_lists_every_other_file_with_size_and_checksum(folder):
     path = save_checkpoint(folder, state(1), 1)
     manifest = json.loads((path / "manifest.json").read_text())
@@ -157,7 +164,7 @@ def test_a_crash_in_the_middle_leaves_the_older_one_whole(folder, monkeypatch, w
     elif where.endswith("write"):
         real, calls = module.safetensors.torch.save_file, []
 
-        def write(tensors, path):
+        def write(tensors, path, metadata):
             calls.append(path)
             if len(calls) == (1 if where == "first write" else 2):
                 path.write_bytes(b"half")

@@ -4,7 +4,7 @@ import math
 import random
 from pathlib import Path
 
-from dist_prune.monitor.files import to_json
+from dist_prune.files import to_json
 from dist_prune.monitor.records import EVAL_KEYS, SUMMARY_KEYS, RunFolder
 
 DENSE_MACS, DENSE_PARAMETERS = 40_000_000, 270_000

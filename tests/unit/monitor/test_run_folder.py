@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from dist_prune.monitor.files import to_json
+from dist_prune.files import to_json
 from dist_prune.monitor.records import EVAL_KEYS, SUMMARY_KEYS, RunExists, RunFolder, RunFolderError
 
 EVAL = dict.fromkeys(EVAL_KEYS, 1) | {"energy_joules": None}

@@ -29,7 +29,9 @@ def constant(value):
 
 
 def test_runs_that_differ_in_seed_data_path_and_bookkeeping_are_one_group(study):
-    (group,) = study({"seed": 2, "workers": 1}, {"seed": 1, "workers": 4, "channels_last": False})
+    (group,) = study(
+        {"seed": 2, "workers": 1}, {"seed": 1, "workers": 4, "channels_last": False, "rank_timeout": 60}
+    )
     assert [run.seed for run in group.runs] == [1, 2]
     assert group.label == "half"
 

@@ -1,4 +1,4 @@
-"""Files that are never half-written, and JSON that every reader accepts."""
+"""Files that are never half-written and belong to whom they should, and JSON that every reader accepts."""
 
 import json
 import math
@@ -6,6 +6,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import safetensors.torch
+from torch import Tensor
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -27,6 +30,20 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, readable for whom any other new file would be.
+
+    Raises:
+        OSError, SafetensorError: the folder is missing, full or not writable.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.torch.save_file(dict(tensors), path, dict(metadata) if metadata else None)
+    path.chmod(mode)  # safetensors makes files that are private to the user, as those of tempfile are
 
 
 def write_at_end(path: Path, data: bytes) -> None:
