@@ -8,6 +8,7 @@ in the same order; see ``dist_prune.gate_means``. Equations are those of arXiv 2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,9 +22,15 @@ def mean_over_sites(means: Means) -> Tensor:
     With one unit per site (layer gates) it is the plain mean of equation 8. Returns a scalar.
     """
     values, sizes = means[:2]
-    counts = torch.tensor(list(sizes), device=values.device)
-    weights = torch.repeat_interleave(1.0 / (len(sizes) * counts.to(values.dtype)), counts)
-    return (values * weights).sum()
+    return (values * _weights(tuple(sizes), values.dtype, values.device)).sum()
+
+
+@lru_cache(maxsize=16)  # making them anew for each step would wait for the device
+@torch.inference_mode(False)
+def _weights(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What each unit counts in the mean over sites (all units,)."""
+    counts = torch.tensor(sizes)
+    return torch.repeat_interleave(1.0 / (len(sizes) * counts.to(dtype)), counts).to(device)
 
 
 def polarization(means: Means, weight: float = 1.0) -> Tensor:

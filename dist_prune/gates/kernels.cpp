@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -104,35 +105,42 @@ void gated_forward_rows(const void* kept, const float* gate, const void* branch,
   });
 }
 
-// grad_sum: gradient of kept + gate * branch. out (may be null): the result after ReLU, which cuts the gradient.
+// One sample of gated_backward_rows, in one pass; returns the gradient of its gate. kRelu: grad is cut where out is 0.
+template <typename Format, bool kRelu, bool kAllOpen, typename T = typename Format::Storage>
+float gated_backward_row(const T* grad, const T* out, const T* branch, float open, T* grad_sum, T* grad_branch,
+                         int64_t size) {
+  constexpr int64_t kLanes = 32;  // partial sums, so that the additions run side by side
+  float sums[kLanes] = {};
+  const auto at = [&](int64_t i, int64_t lane) {
+    const T passed = kRelu && Format::load(out[i]) <= 0.0f ? T(0) : grad[i];
+    if (kRelu) grad_sum[i] = passed;
+    sums[lane] += Format::load(passed) * Format::load(branch[i]);
+    if (!kAllOpen) grad_branch[i] = Format::store(Format::load(passed) * open);
+  };
+  const int64_t whole = size / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) at(i + lane, lane);
+  }
+  for (int64_t i = whole; i < size; ++i) at(i, i - whole);
+  return std::accumulate(sums, sums + kLanes, 0.0f);
+}
+
+// grad_sum: gradient of kept + gate * branch, if out, the result after ReLU, cuts it (else both are null).
+// grad_branch: null if all gates are open, where it is grad_sum.
 template <typename Format>
 void gated_backward_rows(const void* grad, const void* out, const void* branch, const float* gate, void* grad_sum,
                          float* grad_gate, void* grad_branch, Shape shape) {
   using T = typename Format::Storage;
+  const bool relu = out != nullptr, all_open = grad_branch == nullptr;
+  const auto row = relu ? (all_open ? gated_backward_row<Format, true, true> : gated_backward_row<Format, true, false>)
+                        : (all_open ? gated_backward_row<Format, false, true> : gated_backward_row<Format, false, false>);
   at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const int64_t start = n * shape.sample(), size = shape.sample();
-      const T* g = static_cast<const T*>(grad) + start;
-      const T* f = static_cast<const T*>(branch) + start;
-      if (out != nullptr) {
-        const T* y = static_cast<const T*>(out) + start;
-        T* cut = static_cast<T*>(grad_sum) + start;
-        for (int64_t i = 0; i < size; ++i) cut[i] = Format::load(y[i]) <= 0.0f ? T(0) : g[i];
-        g = cut;  // one sample fits the cache: what follows reads it from there
-      }
-      constexpr int64_t kLanes = 16;  // partial sums, so that the additions run side by side
-      float sums[kLanes] = {};
-      const int64_t whole = size / kLanes * kLanes;
-      for (int64_t i = 0; i < whole; i += kLanes) {
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-          sums[lane] += Format::load(g[i + lane]) * Format::load(f[i + lane]);
-        }
-      }
-      for (int64_t i = whole; i < size; ++i) sums[0] += Format::load(g[i]) * Format::load(f[i]);
-      for (float sum : sums) grad_gate[n] += sum;
-      if (grad_branch == nullptr) continue;
-      T* b = static_cast<T*>(grad_branch) + start;
-      for (int64_t i = 0; i < size; ++i) b[i] = Format::store(Format::load(g[i]) * gate[n]);
+      const int64_t start = n * shape.sample();
+      grad_gate[n] = row(static_cast<const T*>(grad) + start, relu ? static_cast<const T*>(out) + start : nullptr,
+                         static_cast<const T*>(branch) + start, gate[n],
+                         relu ? static_cast<T*>(grad_sum) + start : nullptr,
+                         all_open ? nullptr : static_cast<T*>(grad_branch) + start, shape.sample());
     }
   });
 }
