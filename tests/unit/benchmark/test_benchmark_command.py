@@ -96,9 +96,23 @@ def test_without_a_sensor_no_energy_is_shown_and_no_time_is_spent_on_it(layers, 
     assert "energy: not measured (nothing is there)" in shown
 
 
-def test_options_reach_the_networks(layers):
+def test_options_reach_the_networks(layers, monkeypatch):
+    seen, real = set(), inference.take_turns
+
+    def look(module, inputs, output):
+        if isinstance(module, torch.nn.Conv2d):
+            tensors = (inputs[0], module.weight)
+            layouts = [t.is_contiguous(memory_format=torch.channels_last) for t in tensors]
+            seen.add((output.dtype, *layouts))
+
+    def watched(*arguments):
+        with torch.nn.modules.module.register_module_forward_hook(look):
+            return real(*arguments)
+
+    monkeypatch.setattr(inference, "take_turns", watched)
     options = Options(batches=(2,), seconds=0.01, bf16=True, channels_last=True)
     result = benchmark(layers, options)
+    assert seen == {(torch.bfloat16, True, True)}
     assert (result["precision"], result["memory_format"]) == ("bf16 (autocast)", "channels_last")
     assert (result["threads"], result["compiled"]) == (torch.get_num_threads(), False)
 
