@@ -83,7 +83,7 @@ class _AddGated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kept: Tensor, gate: Tensor, branch: Tensor, relu: bool) -> Tensor:
         # Looking at the gates is free on CPUs; a GPU would have to be waited for.
-        ctx.all_open = not gate.is_cuda and bool((gate == 1).all())
+        ctx.all_open = not gate.is_cuda and gate.min().item() == 1
         if kernels := kernels_for(kept, branch):
             out = kernels.gated_forward(kept, gate.float().contiguous(), branch, relu)
         else:
@@ -112,7 +112,7 @@ class _AddGated(torch.autograd.Function):
 class _ScaleChannels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, gate: Tensor, may_alias: bool) -> Tensor:
-        ctx.all_open = not gate.is_cuda and bool((gate == 1).all())
+        ctx.all_open = not gate.is_cuda and gate.min().item() == 1
         ctx.save_for_backward(maps, gate)
         if ctx.all_open and may_alias:
             return maps.view_as(maps)
