@@ -310,7 +310,7 @@ def _train(words: Words) -> Callable[[], None]:
 
     def begin(setting: Any, options: Any, found: Any, peers: Any) -> bool:
         """What a run does before it trains, but for DeepSpeed's part."""
-        trainer = run.Trainer(setting, None, run.StopRequest(), found)  # type: ignore[arg-type]
+        trainer = run.Trainer(setting, None, run.StopRequest(), run.Saving(setting), found)  # type: ignore[arg-type]
         next(iter(setting.method.phases(trainer.structures)))
         return True
 
