@@ -25,8 +25,10 @@ import multiprocessing
 import os
 import platform
 import random
+import shutil
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -195,6 +197,19 @@ def workers(images: Path, work: Path, rounds: int) -> dict[str, Any]:
     return result
 
 
+def writers(images: Path, work: Path, rounds: int) -> dict[str, Any]:
+    """Seconds that the shards of an image folder take to make, on all cores that this process may use."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    cores = len(os.sched_getaffinity(0))
+    for _ in range(rounds):
+        for format in ("raw", "files"):
+            shutil.rmtree(work / "writers", ignore_errors=True)
+            clock = time.perf_counter()
+            make_shards("imagefolder", images, work / "writers", format=format, workers=cores)
+            seconds[format].append(round(time.perf_counter() - clock, 1))
+    return {"images": sum(1 for path in images.rglob("*") if path.is_file()), "seconds": seconds}
+
+
 def memory(images: Path, work: Path, rounds: int) -> dict[str, Any]:
     """Anonymous memory (MB) near the end of each of 20 epochs: of the process that trains, the most of 2 workers."""
     data, epochs = ours("tiny", images, work, "raw", workers=2), []
@@ -250,7 +265,7 @@ def _mixed(labels: np.ndarray, classes: int) -> dict[str, float]:
 
 
 BENCHMARKS: dict[str, Callable[[Path, Path, int], dict[str, Any]]] = {
-    function.__name__: function for function in (tiny, photographs, workers, memory, mixing)
+    function.__name__: function for function in (tiny, photographs, workers, writers, memory, mixing)
 }
 
 

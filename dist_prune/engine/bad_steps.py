@@ -27,11 +27,12 @@ def count_bad_steps(setting: Setting, at: Position, record: StepRecord) -> dict[
 
 def refuse_too_many(at: Position, limit: int) -> None:
     """Raise TrainingDiverged, on all ranks alike, if more steps in a row were skipped than ``limit``."""
-    if at.bad_in_a_row > limit:
+    count = at.bad_in_a_row
+    if count > limit:
+        where = f"step {at.step}" if count == 1 else f"the {count} steps up to {at.step}"
         raise TrainingDiverged(
-            f"loss or gradients were not finite in the {at.bad_in_a_row} steps up to {at.step}, more in a row than "
-            f"max_bad_steps={limit}: lower lr, or set gradient_clipping in the DeepSpeed config; nothing was "
-            "learned from these steps"
+            f"loss or gradients were not finite in {where}, more in a row than max_bad_steps={limit}: lower lr, or set "
+            "gradient_clipping in the DeepSpeed config; nothing was learned there"
         )
 
 
