@@ -11,9 +11,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 train: $(READY)
 	deepspeed launch/train.py --ds_config ds_configs/zero2.json
 
-# Two tests at a time, each on one thread (those with several ranks: one a rank): half the time on two cores.
+# Three tests at a time, each on one thread (those with several ranks: one a rank): two cores are kept busy while some wait.
 test: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not drill"
+	OMP_NUM_THREADS=1 python -m pytest -n 3 --dist worksteal -m "not drill"
 
 # Everything that can befall a run, one drill after another (docs/reliability.md); those that mount disks or make nodes need root.
 drills: $(READY)
