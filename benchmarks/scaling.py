@@ -1,4 +1,4 @@
-"""Images per second of one and of two ranks, one core each, dense and gated: prints and writes what came of it.
+"""Images per second of one and of two ranks, one core for each, dense and gated: prints and writes what came of it.
 
     python benchmarks/scaling.py --images FOLDER [--model resnet56] [--steps 40] [--repeats 3]
 
@@ -29,15 +29,18 @@ def images_per_second(recipe: str, ranks: int, options: argparse.Namespace, shar
     """Train for some steps; the speed of all ranks together after the first ``WARM_UP`` steps."""
     shutil.rmtree(out, ignore_errors=True)
     cores = sorted(os.sched_getaffinity(0))[:ranks]
+    if len(cores) < ranks:
+        raise SystemExit(f"{ranks} ranks need {ranks} cores; this process may use {len(cores)}")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
     command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "torch.distributed.run"]
     command += ["--standalone", "--nproc_per_node", str(ranks), "launch/train.py", "--recipe", recipe]
     command += ["--ds_config", "ds_configs/zero2_bf16.json", "--data", str(shards), "--out", str(out)]
     command += ["--max_steps", str(options.steps), "--set", f"model={options.model}", "log_every=1"]
     command += [f"global_batch_size={BATCH * ranks}", "workers=0"]
-    subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, check=False
-    )  # torchrun turns 3 into 1
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    status = json.loads((out / "status.json").read_text()) if (out / "status.json").exists() else {}
+    if status.get("state") != "stopped":  # the exit code says nothing: torchrun turns 3 into 1
+        raise SystemExit(f"{recipe} on {ranks} ranks failed: {done.stderr[-2000:]}")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     speeds = {line["step"]: line["speed/images_per_second"] for line in lines if line["kind"] == "train"}
     seconds = {step: step * BATCH * ranks / speed for step, speed in speeds.items()}  # since the first began

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from dist_prune import distributed
 from dist_prune.errors import NothingToEvaluate, UserError, first_problem
-from dist_prune.gates import local_gates, sites
-from dist_prune.gates.insertion import gating_modules
+from dist_prune.gates import gated_modules, local_gates, sites
 from dist_prune.models import Site, in_eval_mode
 
 THRESHOLD = 0.5
@@ -199,7 +198,7 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
             model(images.to(device))
             local = local_gates(model)
             totals += torch.cat([local.sums, local.sums.new_tensor([local.samples])])
-            if all(gate.frozen for gate in gating_modules(model)):
+            if all(gated.gate.frozen for _, gated in gated_modules(model)):
                 break
     totals = distributed.all_reduce_sum(totals)
     if totals[-1] == 0:

@@ -172,11 +172,12 @@ def _work(
     setting: Setting, options: Options, checkpoint: Checkpoint | None, recorder: Recorder, status: _Status
 ) -> tuple[PhaseRun | None, str | None]:
     """Train and collapse; the last phase, or None and the reason if the run was asked to stop."""
-    with StopRequest(options.max_steps, options.max_hours) as stop, Saving(setting) as saving:
-        trainer = Trainer(setting, recorder, stop, saving, checkpoint)
-        status.position = trainer.position
-        last = trainer.train()
-    setting.settle()
+    with StopRequest(options.max_steps, options.max_hours) as stop:
+        with Saving(setting) as saving:
+            trainer = Trainer(setting, recorder, stop, saving, checkpoint)
+            status.position = trainer.position
+            last = trainer.train()
+        setting.settle()  # a second signal must not end a rank while rank 0 still writes
     if last is None:
         reason = distributed.first_object(stop.reason)  # the request may have reached other ranks than rank 0
         recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")

@@ -16,7 +16,8 @@ class Saving:
     """The checkpoints of one invocation; rank 0 writes them, while all ranks train on.
 
     A context manager: when it is left, nothing is being written any more. What hinders the writing is found in
-    ``Setting.troubles``, so that all ranks raise it together after their next step, or where they settle.
+    ``Setting.troubles``, so that all ranks raise it together after their next step, or where they settle. What nobody
+    foresaw, rank 0 raises by itself, with its next step.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -28,12 +29,15 @@ class Saving:
     def __enter__(self) -> Saving:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown()
-        self._wait()
+        if error is None:
+            self.wait()
 
     def is_time(self) -> bool:
         """Whether so many minutes have passed, by the clock of rank 0; the step tells the others."""
+        if self._written is not None and self._written.done():
+            self.wait()
         minutes = self._setting.config.checkpoint_minutes
         return (
             minutes is not None and distributed.is_main() and time.monotonic() - self._began >= 60 * minutes
@@ -46,11 +50,11 @@ class Saving:
         return not at_end and (record.save or (every is not None and at.step % every == 0))
 
     def write(self, checkpoint: Checkpoint, at: Position) -> None:
-        """Begin to write a checkpoint on rank 0, once the one before is written.
+        """Begin to write a checkpoint on rank 0, once the one before is written (``wait``).
 
         Nobody may change the tensors of ``checkpoint`` afterwards; its state is copied.
         """
-        self._wait()
+        self.wait()
         if distributed.is_main():
             config = self._setting.config
             best = at.best_step if config.keep_best else None
@@ -62,7 +66,8 @@ class Saving:
         with self._setting.writing():
             save_checkpoint(self._setting.folder.checkpoints, checkpoint, step, keep, best)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until nothing is being written; a new snapshot would else lie beside the one that is."""
         if self._written is not None:
             written, self._written = self._written, None
             written.result()

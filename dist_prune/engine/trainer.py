@@ -59,15 +59,16 @@ class Trainer:
                 continue
             run, snapshot = self._begin(phase), None
             while self.position.batch or not phase.is_over(self.position.epoch):  # epochs are ended
+                snapshot = None  # nobody needs its memory any more
                 for batches in self._rest_of_epoch(run):
                     record = self._step(run, batches)
                     self._observe(run, record)
                     if record.stop:
-                        self._save(run, run.engine.snapshot())
+                        self._save(run, self._snapshot(run))
                         return None
                     if self.saving.is_due(self.position, record):
-                        self._save(run, run.engine.snapshot())
-                snapshot = run.engine.snapshot()
+                        self._save(run, self._snapshot(run))
+                snapshot = self._snapshot(run)
                 self._evaluate(run, snapshot)
                 self._turn_epoch()
                 self._save(run, snapshot)
@@ -182,6 +183,10 @@ class Trainer:
     def _turn_epoch(self) -> None:
         self.position.epoch += 1
         self.position.batch = self.position.skipped_in_epoch = 0
+
+    def _snapshot(self, run: PhaseRun) -> Snapshot:
+        self.saving.wait()
+        return run.engine.snapshot()
 
     def _save(self, run: PhaseRun, snapshot: Snapshot) -> None:
         """Have a portable checkpoint written."""

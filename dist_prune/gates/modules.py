@@ -47,6 +47,11 @@ class Gate(nn.Module):
     constant: int | None = None
     computed_alike = True  # on all ranks, from global means
 
+    @property
+    def frozen(self) -> bool:
+        """Whether it decides without looking at what it reads."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self._latest: tuple[Tensor, Tensor] | None = None
@@ -145,7 +150,7 @@ class GatingModule(Gate):
 
     @property
     def frozen(self) -> bool:
-        """Whether it decides without computing anything."""
+        """Whether it decides without looking at what it reads: see ``freeze``."""
         return self._frozen is not None
 
     def _take_moment(self, batch: int) -> Moment:
@@ -173,6 +178,11 @@ class FixedGate(Gate):
         super().__init__()
         self.units = open_units.numel()
         self.register_buffer("open_units", open_units, persistent=False)
+
+    @property
+    def frozen(self) -> bool:
+        """Always."""
+        return True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Block input (B, ...) -> the same twice, and decisions (B, units)."""

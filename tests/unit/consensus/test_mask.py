@@ -41,6 +41,8 @@ def test_where_every_gate_is_frozen_the_first_batch_says_what_all_would():
     gates[3].freeze(None)
     consensus_mask(gated, (asked.append(1) or images(4) for _ in range(5)))
     assert len(asked) == 1 + 5
+    consensus_mask(masked(gated, mask), (asked.append(1) or images(4) for _ in range(5)))
+    assert len(asked) == 1 + 5 + 1, "fixed gates are frozen, too"
 
 
 @pytest.mark.parametrize(("mean", "stays"), [(0.0, False), (0.5, False), (0.5 + 1e-7, True), (1.0, True)])

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -75,7 +76,7 @@ def slow_disk(monkeypatch) -> SlowDisk:
 
 
 def writable():
-    config = SimpleNamespace(keep_best=False, keep_checkpoints=2)
+    config = SimpleNamespace(keep_best=False, keep_checkpoints=2, checkpoint_minutes=None)
     return SimpleNamespace(
         config=config, folder=SimpleNamespace(checkpoints=None), writing=contextlib.nullcontext
     )
@@ -102,15 +103,30 @@ def test_a_checkpoint_waits_until_the_one_before_is_written_and_the_end_for_the_
     assert slow_disk.written == [(2, {}), (4, {})]
 
 
-def test_what_nobody_foresaw_while_writing_is_raised_at_the_next_checkpoint_or_the_end(monkeypatch):
+def fail(saving: Saving) -> None:
+    saving.write(Checkpoint({}, {}, {}), Position(step=2))
+    deadline = time.monotonic() + 20
+    while not saving._written.done() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_what_nobody_foresaw_while_writing_is_raised_with_the_next_step_or_at_the_end(monkeypatch):
     monkeypatch.setattr("dist_prune.engine.saving.save_checkpoint", lambda *_: 1 / 0)
     saving = Saving(writable())
-    saving.write(Checkpoint({}, {}, {}), Position(step=2))
+    fail(saving)
     with pytest.raises(ZeroDivisionError):
-        saving.write(Checkpoint({}, {}, {}), Position(step=4))
-    saving.write(Checkpoint({}, {}, {}), Position(step=4))
+        saving.is_time()
+    fail(saving)
     with pytest.raises(ZeroDivisionError), saving:
         pass
+
+
+def test_what_ends_a_run_is_not_hidden_by_what_hinders_the_writing(monkeypatch):
+    monkeypatch.setattr("dist_prune.engine.saving.save_checkpoint", lambda *_: 1 / 0)
+    saving = Saving(writable())
+    fail(saving)
+    with pytest.raises(RuntimeError, match="a rank is lost"), saving:
+        raise RuntimeError("a rank is lost")
 
 
 def test_the_last_so_many_stay(tmp_path):
