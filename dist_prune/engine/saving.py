@@ -36,8 +36,6 @@ class Saving:
 
     def is_time(self) -> bool:
         """Whether so many minutes have passed, by the clock of rank 0; the step tells the others."""
-        if self._written is not None and self._written.done():
-            self.wait()
         minutes = self._setting.config.checkpoint_minutes
         return (
             minutes is not None and distributed.is_main() and time.monotonic() - self._began >= 60 * minutes
@@ -65,6 +63,11 @@ class Saving:
     def _save(self, checkpoint: Checkpoint, step: int, keep: int, best: int | None) -> None:
         with self._setting.writing():
             save_checkpoint(self._setting.folder.checkpoints, checkpoint, step, keep, best)
+
+    def check(self) -> None:
+        """Raise what nobody foresaw if it has ended the writing: training on without checkpoints would be in vain."""
+        if self._written is not None and self._written.done():
+            self.wait()
 
     def wait(self) -> None:
         """Wait until nothing is being written; a new snapshot would else lie beside the one that is."""

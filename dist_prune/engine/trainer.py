@@ -108,6 +108,7 @@ class Trainer:
 
     def _step(self, run: PhaseRun, batches: tuple[Batch, ...]) -> StepRecord:
         self.stop.count_step()
+        self.saving.check()
         self._lr = run.engine.lr
         epoch = self.position.epoch + self.position.batch / self.setting.steps_per_epoch
         said = Control(

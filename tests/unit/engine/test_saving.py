@@ -115,7 +115,7 @@ def test_what_nobody_foresaw_while_writing_is_raised_with_the_next_step_or_at_th
     saving = Saving(writable())
     fail(saving)
     with pytest.raises(ZeroDivisionError):
-        saving.is_time()
+        saving.check()
     fail(saving)
     with pytest.raises(ZeroDivisionError), saving:
         pass
