@@ -111,15 +111,26 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of ``tensor`` over all ranks, detached; one collective (none on a single rank).
+class PendingSum:
+    """The sum of ``tensor`` over all ranks, detached: one collective, begun here (none on a single rank).
 
     The result keeps the dtype: pass fp32 or wider where counts are added up (bf16 sums saturate at 256).
     """
-    total = tensor.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return total
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._total = tensor.detach().clone()
+        self._work = dist.all_reduce(self._total, async_op=True) if world_size() > 1 else None
+
+    def wait(self) -> Tensor:
+        """The sum, once all ranks have given theirs; on GPUs the device waits for it, not the program."""
+        if self._work is not None:
+            self._work.wait()
+        return self._total
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of ``tensor`` over all ranks, as ``PendingSum``, waited for."""
+    return PendingSum(tensor).wait()
 
 
 def broadcast_object(value: Any) -> Any:

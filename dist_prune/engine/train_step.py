@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from dist_prune import distributed
 from dist_prune.engine.deepspeed_engine import Engine
-from dist_prune.gates import GateMeans, Window, local_gates
-from dist_prune.gates.means import LocalGates
+from dist_prune.gates import GateMeans, UpcomingMeans, Window
 from dist_prune.methods import Phase, Step
 
 Batch = tuple[Tensor, Tensor]
@@ -31,6 +30,12 @@ class Control:
     failed: bool = False
     skipped: int = 0
     save: bool = False
+
+    def as_tensor(self, device: torch.device) -> Tensor:
+        """What is told, as numbers that can be summed over ranks (4,)."""
+        return torch.tensor(
+            [self.stop, self.failed, self.skipped, self.save], dtype=torch.float32, device=device
+        )
 
 
 @dataclass(frozen=True)
@@ -74,42 +79,41 @@ def train_step(
 ) -> StepRecord:
     """Train on one global batch, the run's ``number``-th; ``batches``: this rank's micro-batches (images, labels).
 
-    They are on the engine's device; labels are numbers (B,) or probabilities (B, classes). One all-reduce a
-    micro-batch: unit sums, count, loss, right answers and control scalars together (the latter only need to be
-    said once). The task loss of a rank is W / N times its local sum, so that averaged gradients are those of the
-    joined batch. Where loss or gradients are not finite on any rank, nothing changes on all of them.
+    They are on the engine's device; labels are numbers (B,) or probabilities (B, classes). Two all-reduces, neither of
+    which anybody waits for longer than need be: what the gates did, with count and control scalars (which only need
+    to be said once), is exchanged while the rest of the forward pass is computed, once a micro-batch; loss and right
+    answers during the last backward pass. The task loss of a rank is W / N times its local sum, so that averaged
+    gradients are those of the joined batch. Where loss or gradients are not finite on any rank, nothing changes on
+    all of them.
     """
     buffers_before = _Buffers(engine.module)
     applied = True
     window = Window()
-    totals: Tensor = torch.zeros((), device=engine.device)
+    scores = torch.zeros(2, device=engine.device)
     terms_seen: dict[str, Tensor] = {}
-    means = totals.new_empty(0)
     for turn, (images, labels) in enumerate(batches):
         place = turn * distributed.world_size() + distributed.rank()
         phase.before_forward(engine.module, number, place * engine.batching.micro, epoch)
+        said = (control if turn == 0 else Control()).as_tensor(engine.device)
+        upcoming = UpcomingMeans(window, engine.module, len(labels), said)
         logits = engine.forward(images)
+        means = upcoming.wait()
         task_sum = phase.task_loss(logits, labels)
-        gates = _gates(engine, phase, labels)
         right = (logits.detach().argmax(1) == _most_likely(labels)).sum()
-        said = control if turn == 0 else Control()
-        told = task_sum.new_tensor(
-            [float(told) for told in (said.stop, said.failed, said.skipped, said.save)]
-        )
-        scalars = torch.cat([torch.stack([task_sum.detach(), right.float()]), told])
-        means, reduced = window.reduce(gates.sums, gates.samples, torch.cat([scalars, gates.logits]))
-        totals = totals + reduced
+        scores = scores + torch.stack([task_sum.detach(), right.float()])
+        if turn == len(batches) - 1:
+            scores_of_all = distributed.PendingSum(scores)
         task = task_sum * (distributed.world_size() / window.micro_samples)
-        logits_so_far = totals[len(scalars) :].detach() / window.samples
-        gate_means = GateMeans(means, gates.sizes, logits_so_far) if phase.has_gates else None
-        terms = phase.loss_terms(Step(engine.module, images, labels, logits, gate_means, epoch))
-        engine.backward(_bad_for_all(sum(terms.values(), start=task), reduced[0]))
+        terms = phase.loss_terms(
+            Step(engine.module, images, labels, logits, means if phase.has_gates else None, epoch)
+        )
+        engine.backward(_spreading(sum(terms.values(), start=task)))
         applied = engine.step()
         for name, value in terms.items():
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
     if not applied:  # norms have averaged what is not finite
         buffers_before.put_back()
-    return _record(window, totals, terms_seen, means.detach(), applied)
+    return _record(window, means, scores_of_all.wait(), terms_seen, applied)
 
 
 class _Buffers:
@@ -129,12 +133,13 @@ class _Buffers:
                 buffer.copy_(before.view_as(buffer))
 
 
-def _bad_for_all(loss: Tensor, global_loss: Tensor) -> Tensor:
-    """``loss``; but if it, or the loss over all ranks, is not finite, its gradients are not either, on any rank.
+def _spreading(loss: Tensor) -> Tensor:
+    """``loss``; but if it is not finite, none of its gradients is.
 
-    For then every engine refuses the step, with no word between ranks and no wait for the device.
+    They make those of all ranks so when they are averaged, and then every engine refuses the step, with no word
+    between ranks and no wait for the device.
     """
-    return loss * (1 + 0 * (loss.detach() + global_loss))
+    return loss * (1 + 0 * loss.detach())
 
 
 def _most_likely(labels: Tensor) -> Tensor:
@@ -142,29 +147,22 @@ def _most_likely(labels: Tensor) -> Tensor:
     return labels.argmax(1) if labels.dim() == 2 else labels
 
 
-def _gates(engine: Engine, phase: Phase, labels: Tensor) -> LocalGates:
-    if phase.has_gates:
-        return local_gates(engine.module)
-    none = torch.empty(0, device=engine.device)
-    return LocalGates(none, none, len(labels), ())
-
-
 def _record(
-    window: Window, totals: Tensor, terms: dict[str, Tensor], means: Tensor, applied: bool
+    window: Window, means: GateMeans, scores: Tensor, terms: dict[str, Tensor], applied: bool
 ) -> StepRecord:
     """Read the figures off the device: the only place of a step that waits for it."""
-    samples = torch.as_tensor(window.samples, device=totals.device).reshape(1)
-    seen = torch.cat([means, totals, samples, *(t.reshape(1) for t in terms.values())]).cpu()
-    units = means.numel()
-    means, sums, logit_sums, rest = seen.split([units, 6, units, 1 + len(terms)])
-    (loss_sum, right, stops, failures, skipped, saves), (count, *values) = sums.tolist(), rest.tolist()
-    losses = {"task": loss_sum / count, **dict(zip(terms, values, strict=True))}
+    values, logits = means.values.detach(), means.logits
+    of_step = [window.samples.reshape(1), scores, window.scalars, *(t.reshape(1) for t in terms.values())]
+    seen = torch.cat([values, logits, *of_step]).cpu()
+    values, logits, rest = seen.split([values.numel(), logits.numel(), seen.numel() - 2 * values.numel()])
+    count, loss_sum, right, stops, failures, skipped, saves, *of_terms = rest.tolist()
+    losses = {"task": loss_sum / count, **dict(zip(terms, of_terms, strict=True))}
     losses["total"] = sum(losses.values())
     return StepRecord(
         losses,
         right / count,
-        means,
-        logit_sums / count,
+        values,
+        logits,
         samples=int(count),
         skipped=int(skipped),
         stop=stops > 0,

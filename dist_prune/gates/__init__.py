@@ -12,7 +12,7 @@ from dist_prune.gates.insertion import (
     sites,
     strip_gates,
 )
-from dist_prune.gates.means import GateMeans, Window, gate_means, local_gates
+from dist_prune.gates.means import GateMeans, LocalGates, UpcomingMeans, Window, gate_means, local_gates
 from dist_prune.gates.modules import FixedGate, Gate, GatingModule
 from dist_prune.gates.noise import Moment
 from dist_prune.gates.selection import outcome
@@ -31,8 +31,10 @@ __all__ = [
     "GatedChannels",
     "GatingModule",
     "Head",
+    "LocalGates",
     "Moment",
     "Timeline",
+    "UpcomingMeans",
     "Window",
     "attach_gates",
     "find_sites",

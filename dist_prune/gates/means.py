@@ -7,6 +7,7 @@ those of one process with all N samples. The task loss of a rank is likewise W /
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dist_prune import distributed
 from dist_prune.gates.insertion import follow_logits, gated_modules
+from dist_prune.gates.modules import Gate
 
 
 class GateMeans(NamedTuple):
@@ -43,9 +45,18 @@ def local_gates(model: nn.Module) -> LocalGates:
 
     Raises RuntimeError if a gate has seen no forward pass since the last call, or if there is no gate.
     """
-    taken = {name: gated.gate.take_decisions() for name, gated in gated_modules(model)}
-    if not taken:
+    gates = _gates(model)
+    if not gates:
         raise RuntimeError("this model has no gates: call attach_gates first")
+    return _add_up(gates)
+
+
+def _gates(model: nn.Module) -> dict[str, Gate]:
+    return {name: gated.gate for name, gated in gated_modules(model)}
+
+
+def _add_up(gates: Mapping[str, Gate]) -> LocalGates:
+    taken = {name: gate.take_decisions() for name, gate in gates.items()}
     missing = [name for name, latest in taken.items() if latest is None]
     if missing:
         raise RuntimeError(
@@ -60,30 +71,69 @@ def local_gates(model: nn.Module) -> LocalGates:
 class Window:
     """Means over the micro-batches of one optimizer step so far, on all ranks (gradient accumulation).
 
-    One all-reduce a micro-batch carries the unit sums, the count and any scalars that the caller wants
-    summed over ranks. The value is the mean over everything in the window so far, the gradient goes through
+    One all-reduce a micro-batch carries the sums of decisions and logits, the count and any scalars that the caller
+    wants summed over ranks. The value is the mean over everything in the window so far, the gradient goes through
     the current micro-batch; so k identical micro-batches give what one gives.
     """
 
     def __init__(self) -> None:
-        self._sums: Tensor | float = 0.0
-        self.samples: Tensor | float = 0.0  # of the window so far, on all ranks
-        self.micro_samples: Tensor | float = 0.0  # of the current micro-batch, on all ranks
+        self._totals = torch.zeros(())
+        self.samples = torch.zeros(())  # of the window so far, on all ranks
+        self.micro_samples = torch.zeros(())  # of the current micro-batch, on all ranks
+        self.scalars = torch.zeros(0)  # of the window so far, summed over ranks (k,)
 
-    def reduce(self, sums: Tensor, count: int, scalars: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a micro-batch: sums (units,) with gradient, count of samples, scalars (k,) to sum over ranks.
+    def begin(self, local: LocalGates, scalars: Tensor) -> distributed.PendingSum:
+        """Begin the all-reduce of a micro-batch: of this rank's gates, and of scalars (k,)."""
+        count = local.sums.new_full((1,), local.samples)
+        return distributed.PendingSum(torch.cat([local.sums, local.logits, count, scalars.float()]))
 
-        Returns the means (units,), fp32, and the scalars summed over ranks (k,), detached. Nothing here
-        waits for the device.
-        """
-        counts = torch.full((1,), float(count), device=sums.device)
-        total = distributed.all_reduce_sum(torch.cat([sums.float(), counts, scalars.float()]))
-        units = sums.numel()
-        self.micro_samples = total[units]
-        self.samples = self.samples + self.micro_samples
-        self._sums = self._sums + total[:units]
-        local = sums * (distributed.world_size() / self.micro_samples)
-        return local + (self._sums / self.samples - local.detach()), total[units + 1 :]
+    def add(self, local: LocalGates, total: Tensor) -> GateMeans:
+        """Add a micro-batch, ``total`` being what its ``begin`` came to. Nothing here waits for the device."""
+        self._totals = self._totals + total
+        units = local.sums.numel()
+        sums, logits, rest = self._totals.tensor_split([units, 2 * units])
+        self.micro_samples, self.samples, self.scalars = total[2 * units], rest[0], rest[1:]
+        mine = local.sums * (distributed.world_size() / self.micro_samples)
+        return GateMeans(mine + (sums / self.samples - mine.detach()), local.sizes, logits / self.samples)
+
+
+class UpcomingMeans:
+    """Gate means of the forward pass to come, whose all-reduce begins as soon as the last gate has decided.
+
+    So ranks exchange what their gates did while they compute what lies behind the last of them; of a network without
+    gates, they exchange the count and the scalars during the whole pass. ``samples``: of this rank's micro-batch;
+    ``scalars`` (k,), on the model's device: see ``Window``.
+    """
+
+    def __init__(self, window: Window, model: nn.Module, samples: int, scalars: Tensor) -> None:
+        self._window, self._scalars = window, scalars
+        self._gates = _gates(model)
+        self._undecided = set(self._gates.values())
+        self._local = LocalGates(scalars.new_empty(0), scalars.new_empty(0), samples, ())
+        self._pending: distributed.PendingSum | None = None
+        for gate in self._undecided:
+            gate.listener = self._hear
+        if not self._gates:
+            self._begin()
+
+    def wait(self) -> GateMeans:
+        """After the forward pass: the means of the window so far. Raises RuntimeError if a gate was not asked."""
+        if self._pending is None:  # gates say nothing in the middle of a compiled graph
+            self._begin()
+        assert self._pending is not None
+        return self._window.add(self._local, self._pending.wait())
+
+    def _hear(self, gate: Gate) -> None:
+        self._undecided.discard(gate)
+        if not self._undecided:
+            self._begin()
+
+    def _begin(self) -> None:
+        for gate in self._gates.values():
+            gate.listener = None
+        if self._gates:
+            self._local = _add_up(self._gates)
+        self._pending = self._window.begin(self._local, self._scalars)
 
 
 def gate_means(model: nn.Module) -> GateMeans:
@@ -91,8 +141,7 @@ def gate_means(model: nn.Module) -> GateMeans:
 
     One all-reduce. Raises RuntimeError if there was no forward pass since the last call.
     """
-    local = local_gates(model)
-    window = Window()
-    values, logits = window.reduce(local.sums, local.samples, local.logits)
-    follow_logits(model, logits / window.samples)
-    return GateMeans(values, local.sizes, logits / window.samples)
+    local, window = local_gates(model), Window()
+    means = window.add(local, window.begin(local, local.sums.new_empty(0)).wait())
+    follow_logits(model, means.logits)
+    return means

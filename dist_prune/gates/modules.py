@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class Gate(nn.Module):
     hands them over together with the logits that they come from.
 
     ``constant``: what a gate decides for every sample and all of its units, 0 or 1, so that nobody needs to compute
-    it, or the branch that it closes; None where units differ or it has to be asked.
+    it, or the branch that it closes; None where units differ or it has to be asked. ``listener``: is told of this gate
+    when it has decided, unless it is compiled: a call would break the graph.
     """
 
     units: int
@@ -55,10 +56,13 @@ class Gate(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._latest: tuple[Tensor, Tensor] | None = None
+        self.listener: Callable[[Gate], None] | None = None
 
     def keep(self, decisions: Tensor, logits: Tensor) -> Tensor:
         """Remember the decisions of this forward pass, and pass them on."""
         self._latest = decisions, logits.detach()
+        if not torch.compiler.is_compiling() and self.listener is not None:
+            self.listener(self)
         return decisions
 
     def take_decisions(self) -> tuple[Tensor, Tensor] | None:
@@ -68,7 +72,7 @@ class Gate(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Decisions of a training step hang in a graph, which cannot be copied and means nothing to a copy.
-        return {**self.__dict__, "_latest": None}
+        return {**self.__dict__, "_latest": None, "listener": None}
 
 
 class GatingModule(Gate):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -148,10 +148,10 @@ def one_step(stage: int, sizes: list[int], repeats: int = 1) -> dict[str, Any]:
 
 
 class counted_collectives:  # noqa: N801 - used like a function
-    """Counts the collectives that dist_prune itself starts (the engine's own do not pass here)."""
+    """The bytes of each collective that dist_prune itself starts (the engine's own do not pass here), by kind."""
 
-    def __enter__(self) -> Counter[str]:
-        self.calls: Counter[str] = Counter()
+    def __enter__(self) -> dict[str, list[int]]:
+        self.calls: dict[str, list[int]] = defaultdict(list)
         self._real = distributed.dist
         distributed.dist = _Counting(self._real, self.calls)
         return self.calls
@@ -161,14 +161,26 @@ class counted_collectives:  # noqa: N801 - used like a function
 
 
 class _Counting:
-    def __init__(self, real: Any, calls: Counter[str]) -> None:
+    def __init__(self, real: Any, calls: dict[str, list[int]]) -> None:
         self._real, self._calls = real, calls
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._real, name)
-        if name in ("all_reduce", "broadcast", "all_gather", "barrier", "broadcast_object_list", "reduce"):
-            self._calls[name] += 1
-        return found
+        if name not in (
+            "all_reduce",
+            "broadcast",
+            "all_gather",
+            "barrier",
+            "broadcast_object_list",
+            "reduce",
+        ):
+            return found
+
+        def counted(*inputs: Any, **options: Any) -> Any:
+            self._calls[name].append(sum(t.nbytes for t in inputs if isinstance(t, Tensor)))
+            return found(*inputs, **options)
+
+        return counted
 
 
 def train_then_continue(first_stage: int, second_stage: int) -> dict[str, Any]:

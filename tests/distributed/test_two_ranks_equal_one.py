@@ -38,10 +38,13 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(steps, case):
             assert difference <= 1e-5 * max(scale, 1e-6), f"{name}: {difference} of {scale}"
 
 
-def test_a_micro_batch_costs_one_collective_of_ours(steps):
+def test_collectives_of_ours_are_one_a_micro_batch_and_one_a_step_of_few_bytes(steps):
+    units = 6
+    gates = 4 * (2 * units + 1 + 4)  # fp32: decisions and logits of all units, count, four control scalars
+    scores = 4 * 2  # loss and right answers
     for rank in steps:
-        assert rank["equal"]["collectives"] == {"all_reduce": 1}
-        assert rank["accumulated"]["collectives"] == {"all_reduce": 3}
+        assert rank["equal"]["collectives"] == {"all_reduce": [gates, scores]}
+        assert rank["accumulated"]["collectives"] == {"all_reduce": [gates] * 3 + [scores]}
 
 
 @pytest.mark.parametrize("case", ["equal", "unequal", "accumulated"])

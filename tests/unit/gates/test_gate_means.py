@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from unit_helpers import gated_resnet, images, undecided
 
-from dist_prune import activation, attach_gates, build_model, gate_means, polarization
-from dist_prune.gates import Window, gated_modules, local_gates
+from dist_prune import activation, attach_gates, build_model, distributed, gate_means, polarization
+from dist_prune.gates import LocalGates, UpcomingMeans, Window, gated_modules, local_gates
 
 
 def test_means_are_those_of_the_decisions_of_all_samples():
@@ -118,12 +118,18 @@ def test_a_thousand_samples_are_counted_exactly_under_bf16(weights):
     assert (logits.dtype, logits.shape, sizes) == (torch.float32, (3,), (1, 1, 1))
 
 
+def add(window, decisions, *scalars):
+    """Add decisions (B, units) to a window, as the forward pass of a micro-batch would."""
+    local = LocalGates(decisions.sum(0), decisions.detach().sum(0), len(decisions), (decisions.shape[1],))
+    return window.add(local, window.begin(local, torch.tensor(scalars)).wait())
+
+
 def window_of(batches, loss):
     """Mean values after each micro-batch, and the gradient of the window as an engine averages it."""
     window, values, gradients = Window(), [], []
     for decisions in batches:
         logits = decisions.clone().requires_grad_()
-        means, _ = window.reduce(logits.sum(0), len(logits), torch.empty(0))
+        means = add(window, logits).values
         loss(means).backward()
         values.append(means.detach())
         gradients.append(logits.grad / len(batches))
@@ -162,24 +168,80 @@ def test_the_gradient_goes_through_the_current_micro_batch():
     window = Window()
     first = torch.ones(4, 2, requires_grad=True)
     second = torch.zeros(12, 2, requires_grad=True)
-    window.reduce(first.sum(0), 4, torch.empty(0))
-    means, _ = window.reduce(second.sum(0), 12, torch.empty(0))
+    add(window, first)
+    means = add(window, second).values
     means.sum().backward()
     assert means.tolist() == [0.25, 0.25]
     assert first.grad is None
     assert torch.equal(second.grad, torch.full((12, 2), 1 / 12))
 
 
-def test_scalars_come_back_beside_the_means_and_counts_are_kept():
+def test_scalars_and_counts_of_a_window_add_up():
     window = Window()
-    _, scalars = window.reduce(torch.zeros(3), 4, torch.tensor([7.0, 8.0]))
-    assert scalars.tolist() == [7, 8]
-    _, scalars = window.reduce(torch.zeros(3), 6, torch.tensor([1.0, 2.0]))
-    assert scalars.tolist() == [1, 2]
+    add(window, torch.zeros(4, 3), 7.0, 8.0)
+    assert window.scalars.tolist() == [7, 8]
+    add(window, torch.zeros(6, 3), 1.0, 2.0)
+    assert window.scalars.tolist() == [8, 10]
     assert (float(window.micro_samples), float(window.samples)) == (6, 10)
 
 
 def test_a_network_without_gates_has_a_window_of_nothing_but_scalars():
-    means, scalars = Window().reduce(torch.empty(0), 4, torch.tensor([3.0]))
-    assert means.shape == (0,)
-    assert scalars.tolist() == [3]
+    window = Window()
+    means = UpcomingMeans(window, torch.nn.Linear(2, 2), 4, torch.tensor([3.0])).wait()
+    assert means.values.shape == means.logits.shape == (0,)
+    assert (float(window.samples), window.scalars.tolist()) == (4, [3])
+
+
+@pytest.fixture
+def order(monkeypatch):
+    """What happens, in its order: here, each all-reduce that is begun."""
+    happened = []
+
+    class Noted(distributed.PendingSum):
+        def __init__(self, tensor):
+            happened.append("all-reduce")
+            super().__init__(tensor)
+
+    monkeypatch.setattr(distributed, "PendingSum", Noted)
+    return happened
+
+
+def note(order, module, name):
+    module.register_forward_pre_hook(lambda *_: order.append(name))
+
+
+def test_the_all_reduce_begins_when_the_last_gate_has_decided_and_before_what_lies_behind_it(order):
+    gated, window, x = gated_resnet(8).train(), Window(), images(16)
+    *_, (_, last) = gated_modules(gated)
+    note(order, last.gate, "last gate")
+    note(order, last.inner.conv1, "last block")
+    order.clear()
+    upcoming = UpcomingMeans(window, gated, 16, torch.tensor([5.0]))
+    twin = copy.deepcopy(gated)
+    gated(x)
+    assert order == ["last gate", "all-reduce", "last block"]
+    means = upcoming.wait()
+    assert order == ["last gate", "all-reduce", "last block"]
+    twin(x)
+    assert torch.equal(means.values, gate_means(twin).values)
+    assert means.sizes == (1,) * 3
+    means.values.sum().backward()
+    assert all(wrapper.gate.last.weight.grad is not None for _, wrapper in gated_modules(gated))
+
+
+def test_without_gates_the_all_reduce_begins_before_the_forward_pass(order):
+    plain = build_model("resnet8", num_classes=10, width=4)
+    note(order, plain, "network")
+    upcoming = UpcomingMeans(Window(), plain, 4, torch.tensor([5.0]))
+    plain(images(4, 4))
+    upcoming.wait()
+    assert order == ["all-reduce", "network"]
+
+
+def test_a_gate_that_the_forward_pass_left_out_is_named():
+    gated = gated_resnet(8)
+    upcoming = UpcomingMeans(Window(), gated, 4, torch.empty(0))
+    first, _ = next(gated_modules(gated))
+    gated.get_submodule(first)(torch.randn(4, 8, 8, 8))
+    with pytest.raises(RuntimeError, match="saw none"):
+        upcoming.wait()

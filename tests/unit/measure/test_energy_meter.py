@@ -2,11 +2,10 @@
 
 import gc
 import threading
-import time
 
 import pytest
 import torch
-from powercap import LIMIT, burning, make_zone, spend
+from powercap import LIMIT, make_zone, spend
 
 from dist_prune.measure import EnergyMeter, Found, co2_grams, energy
 from dist_prune.measure.sensors import Counter, RaplZone
@@ -51,12 +50,16 @@ def test_a_counter_that_begins_at_0_again_loses_nothing(tmp_path):
 
 def test_no_round_of_a_counter_is_missed_between_two_calls(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "POLL_SECONDS", 0.01)
+    polled, follow = threading.Event(), EnergyMeter.follow
+    monkeypatch.setattr(EnergyMeter, "follow", lambda meter: (follow(meter), polled.set()))
     package, file = zone(tmp_path)
     meter = EnergyMeter(Found((package,)), CPU)
-    with burning(file, watts=8) as spent:
-        while spent[0] < 3.5:  # three rounds and a half
-            time.sleep(0.01)
-    assert meter.take().joules == pytest.approx(spent[0], rel=0.01)
+    for _ in range(5):  # three rounds and a half
+        spend(file, 0.7)
+        for _ in range(2):  # the second one that ends has begun from now on
+            polled.clear()
+            assert polled.wait(timeout=30)
+    assert meter.take().joules == pytest.approx(3.5)
 
 
 def test_the_thread_that_follows_counters_ends_with_its_meter(tmp_path, monkeypatch):
