@@ -10,16 +10,6 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 _FLUSH_SECONDS = 10  # what a killed process loses at most
-_print_trace = threading.excepthook
-
-
-def _leave_to_caller(failed: threading.ExceptHookArgs) -> None:
-    """The thread that writes events keeps its error and raises it in the next call: no need to show it twice."""
-    if not type(failed.thread).__module__.startswith("tensorboard."):
-        _print_trace(failed)
-
-
-threading.excepthook = _leave_to_caller
 
 
 class TensorBoardLog:
@@ -29,9 +19,13 @@ class TensorBoardLog:
         folder: the run folder's `tensorboard/`; made if missing.
         purge_step: on resume, the first step that will be written again; TensorBoard then hides what an
             earlier process wrote from that step on. None for a new run.
+
+    Until it is closed, traces of threads that write events are not printed: such a thread keeps its error and raises
+    it in the next call.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self._print_trace, threading.excepthook = threading.excepthook, self._leave_to_caller
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
@@ -53,4 +47,11 @@ class TensorBoardLog:
 
     def close(self) -> None:
         """Bring everything to the disk and close the event file."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            threading.excepthook = self._print_trace
+
+    def _leave_to_caller(self, failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            self._print_trace(failed)

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 
 import numpy as np
 from PIL import Image
@@ -52,6 +53,27 @@ def test_a_resumed_log_hides_what_it_writes_again(tmp_path):
     second.scalars(2, {"loss/total": 9.0})
     second.close()
     assert points(read(tmp_path), "loss/total") == [(1, 1.0), (2, 9.0)]
+
+
+def test_traces_of_threads_other_than_the_writers_are_printed_and_all_again_once_the_log_is_closed(
+    tmp_path, monkeypatch
+):
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: printed.append(failed.thread.name))
+
+    def fail(thread_of: type[threading.Thread]) -> None:
+        thread = thread_of(target=lambda: 1 / 0, name=thread_of.__name__)
+        thread.start()
+        thread.join()
+
+    writer = type("Writer", (threading.Thread,), {"__module__": "tensorboard.summary.writer"})
+    log = TensorBoardLog(tmp_path)
+    fail(threading.Thread)
+    fail(writer)
+    assert printed == ["Thread"]
+    log.close()
+    fail(writer)
+    assert printed == ["Thread", "Writer"]
 
 
 def test_the_name_of_a_loss_term_can_be_taken_back():
