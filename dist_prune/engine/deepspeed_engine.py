@@ -7,14 +7,10 @@ out and take back its whole state as full fp32 tensors by name, independent of w
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import os
-import sys
-import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,17 +18,12 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-# Operations are compiled on first use, by a ninja that lies beside this python: an ssh session does not find it, or
-# finds another one, which compiles everything anew. So would two environments that share a folder, at each start.
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
-_ENVIRONMENT = hashlib.sha256(f"{sys.prefix} {torch.__version__}".encode()).hexdigest()[:12]
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_CACHE / _ENVIRONMENT))
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
+from dist_prune.engine.environment import prepare_environment
+
+prepare_environment()
 with contextlib.redirect_stdout(io.StringIO()):
     import deepspeed
+    from deepspeed.runtime import compiler
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.utils import (
@@ -41,6 +32,13 @@ with contextlib.redirect_stdout(io.StringIO()):
         safe_set_full_optimizer_state,
         safe_set_local_optimizer_state,
     )
+
+    # Every optimizer is compared with DeepSpeed's Muon, whose decorators load torch's whole compiler, which adds a
+    # quarter to what it takes to start. Imported here, it is not compiled.
+    compile_, compiler.compile = compiler.compile, lambda: lambda function: function
+    import deepspeed.runtime.zero.muon.muon_optimizer
+
+    compiler.compile = compile_
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 from dist_prune import distributed  # noqa: E402

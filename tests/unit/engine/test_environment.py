@@ -3,37 +3,68 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from dist_prune.engine.cpu import ranks_here, threads_of_a_rank
+from dist_prune.engine.environment import prepare_environment
 
 
-def test_operations_are_compiled_by_the_ninja_of_this_python_also_where_the_environment_is_not_active():
-    program = (
-        "import dist_prune.engine.deepspeed_engine, os, shutil; print(os.path.dirname(shutil.which('ninja')))"
-    )
-    bare = {**os.environ, "PATH": "/usr/local/bin:/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=bare, capture_output=True, text=True, check=True, timeout=240
-    )
-    assert Path(done.stdout.strip()) == Path(sys.executable).parent
+@pytest.fixture
+def prepared(monkeypatch):
+    """Prepares the environment of a python in ``prefix`` and returns a variable of it; mends everything at the end."""
+
+    def prepare(variable: str, prefix: str = sys.prefix, **given: str) -> str:
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            patch.setattr(os, "environ", {"HOME": "/home/user", **given})
+            patch.setattr(sys, "prefix", prefix)
+            prepare_environment()
+            return os.environ[variable]
+
+    return prepare
 
 
-def test_environments_compile_into_folders_of_their_own_unless_the_user_names_one():
-    program = "import dist_prune.engine.deepspeed_engine, os; print(os.environ['TORCH_EXTENSIONS_DIR'])"
+def test_operations_are_compiled_by_the_ninja_of_this_python_also_where_the_environment_is_not_active(
+    prepared,
+):
+    path = prepared("PATH", PATH="/usr/local/bin:/usr/bin:/bin")
+    assert Path(shutil.which("ninja", path=path)).parent == Path(sys.executable).parent
+    assert path.endswith(":/usr/local/bin:/usr/bin:/bin")
 
+
+def test_environments_compile_into_folders_of_their_own_unless_the_user_names_one(prepared):
     def folder(prefix: str, **given: str) -> str:
-        environment = {k: v for k, v in os.environ.items() if k != "TORCH_EXTENSIONS_DIR"} | given
-        words = [sys.executable, "-c", f"import sys; sys.prefix = {prefix!r}; {program}"]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=240)
-        return done.stdout.strip()
+        return prepared("TORCH_EXTENSIONS_DIR", prefix, **given)
 
     assert folder("/here") == folder("/here") != folder("/there")
+    assert folder("/here", XDG_CACHE_HOME="/cache").startswith("/cache/torch_extensions/")
     assert folder("/here", TORCH_EXTENSIONS_DIR="/mine") == "/mine"
+
+
+def test_deepspeed_finds_the_environment_prepared_and_training_does_not_load_the_compiler():
+    program = """
+import torch
+from dist_prune.engine import deepspeed_engine
+from deepspeed.runtime import compiler
+from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
+import os, sys
+deepspeed_engine.start_process_group()
+optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+is_zero_supported_optimizer(optimizer)
+assert compiler.compile.__name__ == "compile"
+assert not [name for name in sys.modules if name.startswith("torch._inductor.compile_fx")]
+print(os.environ["TORCH_EXTENSIONS_DIR"])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TORCH_EXTENSIONS_DIR"}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "torch_extensions" in done.stdout
 
 
 @pytest.mark.parametrize(
