@@ -49,18 +49,18 @@ class Prepare:
 
     def __call__(self) -> None:
         """Prepare this process."""
-        from dist_prune.methods.consensus import GatedPhase
+        from dist_prune.methods import Phase
 
         os.nice(self.nice)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        real, poison = GatedPhase.task_loss, []
+        real, poison = Phase.task_loss, []
         signal.signal(signal.SIGUSR2, lambda *_: poison.append(float("nan")))
 
         def task_loss(phase: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             loss = real(phase, logits, labels)
             return loss + poison.pop() if poison else loss
 
-        GatedPhase.task_loss = task_loss  # type: ignore[method-assign]
+        Phase.task_loss = task_loss  # type: ignore[method-assign]
 
 
 def _send(number: signal.Signals) -> Callable[[Ranks, int], None]:
@@ -153,6 +153,7 @@ class Soak:
             codes = self.ranks.wait(10)
         others = [c for i, c in enumerate(codes) if i != victim or c != -signal.SIGKILL] or [-9]
         told = self.told()
+        self.ranks.end()  # what a broken promise has left would train on beside the next ones
         return {
             "fault": kind, "victim": victim, "step": at, "seconds_to_end": round(seconds, 1), "told": told,
             "codes": codes, "as_promised": set(others) == {expected} and len(told) == lines and seconds < LONGEST,

@@ -36,8 +36,8 @@ with contextlib.redirect_stdout(io.StringIO()):
     # Every optimizer is compared with DeepSpeed's Muon, whose decorators load torch's whole compiler, which adds a
     # quarter to what it takes to start. Imported here, it is not compiled.
     compile_, compiler.compile = compiler.compile, lambda: lambda function: function
-    import deepspeed.runtime.zero.muon.muon_optimizer
-
+    with contextlib.suppress(ImportError):  # then there is nothing to compare with
+        import deepspeed.runtime.zero.muon.muon_optimizer
     compiler.compile = compile_
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
@@ -126,6 +126,7 @@ class Engine:
         self.batching = batching
         self.stage = ds_config.get("zero_optimization", {}).get("stage", 0)
         self._autocast = _autocast_dtype(ds_config)
+        self._clipping = ds_config.get("gradient_clipping", 0.0) if _settles_gradients(ds_config) else None
         self._scheduler = scheduler
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, *_ = deepspeed.initialize(
@@ -141,6 +142,11 @@ class Engine:
     def module(self) -> nn.Module:
         """The module in training; at ZeRO 3 its parameters are partitioned between forward passes."""
         return self._engine.module
+
+    @property
+    def gathers_weights(self) -> bool:
+        """Whether forward passes have collectives of their own, beside which there should be no other (NCCL)."""
+        return self.stage == 3
 
     @property
     def lr(self) -> float:
@@ -177,19 +183,22 @@ class Engine:
         as they were.
         """
         at_end = self._engine.is_gradient_accumulation_boundary()
-        if at_end and self.stage == 0:
-            self._refuse_bad_gradients()
+        if at_end and self._clipping is not None:
+            self._settle_gradients(self._clipping)
         self._engine.step()
         return not at_end or self._engine.was_step_applied()
 
-    def _refuse_bad_gradients(self) -> None:
-        # ZeRO looks at the norm of all gradients by itself. Without ZeRO, DeepSpeed would put them into the weights,
-        # but it takes an optimizer's word for it. Gradients are averaged already, so all ranks find the same.
+    def _settle_gradients(self, clipping: float) -> None:
+        # ZeRO looks at the norm of all gradients by itself. Without ZeRO, DeepSpeed would put bad ones into the
+        # weights, but it takes an optimizer's word for it. Gradients are averaged: all ranks find the same.
         optimizer = self._engine.optimizer
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        optimizer.overflow = not torch.nn.utils.get_total_norm(gradients).isfinite().item()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        optimizer.overflow = not norm.isfinite().item()
         if optimizer.overflow:
             self.module.zero_grad()
+        elif clipping:
+            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), clipping, norm)
 
     def snapshot(self) -> Snapshot:
         """The whole state, equal on all ranks; averages the buffers of all ranks first (collective)."""
@@ -244,8 +253,8 @@ class Engine:
         if self.stage == 0:
             state = self._engine.optimizer.state
             found = {name: state[p].get("momentum_buffer") for name, p in parameters.items() if p in state}
-        elif self._engine.global_steps == 0:
-            found = {}  # ZeRO creates the state with the first step
+        elif self._engine.global_steps == self._engine.skipped_steps:
+            found = {}  # ZeRO creates the state with the first step that it takes
         else:
             self._link_states()
             found = {
@@ -295,12 +304,19 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "gradient_clipping": 0.0,  # DeepSpeed's own default is 1.0: it would clip where nobody asked for it
         **ds_config,
+        **({"gradient_clipping": 0.0} if _settles_gradients(ds_config) else {}),  # the engine clips
         # ZeRO 3 would put its own linear in the place of torch's in the whole process, for good.
         "zero_optimization": {**zero, "memory_efficient_linear": False} if zero.get("stage") == 3 else zero,
         "train_batch_size": batching.global_batch,
         "train_micro_batch_size_per_gpu": batching.micro,
         "gradient_accumulation_steps": batching.accumulation,
     }
+
+
+def _settles_gradients(ds_config: dict[str, Any]) -> bool:
+    """Whether nobody but our engine refuses bad gradients, and clips good ones: no ZeRO, and no scaler of torch's."""
+    stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+    return stage == 0 and _autocast_dtype(ds_config) != torch.float16
 
 
 def _autocast_dtype(ds_config: dict[str, Any]) -> torch.dtype | None:

@@ -93,6 +93,10 @@ def _check_stage(config: dict[str, Any]) -> None:
         raise UserError(
             "'zero_optimization.memory_efficient_linear' replaces torch's linear layer; remove it"
         )
+    if zero.get("compute_grad_norm") is False:
+        raise UserError(
+            "'zero_optimization.compute_grad_norm' false would let a loss of NaN into the weights; remove it"
+        )
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise UserError(f"'zero_optimization.stage' is 0, 1, 2 or 3, not {stage!r}")

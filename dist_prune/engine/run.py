@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,7 @@ from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_proce
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.engine.finish import advice, finish
 from dist_prune.engine.launcher import refuse_missing_hostfile
+from dist_prune.engine.occupied import occupy
 from dist_prune.engine.peers import Peer, ending_alone
 from dist_prune.engine.phase_run import PhaseRun
 from dist_prune.engine.recorder import Recorder
@@ -104,18 +106,18 @@ def _run_together(
     method, task = build_method(config, data)
     costs = task.costs
     method.check()
-    folder = _open_folder(config, options)
-    done = _is_done(folder) if distributed.is_main() else False
-    done = distributed.broadcast_object(done)
-    if isinstance(done, str):
-        raise UserError(done)
-    if done:
-        if distributed.is_main():
-            print(f"{folder.path} is finished already; its results are in {folder.sliced}")
-        return True
-    checkpoint = find_checkpoint(folder, config, data)
-    setting = Setting(config, ds_config, batching, data, method, costs, device, folder)
-    return _train_and_finish(setting, options, checkpoint, peers)
+    with _open_folder(config, options) as folder:
+        done = _is_done(folder) if distributed.is_main() else False
+        done = distributed.broadcast_object(done)
+        if isinstance(done, str):
+            raise UserError(done)
+        if done:
+            if distributed.is_main():
+                print(f"{folder.path} is finished already; its results are in {folder.sliced}")
+            return True
+        checkpoint = find_checkpoint(folder, config, data)
+        setting = Setting(config, ds_config, batching, data, method, costs, device, folder)
+        return _train_and_finish(setting, options, checkpoint, peers)
 
 
 def open_images(config: RunConfig) -> ImageData:
@@ -226,18 +228,22 @@ class _Status:
         return False
 
 
-def _open_folder(config: RunConfig, options: Options) -> RunFolder:
-    """The run folder, made by rank 0; every rank gets the same path or the same error."""
+@contextlib.contextmanager
+def _open_folder(config: RunConfig, options: Options) -> Iterator[RunFolder]:
+    """The run folder, made and occupied by rank 0; every rank gets the same path or the same error."""
     path, problem = options.out or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", None
+    lock = None
     if distributed.is_main():
         try:
             RunFolder.create(path, options.resume)
-        except (RunExists, RunFolderError) as error:
+            lock = occupy(path)
+        except (RunExists, RunFolderError, UserError) as error:
             problem = str(error)
     path, problem = distributed.broadcast_object((path, problem))
     if problem:
         raise UserError(problem)
-    return RunFolder(path)
+    with lock or contextlib.nullcontext():
+        yield RunFolder(path)
 
 
 def _is_done(folder: RunFolder) -> bool | str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dist_prune import distributed
 from dist_prune.engine.deepspeed_engine import Engine
-from dist_prune.gates import GateMeans, UpcomingMeans, Window
+from dist_prune.gates import GateMeans, UpcomingMeans, Window, gates_of
 from dist_prune.methods import Phase, Step
 
 Batch = tuple[Tensor, Tensor]
@@ -79,41 +79,37 @@ def train_step(
 ) -> StepRecord:
     """Train on one global batch, the run's ``number``-th; ``batches``: this rank's micro-batches (images, labels).
 
-    They are on the engine's device; labels are numbers (B,) or probabilities (B, classes). Two all-reduces, neither of
-    which anybody waits for longer than need be: what the gates did, with count and control scalars (which only need
-    to be said once), is exchanged while the rest of the forward pass is computed, once a micro-batch; loss and right
-    answers during the last backward pass. The task loss of a rank is W / N times its local sum, so that averaged
-    gradients are those of the joined batch. Where loss or gradients are not finite on any rank, nothing changes on
-    all of them.
+    They are on the engine's device; labels are numbers (B,) or probabilities (B, classes). All-reduces: one a
+    micro-batch, of what the gates did, with count and control scalars (which only need to be said once), which is
+    under way while the rest of the forward pass is computed; and one a step, at its end, of loss and right answers.
+    The task loss of a rank is W / N times its local sum, so that averaged gradients are those of the joined batch.
+    Where loss or gradients are not finite on any rank, nothing changes on all of them.
     """
     buffers_before = _Buffers(engine.module)
     applied = True
     window = Window()
+    gates = gates_of(engine.module) if phase.has_gates else {}
     scores = torch.zeros(2, device=engine.device)
     terms_seen: dict[str, Tensor] = {}
     for turn, (images, labels) in enumerate(batches):
         place = turn * distributed.world_size() + distributed.rank()
         phase.before_forward(engine.module, number, place * engine.batching.micro, epoch)
-        said = (control if turn == 0 else Control()).as_tensor(engine.device)
-        upcoming = UpcomingMeans(window, engine.module, len(labels), said)
-        logits = engine.forward(images)
+        told = control.as_tensor(engine.device) if turn == 0 else torch.zeros_like(window.scalars)
+        with UpcomingMeans(window, gates, len(labels), told, early=not engine.gathers_weights) as upcoming:
+            logits = engine.forward(images)
         means = upcoming.wait()
         task_sum = phase.task_loss(logits, labels)
         right = (logits.detach().argmax(1) == _most_likely(labels)).sum()
         scores = scores + torch.stack([task_sum.detach(), right.float()])
-        if turn == len(batches) - 1:
-            scores_of_all = distributed.PendingSum(scores)
         task = task_sum * (distributed.world_size() / window.micro_samples)
-        terms = phase.loss_terms(
-            Step(engine.module, images, labels, logits, means if phase.has_gates else None, epoch)
-        )
+        terms = phase.loss_terms(Step(engine.module, images, labels, logits, means if gates else None, epoch))
         engine.backward(_spreading(sum(terms.values(), start=task)))
         applied = engine.step()
         for name, value in terms.items():
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
     if not applied:  # norms have averaged what is not finite
         buffers_before.put_back()
-    return _record(window, means, scores_of_all.wait(), terms_seen, applied)
+    return _record(window, means, distributed.all_reduce_sum(scores), terms_seen, applied)
 
 
 class _Buffers:
@@ -134,7 +130,7 @@ class _Buffers:
 
 
 def _spreading(loss: Tensor) -> Tensor:
-    """``loss``; but if it is not finite, none of its gradients is.
+    """``loss``; but if it is not finite, neither are its gradients.
 
     They make those of all ranks so when they are averaged, and then every engine refuses the step, with no word
     between ranks and no wait for the device.
@@ -150,7 +146,7 @@ def _most_likely(labels: Tensor) -> Tensor:
 def _record(
     window: Window, means: GateMeans, scores: Tensor, terms: dict[str, Tensor], applied: bool
 ) -> StepRecord:
-    """Read the figures off the device: the only place of a step that waits for it."""
+    """Read the figures off the device, all at once: each time, one waits for it."""
     values, logits = means.values.detach(), means.logits
     of_step = [window.samples.reshape(1), scores, window.scalars, *(t.reshape(1) for t in terms.values())]
     seen = torch.cat([values, logits, *of_step]).cpu()

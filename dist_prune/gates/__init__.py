@@ -12,7 +12,15 @@ from dist_prune.gates.insertion import (
     sites,
     strip_gates,
 )
-from dist_prune.gates.means import GateMeans, LocalGates, UpcomingMeans, Window, gate_means, local_gates
+from dist_prune.gates.means import (
+    GateMeans,
+    LocalGates,
+    UpcomingMeans,
+    Window,
+    gate_means,
+    gates_of,
+    local_gates,
+)
 from dist_prune.gates.modules import FixedGate, Gate, GatingModule
 from dist_prune.gates.noise import Moment
 from dist_prune.gates.selection import outcome
@@ -41,6 +49,7 @@ __all__ = [
     "follow_logits",
     "gate_means",
     "gated_modules",
+    "gates_of",
     "local_gates",
     "macs_budget",
     "outcome",

@@ -45,14 +45,15 @@ def local_gates(model: nn.Module) -> LocalGates:
 
     Raises RuntimeError if a gate has seen no forward pass since the last call, or if there is no gate.
     """
-    gates = _gates(model)
+    return _add_up(gates_of(model))
+
+
+def gates_of(model: nn.Module) -> dict[str, Gate]:
+    """The gates by the names of the modules that they gate. Raises RuntimeError if there is none."""
+    gates = {name: gated.gate for name, gated in gated_modules(model)}
     if not gates:
         raise RuntimeError("this model has no gates: call attach_gates first")
-    return _add_up(gates)
-
-
-def _gates(model: nn.Module) -> dict[str, Gate]:
-    return {name: gated.gate for name, gated in gated_modules(model)}
+    return gates
 
 
 def _add_up(gates: Mapping[str, Gate]) -> LocalGates:
@@ -98,26 +99,37 @@ class Window:
 
 
 class UpcomingMeans:
-    """Gate means of the forward pass to come, whose all-reduce begins as soon as the last gate has decided.
+    """Gate means of a forward pass, whose all-reduce begins as soon as the last gate has decided.
 
-    So ranks exchange what their gates did while they compute what lies behind the last of them; of a network without
-    gates, they exchange the count and the scalars during the whole pass. ``samples``: of this rank's micro-batch;
-    ``scalars`` (k,), on the model's device: see ``Window``.
+    A context manager around that pass; ``wait`` comes after it. So ranks exchange what their gates did while they
+    compute what lies behind the last of them; of a network without gates, they exchange the count and the scalars
+    during the whole pass. ``gates``: as ``gates_of`` found them, or none; ``samples``: of this rank's micro-batch;
+    ``scalars`` (k,), on the network's device: see ``Window``; ``early``: False if it has to begin after the pass,
+    because that has other collectives of its own.
     """
 
-    def __init__(self, window: Window, model: nn.Module, samples: int, scalars: Tensor) -> None:
-        self._window, self._scalars = window, scalars
-        self._gates = _gates(model)
-        self._undecided = set(self._gates.values())
+    def __init__(
+        self, window: Window, gates: Mapping[str, Gate], samples: int, scalars: Tensor, early: bool = True
+    ) -> None:
+        self._window, self._gates, self._scalars, self._early = window, gates, scalars, early
+        self._undecided = set(gates.values())
         self._local = LocalGates(scalars.new_empty(0), scalars.new_empty(0), samples, ())
         self._pending: distributed.PendingSum | None = None
-        for gate in self._undecided:
-            gate.listener = self._hear
-        if not self._gates:
-            self._begin()
+
+    def __enter__(self) -> UpcomingMeans:
+        if self._early:
+            for gate in self._undecided:
+                gate.listener = self._hear
+            if not self._gates:
+                self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for gate in self._gates.values():
+            gate.listener = None
 
     def wait(self) -> GateMeans:
-        """After the forward pass: the means of the window so far. Raises RuntimeError if a gate was not asked."""
+        """The means of the window so far. Raises RuntimeError if a gate was not asked."""
         if self._pending is None:  # gates say nothing in the middle of a compiled graph
             self._begin()
         assert self._pending is not None
@@ -125,12 +137,10 @@ class UpcomingMeans:
 
     def _hear(self, gate: Gate) -> None:
         self._undecided.discard(gate)
-        if not self._undecided:
+        if not self._undecided and self._pending is None:
             self._begin()
 
     def _begin(self) -> None:
-        for gate in self._gates.values():
-            gate.listener = None
         if self._gates:
             self._local = _add_up(self._gates)
         self._pending = self._window.begin(self._local, self._scalars)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 import scenarios
 import torch
 from ranks import run_ranks
+
+from dist_prune import distributed
+from dist_prune.gates import UpcomingMeans, Window, gated_modules, gates_of
 
 CASES = {"equal": [4, 4], "unequal": [3, 5]}
 
@@ -45,6 +51,27 @@ def test_collectives_of_ours_are_one_a_micro_batch_and_one_a_step_of_few_bytes(s
     for rank in steps:
         assert rank["equal"]["collectives"] == {"all_reduce": [gates, scores]}
         assert rank["accumulated"]["collectives"] == {"all_reduce": [gates] * 3 + [scores]}
+
+
+def one_rank_far_behind(folder: Path) -> torch.Tensor:
+    """Rank 1 begins its forward pass only when rank 0 has come to what lies behind its last gate."""
+    model, reached = scenarios.undecided_phase().module, folder / "reached"
+    *_, (_, last) = gated_modules(model)
+    last.inner.conv1.register_forward_pre_hook(lambda *_: reached.touch())
+    deadline = time.monotonic() + 60
+    while distributed.rank() == 1 and not reached.exists():
+        assert time.monotonic() < deadline, "rank 0 waits for this one in the middle of its forward pass"
+        time.sleep(0.01)
+    images, _ = scenarios.share(*scenarios.batch(8), [4, 4])
+    with UpcomingMeans(Window(), gates_of(model), 4, torch.empty(0)) as upcoming:
+        model.eval()(images)
+    return upcoming.wait().values.detach()
+
+
+def test_no_rank_waits_for_another_in_the_middle_of_a_forward_pass(tmp_path):
+    means = scenarios.reference([scenarios.batch(8)])["means"]
+    for found in run_ranks(2, one_rank_far_behind, tmp_path):
+        torch.testing.assert_close(found, means, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", ["equal", "unequal", "accumulated"])

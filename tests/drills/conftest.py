@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from drill import SETTINGS, Ranks, Sabotage
+from drill import SETTINGS, STEPS, Ranks, Sabotage
 
-STEPS = 6
 PATIENCE = 900  # seconds for a drill: a busy machine is slow, and what has to be quick is measured by itself
 
 

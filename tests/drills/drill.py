@@ -24,6 +24,7 @@ SETTINGS = (
     "model=resnet8", "epochs=2", "mask_samples=64", "log_every=1", "workers=0", "global_batch_size=128",
     "checkpoint_every=2",
 )  # fmt: skip
+STEPS = 6  # of the uninterrupted run
 Sabotage = Callable[[], None]
 
 # Ranks are forked from a process that has imported everything once, so that they start within a second.

@@ -64,6 +64,10 @@ def test_what_works_is_let_through(config):
         ({"zero_optimization": {"stage": True}}, r"'zero_optimization\.stage'.*True"),
         ({"zero_optimization": {"stage": "2"}}, r"'zero_optimization\.stage'.*'2'"),
         ({"zero_optimization": {"memory_efficient_linear": True}}, "memory_efficient_linear"),
+        (
+            {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
+            "compute_grad_norm' false would let",
+        ),
         ({"bf16": {"enabled": True}}, "'torch_autocast' with dtype bfloat16"),
         (
             {"bf16": {"enabled": True}, "torch_autocast": {"enabled": True}},

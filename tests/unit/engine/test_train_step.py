@@ -14,6 +14,8 @@ from dist_prune.methods import Phase
 class BareEngine:
     """What a step needs of an engine, in plain torch: gradients add up in the module."""
 
+    gathers_weights = False
+
     def __init__(self, module: nn.Module, micro: int) -> None:
         self.module, self.forward = module, module
         self.device = torch.device("cpu")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from unit_helpers import gated_resnet, images, undecided
 
 from dist_prune import activation, attach_gates, build_model, distributed, gate_means, polarization
-from dist_prune.gates import LocalGates, UpcomingMeans, Window, gated_modules, local_gates
+from dist_prune.gates import LocalGates, UpcomingMeans, Window, gated_modules, gates_of, local_gates
 
 
 def test_means_are_those_of_the_decisions_of_all_samples():
@@ -187,7 +187,9 @@ def test_scalars_and_counts_of_a_window_add_up():
 
 def test_a_network_without_gates_has_a_window_of_nothing_but_scalars():
     window = Window()
-    means = UpcomingMeans(window, torch.nn.Linear(2, 2), 4, torch.tensor([3.0])).wait()
+    with UpcomingMeans(window, {}, 4, torch.tensor([3.0])) as upcoming:
+        pass
+    means = upcoming.wait()
     assert means.values.shape == means.logits.shape == (0,)
     assert (float(window.samples), window.scalars.tolist()) == (4, [3])
 
@@ -210,18 +212,21 @@ def note(order, module, name):
     module.register_forward_pre_hook(lambda *_: order.append(name))
 
 
-def test_the_all_reduce_begins_when_the_last_gate_has_decided_and_before_what_lies_behind_it(order):
+@pytest.mark.parametrize("early", [True, False])
+def test_the_all_reduce_begins_when_the_last_gate_has_decided_or_if_asked_after_the_forward_pass(
+    order, early
+):
     gated, window, x = gated_resnet(8).train(), Window(), images(16)
     *_, (_, last) = gated_modules(gated)
     note(order, last.gate, "last gate")
     note(order, last.inner.conv1, "last block")
     order.clear()
-    upcoming = UpcomingMeans(window, gated, 16, torch.tensor([5.0]))
     twin = copy.deepcopy(gated)
-    gated(x)
-    assert order == ["last gate", "all-reduce", "last block"]
+    with UpcomingMeans(window, gates_of(gated), 16, torch.tensor([5.0]), early) as upcoming:
+        gated(x)
+    assert order == (["last gate", "all-reduce", "last block"] if early else ["last gate", "last block"])
     means = upcoming.wait()
-    assert order == ["last gate", "all-reduce", "last block"]
+    assert order.count("all-reduce") == 1
     twin(x)
     assert torch.equal(means.values, gate_means(twin).values)
     assert means.sizes == (1,) * 3
@@ -232,16 +237,23 @@ def test_the_all_reduce_begins_when_the_last_gate_has_decided_and_before_what_li
 def test_without_gates_the_all_reduce_begins_before_the_forward_pass(order):
     plain = build_model("resnet8", num_classes=10, width=4)
     note(order, plain, "network")
-    upcoming = UpcomingMeans(Window(), plain, 4, torch.tensor([5.0]))
-    plain(images(4, 4))
+    with UpcomingMeans(Window(), {}, 4, torch.tensor([5.0])) as upcoming:
+        plain(images(4, 4))
     upcoming.wait()
     assert order == ["all-reduce", "network"]
 
 
-def test_a_gate_that_the_forward_pass_left_out_is_named():
+def test_a_gate_that_the_forward_pass_left_out_is_named_and_nothing_is_left_behind():
     gated = gated_resnet(8)
-    upcoming = UpcomingMeans(Window(), gated, 4, torch.empty(0))
     first, _ = next(gated_modules(gated))
-    gated.get_submodule(first)(torch.randn(4, 8, 8, 8))
+    with UpcomingMeans(Window(), gates_of(gated), 4, torch.empty(0)) as upcoming:
+        gated.get_submodule(first)(torch.randn(4, 8, 8, 8))
     with pytest.raises(RuntimeError, match="saw none"):
         upcoming.wait()
+    gated(images(4))
+    gate_means(gated)
+
+
+def test_a_network_without_gates_has_no_means():
+    with pytest.raises(RuntimeError, match="attach_gates"):
+        gates_of(build_model("resnet8", num_classes=10, width=4))
