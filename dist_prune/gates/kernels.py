@@ -53,12 +53,13 @@ def kernels_for(*maps: Tensor) -> Any:
 def _build_of(source: Path) -> str:
     """Tells builds apart: nodes that share a home folder must not share native code.
 
-    The path counts as well: two copies of the source under one name would be compiled anew at each other's start.
+    The path counts as well: two copies of the source under one name would be compiled anew at each other's start. So
+    does the text: where a change cannot be compiled, what was compiled before it must not be taken for it.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         flags = platform.processor()
-    build = f"{platform.machine()} {flags} {torch.__version__} {source.resolve()}"
+    build = f"{platform.machine()} {flags} {torch.__version__} {source.resolve()} {source.read_text()}"
     return hashlib.sha256(build.encode()).hexdigest()[:12]

@@ -38,8 +38,6 @@ class _FanOut(torch.autograd.Function):
         share = (pooled / (height * width)).contiguous()
         if not maps:
             return share.to(ctx.dtype).view(batch, channels, 1, 1).expand(ctx.shape)
-        if kernels := kernels_for(*maps):
-            return kernels.add_with_share(maps[0], maps[-1] if len(maps) == 2 else None, share)
         total = maps[0] + maps[1] if len(maps) == 2 else maps[0].clone()
         share = share.to(total.dtype)
         if not total.is_contiguous(memory_format=torch.channels_last):
@@ -56,7 +54,7 @@ def pixel_mean(x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return _plain_mean(x)
     kernels = kernels_for(x)
-    return kernels.mean(x) if kernels else _mean(x)
+    return kernels.pixel_mean(x) if kernels else _mean(x)
 
 
 def _plain_mean(x: Tensor) -> Tensor:
@@ -84,11 +82,8 @@ class _AddGated(torch.autograd.Function):
     def forward(ctx: Any, kept: Tensor, gate: Tensor, branch: Tensor, relu: bool) -> Tensor:
         # Looking at the gates is free on CPUs; a GPU would have to be waited for.
         ctx.all_open = not gate.is_cuda and gate.min().item() == 1
-        if kernels := kernels_for(kept, branch):
-            out = kernels.gated_forward(kept, gate.float().contiguous(), branch, relu)
-        else:
-            out = torch.addcmul(kept, _factor(gate, branch), branch)
-            out = out.relu_() if relu else out
+        out = torch.addcmul(kept, _factor(gate, branch), branch)
+        out = out.relu_() if relu else out
         ctx.relu = relu
         ctx.save_for_backward(gate, branch, out if relu else None)
         return out
@@ -97,11 +92,6 @@ class _AddGated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         gate, branch, out = ctx.saved_tensors
-        if kernels := kernels_for(grad, branch, *([out] if ctx.relu else [])):
-            after = out if ctx.relu else grad
-            factor = gate.float().contiguous()
-            grads = kernels.gated_backward(grad, after, branch, factor, ctx.relu, ctx.all_open)
-            return grads[0], grads[1].to(gate.dtype), grads[2], None
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
         gate_grad = torch.bmm(_flat(grad).unsqueeze(1), _flat(branch).unsqueeze(2)).view(-1, 1)
@@ -151,7 +141,8 @@ def fan_out(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     if torch.compiler.is_compiling():
         return x, x, _plain_mean(x)
-    return _FanOut.apply(x)
+    kernels = kernels_for(x)
+    return kernels.fan_out(x) if kernels else _FanOut.apply(x)
 
 
 def add_gated(kept: Tensor, gate: Tensor, branch: Tensor, relu: bool = False) -> Tensor:
@@ -162,7 +153,10 @@ def add_gated(kept: Tensor, gate: Tensor, branch: Tensor, relu: bool = False) ->
     if torch.compiler.is_compiling():
         out = kept + _factor(gate, branch) * branch
         return out.relu() if relu else out
-    return _AddGated.apply(kept, gate, branch, relu)
+    kernels = kernels_for(kept, branch)
+    return (
+        kernels.add_gated(kept, gate, branch, relu) if kernels else _AddGated.apply(kept, gate, branch, relu)
+    )
 
 
 def scale_channels(maps: Tensor, gate: Tensor, may_alias: bool = True) -> Tensor:

@@ -170,10 +170,15 @@ def test_the_mean_of_a_large_map_does_not_overflow_half_precision(layout, dtype)
     torch.testing.assert_close(fan_out(x)[2], torch.full((2, 4), 30.0), rtol=2**-7, atol=0)
 
 
-def test_second_derivatives_are_right_or_refused():
+@pytest.mark.parametrize("by", ["torch", "kernels"])
+def test_second_derivatives_are_right_or_refused(by, request):
     """A silently wrong one would spoil gradient penalties and Hessian-vector products."""
-    shape = (2, 2, 2, 2)
-    inputs = maps(shape, "NCHW"), gates(shape), maps(shape, "NCHW")
+    shape, dtype = (2, 2, 2, 2), torch.float64
+    if by == "kernels":
+        request.getfixturevalue("compiled")
+        dtype = torch.float32
+    layout = "channels_last"
+    inputs = maps(shape, layout, dtype), gates(shape, dtype), maps(shape, layout, dtype)
 
     def second(function):
         first = torch.autograd.grad(function(*inputs).square().sum(), inputs, create_graph=True)
@@ -189,3 +194,28 @@ def test_second_derivatives_are_right_or_refused():
         assert "once_differentiable" in str(refusal)  # noqa: PT017
     else:
         same(ours, theirs, 1e-10)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_take_gradients_of_any_layout_and_from_any_users(layout, dtype, compiled):
+    shape = (3, 5, 4, 4)
+    x, kept, branch = (maps(shape, "channels_last", dtype) for _ in range(3))
+    gate = torch.rand(3, 1).requires_grad_()
+    upstream = torch.randn(shape).to(dtype).contiguous(memory_format=FORMATS[layout])
+    pooled = torch.randn(3, 5)
+    near = {"rtol": 2e-2, "atol": 5e-2} if dtype is torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    for used in ([0], [1], [2], [0, 2], [1, 2], [0, 1], [0, 1, 2]):
+        ours, theirs = (
+            torch.autograd.grad([outs[n] for n in used], x, [(upstream, upstream, pooled)[n] for n in used])[
+                0
+            ]
+            for outs in (fan_out(x), (x * 1, x * 1, x.float().mean((2, 3))))
+        )
+        torch.testing.assert_close(ours, theirs, **near)
+    ours, theirs = (
+        torch.autograd.grad(function(kept, gate, branch), (kept, gate, branch), upstream)
+        for function in (add_gated, lambda k, g, b: plain_add(k, g.to(dtype), b))
+    )
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, **near)
