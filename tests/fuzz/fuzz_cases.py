@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -278,7 +279,8 @@ def run_here(words: Words, folder: Path, free: bool = False) -> tuple[str, str]:
     out, err, code = io.StringIO(), io.StringIO(), 1
     program = _train(words[1:]) if words[0] == "train" else _command(words)
     try:
-        with _set_up(out, err), contextlib.nullcontext() if free else guarded(folder):
+        temporary = mock.patch.object(tempfile, "tempdir", str(folder))  # the lock of a run folder lies there
+        with _set_up(out, err), temporary, contextlib.nullcontext() if free else guarded(folder):
             program()
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
