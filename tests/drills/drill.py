@@ -133,6 +133,7 @@ class Ranks:
 def _rank(
     rank: int, world_size: int, port: int, error: Path, words: list[str], sabotage: Sabotage | None
 ) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where drills run under nohup
     with open(error, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 2)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - stays open as long as the process

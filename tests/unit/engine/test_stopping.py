@@ -42,8 +42,16 @@ def test_hours_are_counted_from_the_start(monkeypatch):
     assert stop.reason == "--max_hours reached"
 
 
+@pytest.fixture
+def heard():
+    """SIGHUP, which tests that were started under nohup ignore, as the program would."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda s: s.name)
-def test_a_signal_sets_the_reason_and_interrupts_nothing(number):
+def test_a_signal_sets_the_reason_and_interrupts_nothing(number, heard):
     with StopRequest() as stop:
         signal.raise_signal(number)
         assert stop.reason == f"received {number.name}"
