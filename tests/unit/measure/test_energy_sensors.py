@@ -63,9 +63,7 @@ def test_packages_and_memory_count_and_zones_that_overlap_them_do_not(rapl, tmp_
 def test_counting_starts_no_process(rapl, tmp_path):
     make_machine(tmp_path / "intel-rapl")
     children = Path(f"/proc/self/task/{os.getpid()}/children")
-    before = (
-        children.read_text().split()
-    )  # other tests of this process may have left some, such as a forkserver
+    before = children.read_text().split()  # what other tests have left, such as a forkserver
     meter = EnergyMeter(find_sensors(CPU), CPU)
     meter.take()
     assert set(children.read_text().split()) <= set(before)
