@@ -10,6 +10,7 @@ gated step includes all that the method adds: gating modules, gate means, polari
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import dist_prune
 from dist_prune.engine.cpu import tune_cpu
-from dist_prune.gates import Freezer
+from dist_prune.gates import Freezer, Moment, set_moment
 
 EXPLORING = 0.1  # of the run is over: gates explore, and nothing is decided yet
 
@@ -33,10 +34,13 @@ def make_step(
     """A function that trains one step and returns its seconds."""
     budget = dist_prune.macs_budget(model, tuple(images.shape[1:]), target) if target else None
     freezer = Freezer(model, patience=50) if target else None
+    numbers = itertools.count()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
 
     def step() -> float:
         began = time.perf_counter()
+        if budget is not None:
+            set_moment(model, Moment(seed=0, step=next(numbers), first_sample=0))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels)

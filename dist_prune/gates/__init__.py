@@ -2,6 +2,7 @@
 
 from dist_prune.gates.budget import Budget, Timeline, macs_budget
 from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.gate import FixedGate, Gate
 from dist_prune.gates.heads import HEADS, Head
 from dist_prune.gates.insertion import (
     attach_gates,
@@ -21,7 +22,7 @@ from dist_prune.gates.means import (
     gates_of,
     local_gates,
 )
-from dist_prune.gates.modules import FixedGate, Gate, GatingModule
+from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import Moment
 from dist_prune.gates.selection import outcome
 from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_prune.gates.noise import Moment, logistic_noise
+from dist_prune.gates.noise import Moment, uniform_noise
 
 
 class _Explored(torch.autograd.Function):
@@ -20,6 +20,11 @@ class _Explored(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (closed,) = ctx.saved_tensors
         return grad * closed, None
+
+
+def stream_of(gate: int) -> int:
+    """Of draws: heads have the streams from 0 up."""
+    return -1 - gate
 
 
 def explored(decisions: Tensor, share: float, moment: Moment, gate: int) -> Tensor:
@@ -36,6 +41,6 @@ def explored(decisions: Tensor, share: float, moment: Moment, gate: int) -> Tens
     back, which is what is to be known.
     """
     like = decisions.new_empty(len(decisions), 2 + decisions.shape[1], dtype=torch.float32)
-    draws = logistic_noise(moment, -1 - gate, like).sigmoid()  # heads draw from the streams from 0 up
+    draws = uniform_noise(moment, stream_of(gate), like)
     chosen, part, own = draws[:, :1], draws[:, 1:2], draws[:, 2:]
     return _Explored.apply(decisions, (chosen < share) & (own < part))

@@ -155,10 +155,22 @@ def strip_gates(model: nn.Module) -> nn.Module:
 
 
 def gated_modules(model: nn.Module) -> Iterator[tuple[str, Gated]]:
-    """All gated modules with their qualified names, in the order of the network."""
-    for name, module in model.named_modules():
+    """All gated modules with their qualified names, in the order of the network; none is within another.
+
+    Several callers ask in every step, so it looks into nothing that a gate is put on: most of the network.
+    """
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    seen: set[nn.Module] = set()
+    while waiting:
+        name, module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
         if isinstance(module, Gated):
             yield name, module
+        else:
+            children = [(f"{name}.{part}".lstrip("."), child) for part, child in module.named_children()]
+            waiting += reversed(children)
 
 
 def gating_modules(model: nn.Module) -> list[GatingModule]:

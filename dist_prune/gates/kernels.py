@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels of ``kernels.cpp``, on request and once for each kind of processor.
+"""Compiles the CPU kernels of ``native/``, on request and once for each kind of processor.
 
 Without them everything works by torch's own operations, only slower (benchmarks/step_time.py).
 """
@@ -26,7 +26,7 @@ def compile_kernels() -> bool:
     if _kernels is None:
         from torch.utils.cpp_extension import load
 
-        source = Path(__file__).with_name("kernels.cpp")
+        source = Path(__file__).with_name("native") / "kernels.cpp"
         flags = ["-O3", "-march=native", "-fopenmp"]
         try:
             _kernels = load(f"dist_prune_kernels_{_build_of(source)}", [str(source)], extra_cflags=flags)
@@ -61,5 +61,6 @@ def _build_of(source: Path) -> str:
         flags = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         flags = platform.processor()
-    build = f"{platform.machine()} {flags} {torch.__version__} {source.resolve()} {source.read_text()}"
+    text = "".join(path.read_text() for path in sorted(source.parent.glob("*.[ch]*")))
+    build = f"{platform.machine()} {flags} {torch.__version__} {source.resolve()} {text}"
     return hashlib.sha256(build.encode()).hexdigest()[:12]

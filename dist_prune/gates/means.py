@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
+from dist_prune.gates.gate import Gate
 from dist_prune.gates.insertion import follow_logits, gated_modules
-from dist_prune.gates.modules import Gate
 
 
 class GateMeans(NamedTuple):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
-from dist_prune.gates.exploration import explored
-from dist_prune.gates.heads import HEADS
+from dist_prune.gates.exploration import explored, stream_of
+from dist_prune.gates.gate import Gate
+from dist_prune.gates.heads import HEADS, StraightThrough
+from dist_prune.gates.kernels import kernels_for
 from dist_prune.gates.noise import Moment
 from dist_prune.gates.ops import fan_out, pixel_mean
 
@@ -29,50 +30,12 @@ def _without_autocast(device_type: str) -> Iterator[None]:
         torch.set_autocast_enabled(device_type, was_enabled)
 
 
-class Gate(nn.Module):
-    """What every gate has in common: it keeps the decisions of its latest forward pass.
-
-    ``forward`` takes what a gate reads, a map (B, C, H, W) or tokens (B, T, C), and returns it twice, for two
-    users, together with the decisions: a gate that reads its input adds up all three gradients on the way
-    back (``ops.fan_out``).
-
-    Decisions are zeros and ones, (B, units), with their graph attached in training, until ``take_decisions``
-    hands them over together with the logits that they come from.
-
-    ``constant``: what a gate decides for every sample and all of its units, 0 or 1, so that nobody needs to compute
-    it, or the branch that it closes; None where units differ or it has to be asked. ``listener``: is told of this gate
-    when it has decided, unless it is compiled: a call would break the graph.
-    """
-
-    units: int
-    constant: int | None = None
-    computed_alike = True  # on all ranks, from global means
-
-    @property
-    def frozen(self) -> bool:
-        """Whether it decides without looking at what it reads."""
-        return False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._latest: tuple[Tensor, Tensor] | None = None
-        self.listener: Callable[[Gate], None] | None = None
-
-    def keep(self, decisions: Tensor, logits: Tensor) -> Tensor:
-        """Remember the decisions of this forward pass, and pass them on."""
-        self._latest = decisions, logits.detach()
-        if not torch.compiler.is_compiling() and self.listener is not None:
-            self.listener(self)
-        return decisions
-
-    def take_decisions(self) -> tuple[Tensor, Tensor] | None:
-        """Decisions and logits (B, units) of the latest forward pass; None if there was none since the last call."""
-        latest, self._latest = self._latest, None
-        return latest
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Decisions of a training step hang in a graph, which cannot be copied and means nothing to a copy.
-        return {**self.__dict__, "_latest": None, "listener": None}
+def _listened(layer: nn.Module) -> bool:
+    """Whether a call of this layer would run anybody's hooks."""
+    hooks = (
+        layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    )  # fmt: skip
+    return any(hooks)
 
 
 class GatingModule(Gate):
@@ -136,16 +99,12 @@ class GatingModule(Gate):
         if self._frozen is not None:
             decisions = self._frozen.expand(x.shape[0], -1)
             return x, x, self.keep(decisions, decisions)
+        moment = self._take_moment(len(x))
         # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding.
         with _without_autocast(x.device.type):
-            first, second, features = self._features(x)
-            hidden = self.body(features.to(self.last.weight.dtype))
-            logits = self.last(hidden * self.sensitivity)
-            moment = self._take_moment(len(logits)) if self.training else None
-            decisions = self.keep(self.head((logits - self.threshold) / self.reach, moment), logits)
-            if moment is not None and self.exploration:
-                decisions = explored(decisions, self.exploration, moment, self.head.number)
-            return first, second, decisions
+            first, second, obeyed, decisions, logits = self._at_once(x, moment) or self._one_by_one(x, moment)
+            self.keep(decisions, logits)
+            return first, second, obeyed
 
     def freeze(self, opened: Tensor | None) -> None:
         """From now on decide so for every sample: opened (units,), bool; None: ask the gating module again."""
@@ -157,13 +116,53 @@ class GatingModule(Gate):
         """Whether it decides without looking at what it reads: see ``freeze``."""
         return self._frozen is not None
 
-    def _take_moment(self, batch: int) -> Moment:
-        """The moment that the caller has set for this forward pass, or one that counts the passes."""
-        moment, self.moment = self.moment, None
+    def _take_moment(self, batch: int) -> Moment | None:
+        """The moment that the caller has set for this forward pass, or one that counts passes; None without noise."""
+        moment = self.moment
+        if moment is not None:
+            self.moment = None
+        if not (self.training and (self.head.draws or self.exploration)):
+            return None
         if moment is None:
             self._passes = self._passes + 1
             moment = Moment(0, self._passes, distributed.rank() * batch)
         return moment
+
+    def _one_by_one(self, x: Tensor, moment: Moment | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What it reads twice, and (B, units): decisions to be obeyed, its own, and logits."""
+        first, second, features = self._features(x)
+        hidden = self.body(features.to(self.last.weight.dtype))
+        logits = self.last(hidden * self.sensitivity)
+        decisions = obeyed = self.head((logits - self.threshold) / self.reach, moment)
+        if moment is not None and self.exploration:
+            obeyed = explored(decisions, self.exploration, moment, self.head.number)
+        return first, second, obeyed, decisions, logits
+
+    def _at_once(
+        self, x: Tensor, moment: Moment | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+        """The same as one operation on CPUs: of the usual gating module, in training; None if this is another.
+
+        Torch's operations cost ten times what they compute here. A layer that someone listens to is called as usual:
+        hooks count operations, or gather weights that are spread over ranks (ZeRO 3).
+        """
+        body, last, kernels = self.body, self.last, None
+        usual = self.training and len(body) == 3 and type(self.head) is StraightThrough and not self.flatten
+        if usual and not torch.compiler.is_compiling() and x.dim() == 4 and len(x) > 1:
+            kernels = kernels_for(x)
+        if kernels is None or last.weight.dtype != torch.float32:
+            return None
+        dense, norm, relu = body
+        if any(map(_listened, (dense, norm, relu, last))):
+            return None
+        exploration = (0.0, 0, 0)
+        if moment is not None:
+            exploration = self.exploration, moment.key(stream_of(self.head.number)), moment.first_sample
+        return kernels.gating_module(
+            x, dense.weight, dense.bias, norm.weight, norm.bias, last.weight, last.bias,
+            norm.running_mean, norm.running_var, norm.num_batches_tracked,
+            self.threshold, self.reach, self.sensitivity, norm.momentum, norm.eps, self.feedback, *exploration,
+        )  # fmt: skip
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.flatten or x.dim() == 3:
@@ -171,24 +170,3 @@ class GatingModule(Gate):
             wide = torch.promote_types(x.dtype, torch.float32)
             return x, x, read.flatten(1) if self.flatten else read.mean(1, dtype=wide)
         return fan_out(x) if self.feedback else (x, x, pixel_mean(x))
-
-
-class FixedGate(Gate):
-    """A gate whose decisions are those of a mask, the same for every sample."""
-
-    open_units: Tensor
-
-    def __init__(self, open_units: Tensor) -> None:
-        super().__init__()
-        self.units = open_units.numel()
-        self.register_buffer("open_units", open_units, persistent=False)
-
-    @property
-    def frozen(self) -> bool:
-        """Always."""
-        return True
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Block input (B, ...) -> the same twice, and decisions (B, units)."""
-        decisions = self.open_units.to(x.dtype).expand(x.shape[0], -1)
-        return x, x, self.keep(decisions, decisions)

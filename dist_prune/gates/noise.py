@@ -30,35 +30,47 @@ class Moment:
         numbers = torch.as_tensor(self.step), torch.as_tensor(self.first_sample)
         object.__setattr__(self, "place", torch.stack(numbers))
 
+    def key(self, stream: int) -> int:
+        """Keys the draws of one stream at this moment: 64 bits, signed."""
+        return _key(self.seed, int(self.step), stream)
+
 
 def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
     """Standard logistic noise (B, units) in shape, device and dtype of ``like``; row i is of first_sample + i.
 
     stream: draws of one moment that are independent of each other have different ones.
     """
-    draw = (
-        _compiled_draw if torch.compiler.is_compiling() else _draw
-    )  # an operation costs more than it computes
-    return draw(moment.place, moment.seed, stream, like.detach())
+    return _drawn(moment, stream, like, True)
 
 
-def _draw(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
+def uniform_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
+    """Noise that is uniform in [0, 1], otherwise as ``logistic_noise``."""
+    return _drawn(moment, stream, like, False)
+
+
+def _drawn(moment: Moment, stream: int, like: Tensor, logistic: bool) -> Tensor:
+    # an operation costs more than it computes
+    draw = _compiled_draw if torch.compiler.is_compiling() else _draw
+    return draw(moment.place, moment.seed, stream, like.detach(), logistic)
+
+
+def _draw(place: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
     batch, units = like.shape
     step, first = place.tolist()  # on the CPU, so nobody waits for a device
     samples = torch.arange(first, first + batch, device=like.device).unsqueeze(1)
     counters = samples * units + torch.arange(units, device=like.device)
-    bits = _scramble(counters * _signed(_GAMMA) + _signed(_key(seed, step, stream)))
+    bits = _scramble(counters * _signed(_GAMMA) + _key(seed, step, stream))
     uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2.0**53
-    return (uniform.log() - (-uniform).log1p()).to(like.dtype)
+    return (uniform.log() - (-uniform).log1p() if logistic else uniform).to(like.dtype)
 
 
-@torch.library.custom_op("dist_prune::logistic_noise", mutates_args=())
-def _compiled_draw(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
-    return _draw(place, seed, stream, like)
+@torch.library.custom_op("dist_prune::noise", mutates_args=())
+def _compiled_draw(place: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
+    return _draw(place, seed, stream, like, logistic)
 
 
 @_compiled_draw.register_fake
-def _(place: Tensor, seed: int, stream: int, like: Tensor) -> Tensor:
+def _(place: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
     return torch.empty_like(like)
 
 
@@ -66,7 +78,7 @@ def _key(*words: int) -> int:
     key = 0
     for word in words:
         key = _scramble_int((key + word + 1) * _GAMMA & _WORD)
-    return key
+    return _signed(key)
 
 
 def _scramble(x: Tensor) -> Tensor:

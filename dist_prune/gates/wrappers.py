@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.gates.modules import Gate
+from dist_prune.gates.gate import Gate
 from dist_prune.gates.ops import add_gated, scale_channels
 from dist_prune.models import Site, residual_form
 

@@ -1,17 +1,13 @@
-// Passes over channels_last maps on CPUs that torch needs several for, or copies: the mean over
-// pixels, the sum of maps and a value per sample and channel, maps times such a value, and
-// relu(kept + gate * branch), with their backwards.
-// All arithmetic is fp32. Compiled on request (kernels.py); ops.py has the plain expressions.
-// What every gated block needs knows its own gradient here: a Function in Python costs more than it computes.
-#include <torch/extension.h>
+// Passes over the rows of channels_last maps in memory; all arithmetic is fp32. kernels.cpp has them work on tensors.
+#pragma once
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <numeric>
-#include <tuple>
-#include <utility>
 #include <vector>
 
 namespace {
@@ -66,15 +62,19 @@ void mean_rows(const void* map, float* mean, Shape shape) {
       }
       for (int64_t i = whole; i < shape.sample(); ++i) partial[i - whole] += Format::load(x[i]);
       float* sum = mean + n * shape.channels;
-      for (int64_t i = 0; i < width; ++i) sum[i % shape.channels] += partial[i];
+      for (int64_t i = 0; i < width; i += shape.channels) {
+        for (int64_t c = 0; c < shape.channels; ++c) sum[c] += partial[i + c];
+      }
       for (int64_t c = 0; c < shape.channels; ++c) sum[c] /= static_cast<float>(shape.pixels);
     }
   });
 }
 
+// a + b + mean_grad / pixels, where kTwo; else without b.
 template <typename Format, bool kTwo>
-void add_rows(const void* a, const void* b, const float* share, void* out, Shape shape) {
+void add_rows(const void* a, const void* b, const float* mean_grad, void* out, Shape shape) {
   using T = typename Format::Storage;
+  const float pixels = static_cast<float>(shape.pixels);
   const int64_t width = row_width(shape);
   at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> row(width);
@@ -82,7 +82,9 @@ void add_rows(const void* a, const void* b, const float* share, void* out, Shape
       const T* x = static_cast<const T*>(a) + n * shape.sample();
       const T* y = kTwo ? static_cast<const T*>(b) + n * shape.sample() : nullptr;
       T* z = static_cast<T*>(out) + n * shape.sample();
-      for (int64_t i = 0; i < width; ++i) row[i] = share[n * shape.channels + i % shape.channels];
+      for (int64_t i = 0; i < width; i += shape.channels) {
+        for (int64_t c = 0; c < shape.channels; ++c) row[i + c] = mean_grad[n * shape.channels + c] / pixels;
+      }
       const float* add = row.data();
       const auto at = [&](int64_t i, int64_t lane) {
         z[i] = Format::store(Format::load(x[i]) + (kTwo ? Format::load(y[i]) : 0.0f) + add[lane]);
@@ -194,130 +196,3 @@ void scale_backward_rows(const void* grad, const void* map, const float* gate, v
 bool is_bf16(const at::Tensor& map) { return map.scalar_type() == at::kBFloat16; }
 
 }  // namespace
-
-// Maps are (B, C, H, W), channels_last, fp32 or bf16, all of one dtype; share and gates are fp32.
-
-at::Tensor pixel_mean(const at::Tensor& map) {
-  at::Tensor out = at::zeros({map.size(0), map.size(1)}, map.options().dtype(at::kFloat));
-  (is_bf16(map) ? mean_rows<BFloat16> : mean_rows<Float32>)(map.data_ptr(), out.data_ptr<float>(), Shape(map));
-  return out;
-}
-
-// b may be undefined.
-at::Tensor add_with_share(const at::Tensor& a, const at::Tensor& b, const at::Tensor& share) {
-  at::Tensor out = at::empty_like(a);
-  const auto add = b.defined() ? (is_bf16(a) ? add_rows<BFloat16, true> : add_rows<Float32, true>)
-                               : (is_bf16(a) ? add_rows<BFloat16, false> : add_rows<Float32, false>);
-  add(a.data_ptr(), b.defined() ? b.data_ptr() : nullptr, share.data_ptr<float>(), out.data_ptr(), Shape(a));
-  return out;
-}
-
-// gate: (B, C). gate * map.
-at::Tensor scale_forward(const at::Tensor& map, const at::Tensor& gate) {
-  TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
-  at::Tensor out = at::empty_like(map);
-  (is_bf16(map) ? scale_rows<BFloat16> : scale_rows<Float32>)(map.data_ptr(), gate.data_ptr<float>(), out.data_ptr(),
-                                                              Shape(map));
-  return out;
-}
-
-// Gradients of map and gate (B, C); that of the map is the given one if all gates are open.
-std::tuple<at::Tensor, at::Tensor> scale_backward(const at::Tensor& grad, const at::Tensor& map,
-                                                  const at::Tensor& gate, bool all_open) {
-  TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
-  at::Tensor grad_gate = at::zeros_like(gate);
-  at::Tensor grad_map = all_open ? grad : at::empty_like(grad);
-  (is_bf16(grad) ? scale_backward_rows<BFloat16> : scale_backward_rows<Float32>)(
-      grad.data_ptr(), map.data_ptr(), gate.data_ptr<float>(), all_open ? nullptr : grad_map.data_ptr(),
-      grad_gate.data_ptr<float>(), Shape(grad));
-  return {grad_map, grad_gate};
-}
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-namespace {
-
-// Gradients come in any layout; undefined ones stay so.
-at::Tensor as_map(const at::Tensor& grad, at::ScalarType dtype) {
-  return grad.defined() ? grad.to(dtype).contiguous(at::MemoryFormat::ChannelsLast) : grad;
-}
-
-void refuse_second_derivatives() {
-  TORCH_CHECK(!at::GradMode::is_enabled(), "gates are once_differentiable: second derivatives are not known");
-}
-
-// (map, map, mean over pixels), and what all three send back, added up in one pass.
-struct FanOut : torch::autograd::Function<FanOut> {
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& map) {
-    ctx->set_materialize_grads(false);  // often there is one user only
-    ctx->saved_data["shape"] = map.sizes().vec();
-    ctx->saved_data["dtype"] = map.scalar_type();
-    return {map.view_as(map), map.view_as(map), pixel_mean(map)};
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    refuse_second_derivatives();
-    const std::vector<int64_t> shape = ctx->saved_data["shape"].toIntVector();
-    const at::ScalarType dtype = ctx->saved_data["dtype"].toScalarType();
-    at::Tensor first = as_map(grads[0], dtype), second = as_map(grads[1], dtype);
-    if (!first.defined()) std::swap(first, second);
-    if (!grads[2].defined()) return {second.defined() ? first + second : first};
-    const at::Tensor share = (grads[2].to(at::kFloat) / (shape[2] * shape[3])).contiguous();
-    if (!first.defined()) return {share.to(dtype).view({shape[0], shape[1], 1, 1}).expand(shape)};
-    return {add_with_share(first, second, share)};
-  }
-};
-
-// kept + gate * branch, through ReLU if asked for; gate: (B, 1).
-struct AddGated : torch::autograd::Function<AddGated> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& kept, const at::Tensor& gate,
-                            const at::Tensor& branch, bool relu) {
-    const at::Tensor factor = gate.to(at::kFloat).contiguous();
-    at::Tensor out = at::empty_like(kept);
-    (is_bf16(kept) ? gated_forward_rows<BFloat16> : gated_forward_rows<Float32>)(
-        kept.data_ptr(), factor.data_ptr<float>(), branch.data_ptr(), out.data_ptr(), relu, Shape(kept));
-    ctx->saved_data["relu"] = relu;
-    ctx->saved_data["dtype"] = gate.scalar_type();
-    ctx->save_for_backward({factor, branch, relu ? out : at::Tensor()});
-    return out;
-  }
-
-  // The gradients of kept and branch are one tensor if all gates are open.
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    refuse_second_derivatives();
-    const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor &gate = saved[0], &branch = saved[1], &out = saved[2];
-    const at::Tensor grad = as_map(grads[0], branch.scalar_type());
-    const float* opened = gate.data_ptr<float>();
-    const bool relu = ctx->saved_data["relu"].toBool();
-    const bool all_open = std::all_of(opened, opened + gate.numel(), [](float g) { return g == 1.0f; });
-    at::Tensor grad_sum = relu ? at::empty_like(grad) : grad;
-    at::Tensor grad_gate = at::empty_like(gate);
-    at::Tensor grad_branch = all_open ? grad_sum : at::empty_like(grad);
-    (is_bf16(grad) ? gated_backward_rows<BFloat16> : gated_backward_rows<Float32>)(
-        grad.data_ptr(), relu ? out.data_ptr() : nullptr, branch.data_ptr(), opened,
-        relu ? grad_sum.data_ptr() : nullptr, grad_gate.data_ptr<float>(), all_open ? nullptr : grad_branch.data_ptr(),
-        Shape(grad));
-    return {grad_sum, grad_gate.to(ctx->saved_data["dtype"].toScalarType()), grad_branch, at::Tensor()};
-  }
-};
-
-}  // namespace
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> fan_out(const at::Tensor& map) {
-  const variable_list out = FanOut::apply(map);
-  return {out[0], out[1], out[2]};
-}
-
-at::Tensor add_gated(const at::Tensor& kept, const at::Tensor& gate, const at::Tensor& branch, bool relu) {
-  return AddGated::apply(kept, gate, branch, relu);
-}
-
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
-  module.def("pixel_mean", &pixel_mean);
-  module.def("fan_out", &fan_out);
-  module.def("add_gated", &add_gated);
-  module.def("scale_forward", &scale_forward);
-  module.def("scale_backward", &scale_backward);
-}

@@ -1,0 +1,138 @@
+// Operations on channels_last maps on CPUs that torch needs several passes for, or copies: the mean over
+// pixels, the sum of maps and a value per sample and channel, maps times such a value, and
+// relu(kept + gate * branch), with their backwards. ops.py has the plain expressions.
+// What every gated block needs knows its own gradient here: a Function in Python costs more than it computes.
+#pragma once
+#include <torch/extension.h>
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "passes.h"
+
+// Maps are (B, C, H, W), channels_last, fp32 or bf16, all of one dtype; gates and gradients of means are fp32.
+
+at::Tensor pixel_mean(const at::Tensor& map) {
+  at::Tensor out = at::zeros({map.size(0), map.size(1)}, map.options().dtype(at::kFloat));
+  (is_bf16(map) ? mean_rows<BFloat16> : mean_rows<Float32>)(map.data_ptr(), out.data_ptr<float>(), Shape(map));
+  return out;
+}
+
+// a + b + mean_grad / pixels; b may be undefined.
+at::Tensor add_with_mean(const at::Tensor& a, const at::Tensor& b, const at::Tensor& mean_grad) {
+  at::Tensor out = at::empty_like(a);
+  const auto add = b.defined() ? (is_bf16(a) ? add_rows<BFloat16, true> : add_rows<Float32, true>)
+                               : (is_bf16(a) ? add_rows<BFloat16, false> : add_rows<Float32, false>);
+  add(a.data_ptr(), b.defined() ? b.data_ptr() : nullptr, mean_grad.data_ptr<float>(), out.data_ptr(), Shape(a));
+  return out;
+}
+
+// gate: (B, C). gate * map.
+at::Tensor scale_forward(const at::Tensor& map, const at::Tensor& gate) {
+  TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
+  at::Tensor out = at::empty_like(map);
+  (is_bf16(map) ? scale_rows<BFloat16> : scale_rows<Float32>)(map.data_ptr(), gate.data_ptr<float>(), out.data_ptr(),
+                                                              Shape(map));
+  return out;
+}
+
+// Gradients of map and gate (B, C); that of the map is the given one if all gates are open.
+std::tuple<at::Tensor, at::Tensor> scale_backward(const at::Tensor& grad, const at::Tensor& map,
+                                                  const at::Tensor& gate, bool all_open) {
+  TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
+  at::Tensor grad_gate = at::zeros_like(gate);
+  at::Tensor grad_map = all_open ? grad : at::empty_like(grad);
+  (is_bf16(grad) ? scale_backward_rows<BFloat16> : scale_backward_rows<Float32>)(
+      grad.data_ptr(), map.data_ptr(), gate.data_ptr<float>(), all_open ? nullptr : grad_map.data_ptr(),
+      grad_gate.data_ptr<float>(), Shape(grad));
+  return {grad_map, grad_gate};
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+namespace {
+
+// Gradients come in any layout; undefined ones stay so.
+at::Tensor as_map(const at::Tensor& grad, at::ScalarType dtype) {
+  return grad.defined() ? grad.to(dtype).contiguous(at::MemoryFormat::ChannelsLast) : grad;
+}
+
+void refuse_second_derivatives() {
+  TORCH_CHECK(!at::GradMode::is_enabled(), "gates are once_differentiable: second derivatives are not known");
+}
+
+// What two users of a map and its mean over pixels send back, each perhaps nothing, added up in one pass.
+at::Tensor add_up(const at::Tensor& first_grad, const at::Tensor& second_grad, const at::Tensor& mean_grad,
+                  const std::vector<int64_t>& shape, at::ScalarType dtype) {
+  at::Tensor first = as_map(first_grad, dtype), second = as_map(second_grad, dtype);
+  if (!first.defined()) std::swap(first, second);
+  if (!mean_grad.defined()) return second.defined() ? first + second : first;
+  if (first.defined()) return add_with_mean(first, second, mean_grad.to(at::kFloat).contiguous());
+  const at::Tensor share = (mean_grad / (shape[2] * shape[3])).to(dtype);
+  return share.view({shape[0], shape[1], 1, 1}).expand(shape);
+}
+
+// (map, map, mean over pixels), and what all three send back, added up in one pass.
+struct FanOut : torch::autograd::Function<FanOut> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& map) {
+    ctx->set_materialize_grads(false);  // often there is one user only
+    ctx->saved_data["shape"] = map.sizes().vec();
+    ctx->saved_data["dtype"] = map.scalar_type();
+    return {map.view_as(map), map.view_as(map), pixel_mean(map)};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    refuse_second_derivatives();
+    const std::vector<int64_t> shape = ctx->saved_data["shape"].toIntVector();
+    const at::ScalarType dtype = ctx->saved_data["dtype"].toScalarType();
+    return {add_up(grads[0], grads[1], grads[2], shape, dtype)};
+  }
+};
+
+// kept + gate * branch, through ReLU if asked for; gate: (B, 1).
+struct AddGated : torch::autograd::Function<AddGated> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& kept, const at::Tensor& gate,
+                            const at::Tensor& branch, bool relu) {
+    const at::Tensor factor = gate.to(at::kFloat).contiguous();
+    at::Tensor out = at::empty_like(kept);
+    (is_bf16(kept) ? gated_forward_rows<BFloat16> : gated_forward_rows<Float32>)(
+        kept.data_ptr(), factor.data_ptr<float>(), branch.data_ptr(), out.data_ptr(), relu, Shape(kept));
+    ctx->saved_data["relu"] = relu;
+    ctx->saved_data["dtype"] = gate.scalar_type();
+    ctx->save_for_backward({factor, branch, relu ? out : at::Tensor()});
+    return out;
+  }
+
+  // The gradients of kept and branch are one tensor if all gates are open.
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    refuse_second_derivatives();
+    const variable_list saved = ctx->get_saved_variables();
+    const at::Tensor &gate = saved[0], &branch = saved[1], &out = saved[2];
+    const at::Tensor grad = as_map(grads[0], branch.scalar_type());
+    const float* opened = gate.data_ptr<float>();
+    const bool relu = ctx->saved_data["relu"].toBool();
+    const bool all_open = std::all_of(opened, opened + gate.numel(), [](float g) { return g == 1.0f; });
+    at::Tensor grad_sum = relu ? at::empty_like(grad) : grad;
+    at::Tensor grad_gate = at::empty_like(gate);
+    at::Tensor grad_branch = all_open ? grad_sum : at::empty_like(grad);
+    (is_bf16(grad) ? gated_backward_rows<BFloat16> : gated_backward_rows<Float32>)(
+        grad.data_ptr(), relu ? out.data_ptr() : nullptr, branch.data_ptr(), opened,
+        relu ? grad_sum.data_ptr() : nullptr, grad_gate.data_ptr<float>(), all_open ? nullptr : grad_branch.data_ptr(),
+        Shape(grad));
+    return {grad_sum, grad_gate.to(ctx->saved_data["dtype"].toScalarType()), grad_branch, at::Tensor()};
+  }
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fan_out(const at::Tensor& map) {
+  const variable_list out = FanOut::apply(map);
+  return {out[0], out[1], out[2]};
+}
+
+at::Tensor add_gated(const at::Tensor& kept, const at::Tensor& gate, const at::Tensor& branch, bool relu) {
+  return AddGated::apply(kept, gate, branch, relu);
+}
