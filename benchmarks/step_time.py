@@ -39,7 +39,7 @@ def make_step(
 
     def step() -> float:
         began = time.perf_counter()
-        if budget is not None:
+        if gated:
             set_moment(model, Moment(seed=0, step=next(numbers), first_sample=0))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             logits = model(images)

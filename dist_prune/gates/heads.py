@@ -28,11 +28,10 @@ class _StraightThroughFunction(torch.autograd.Function):
 class Head(nn.Module):
     """Logits (B, units) -> zeros and ones of the same shape and dtype, with a gradient.
 
-    ``forward`` takes the moment as well; None in evaluation, and to heads that draw no noise. number: of the gate in
-    its network; gates of one network draw different noise.
+    ``forward`` takes the moment as well, which is None in evaluation. number: of the gate in its network; gates
+    of one network draw different noise.
     """
 
-    draws = False  # noise, in training
     obeys_thresholds = True  # whether a threshold on the logits decides how many units are open
     computed_alike = True  # on all ranks, from global means
 
@@ -61,8 +60,6 @@ class GumbelSoftmax(Head):
     In training: 1 where x + noise > 0, the noise being the difference of two Gumbel draws; backward, the
     gradient of sigmoid((x + noise) / temperature). In evaluation: 1 where x > 0.
     """
-
-    draws = True
 
     def forward(self, logits: Tensor, moment: Moment | None = None) -> Tensor:
         """Logits (B, units) -> zeros and ones of the same shape and dtype."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
-from dist_prune.gates.exploration import explored, stream_of
+from dist_prune.gates.at_once import decided_at_once
+from dist_prune.gates.exploration import explored
 from dist_prune.gates.gate import Gate
-from dist_prune.gates.heads import HEADS, StraightThrough
-from dist_prune.gates.kernels import kernels_for
+from dist_prune.gates.heads import HEADS
 from dist_prune.gates.noise import Moment
 from dist_prune.gates.ops import fan_out, pixel_mean
 
@@ -28,14 +28,6 @@ def _without_autocast(device_type: str) -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_enabled(device_type, was_enabled)
-
-
-def _listened(layer: nn.Module) -> bool:
-    """Whether a call of this layer would run anybody's hooks."""
-    hooks = (
-        layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    )  # fmt: skip
-    return any(hooks)
 
 
 class GatingModule(Gate):
@@ -99,11 +91,13 @@ class GatingModule(Gate):
         if self._frozen is not None:
             decisions = self._frozen.expand(x.shape[0], -1)
             return x, x, self.keep(decisions, decisions)
-        moment = self._take_moment(len(x))
+        moment = self._take_moment(len(x)) if self.training else None
         # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding.
         with _without_autocast(x.device.type):
-            first, second, obeyed, decisions, logits = self._at_once(x, moment) or self._one_by_one(x, moment)
-            self.keep(decisions, logits)
+            first, second, features = self._features(x)
+            features = features.to(self.last.weight.dtype)
+            obeyed, own, logits = decided_at_once(self, features, moment) or self._decided(features, moment)
+            self.keep(own, logits)
             return first, second, obeyed
 
     def freeze(self, opened: Tensor | None) -> None:
@@ -116,53 +110,21 @@ class GatingModule(Gate):
         """Whether it decides without looking at what it reads: see ``freeze``."""
         return self._frozen is not None
 
-    def _take_moment(self, batch: int) -> Moment | None:
-        """The moment that the caller has set for this forward pass, or one that counts passes; None without noise."""
-        moment = self.moment
-        if moment is not None:
-            self.moment = None
-        if not (self.training and (self.head.draws or self.exploration)):
-            return None
+    def _take_moment(self, batch: int) -> Moment:
+        """The moment that the caller has set for this forward pass, or one that counts the passes."""
+        moment, self.moment = self.moment, None
         if moment is None:
             self._passes = self._passes + 1
             moment = Moment(0, self._passes, distributed.rank() * batch)
         return moment
 
-    def _one_by_one(self, x: Tensor, moment: Moment | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What it reads twice, and (B, units): decisions to be obeyed, its own, and logits."""
-        first, second, features = self._features(x)
-        hidden = self.body(features.to(self.last.weight.dtype))
-        logits = self.last(hidden * self.sensitivity)
+    def _decided(self, features: Tensor, moment: Moment | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, units) each: decisions to be obeyed, the gate's own, and their logits."""
+        logits = self.last(self.body(features) * self.sensitivity)
         decisions = obeyed = self.head((logits - self.threshold) / self.reach, moment)
         if moment is not None and self.exploration:
             obeyed = explored(decisions, self.exploration, moment, self.head.number)
-        return first, second, obeyed, decisions, logits
-
-    def _at_once(
-        self, x: Tensor, moment: Moment | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-        """The same as one operation on CPUs: of the usual gating module, in training; None if this is another.
-
-        Torch's operations cost ten times what they compute here. A layer that someone listens to is called as usual:
-        hooks count operations, or gather weights that are spread over ranks (ZeRO 3).
-        """
-        body, last, kernels = self.body, self.last, None
-        usual = self.training and len(body) == 3 and type(self.head) is StraightThrough and not self.flatten
-        if usual and not torch.compiler.is_compiling() and x.dim() == 4 and len(x) > 1:
-            kernels = kernels_for(x)
-        if kernels is None or last.weight.dtype != torch.float32:
-            return None
-        dense, norm, relu = body
-        if any(map(_listened, (dense, norm, relu, last))):
-            return None
-        exploration = (0.0, 0, 0)
-        if moment is not None:
-            exploration = self.exploration, moment.key(stream_of(self.head.number)), moment.first_sample
-        return kernels.gating_module(
-            x, dense.weight, dense.bias, norm.weight, norm.bias, last.weight, last.bias,
-            norm.running_mean, norm.running_var, norm.num_batches_tracked,
-            self.threshold, self.reach, self.sensitivity, norm.momentum, norm.eps, self.feedback, *exploration,
-        )  # fmt: skip
+        return obeyed, decisions, logits
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.flatten or x.dim() == 3:

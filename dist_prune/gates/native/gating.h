@@ -1,6 +1,6 @@
-// A whole gating module in training (modules.py: pool, Linear, BatchNorm1d, ReLU, Linear, straight-through head) as one
-// operation that knows its own gradient: its arithmetic is nothing, so that a dozen operations of torch's cost ten
-// times what they compute, and every gated block has them.
+// What a gating module in training makes of the features that it reads (modules.py: Linear, BatchNorm1d, ReLU, Linear,
+// straight-through head, exploration), as one operation that knows its own gradient. The arithmetic is next to nothing:
+// a dozen of torch's operations cost ten times as much, and every gated block has them.
 #pragma once
 #include <torch/extension.h>
 
@@ -13,11 +13,11 @@
 
 namespace {
 
-// BatchNorm1d in training, ReLU and a scale: normal (B, H), the norm's input, is replaced by its normalized values, and
-// the running statistics follow (their sums are of double precision). Returns hidden = scale * relu(weight * normal +
-// bias), (B, H), and 1 / deviation, (H,).
+// BatchNorm1d in training, and ReLU: normal (B, H), the norm's input, is replaced by its normalized values, and the
+// running statistics follow (sums are of double precision). Returns relu(weight * normal + bias), (B, H), and
+// 1 / deviation, (H,).
 std::tuple<at::Tensor, at::Tensor> normalize(at::Tensor& normal, const at::Tensor& weight, const at::Tensor& bias,
-                                             float scale, const at::Tensor& running_mean, const at::Tensor& running_var,
+                                             const at::Tensor& running_mean, const at::Tensor& running_var,
                                              double momentum, double eps) {
   const int64_t batch = normal.size(0), width = normal.size(1);
   const at::Tensor hidden = at::empty_like(normal), inverse = at::empty({width}, normal.options());
@@ -40,17 +40,16 @@ std::tuple<at::Tensor, at::Tensor> normalize(at::Tensor& normal, const at::Tenso
   for (int64_t n = 0; n < batch; ++n) {
     for (int64_t j = 0, i = n * width; j < width; ++j, ++i) {
       x[i] = (x[i] - static_cast<float>(center[j])) * inv[j];
-      const float affine = w[j] * x[i] + b[j];
-      y[i] = affine < 0 ? 0.0f : scale * affine;  // NaN passes
+      y[i] = w[j] * x[i] + b[j];
+      y[i] = y[i] < 0 ? 0.0f : y[i];  // NaN passes
     }
   }
   return {hidden, inverse};
 }
 
-// The reverse, through ReLU and the scale behind it as well: grad (B, H), of hidden = scale * relu(weight * normal +
-// bias), is replaced by that of what normalize() was given. Returns gradients (H,): of weight, of bias, and the sum over
-// samples of the replaced ones.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(at::Tensor& grad, const at::Tensor& hidden, float scale,
+// The reverse: grad (B, H), of hidden, is replaced by that of what normalize() was given. Returns gradients (H,): of
+// weight, of bias, and the sum over samples of the replaced ones.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(at::Tensor& grad, const at::Tensor& hidden,
                                                                   const at::Tensor& normal, const at::Tensor& inverse,
                                                                   const at::Tensor& weight) {
   const int64_t batch = grad.size(0), width = grad.size(1);
@@ -62,7 +61,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(at::Tensor& gr
   const float *inv = inverse.data_ptr<float>(), *w = weight.data_ptr<float>();
   for (int64_t n = 0; n < batch; ++n) {
     for (int64_t j = 0, i = n * width; j < width; ++j, ++i) {
-      g[i] = y[i] <= 0 ? 0.0f : g[i] * scale;  // NaN passes
+      g[i] = y[i] <= 0 ? 0.0f : g[i];  // NaN passes
       along[j] += g[i] * x[i];
       sum[j] += g[i];
     }
@@ -78,7 +77,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(at::Tensor& gr
 
 // Equations 4 and 5 of arXiv 2302.10798 for x = (logit - threshold) / reach, logits (B, units), thresholds (units,):
 // decisions, and what their gradient is multiplied with to be that of the logits.
-std::tuple<at::Tensor, at::Tensor> straight_through(const at::Tensor& logits, const at::Tensor& threshold, float reach) {
+std::tuple<at::Tensor, at::Tensor> straight_through(const at::Tensor& logits, const at::Tensor& threshold,
+                                                    float reach) {
   const at::Tensor decisions = at::empty_like(logits), passes = at::empty_like(logits);
   const int64_t batch = logits.size(0), units = logits.size(1);
   const float *logit = logits.data_ptr<float>(), *least = threshold.data_ptr<float>();
@@ -104,7 +104,8 @@ float uniform(uint64_t counter, uint64_t key) {
 
 // exploration.py: in a share of the samples, units are closed at random, (B, units), as noise.py draws it for a key.
 // Returns decisions without these, and 1 where one was closed.
-std::tuple<at::Tensor, at::Tensor> explore(const at::Tensor& decisions, float share, uint64_t key, uint64_t first_sample) {
+std::tuple<at::Tensor, at::Tensor> explore(const at::Tensor& decisions, float share, uint64_t key,
+                                           uint64_t first_sample) {
   const at::Tensor obeyed = at::empty_like(decisions), closed = at::empty_like(decisions);
   const int64_t batch = decisions.size(0), units = decisions.size(1);
   const float* open = decisions.data_ptr<float>();
@@ -121,65 +122,64 @@ std::tuple<at::Tensor, at::Tensor> explore(const at::Tensor& decisions, float sh
   return {obeyed, closed};
 }
 
-struct GatingModule : torch::autograd::Function<GatingModule> {
-  // The last output is there with exploration only.
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& map, const at::Tensor& first_weight,
+// Everything here reads memory as it lies.
+void expect(const at::Tensor& given, const char* name, int64_t size, at::ScalarType dtype = at::kFloat) {
+  TORCH_CHECK(given.scalar_type() == dtype && given.is_cpu() && given.is_contiguous() && given.numel() == size, name,
+              " of a gating module: expected ", size, " contiguous elements of ", dtype, " on the CPU, found ",
+              given.sizes(), " of ", given.scalar_type());
+}
+
+struct Decide : torch::autograd::Function<Decide> {
+  // Decisions, logits, and with exploration the decisions to be obeyed.
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& features, const at::Tensor& first_weight,
                                const at::Tensor& first_bias, const at::Tensor& norm_weight, const at::Tensor& norm_bias,
                                const at::Tensor& last_weight, const at::Tensor& last_bias,
                                const at::Tensor& running_mean, const at::Tensor& running_var,
                                const at::Tensor& batches, const at::Tensor& threshold, const at::Tensor& reach,
-                               const at::Tensor& sensitivity, double momentum, double eps, bool feedback,
-                               double exploration, int64_t key, int64_t first_sample) {
+                               const at::Tensor& sensitivity, double momentum, double eps, double exploration,
+                               int64_t key, int64_t first_sample) {
     ctx->set_materialize_grads(false);
-    variable_list out = {map.view_as(map), map.view_as(map)};
     at::AutoDispatchBelowAutograd plain;
-    const at::Tensor pooled = pixel_mean(map);
-    at::Tensor normal = at::addmm(first_bias, pooled, first_weight.t());
-    const float scale = *sensitivity.data_ptr<float>();
-    const auto [hidden, inverse] = normalize(normal, norm_weight, norm_bias, scale, running_mean, running_var, momentum, eps);
+    const double scale = *sensitivity.data_ptr<float>();
+    at::Tensor normal = at::addmm(first_bias, features, first_weight.t());
+    const auto [hidden, inverse] = normalize(normal, norm_weight, norm_bias, running_mean, running_var, momentum, eps);
     *batches.data_ptr<int64_t>() += 1;
-    const at::Tensor logits = at::addmm(last_bias, hidden, last_weight.t());
+    const at::Tensor logits = at::addmm(last_bias, hidden, last_weight.t(), 1, scale);
     const auto [decisions, passes] = straight_through(logits, threshold, *reach.data_ptr<float>());
-    out.insert(out.end(), {decisions, logits});
+    variable_list out = {decisions, logits};
     at::Tensor closed;
     if (exploration > 0) {
       out.emplace_back();
-      std::tie(out[4], closed) = explore(decisions, static_cast<float>(exploration), key, first_sample);
+      std::tie(out[2], closed) = explore(decisions, static_cast<float>(exploration), key, first_sample);
     }
-    ctx->saved_data["shape"] = map.sizes().vec();
-    ctx->saved_data["dtype"] = map.scalar_type();
-    ctx->saved_data["scale"] = static_cast<double>(scale);
-    ctx->saved_data["feedback"] = feedback;
-    ctx->save_for_backward({first_weight, norm_weight, last_weight, pooled, normal, inverse, hidden, passes, closed});
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["feedback"] = features.requires_grad();
+    ctx->save_for_backward({first_weight, norm_weight, last_weight, features, normal, inverse, hidden, passes, closed});
     ctx->mark_non_differentiable({logits});
     return out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     refuse_second_derivatives();
-    const std::vector<int64_t> shape = ctx->saved_data["shape"].toIntVector();
-    const at::ScalarType dtype = ctx->saved_data["dtype"].toScalarType();
+    const c10::impl::ExcludeDispatchKeyGuard without_autocast(c10::autocast_dispatch_keyset);
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor &first_weight = saved[0], &norm_weight = saved[1], &last_weight = saved[2], &pooled = saved[3];
-    const at::Tensor &normal = saved[4], &inverse = saved[5], &hidden = saved[6], &passes = saved[7], &closed = saved[8];
-    at::Tensor decision_grad = grads[2];
-    if (closed.defined() && grads[4].defined()) {  // where it is closed, a unit learns what bringing it back does
-      const at::Tensor learned = grads[4] * closed;
+    const at::Tensor &first_weight = saved[0], &norm_weight = saved[1], &last_weight = saved[2], &features = saved[3];
+    const at::Tensor &normal = saved[4], &inverse = saved[5], &hidden = saved[6];
+    const at::Tensor &passes = saved[7], &closed = saved[8];
+    at::Tensor decision_grad = grads[0];
+    if (closed.defined() && grads[2].defined()) {  // where it is closed, a unit learns what bringing it back does
+      const at::Tensor learned = grads[2] * closed;
       decision_grad = decision_grad.defined() ? decision_grad + learned : learned;
     }
-    variable_list back(19);
-    if (!decision_grad.defined()) {  // nobody asked what the gate decided
-      back[0] = add_up(grads[0], grads[1], {}, shape, dtype);
-      return back;
-    }
+    variable_list back(18);
+    if (!decision_grad.defined()) return back;
+    const double scale = ctx->saved_data["scale"].toDouble();
     const at::Tensor logit_grad = decision_grad * passes;
-    at::Tensor grad = logit_grad.mm(last_weight);
-    const float scale = static_cast<float>(ctx->saved_data["scale"].toDouble());
-    std::tie(back[3], back[4], back[2]) = normalize_backward(grad, hidden, scale, normal, inverse, norm_weight);
-    const bool feedback = ctx->saved_data["feedback"].toBool();
-    back[0] = add_up(grads[0], grads[1], feedback ? grad.mm(first_weight) : at::Tensor(), shape, dtype);
-    back[1] = grad.t().mm(pooled);
-    back[5] = logit_grad.t().mm(hidden);
+    at::Tensor grad = logit_grad.mm(last_weight).mul_(scale);
+    std::tie(back[3], back[4], back[2]) = normalize_backward(grad, hidden, normal, inverse, norm_weight);
+    if (ctx->saved_data["feedback"].toBool()) back[0] = grad.mm(first_weight);
+    back[1] = grad.t().mm(features);
+    back[5] = logit_grad.t().mm(hidden).mul_(scale);
     back[6] = logit_grad.sum(0);
     return back;
   }
@@ -187,16 +187,27 @@ struct GatingModule : torch::autograd::Function<GatingModule> {
 
 }  // namespace
 
-// map: (B, C, H, W), B above 1 -> map, map, and (B, units), fp32: decisions to be obeyed (with exploration), its own, and
-// logits. Statistics follow in place.
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> gating_module(
-    const at::Tensor& map, const at::Tensor& first_weight, const at::Tensor& first_bias, const at::Tensor& norm_weight,
-    const at::Tensor& norm_bias, const at::Tensor& last_weight, const at::Tensor& last_bias,
-    const at::Tensor& running_mean, const at::Tensor& running_var, const at::Tensor& batches,
-    const at::Tensor& threshold, const at::Tensor& reach, const at::Tensor& sensitivity, double momentum, double eps,
-    bool feedback, double exploration, int64_t key, int64_t first_sample) {
-  const variable_list out = GatingModule::apply(map, first_weight, first_bias, norm_weight, norm_bias, last_weight,
-                                                last_bias, running_mean, running_var, batches, threshold, reach,
-                                                sensitivity, momentum, eps, feedback, exploration, key, first_sample);
-  return {out[0], out[1], out.size() > 4 ? out[4] : out[2], out[2], out[3]};
+// features: (B, F), fp32, B above 1 -> (B, units): decisions to be obeyed (with exploration), its own, and logits. The
+// norm's statistics follow in place.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> decide(
+    const at::Tensor& features, const at::Tensor& first_weight, const at::Tensor& first_bias,
+    const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& last_weight,
+    const at::Tensor& last_bias, const at::Tensor& running_mean, const at::Tensor& running_var,
+    const at::Tensor& batches, const at::Tensor& threshold, const at::Tensor& reach, const at::Tensor& sensitivity,
+    double momentum, double eps, double exploration, int64_t key, int64_t first_sample) {
+  const int64_t width = first_weight.size(0), units = last_weight.size(0);
+  expect(first_bias, "bias of the first layer", width);
+  expect(norm_weight, "weight of the norm", width);
+  expect(norm_bias, "bias of the norm", width);
+  expect(running_mean, "running mean", width);
+  expect(running_var, "running variance", width);
+  expect(batches, "count of batches", 1, at::kLong);
+  expect(last_bias, "bias of the last layer", units);
+  expect(threshold, "thresholds", units);
+  expect(reach, "reach", 1);
+  expect(sensitivity, "sensitivity", 1);
+  const variable_list out = Decide::apply(features, first_weight, first_bias, norm_weight, norm_bias, last_weight,
+                                          last_bias, running_mean, running_var, batches, threshold, reach, sensitivity,
+                                          momentum, eps, exploration, key, first_sample);
+  return {out.size() > 2 ? out[2] : out[0], out[0], out[1]};
 }

@@ -1,4 +1,4 @@
-// Passes over the rows of channels_last maps in memory; all arithmetic is fp32. kernels.cpp has them work on tensors.
+// Passes over the rows of channels_last maps in memory; all arithmetic is fp32. maps.h has them work on tensors.
 #pragma once
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
-from unit_helpers import images, maps, shaken
+from torch import nn
+from unit_helpers import images, maps, same, shaken
 
 from dist_prune import attach_gates, build_model, gate_means
 from dist_prune.gates import GatingModule, Moment, gated_modules
+from dist_prune.gates.at_once import decided_at_once
 
 SHAPES = [(2, 3, 4, 4), (32, 16, 8, 8), (9, 33, 1, 1), (16, 200, 3, 5)]
 OUTPUTS = ("first", "second", "obeyed", "own")  # what a network may use of a gate
@@ -39,7 +41,8 @@ def seen(gate: GatingModule, x: torch.Tensor, used: tuple[str, ...] = OUTPUTS) -
 
 
 def at_once(gate: GatingModule, x: torch.Tensor) -> bool:
-    return copy.deepcopy(gate)._at_once(x, gate.moment) is not None
+    features = gate._features(x)[2].to(gate.last.weight.dtype)
+    return decided_at_once(copy.deepcopy(gate), features, gate.moment) is not None
 
 
 @pytest.mark.parametrize(
@@ -76,38 +79,96 @@ def test_gradients_are_right_whatever_the_network_uses(used, compiled):
 def test_a_layer_that_someone_listens_to_is_called(compiled):
     """ZeRO 3 gathers a layer's weights in such a hook."""
     gate, x = gating_module(8), maps((4, 8, 2, 2), "channels_last", torch.float32)
-    for layer in (gate.body[0], gate.body[1], gate.body[2], gate.last):
-        for listen in (layer.register_forward_hook, layer.register_forward_pre_hook):
-            heard = []
-            handle = listen(lambda *_, heard=heard: heard.append(1))
-            gate(x)
-            assert heard == [1]
-            handle.remove()
-    heard = []
-    handle = gate.last.register_full_backward_hook(lambda *_: heard.append(1))
-    gate(x)[2].sum().backward()
-    assert heard == [1]
-    handle.remove()
+    forward = [listen for part in (gate.body, *gate.body, gate.last, gate.head)
+               for listen in (part.register_forward_hook, part.register_forward_pre_hook)]  # fmt: skip
+    anywhere = nn.modules.module.register_module_forward_hook
+    for listen in (*forward, gate.last.register_full_backward_hook, anywhere):
+        heard = []
+        handle = listen(lambda *_, heard=heard: heard.append(1))
+        gate(x)[2].sum().backward()
+        assert heard
+        handle.remove()
     assert at_once(gate, x)
 
 
-@pytest.mark.parametrize(
-    "gate",
-    [
-        GatingModule(8, dense_layers=1),
-        GatingModule(8, dense_layers=3),
-        GatingModule(8, head="gumbel"),
-        GatingModule(8, head="bernoulli"),
-        GatingModule(8 * 4, flatten=True),
-        GatingModule(8).eval(),
-        GatingModule(8).bfloat16(),
-    ],
-    ids=["one dense layer", "three", "gumbel", "bernoulli", "flattened", "evaluation", "bf16 weights"],
-)
-def test_other_gating_modules_work_layer_by_layer(gate, compiled):
-    x = maps((4, 8, 2, 2), "channels_last", torch.float32)
+def replaced(place: str, layer: nn.Module) -> GatingModule:
+    gate = GatingModule(8)
+    gate.set_submodule(place, layer)
+    return gate
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+UNUSUAL = {
+    "one dense layer": GatingModule(8, dense_layers=1),
+    "three": GatingModule(8, dense_layers=3),
+    "gumbel": GatingModule(8, head="gumbel"),
+    "bernoulli": GatingModule(8, head="bernoulli"),
+    "evaluation": GatingModule(8).eval(),
+    "bf16 weights": GatingModule(8).bfloat16(),
+    "another layer": replaced("body.0", Doubled(8, 16)),
+    "no bias": replaced("body.0", nn.Linear(8, 16, bias=False)),
+    "another last layer": replaced("last", Doubled(16, 1)),
+    "another activation": replaced("body.2", nn.GELU()),
+    "norm of samples": replaced("body.1", nn.LayerNorm(16)),
+    "frozen norm": replaced("body.1", nn.BatchNorm1d(16).eval()),
+    "cumulative statistics": replaced("body.1", nn.BatchNorm1d(16, momentum=None)),
+    "no statistics": replaced("body.1", nn.BatchNorm1d(16, track_running_stats=False)),
+    "norm without weights": replaced("body.1", nn.BatchNorm1d(16, affine=False)),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_other_gating_modules_are_asked_layer_by_layer(name, compiled, monkeypatch):
+    gate, x = copy.deepcopy(UNUSUAL[name]), maps((4, 8, 2, 2), "channels_last", torch.float32)
     assert not at_once(gate, x)
-    assert gate(x)[2].shape == (4, 1)
+    gate.moment = Moment(1, 2, 3)
+    reference = copy.deepcopy(gate)
+    ours = gate(x)[2]
+    monkeypatch.setattr("dist_prune.gates.kernels._kernels", None)
+    assert torch.equal(ours, reference(x)[2])
+    same(list(gate.buffers()), list(reference.buffers()), 1e-6)
+
+
+def test_flattened_maps_and_tokens_are_features_like_any_other(compiled):
+    for x, gate in (
+        (torch.randn(8, 6, 4), gating_module(4)),
+        (torch.randn(8, 6, 2, 2).bfloat16(), gating_module(24, 6, flatten=True)),
+    ):
+        assert at_once(gate, x)
+        theirs = seen(copy.deepcopy(gate).double(), x.double())
+        for our, their in zip(seen(gate, x), theirs, strict=True):
+            torch.testing.assert_close(our, their, rtol=2e-2, atol=2e-2)
+
+
+def test_weights_of_another_shape_are_refused_in_words(compiled):
+    gate, x = gating_module(8), maps((4, 8, 2, 2), "channels_last", torch.float32)
+    gate.body[1] = nn.BatchNorm1d(4)
+    with pytest.raises(RuntimeError, match="weight of the norm of a gating module: expected 16"):
+        gate(x)
+
+
+def test_a_backward_pass_under_autocast_is_one_in_fp32(compiled):
+    gate, x = gating_module(8), maps((8, 8, 2, 2), "channels_last", torch.float32)
+    theirs = seen(copy.deepcopy(gate), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        for our, their in zip(seen(gate, x), theirs, strict=True):
+            assert torch.equal(our, their)
+
+
+def test_what_the_gate_does_not_push_stays_what_it_is(compiled):
+    """A map without gradient gets none, and may be changed in place."""
+    gate, x = gating_module(8), torch.randn(4, 8, 2, 2).to(memory_format=torch.channels_last)
+    first, second, decisions = gate(x)
+    assert not first.requires_grad
+    assert not second.requires_grad
+    assert decisions.requires_grad
+    gate.feedback = False
+    held = x.clone(memory_format=torch.preserve_format).requires_grad_() * 1
+    assert gate(held)[0] is held
 
 
 def test_a_single_sample_is_refused_as_by_torchs_norm(compiled):
@@ -137,10 +198,7 @@ def test_a_network_trains_as_with_torchs_operations(kind, compiled, monkeypatch)
         for _ in range(5):
             logits = model(images(32).to(memory_format=torch.channels_last))
             values = gate_means(model).values
-            loss = (
-                torch.nn.functional.cross_entropy(logits, torch.arange(32) % 10)
-                + (values * (1 - values)).mean()
-            )
+            loss = nn.functional.cross_entropy(logits, torch.arange(32) % 10) + (values * (1 - values)).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
