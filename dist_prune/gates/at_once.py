@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from dist_prune.gates.exploration import stream_of
-from dist_prune.gates.heads import StraightThrough
+from dist_prune.gates.heads import Head, StraightThrough
 from dist_prune.gates.kernels import kernels_of
 from dist_prune.gates.noise import Moment
 
@@ -27,13 +27,13 @@ def decided_at_once(
     None if these have to be called: in evaluation, where they are others than usual, and where someone listens to them:
     hooks count operations, or gather weights that are spread over ranks (ZeRO 3).
     """
-    kernels = kernels_of(features)
-    if kernels is None or len(features) == 1 or not gate.training or not _usual(gate):
+    kernels, body, last, head = kernels_of(features), gate.body, gate.last, gate.head
+    if kernels is None or len(features) == 1 or not gate.training or not _usual(body, last, head):
         return None
-    dense, norm, _ = gate.body
-    last, exploration = gate.last, (0.0, 0, 0)
+    dense, norm, _ = body
+    exploration = (0.0, 0, 0)
     if moment is not None and gate.exploration:
-        exploration = gate.exploration, moment.key(stream_of(gate.head.number)), moment.first_sample
+        exploration = gate.exploration, moment.key(stream_of(head.number)), moment.first_sample
     return kernels.decide(
         features, dense.weight, dense.bias, norm.weight, norm.bias, last.weight, last.bias,
         norm.running_mean, norm.running_var, norm.num_batches_tracked,
@@ -41,8 +41,7 @@ def decided_at_once(
     )  # fmt: skip
 
 
-def _usual(gate: GatingModule) -> bool:
-    body, last, head = gate.body, gate.last, gate.head
+def _usual(body: nn.Sequential, last: nn.Linear, head: Head) -> bool:
     if len(body) != 3 or type(head) is not StraightThrough:
         return False
     dense, norm, relu = body

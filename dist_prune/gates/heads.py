@@ -32,6 +32,7 @@ class Head(nn.Module):
     of one network draw different noise.
     """
 
+    draws = True  # noise in training: without, the moment may be None there as well
     obeys_thresholds = True  # whether a threshold on the logits decides how many units are open
     computed_alike = True  # on all ranks, from global means
 
@@ -48,6 +49,8 @@ class StraightThrough(Head):
 
     Forward (equation 4): 1 where x > 0, else 0. Backward (equation 5): the gradient passes where |x| <= 1.
     """
+
+    draws = False
 
     def forward(self, logits: Tensor, moment: Moment | None = None) -> Tensor:
         """Logits of any shape -> zeros and ones of the same shape and dtype."""
@@ -80,6 +83,7 @@ class BernoulliThreshold(Head):
 
     mean: Tensor
     momentum = 0.1
+    draws = False
     obeys_thresholds = False
 
     def __init__(self, units: int, number: int = 0) -> None:

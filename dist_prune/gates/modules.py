@@ -110,13 +110,15 @@ class GatingModule(Gate):
         """Whether it decides without looking at what it reads: see ``freeze``."""
         return self._frozen is not None
 
-    def _take_moment(self, batch: int) -> Moment:
-        """The moment that the caller has set for this forward pass, or one that counts the passes."""
-        moment, self.moment = self.moment, None
-        if moment is None:
-            self._passes = self._passes + 1
-            moment = Moment(0, self._passes, distributed.rank() * batch)
-        return moment
+    def _take_moment(self, batch: int) -> Moment | None:
+        """The moment that the caller has set for this forward pass; else, if there is noise, one that counts passes."""
+        if self.moment is not None:
+            moment, self.moment = self.moment, None
+            return moment
+        if not (self.head.draws or self.exploration):
+            return None
+        self._passes = self._passes + 1
+        return Moment(0, self._passes, distributed.rank() * batch)
 
     def _decided(self, features: Tensor, moment: Moment | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, units) each: decisions to be obeyed, the gate's own, and their logits."""
