@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 
+import joblib
 import torch
 
 from dist_prune.gates.kernels import compile_kernels
@@ -20,9 +21,15 @@ def ranks_here() -> int:
 
 
 def threads_of_a_rank() -> int:
-    """A rank's share of the machine's cores; no more than it is bound to (taskset, srun, cpusets)."""
+    """A rank's share of the machine's cores, or of the time on them that its container may use (Kubernetes).
+
+    No more than it is bound to (taskset, srun, cpusets).
+    """
     cores = os.cpu_count() or 1
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    allowed = joblib.cpu_count()  # knows the quotas of cgroups
+    if allowed < bound:
+        cores = min(cores, allowed)
     return max(1, min(bound, cores // ranks_here()))
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from dist_prune.compiling import outlast_killed_builds
+
 
 def prepare_environment() -> None:
     """Set what DeepSpeed reads, unless the user has, and silence what is no news. To be called before its import."""
@@ -22,6 +24,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions()))
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
+    outlast_killed_builds()
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 

@@ -105,5 +105,19 @@ def test_a_rank_takes_its_share_of_the_cores_and_no_more_than_it_is_bound_to(
 ):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
+    monkeypatch.setattr("dist_prune.engine.cpu.joblib.cpu_count", lambda: min(cores, bound))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert threads_of_a_rank() == threads
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no processor affinity on this system")
+@pytest.mark.parametrize(
+    ("quota", "ranks", "threads"), [(4, 1, 4), (4, 2, 2), (1, 2, 1), (64, 1, 64), (80, 2, 32)]
+)
+def test_the_ranks_of_a_container_share_the_cores_that_it_is_granted(monkeypatch, quota, ranks, threads):
+    """A pod with a limit of 4 cores sees all 64 of its node."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr("joblib.externals.loky.backend.context._cpu_count_cgroup", lambda _: quota)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     assert threads_of_a_rank() == threads
