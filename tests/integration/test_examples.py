@@ -47,9 +47,9 @@ def test_every_loop_grows_by_the_same_lines():
     assert added_lines("bare_torch") == added_lines("accelerate_deepspeed")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
-    "example", ["bare_torch", pytest.param("accelerate_deepspeed", marks=needs_accelerate)]
+    ("example", "ranks"),
+    [("bare_torch", 1), ("bare_torch", 2), pytest.param("accelerate_deepspeed", 2, marks=needs_accelerate)],
 )
 def test_an_example_saves_the_network_it_speaks_of(example, ranks, command, tmp_path):
     launcher = ["python"] if ranks == 1 else TWO_RANKS[example]
