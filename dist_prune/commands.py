@@ -225,7 +225,9 @@ def _shards_verify(arguments: list[str]) -> None:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    from joblib import cpu_count  # of the machine, a binding or a container, whichever is the least
+
+    return int(cpu_count())
 
 
 def _numbers(text: str) -> tuple[int, ...]:

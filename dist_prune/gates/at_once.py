@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from dist_prune.gates.exploration import stream_of
 from dist_prune.gates.heads import Head, StraightThrough
-from dist_prune.gates.kernels import kernels_of
+from dist_prune.gates.kernels import kernels_for_features
 from dist_prune.gates.noise import Moment
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def decided_at_once(
     None if these have to be called: in evaluation, where they are others than usual, and where someone listens to them:
     hooks count operations, or gather weights that are spread over ranks (ZeRO 3).
     """
-    kernels, body, last, head = kernels_of(features), gate.body, gate.last, gate.head
+    kernels = kernels_for_features(features)
+    body, last, head = gate.body, gate.last, gate.head
     if kernels is None or len(features) == 1 or not gate.training or not _usual(body, last, head):
         return None
     dense, norm, _ = body

@@ -53,7 +53,7 @@ def kernels_for(*maps: Tensor) -> Any:
     return _kernels if fits else None
 
 
-def kernels_of(features: Tensor) -> Any:
+def kernels_for_features(features: Tensor) -> Any:
     """The compiled kernels if they can take these features (B, F), else None."""
     fits = features.dtype == torch.float32 and features.device.type == "cpu" and features.dim() == 2
     return _kernels if fits and not torch.compiler.is_compiling() else None

@@ -49,7 +49,7 @@ def uniform_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
 
 
 def _drawn(moment: Moment, stream: int, like: Tensor, logistic: bool) -> Tensor:
-    # an operation costs more than it computes
+    # An operation of our own is opaque to the compiler; elsewhere it would cost more than it computes.
     draw = _compiled_draw if torch.compiler.is_compiling() else _draw
     return draw(moment.place, moment.seed, stream, like.detach(), logistic)
 

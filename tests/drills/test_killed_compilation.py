@@ -23,15 +23,8 @@ def start(folder: Path, data_home: Path) -> subprocess.Popen[str]:
         "OMP_NUM_THREADS": "1",
         "TORCH_EXTENSIONS_DIR": str(folder / "compiled"),
     }
-    words = [
-        sys.executable,
-        "launch/train.py",
-        "--ds_config",
-        "ds_configs/zero2.json",
-        "--out",
-        str(folder / "run"),
-    ]
-    words += ["--max_steps", "1", "--set", *SETTINGS]
+    words = [sys.executable, "launch/train.py", "--ds_config", "ds_configs/zero2.json"]
+    words += ["--out", str(folder / "run"), "--max_steps", "1", "--set", *SETTINGS]
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

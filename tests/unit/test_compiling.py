@@ -3,14 +3,17 @@
 import ctypes
 import subprocess
 import sys
-import time
+
+import pytest
+from filelock import FileLock, Timeout
 
 from dist_prune.compiling import _Lock
 
 HOLDER = """
 import sys, time
 from dist_prune.compiling import _Lock
-_Lock(sys.argv[1]).try_acquire()
+lock = _Lock(sys.argv[1])
+lock.try_acquire()
 print("holds", flush=True)
 time.sleep(300)
 """
@@ -26,23 +29,18 @@ load("small", [sys.argv[1] + "/small.cpp"], build_directory=sys.argv[1], is_pyth
 def test_a_lock_is_held_as_long_as_its_process_lives(tmp_path):
     path = str(tmp_path / "lock")
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True)
-    waiter = None
     try:
         assert holder.stdout.readline() == "holds\n"
-        waiter = subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True)
-        time.sleep(1)
-        assert holder.poll() is None
-        holder.kill()
-        assert waiter.stdout.readline() == "holds\n"
+        with pytest.raises(Timeout):
+            FileLock(f"{path}.held").acquire(blocking=False)
     finally:
-        for process in (holder, waiter):
-            if process is not None:
-                process.kill()
-                process.communicate()
+        holder.kill()
+        holder.communicate()
     lock = _Lock(path)
     assert lock.try_acquire()
     lock.release()
-    assert _Lock(path).try_acquire()
+    with FileLock(f"{path}.held").acquire(blocking=False):
+        pass
 
 
 def test_what_a_killed_compilation_has_left_is_passed_over(tmp_path):
