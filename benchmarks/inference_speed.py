@@ -21,12 +21,12 @@ from typing import NamedTuple
 import torch
 
 from dist_prune import build_model
-from dist_prune.benchmark import Options, measure
-from dist_prune.consensus import cut
-from dist_prune.gates import find_sites
-from dist_prune.measure import Costs, unit_costs
+from dist_prune.benchmark.inference import Options, measure
+from dist_prune.gates.insertion import find_sites
+from dist_prune.measure.macs import Costs, unit_costs
 from dist_prune.methods.uniform import uniform_depth
-from dist_prune.models import architecture_of
+from dist_prune.models.build import architecture_of
+from dist_prune.pruning.collapse import cut
 
 Kept = dict[str, tuple[int, ...]]
 

@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dist_prune
-from dist_prune.engine.cpu import tune_cpu
-from dist_prune.gates import Freezer, Moment, set_moment
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import set_moment
+from dist_prune.gates.noise import Moment
+from dist_prune.runtime.cpu import tune_cpu
 
 EXPLORING = 0.1  # of the run is over: gates explore, and nothing is decided yet
 

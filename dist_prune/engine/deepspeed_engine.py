@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dist_prune.engine.environment import prepare_environment
+from dist_prune.runtime.environment import prepare_environment
 
 prepare_environment()
 with contextlib.redirect_stdout(io.StringIO()):
@@ -42,9 +42,9 @@ with contextlib.redirect_stdout(io.StringIO()):
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 from dist_prune import distributed  # noqa: E402
-from dist_prune.engine.cpu import tune_cpu  # noqa: E402
 from dist_prune.engine.ds_config import Batching  # noqa: E402
 from dist_prune.errors import UserError, nearest  # noqa: E402
+from dist_prune.runtime.cpu import tune_cpu  # noqa: E402
 
 _BY_GROUP = ("base_lrs", "_last_lr")  # what torch's schedulers keep for each parameter group
 

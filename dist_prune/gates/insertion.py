@@ -11,17 +11,12 @@ from dist_prune.errors import UserError, nearest
 from dist_prune.gates.heads import HEADS, Moment
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels
-from dist_prune.measure import count_macs
-from dist_prune.models import (
-    POSITIONS,
-    Site,
-    architecture_of,
-    channel_sites,
-    in_eval_mode,
-    layer_sites,
-    remember,
-    residual_form,
-)
+from dist_prune.measure.macs import count_macs
+from dist_prune.models.build import architecture_of, in_eval_mode, remember
+from dist_prune.pruning.channel_sites import POSITIONS, channel_sites
+from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.residual import residual_form
+from dist_prune.pruning.sites import Site
 
 KINDS = ("layer", "channel")
 FLATTEN_LIMIT = 0.02  # share of the network's MACs that flattened gating modules may cost by default

@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
-from dist_prune.consensus import Inherited, Mask
-from dist_prune.gates import GateMeans, find_sites
-from dist_prune.measure import Costs, unit_costs
-from dist_prune.models import build_model, layer_sites
+from dist_prune.gates.insertion import find_sites
+from dist_prune.gates.means import GateMeans
+from dist_prune.measure.macs import Costs, unit_costs
+from dist_prune.models.build import build_model
+from dist_prune.pruning.collapse import Inherited
+from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.mask import Mask
 
 
 @dataclass(frozen=True)

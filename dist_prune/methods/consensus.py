@@ -9,9 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
-from dist_prune.consensus import Mask, agrees, collapse, consensus_mask, cut, masked
-from dist_prune.gates import Budget, Freezer, Moment, Timeline, attach_gates, follow_logits, set_moment
+from dist_prune.gates.budget import Budget, Timeline
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import attach_gates, follow_logits, set_moment
+from dist_prune.gates.noise import Moment
 from dist_prune.methods.base import Method, Phase, Step, Transition
+from dist_prune.pruning.collapse import collapse, cut, masked
+from dist_prune.pruning.mask import Mask, agrees, consensus_mask
 from dist_prune.regularizers import activation, polarization
 
 _PATIENCE = 50  # steps in which all samples agree, until a unit counts as decided under a budget

@@ -11,8 +11,10 @@ from torch import nn
 
 import dist_prune
 from dist_prune import distributed
-from dist_prune.gates import HEADS, Head, Moment, gated_modules, set_moment
+from dist_prune.gates.heads import HEADS, Head
+from dist_prune.gates.insertion import gated_modules, set_moment
 from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.noise import Moment
 
 CASES = [(kind, head) for kind in ("layer", "channel") for head in HEADS]
 SIZES = [3, 5]

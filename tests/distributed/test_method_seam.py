@@ -14,9 +14,9 @@ from ranks import run_ranks
 
 import dist_prune
 from dist_prune import distributed
-from dist_prune.consensus import cut
 from dist_prune.methods import METHODS, Method, Phase, Transition
-from dist_prune.models import residual_blocks
+from dist_prune.pruning.collapse import cut
+from dist_prune.pruning.residual import residual_blocks
 from dist_prune.recipes import recipe
 
 
@@ -43,7 +43,7 @@ class RandomCut(Method):
 def run_random_cut(folder: str, stage: int, *invocations: dict[str, Any]) -> list[bool]:
     from dist_prune.config import override
     from dist_prune.engine import phase_run
-    from dist_prune.engine.run import Options, run
+    from dist_prune.training.run import Options, run
 
     METHODS["random_cut"] = RandomCut
     settings = ["method=random_cut", "epochs=1", "model=resnet14", "log_every=1", "workers=0"]

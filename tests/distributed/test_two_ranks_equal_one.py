@@ -11,7 +11,8 @@ import torch
 from ranks import run_ranks
 
 from dist_prune import distributed
-from dist_prune.gates import UpcomingMeans, Window, gated_modules, gates_of
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.means import UpcomingMeans, Window, gates_of
 
 CASES = {"equal": [4, 4], "unequal": [3, 5]}
 

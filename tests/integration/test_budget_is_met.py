@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 import dist_prune
-from dist_prune.gates import outcome
-from dist_prune.measure import count_macs
+from dist_prune.gates.selection import outcome
+from dist_prune.measure.macs import count_macs
 
 EPOCHS, BATCH = 14, 128
 

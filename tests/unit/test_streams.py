@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import sys
-from dist_prune.streams import outlive_readers
+from dist_prune.runtime.streams import outlive_readers
 if sys.argv[1] == "outlive":
     outlive_readers()
 sys.stdin.readline()  # until the reader is gone
@@ -38,7 +38,7 @@ def test_a_program_outlives_the_readers_of_its_output():
 
 
 def test_what_is_read_arrives():
-    program = "from dist_prune.streams import outlive_readers; outlive_readers(); print('heard')"
+    program = "from dist_prune.runtime.streams import outlive_readers; outlive_readers(); print('heard')"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"heard\n"
     )

@@ -10,8 +10,9 @@ from torchvision.models import VGG
 from torchvision.models.vgg import make_layers
 
 from dist_prune import attach_gates, build_model, gate_means
-from dist_prune.consensus import Mask
-from dist_prune.gates import GatingModule, gated_modules, sites
+from dist_prune.gates.insertion import gated_modules, sites
+from dist_prune.gates.modules import GatingModule
+from dist_prune.pruning.mask import Mask
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 

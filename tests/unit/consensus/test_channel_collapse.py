@@ -17,10 +17,12 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from unit_helpers import images, relative_difference, shaken, small_vgg
 
 from dist_prune import attach_gates, build_model, collapse, load_sliced, masked, save_sliced
-from dist_prune.consensus import Mask
-from dist_prune.gates import Gate, Gated, find_sites, sites
-from dist_prune.measure import unit_costs
-from dist_prune.models.remains import AddToChannels, ConstantMap, SelectChannels, Shift
+from dist_prune.gates.gate import Gate
+from dist_prune.gates.insertion import find_sites, sites
+from dist_prune.gates.wrappers import Gated
+from dist_prune.measure.macs import unit_costs
+from dist_prune.pruning.mask import Mask
+from dist_prune.pruning.replacement_blocks import AddToChannels, ConstantMap, SelectChannels, Shift
 
 
 def resnet(block: type[nn.Module]) -> nn.Module:

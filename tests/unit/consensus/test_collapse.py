@@ -13,10 +13,14 @@ from torch import nn
 from unit_helpers import gated_resnet, images, mask_closing, random_mask, relative_difference, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, masked
-from dist_prune.consensus import Inherited, Mask, cut, remove_units, strip_gates
-from dist_prune.gates import FixedGate, Gate, Gated, find_sites, gated_modules, sites
-from dist_prune.measure import unit_costs
-from dist_prune.models import residual_blocks
+from dist_prune.gates.gate import FixedGate, Gate
+from dist_prune.gates.insertion import find_sites, gated_modules, sites, strip_gates
+from dist_prune.gates.wrappers import Gated
+from dist_prune.measure.macs import unit_costs
+from dist_prune.pruning.collapse import Inherited, cut
+from dist_prune.pruning.mask import Mask
+from dist_prune.pruning.residual import residual_blocks
+from dist_prune.pruning.slicing import remove_units
 
 PLAIN = {
     "ResNet-20 A": lambda: build_model("resnet20", num_classes=10, shortcut="A"),

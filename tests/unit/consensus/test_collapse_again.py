@@ -12,8 +12,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from unit_helpers import images, relative_difference, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, masked, save_sliced
-from dist_prune.consensus import Mask, cut
-from dist_prune.gates import sites
+from dist_prune.gates.insertion import sites
+from dist_prune.pruning.collapse import cut
+from dist_prune.pruning.mask import Mask
 
 PLACES = ["layer", "before", "between", "after"]
 

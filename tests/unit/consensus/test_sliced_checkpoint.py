@@ -14,8 +14,10 @@ from torch import nn
 from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, save_sliced
-from dist_prune.consensus import add_results, cut, read_sliced_config
-from dist_prune.gates import GatedBlock, sites
+from dist_prune.gates.insertion import sites
+from dist_prune.gates.wrappers import GatedBlock
+from dist_prune.pruning.collapse import cut
+from dist_prune.pruning.sliced_checkpoint import add_results, read_sliced_config
 
 PLAIN = {
     "cifar A": lambda: build_model("resnet14", num_classes=10, shortcut="A", width=8),
@@ -204,7 +206,9 @@ def test_a_crash_while_writing_leaves_the_older_one_whole(tmp_path, monkeypatch,
         raise OSError("no space left on device")
 
     target = (
-        "safetensors.torch.save_file" if broken == "save_file" else f"dist_prune.consensus.sliced.{broken}"
+        "safetensors.torch.save_file"
+        if broken == "save_file"
+        else f"dist_prune.pruning.sliced_checkpoint.{broken}"
     )
     monkeypatch.setattr(target, crash)
     with pytest.raises(OSError, match="no space"):

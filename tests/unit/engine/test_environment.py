@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.engine.cpu import ranks_here, threads_of_a_rank
-from dist_prune.engine.environment import prepare_environment
+from dist_prune.runtime.cpu import ranks_here, threads_of_a_rank
+from dist_prune.runtime.environment import prepare_environment
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_rank_takes_its_share_of_the_cores_and_no_more_than_it_is_bound_to(
 ):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
-    monkeypatch.setattr("dist_prune.engine.cpu.joblib.cpu_count", lambda: min(cores, bound))
+    monkeypatch.setattr("dist_prune.runtime.cpu.joblib.cpu_count", lambda: min(cores, bound))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     assert threads_of_a_rank() == threads
 

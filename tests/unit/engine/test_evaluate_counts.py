@@ -6,8 +6,8 @@ from torch import nn
 from unit_helpers import gated_resnet, images, mask_closing
 
 from dist_prune import collapse, masked
-from dist_prune.engine.evaluate import accuracies, max_abs_difference
 from dist_prune.errors import NothingToEvaluate
+from dist_prune.training.evaluate import accuracies, max_abs_difference
 
 CPU = torch.device("cpu")
 

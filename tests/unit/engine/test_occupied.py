@@ -10,12 +10,12 @@ import tempfile
 
 import pytest
 
-from dist_prune.engine.occupied import occupy
 from dist_prune.errors import UserError
+from dist_prune.runtime.run_lock import occupy
 
 HOLD = """
 import os, sys, time
-from dist_prune.engine.occupied import occupy
+from dist_prune.runtime.run_lock import occupy
 held = occupy(sys.argv[1])
 child = os.fork() or time.sleep(60)
 print("holds", child, flush=True)
@@ -53,7 +53,7 @@ def test_a_folder_is_free_as_soon_as_its_process_is_dead_whatever_its_children_d
 
 def test_a_folder_is_free_when_the_claim_is_given_up(tmp_path):
     occupy(tmp_path / "run").close()
-    code = "import sys; from dist_prune.engine.occupied import occupy; occupy(sys.argv[1]).close()"
+    code = "import sys; from dist_prune.runtime.run_lock import occupy; occupy(sys.argv[1]).close()"
     subprocess.run([sys.executable, "-c", code, tmp_path / "run"], check=True, timeout=120)
 
 

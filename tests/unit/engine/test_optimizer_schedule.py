@@ -8,8 +8,8 @@ from torch import nn
 
 from dist_prune import attach_gates, build_model
 from dist_prune.config import LrConfig, RunConfig
-from dist_prune.engine.optimizer import build_optimizer, build_scheduler
-from dist_prune.gates import Gate
+from dist_prune.gates.gate import Gate
+from dist_prune.training.optimizer import build_optimizer, build_scheduler
 
 
 def config(**changes) -> RunConfig:

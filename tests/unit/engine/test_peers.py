@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from dist_prune.engine.memory import out_of_memory
-from dist_prune.engine.peers import Peer, _first_here, ending_alone
 from dist_prune.errors import LoneError, UserError
+from dist_prune.runtime.memory import out_of_memory
+from dist_prune.runtime.peers import Peer, _first_here, ending_alone
 
 CLOSED = "[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24513"
 LATE = "[.../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation to complete"

@@ -6,10 +6,10 @@ import json
 import pytest
 
 from data_tools.index import ShardIndex, ShardSplit
+from dist_prune.checkpoints.format import Checkpoint
+from dist_prune.checkpoints.restore import other_data, other_recipe
 from dist_prune.config import RunConfig, override
 from dist_prune.data import ImageData
-from dist_prune.engine.checkpoint import Checkpoint
-from dist_prune.engine.resuming import other_data, other_recipe
 from dist_prune.monitor.records import RunFolder
 
 CONFIG = RunConfig(name="test", data="none", model="resnet20", augment={"flip": True})

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dist_prune.engine.checkpoint import Checkpoint, save_checkpoint
-from dist_prune.engine.saving import Saving, note_best
-from dist_prune.engine.setting import Position
+from dist_prune.checkpoints.format import Checkpoint, save_checkpoint
+from dist_prune.checkpoints.writer import Saving, note_best
+from dist_prune.training.context import Position
 
 
 def setting(every=None, minutes=None):
@@ -42,7 +42,7 @@ def test_every_so_many_steps_but_not_at_the_end_of_an_epoch_which_brings_its_own
 
 def test_after_so_many_minutes_rank_0_tells_all_with_the_step(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("dist_prune.engine.saving.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dist_prune.checkpoints.writer.time.monotonic", lambda: now[0])
     saving = Saving(setting(minutes=2))
     assert not saving.is_time()
     now[0] += 119
@@ -51,7 +51,7 @@ def test_after_so_many_minutes_rank_0_tells_all_with_the_step(monkeypatch):
     assert saving.is_time()
     assert saving.is_due(Position(step=1, batch=1), record(save=True)), "what the step says, on every rank"
     assert not saving.is_due(Position(step=1, batch=1), record(save=False))
-    monkeypatch.setattr("dist_prune.engine.saving.distributed.is_main", lambda: False)
+    monkeypatch.setattr("dist_prune.checkpoints.writer.distributed.is_main", lambda: False)
     assert not saving.is_time(), "one clock decides"
 
 
@@ -71,7 +71,7 @@ class SlowDisk:
 @pytest.fixture
 def slow_disk(monkeypatch) -> SlowDisk:
     disk = SlowDisk()
-    monkeypatch.setattr("dist_prune.engine.saving.save_checkpoint", disk)
+    monkeypatch.setattr("dist_prune.checkpoints.writer.save_checkpoint", disk)
     return disk
 
 
@@ -111,7 +111,7 @@ def fail(saving: Saving) -> None:
 
 
 def test_what_nobody_foresaw_while_writing_is_raised_with_the_next_step_or_at_the_end(monkeypatch):
-    monkeypatch.setattr("dist_prune.engine.saving.save_checkpoint", lambda *_: 1 / 0)
+    monkeypatch.setattr("dist_prune.checkpoints.writer.save_checkpoint", lambda *_: 1 / 0)
     saving = Saving(writable())
     fail(saving)
     with pytest.raises(ZeroDivisionError):
@@ -122,7 +122,7 @@ def test_what_nobody_foresaw_while_writing_is_raised_with_the_next_step_or_at_th
 
 
 def test_what_ends_a_run_is_not_hidden_by_what_hinders_the_writing(monkeypatch):
-    monkeypatch.setattr("dist_prune.engine.saving.save_checkpoint", lambda *_: 1 / 0)
+    monkeypatch.setattr("dist_prune.checkpoints.writer.save_checkpoint", lambda *_: 1 / 0)
     saving = Saving(writable())
     fail(saving)
     with pytest.raises(RuntimeError, match="a rank is lost"), saving:
@@ -166,7 +166,7 @@ def test_a_removal_that_is_cut_off_leaves_no_half_of_a_checkpoint(tmp_path, monk
             (next(path.iterdir())).unlink()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("dist_prune.engine.checkpoint.shutil.rmtree", cut_off)
+    monkeypatch.setattr("dist_prune.checkpoints.format.shutil.rmtree", cut_off)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 3, keep=1)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000003"]

@@ -9,9 +9,9 @@ from dist_prune.config import RunConfig
 from dist_prune.data import ReadingFailed, open_data
 from dist_prune.data.reader import Reader
 from dist_prune.engine.ds_config import Batching
-from dist_prune.engine.evaluate import accuracies
-from dist_prune.engine.setting import Setting
 from dist_prune.errors import NothingToEvaluate, UserError
+from dist_prune.training.context import Setting
+from dist_prune.training.evaluate import accuracies
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from dist_prune.engine.stopping import StopRequest
+from dist_prune.runtime.signals import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -65,7 +65,7 @@ def test_one_ctrl_c_that_arrives_twice_does_not_interrupt():
 
 
 def test_a_second_ctrl_c_interrupts(monkeypatch):
-    monkeypatch.setattr("dist_prune.engine.stopping._ONE_KEY_PRESS", 0.0)
+    monkeypatch.setattr("dist_prune.runtime.signals._ONE_KEY_PRESS", 0.0)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
@@ -74,7 +74,7 @@ def test_a_second_ctrl_c_interrupts(monkeypatch):
 
 
 def test_an_interruption_is_what_the_program_makes_of_it_and_what_it_sets_then_stays(monkeypatch):
-    monkeypatch.setattr("dist_prune.engine.stopping._ONE_KEY_PRESS", 0.0)
+    monkeypatch.setattr("dist_prune.runtime.signals._ONE_KEY_PRESS", 0.0)
 
     def ignore_others(number, frame):
         signal.signal(signal.SIGINT, signal.SIG_IGN)

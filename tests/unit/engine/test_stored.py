@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from dist_prune.engine.checkpoint import Checkpoint
-from dist_prune.engine.setting import Position
-from dist_prune.engine.stored import check_state, check_weights, config_of, data_of
+from dist_prune.checkpoints.format import Checkpoint
+from dist_prune.checkpoints.recorded import check_state, check_weights, config_of, data_of
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
 from dist_prune.recipes import recipe
+from dist_prune.training.context import Position
 
 STATE = {
     "phase": "gated",

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dist_prune.engine.train_step import Control, draw_by_step, train_step
 from dist_prune.methods import Phase
+from dist_prune.training.step import Control, draw_by_step, train_step
 
 
 class BareEngine:

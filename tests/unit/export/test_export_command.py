@@ -11,11 +11,13 @@ import torch
 from unit_helpers import images, shaken
 
 from dist_prune import UserError, build_model, cli, load_sliced, save_sliced
-from dist_prune.commands import COMMANDS
-from dist_prune.consensus import cut, read_sliced_config
+from dist_prune.cli.commands import COMMANDS
 from dist_prune.errors import RunError
-from dist_prune.export import FORMATS, export_sliced
 from dist_prune.export import formats as formats_module
+from dist_prune.export.exporting import export_sliced
+from dist_prune.export.formats import FORMATS
+from dist_prune.pruning.collapse import cut
+from dist_prune.pruning.sliced_checkpoint import read_sliced_config
 
 SHAPE = (3, 16, 16)
 NORMALIZATION = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}

@@ -9,12 +9,13 @@ from torch import nn
 from unit_helpers import images, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model
-from dist_prune.gates import Budget, Freezer, Timeline, gate_means, gated_modules
 from dist_prune.gates.bids import margins
-from dist_prune.gates.budget import macs_budget
-from dist_prune.gates.insertion import gating_modules
+from dist_prune.gates.budget import Budget, Timeline, macs_budget
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import gated_modules, gating_modules
+from dist_prune.gates.means import gate_means
 from dist_prune.gates.selection import guarded_groups
-from dist_prune.measure import Costs
+from dist_prune.measure.macs import Costs
 
 LINE = Timeline(listen=0.2, begin=0.4, end=0.6, settled=0.8)
 

@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from unit_helpers import images
 
 from dist_prune import attach_gates, build_model
-from dist_prune.gates import Moment, gate_means, gated_modules
 from dist_prune.gates.exploration import explored
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.means import gate_means
+from dist_prune.gates.noise import Moment
 
 MOMENT = Moment(seed=1, step=5, first_sample=0)
 

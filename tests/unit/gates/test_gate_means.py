@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from unit_helpers import gated_resnet, images, undecided
 
 from dist_prune import activation, attach_gates, build_model, distributed, gate_means, polarization
-from dist_prune.gates import LocalGates, UpcomingMeans, Window, gated_modules, gates_of, local_gates
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.means import LocalGates, UpcomingMeans, Window, gates_of, local_gates
 
 
 def test_means_are_those_of_the_decisions_of_all_samples():

@@ -8,9 +8,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from unit_helpers import shaken
 
 from dist_prune import attach_gates, build_model
-from dist_prune.gates import Freezer, Moment, gated_modules, set_moment
-from dist_prune.gates.insertion import gating_modules
-from dist_prune.gates.noise import logistic_noise
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import gated_modules, gating_modules, set_moment
+from dist_prune.gates.noise import Moment, logistic_noise
 
 STEPS = 4
 

@@ -8,8 +8,10 @@ from torch import nn
 from unit_helpers import images, maps, same, shaken
 
 from dist_prune import attach_gates, build_model, gate_means
-from dist_prune.gates import GatingModule, Moment, gated_modules
 from dist_prune.gates.at_once import decided_at_once
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.noise import Moment
 
 SHAPES = [(2, 3, 4, 4), (32, 16, 8, 8), (9, 33, 1, 1), (16, 200, 3, 5)]
 OUTPUTS = ("first", "second", "obeyed", "own")  # what a network may use of a gate

@@ -8,8 +8,8 @@ from torchvision.models import DenseNet, MobileNetV2
 from dist_prune import UserError, build_model
 from dist_prune.gates.insertion import find_sites
 from dist_prune.gates.selection import Selection, guarded_groups, outcome
-from dist_prune.measure import Costs, Part, unit_costs
-from dist_prune.models import Site
+from dist_prune.measure.macs import Costs, Part, unit_costs
+from dist_prune.pruning.sites import Site
 
 
 def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_meets_it():

@@ -7,10 +7,10 @@ from unit_helpers import images, mask_closing, undecided
 
 from dist_prune import activation, gate_means, polarization
 from dist_prune.config import BudgetConfig, GatesConfig, RunConfig, override
-from dist_prune.consensus import Mask
-from dist_prune.gates import gated_modules
-from dist_prune.measure import count_macs, count_parameters
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.measure.macs import count_macs, count_parameters
 from dist_prune.methods import METHODS, Phase, Step, Task
+from dist_prune.pruning.mask import Mask
 
 SHAPE = (3, 16, 16)
 

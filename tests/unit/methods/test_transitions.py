@@ -5,9 +5,9 @@ import torch
 from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import build_model
-from dist_prune.consensus import Inherited, cut, masked
 from dist_prune.methods import Transition
-from dist_prune.models import channel_sites
+from dist_prune.pruning.channel_sites import channel_sites
+from dist_prune.pruning.collapse import Inherited, cut, masked
 
 
 def test_without_indices_the_whole_tensor_is_inherited_as_a_copy():

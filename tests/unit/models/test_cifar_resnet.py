@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from unit_helpers import shaken
 
-from dist_prune.consensus import cut
-from dist_prune.measure import Costs, count_macs, unit_costs
-from dist_prune.models import layer_sites, residual_blocks
+from dist_prune.measure.macs import Costs, count_macs, unit_costs
 from dist_prune.models.cifar_resnet import CifarResNet, PadShortcut
+from dist_prune.pruning.collapse import cut
+from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.residual import residual_blocks
 
 CIFAR = (3, 32, 32)
 

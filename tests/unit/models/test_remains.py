@@ -7,7 +7,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vision_transformer import EncoderBlock
 from unit_helpers import shaken
 
-from dist_prune.models.remains import (
+from dist_prune.pruning.replacement_blocks import (
     AddToChannels,
     AttentionOnly,
     ConstantMap,

@@ -10,9 +10,9 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from unit_helpers import shaken
 
-from dist_prune.models import residual_blocks, residual_form
 from dist_prune.models.cifar_resnet import BasicBlock as CifarBlock
 from dist_prune.models.cifar_resnet import CifarResNet
+from dist_prune.pruning.residual import residual_blocks, residual_form
 
 
 def torchvision_blocks(block):
