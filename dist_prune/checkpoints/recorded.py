@@ -12,7 +12,7 @@ from dist_prune.checkpoints.format import Checkpoint
 from dist_prune.config import RunConfig, read_config
 from dist_prune.errors import UserError, first_problem
 from dist_prune.monitor.records import RunFolder
-from dist_prune.training.context import Position
+from dist_prune.training.context import Progress
 
 
 class _Schedule(BaseModel):
@@ -49,7 +49,7 @@ class _State(BaseModel):
     energy: _Energy | None = None
 
 
-_POSITION = TypeAdapter(Position)
+_POSITION = TypeAdapter(Progress)
 
 
 def config_of(run: RunFolder) -> RunConfig:

@@ -9,7 +9,7 @@ from typing import Any
 from dist_prune import distributed
 from dist_prune.checkpoints.format import Checkpoint, load_newest
 from dist_prune.checkpoints.recorded import check_state, config_of
-from dist_prune.config import INCIDENTAL, RunConfig
+from dist_prune.config import RESUMABLE_FIELDS, RunConfig
 from dist_prune.data import ImageData
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
@@ -52,7 +52,7 @@ def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
         return str(error)
     before = stored.model_dump(mode="json")
     for key, value in config.model_dump(mode="json").items():
-        if before[key] != value and key not in INCIDENTAL:
+        if before[key] != value and key not in RESUMABLE_FIELDS:
             return f"{folder.path} was begun with {key}={before[key]!r}, not {value!r}; resume it with the same recipe"
     return None
 

@@ -8,19 +8,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from dist_prune import distributed
 from dist_prune.checkpoints.format import Checkpoint, save_checkpoint
-from dist_prune.training.context import Position, Setting
-from dist_prune.training.step import StepRecord
+from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.step import StepMetrics
 
 
 class Saving:
     """The checkpoints of one invocation; rank 0 writes them, while all ranks train on.
 
     A context manager: when it is left, nothing is being written any more. What hinders the writing is found in
-    ``Setting.troubles``, so that all ranks raise it together after their next step, or where they settle. What nobody
-    foresaw, rank 0 raises by itself, with its next step.
+    ``RunContext.pending_errors``, so that all ranks raise it together, after their next step or in ``sync_errors``.
+    What nobody foresaw, rank 0 raises by itself, with its next step.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: RunContext) -> None:
         self._setting = setting
         self._began = time.monotonic()
         self._pool = ThreadPoolExecutor(1, "checkpoint")
@@ -41,13 +41,13 @@ class Saving:
             minutes is not None and distributed.is_main() and time.monotonic() - self._began >= 60 * minutes
         )
 
-    def is_due(self, at: Position, record: StepRecord) -> bool:
+    def is_due(self, at: Progress, record: StepMetrics) -> bool:
         """Whether a checkpoint follows this step; that of the epoch's end follows its evaluation."""
         every = self._setting.config.checkpoint_every
         at_end = at.batch == self._setting.steps_per_epoch
         return not at_end and (record.save or (every is not None and at.step % every == 0))
 
-    def write(self, checkpoint: Checkpoint, at: Position) -> None:
+    def write(self, checkpoint: Checkpoint, at: Progress) -> None:
         """Begin to write a checkpoint on rank 0, once the one before is written (``wait``).
 
         Nobody may change the tensors of ``checkpoint`` afterwards; its state is copied.
@@ -61,7 +61,7 @@ class Saving:
         self._began = time.monotonic()
 
     def _save(self, checkpoint: Checkpoint, step: int, keep: int, best: int | None) -> None:
-        with self._setting.writing():
+        with self._setting.capture_write_errors():
             save_checkpoint(self._setting.folder.checkpoints, checkpoint, step, keep, best)
 
     def check(self) -> None:
@@ -76,7 +76,7 @@ class Saving:
             written.result()
 
 
-def note_best(at: Position, accuracy: float) -> None:
+def note_best(at: Progress, accuracy: float) -> None:
     """Take note of an epoch's test accuracy, before its checkpoint is written."""
     if accuracy > at.best_accuracy:
         at.best_accuracy, at.best_step = accuracy, at.step

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from dist_prune import distributed
 from dist_prune.cli.arguments import Parser, positive
-from dist_prune.errors import LoneError, RunError, UserError, nearest, one_line
+from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
 from dist_prune.runtime.streams import outlive_readers
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
@@ -59,7 +59,7 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
             code = program()
     except KeyboardInterrupt:
         code = _report("interrupted; what was saved before can be resumed with --resume", FAILED)
-    except LoneError as error:
+    except LocalRankError as error:
         if not error.told:
             print(one_line(f"error: {error}"), file=sys.stderr)
         sys.exit(FAILED)
@@ -67,7 +67,7 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
         code = _report_error(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    distributed.leave(seconds=60 if code in (DONE, STOPPED) else 15)
+    distributed.shutdown(seconds=60 if code in (DONE, STOPPED) else 15)
     sys.stderr.flush()
     sys.exit(code)
 
@@ -106,7 +106,7 @@ def _report_error(error: Exception) -> int:
     reason = out_of_memory(error)
     if reason is None:
         traceback.print_exc()
-    elif distributed.first_to_leave() is not False:
+    elif distributed.announce_exit() is not False:
         print(one_line(f"error: rank {distributed.rank()} {reason}"), file=sys.stderr)
     sys.exit(FAILED)  # at once: others may be waiting for this rank
 

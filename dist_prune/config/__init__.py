@@ -15,7 +15,7 @@ from dist_prune.config.schedules import Constant, Schedule
 from dist_prune.errors import UserError, first_problem, nearest
 
 # Options that say how a run computes, what it records and what it puts up with: a resumed run may have others.
-INCIDENTAL = frozenset({
+RESUMABLE_FIELDS = frozenset({
     "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "mask_samples",
     "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache", "grid_intensity",
     "compile",

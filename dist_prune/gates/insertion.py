@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError, nearest
-from dist_prune.gates.heads import HEADS, Moment
+from dist_prune.gates.heads import HEADS, NoiseKey
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels
 from dist_prune.measure.macs import count_macs
@@ -173,7 +173,7 @@ def gating_modules(model: nn.Module) -> list[GatingModule]:
     return [gated.gate for _, gated in gated_modules(model) if isinstance(gated.gate, GatingModule)]
 
 
-def set_moment(model: nn.Module, moment: Moment) -> None:
+def set_noise_key(model: nn.Module, moment: NoiseKey) -> None:
     """Say what the noise of gates is keyed by in the next forward pass."""
     for gate in gating_modules(model):
         gate.moment = moment

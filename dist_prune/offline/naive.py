@@ -16,7 +16,7 @@ from dist_prune.errors import UserError
 from dist_prune.measure.macs import count_macs
 from dist_prune.monitor.records import RunFolder
 from dist_prune.offline.runs import open_for_sliced
-from dist_prune.pruning.collapse import cut
+from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.layer_sites import layer_sites
 from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_sliced_config
 from dist_prune.training.evaluate import accuracies
@@ -117,7 +117,7 @@ def remove_layers(model: nn.Module, share: float, seed: int) -> nn.Module:
     """
     names = [site.name for site in layer_sites(model)]
     gone = {names[number] for number in _drawn(len(names), share, seed).tolist()}
-    return cut(model, {name: () if name in gone else (0,) for name in names})[0].eval()
+    return slice_network(model, {name: () if name in gone else (0,) for name in names})[0].eval()
 
 
 _BASELINES = {"dropout": ("naive dropout", drop_weights), "layers": ("naive layer pruning", remove_layers)}

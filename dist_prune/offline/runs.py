@@ -18,7 +18,7 @@ from dist_prune.methods import Method, Phase
 from dist_prune.monitor.records import RunFolder
 from dist_prune.pruning.mask import load_mask
 from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_sliced_config
-from dist_prune.training.context import Setting
+from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies
 from dist_prune.training.finish import collapse_difference, finish
 from dist_prune.training.run import build_method, open_images
@@ -51,14 +51,14 @@ def collapse_run(
         raise UserError(f"{source} has no gates left that could vote: leave out --mask and --round_to")
     folder = RunFolder(out) if out else run
     folder.path.mkdir(parents=True, exist_ok=True)
-    setting = Setting(
+    setting = RunContext(
         config, {}, Batching(256, 1, 1), images, method, task.costs, torch.device("cpu"), folder
     )
     assert phase.trained is not None
-    with setting.settling():
+    with setting.with_read_errors():
         batches = setting.eval_batches("train")
         phase.decision = load_mask(mask) if mask else phase.decide(phase.trained, batches)
-    setting.settle()
+    setting.sync_errors()
     outcome = finish(setting, phase, collapse_difference(setting, phase))
     return {**outcome.summary, "sliced network": str(folder.sliced)}
 

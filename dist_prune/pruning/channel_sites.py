@@ -20,7 +20,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 
 from dist_prune.pruning.replacement_blocks import open_to_sites
 from dist_prune.pruning.residual import residual_form
-from dist_prune.pruning.sites import Cut, Fold, Site
+from dist_prune.pruning.sites import AbsorbedConstant, ChannelSlice, Site
 
 POSITIONS = ("before", "between", "after")
 
@@ -40,7 +40,7 @@ def channel_sites(plain: nn.Module, position: str = "between") -> tuple[Site, ..
     return tuple(site for site in named if all(_can_be_cut(plain, cut) for cut in site.cuts))
 
 
-def _can_be_cut(plain: nn.Module, cut: Cut) -> bool:
+def _can_be_cut(plain: nn.Module, cut: ChannelSlice) -> bool:
     module = plain.get_submodule(cut.module)
     if isinstance(module, nn.Conv2d):
         return module.groups == (module.in_channels if cut.dim == "channels" else 1)
@@ -64,7 +64,7 @@ def _residual(name: str, block: Any, position: str) -> Iterator[Site]:
     def site(
         label: str, units: int, gate_at: str, cuts: list[tuple[str, str]], gone: tuple[str, ...]
     ) -> Site:
-        where = tuple(Cut(f"{name}.{module}", dim) for module, dim in cuts)
+        where = tuple(ChannelSlice(f"{name}.{module}", dim) for module, dim in cuts)
         at, behind = f"{name}.{gate_at}", position == "after"
         return Site(f"{name}.{label}", "channel", units, stage, position, name, at, behind, where, gone)
 
@@ -89,14 +89,14 @@ def _vgg(name: str, model: Any) -> Iterator[Site]:
     for i, following in zip(convs, [*convs[1:], None], strict=True):
         norm = isinstance(model.features[i + 1], nn.BatchNorm2d)
         units = model.features[i].out_channels
-        cuts = [Cut(f"{prefix}features.{i}", "out")]
-        cuts += [Cut(f"{prefix}features.{i + 1}", "channels")] if norm else []
+        cuts = [ChannelSlice(f"{prefix}features.{i}", "out")]
+        cuts += [ChannelSlice(f"{prefix}features.{i + 1}", "channels")] if norm else []
         if following is None:
             pixels = model.classifier[0].in_features // units
-            cuts += [Cut(f"{prefix}avgpool", "channels", size=units)]
-            cuts += [Cut(f"{prefix}classifier.0", "in", width=pixels)]
+            cuts += [ChannelSlice(f"{prefix}avgpool", "channels", size=units)]
+            cuts += [ChannelSlice(f"{prefix}classifier.0", "in", width=pixels)]
         else:
-            cuts += [Cut(f"{prefix}features.{following}", "in")]
+            cuts += [ChannelSlice(f"{prefix}features.{following}", "in")]
         at = f"{prefix}features.{i + 1 + norm}"
         yield _inner(f"{prefix}features.{i}", f"{prefix}features", units, at, cuts)
 
@@ -105,9 +105,9 @@ def _inverted_residual(name: str, block: Any) -> Iterator[Site]:
     """MobileNetV2: the expanded channels, which a depthwise convolution passes on one by one."""
     if len(block.conv) != 4:  # the first block does not expand
         return
-    cuts = [Cut(f"{name}.conv.0.0", "out"), Cut(f"{name}.conv.0.1", "channels")]
-    cuts += [Cut(f"{name}.conv.1.0", "channels"), Cut(f"{name}.conv.1.1", "channels")]
-    cuts += [Cut(f"{name}.conv.2", "in")]
+    cuts = [ChannelSlice(f"{name}.conv.0.0", "out"), ChannelSlice(f"{name}.conv.0.1", "channels")]
+    cuts += [ChannelSlice(f"{name}.conv.1.0", "channels"), ChannelSlice(f"{name}.conv.1.1", "channels")]
+    cuts += [ChannelSlice(f"{name}.conv.2", "in")]
     units, stage = block.conv[2].in_channels, name.rpartition(".")[0]
     site = _inner(f"{name}.between", stage, units, f"{name}.conv.1", cuts)
     if not block.use_res_connect:
@@ -134,16 +134,16 @@ def _densenet(name: str, model: DenseNet) -> Iterator[Site]:
                 readers.append((f"{prefix}features.norm5", f"{prefix}classifier"))
             else:
                 readers.append((f"{prefix}features.{tail}.norm", f"{prefix}features.{tail}.conv"))
-            cuts = [Cut(f"{names[position]}.conv2", "out")]
+            cuts = [ChannelSlice(f"{names[position]}.conv2", "out")]
             for norm, consumer in readers:
-                cuts += [Cut(norm, "channels", offset), Cut(consumer, "in", offset)]
+                cuts += [ChannelSlice(norm, "channels", offset), ChannelSlice(consumer, "in", offset)]
             if tail == "norm5":  # pooled by the network itself
-                cuts.append(Cut(name, "channels", offset, size=model.classifier.in_features))
+                cuts.append(ChannelSlice(name, "channels", offset, size=model.classifier.in_features))
             units, at = layer.conv2.out_channels, f"{names[position]}.conv2"
             yield Site(
                 names[position], "channel", units, f"{prefix}features.{child}", "between",
                 block=names[position], gate_at=at, behind=True, cuts=tuple(cuts), branch=(names[position],),
-                folds=tuple(Fold(norm, consumer) for norm, consumer in readers),
+                folds=tuple(AbsorbedConstant(norm, consumer) for norm, consumer in readers),
             )  # fmt: skip
             offset += units
 
@@ -155,15 +155,15 @@ def _chains(*chains: tuple[str, ...]) -> Callable[[str, nn.Module], Iterator[Sit
         for chain in chains:
             for producer, readers in itertools.pairwise(chain):
                 at = f"{name}.{producer}"
-                cuts = [Cut(f"{at}.conv", "out"), Cut(f"{at}.bn", "channels")]
-                cuts += [Cut(f"{name}.{reader}.conv", "in") for reader in readers.split("|")]
+                cuts = [ChannelSlice(f"{at}.conv", "out"), ChannelSlice(f"{at}.bn", "channels")]
+                cuts += [ChannelSlice(f"{name}.{reader}.conv", "in") for reader in readers.split("|")]
                 units = block.get_submodule(f"{producer}.conv").out_channels
                 yield _inner(at, name, units, at, cuts)  # type: ignore[arg-type]
 
     return sites
 
 
-def _inner(name: str, stage: str, units: int, behind: str, cuts: list[Cut]) -> Site:
+def _inner(name: str, stage: str, units: int, behind: str, cuts: list[ChannelSlice]) -> Site:
     return Site(
         name,
         "channel",

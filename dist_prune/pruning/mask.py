@@ -52,7 +52,7 @@ _SITES = TypeAdapter(tuple[SiteMask, ...])
 
 
 @dataclass(frozen=True)
-class Mask:
+class UnitMask:
     """A decision for every site, in the order of the network. Equal on all ranks."""
 
     sites: tuple[SiteMask, ...]
@@ -104,10 +104,10 @@ class Mask:
         return {"sites": [asdict(site) for site in self.sites], "totals": totals}
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> Mask:
+    def from_dict(data: Mapping[str, Any]) -> UnitMask:
         """The mask that ``as_dict`` gave; raises UserError for anything else."""
         try:
-            return Mask(_SITES.validate_python(data["sites"]))
+            return UnitMask(_SITES.validate_python(data["sites"]))
         except ValidationError as error:
             where, problem = first_problem(error)
             raise UserError(f"that is no mask: 'sites.{where}': {problem}") from error
@@ -115,7 +115,7 @@ class Mask:
             raise UserError("that is no mask: it has no 'sites'") from error
 
     @staticmethod
-    def of(kept: Mapping[str, Sequence[int]], model_sites: Sequence[Site]) -> Mask:
+    def of(kept: Mapping[str, Sequence[int]], model_sites: Sequence[Site]) -> UnitMask:
         """A mask given by hand: kept unit indices by site name, every site named.
 
         Raises UserError for missing or unknown sites, indices out of range, and for a site that has no other
@@ -133,14 +133,14 @@ class Mask:
                 )
             if not units and not site.may_be_empty:
                 raise UserError(f"mask of '{site.name}': it has no shortcut, so one unit at least must stay")
-        return Mask(tuple(_given(site, tuple(sorted(kept[site.name]))) for site in model_sites))
+        return UnitMask(tuple(_given(site, tuple(sorted(kept[site.name]))) for site in model_sites))
 
 
 def _given(site: Site, kept: tuple[int, ...]) -> SiteMask:
     return SiteMask(site.name, site.kind, site.units, len(kept) / site.units, kept, agreement=1.0)
 
 
-def vote(means: Tensor, model_sites: Sequence[Site], round_to: int = 1) -> Mask:
+def vote(means: Tensor, model_sites: Sequence[Site], round_to: int = 1) -> UnitMask:
     """The mask of mean activations (all units,): a unit stays where its mean exceeds 0.5.
 
     A site without a shortcut keeps its most active unit when all fall below: no network loses its last path. Of each
@@ -169,7 +169,7 @@ def vote(means: Tensor, model_sites: Sequence[Site], round_to: int = 1) -> Mask:
                 histogram=tuple(part.float().histc(BINS, 0, 1).int().tolist()),
             )
         )
-    return Mask(tuple(decided))
+    return UnitMask(tuple(decided))
 
 
 def _rounded_up(means: Tensor, stays: Tensor, multiple: int, at_least: int) -> Tensor:
@@ -181,7 +181,7 @@ def _rounded_up(means: Tensor, stays: Tensor, multiple: int, at_least: int) -> T
 
 
 @torch.no_grad()
-def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) -> Mask:
+def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) -> UnitMask:
     """The mask of a gated network over a data set; every rank passes its own share and gets the same mask.
 
     batches: images (B, C, H, W), or tuples that begin with them. The model runs in eval mode and gets its
@@ -208,7 +208,7 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
     return vote(totals[:-1] / totals[-1], model_sites, round_to)
 
 
-def agrees(model: nn.Module, mask: Mask) -> bool:
+def agrees(model: nn.Module, mask: UnitMask) -> bool:
     """Whether all samples of the latest forward pass have decided as ``mask`` does; takes the gates' decisions."""
     local = local_gates(model)
     opened = torch.cat(
@@ -217,9 +217,9 @@ def agrees(model: nn.Module, mask: Mask) -> bool:
     return torch.equal(local.sums.cpu(), opened * local.samples)
 
 
-def load_mask(path: str | Path) -> Mask:
+def load_mask(path: str | Path) -> UnitMask:
     """Read a mask.json; raises UserError if it is missing, unreadable or not a mask."""
     try:
-        return Mask.from_dict(json.loads(Path(path).read_text()))
+        return UnitMask.from_dict(json.loads(Path(path).read_text()))
     except (OSError, ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path} is not a readable mask.json: {error}") from error

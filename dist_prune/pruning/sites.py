@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Cut:
+class ChannelSlice:
     """Where a site's units lie in one module.
 
     module: qualified name in the plain network (``""``: the network's own operations); dim: ``out`` or ``in``
@@ -33,7 +33,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Fold:
+class AbsorbedConstant:
     """A norm that turns closed units (zeros) into constants, and the layer behind it that takes them up."""
 
     norm: str
@@ -63,7 +63,7 @@ class Site:
     block: str = ""
     gate_at: str = ""
     behind: bool = False
-    cuts: tuple[Cut, ...] = ()
+    cuts: tuple[ChannelSlice, ...] = ()
     branch: tuple[str, ...] = ()
-    folds: tuple[Fold, ...] = ()
+    folds: tuple[AbsorbedConstant, ...] = ()
     may_be_empty: bool = True

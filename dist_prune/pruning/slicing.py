@@ -24,7 +24,7 @@ from dist_prune.pruning.sites import Site
 
 
 @dataclass(frozen=True)
-class Narrowed:
+class SlicedTensor:
     """A tensor that was taken out of a larger one: per dimension the indices that stayed, or None."""
 
     new: Tensor
@@ -32,7 +32,7 @@ class Narrowed:
     indices: tuple[Tensor | None, ...]
 
 
-def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Narrowed]:
+def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[SlicedTensor]:
     """Remove all units but ``kept`` (by site name) from a plain network, in place.
 
     Returns the tensors that became smaller; all others stay the same objects. The network remembers ``kept``
@@ -93,14 +93,14 @@ def _dropped(changed: Mapping[Site, Sequence[int]]) -> dict[tuple[str, str], set
     return dropped
 
 
-def _narrow_modules(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> list[Narrowed]:
+def _narrow_modules(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> list[SlicedTensor]:
     by_module: dict[str, dict[str, set[int]]] = defaultdict(dict)
     for (name, dim), entries in _dropped(changed).items():
         by_module[name][dim] = entries
     return [n for name, dims in by_module.items() for n in _narrow(plain.get_submodule(name), dims)]
 
 
-def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[Narrowed]:
+def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[SlicedTensor]:
     """Take entries out of a convolution, linear layer or norm; others (pooling) have nothing to take out of."""
     rows = dropped.get("out", dropped.get("channels"))
     columns = dropped.get("in")
@@ -124,14 +124,14 @@ def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[Narrowed]:
     return []
 
 
-def _replace(module: nn.Module, name: str, *dropped: set[int] | None) -> Narrowed:
+def _replace(module: nn.Module, name: str, *dropped: set[int] | None) -> SlicedTensor:
     old = getattr(module, name)
     indices = tuple(_rest(old.shape[dim], gone, old.device) for dim, gone in enumerate(dropped))
     new = take(old.detach(), indices)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(module, name, new)
-    return Narrowed(new, old, indices)
+    return SlicedTensor(new, old, indices)
 
 
 def _rest(size: int, gone: set[int] | None, device: torch.device) -> Tensor | None:

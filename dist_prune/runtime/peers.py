@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_prune import distributed
-from dist_prune.errors import LoneError, RunError, UserError
+from dist_prune.errors import LocalRankError, RunError, UserError
 from dist_prune.runtime.memory import out_of_memory
 
 _CLOSED = re.compile(
@@ -58,7 +58,7 @@ class Peer:
 
 
 @contextlib.contextmanager
-def ending_alone(peers: list[Peer], timeout: float) -> Iterator[None]:
+def translate_rank_failures(peers: list[Peer], timeout: float) -> Iterator[None]:
     """Turn what this rank meets by itself, a lost rank or a lack of memory, into a LoneError that says so.
 
     What all ranks raise together passes, and what nobody foresaw. timeout: seconds that ranks wait for one another.
@@ -69,12 +69,12 @@ def ending_alone(peers: list[Peer], timeout: float) -> Iterator[None]:
         raise
     except Exception as error:
         lost = _lost(error, peers, timeout)
-        first = distributed.first_to_leave()
+        first = distributed.announce_exit()
         if lost is not None:
             first = _first_here(peers[0]) if first is None else first
-            raise LoneError(f"{lost}; go on with --resume", told=not first) from error
+            raise LocalRankError(f"{lost}; go on with --resume", told=not first) from error
         if reason := out_of_memory(error):
-            raise LoneError(f"rank {distributed.rank()} {reason}") from error
+            raise LocalRankError(f"rank {distributed.rank()} {reason}") from error
         raise
 
 

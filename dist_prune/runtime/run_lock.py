@@ -12,7 +12,7 @@ from typing import BinaryIO
 from dist_prune.errors import UserError
 
 
-def occupy(folder: str | Path) -> BinaryIO | None:
+def lock_run_folder(folder: str | Path) -> BinaryIO | None:
     """Keep other processes of this machine from training in ``folder`` while the returned file is open.
 
     Raises UserError, which names the process, if one does already. The lock lies among the machine's temporary files,

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 _GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # a pipe, a terminal, a socket without a reader
 
 
-class WhileHeard:
+class BrokenPipeTolerantStream:
     """A text stream that is written to while somebody reads it; what is written after that is lost, and no error."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -47,4 +47,4 @@ class WhileHeard:
 
 def outlive_readers() -> None:
     """Let no print end the program: a run whose launcher is gone has to save first."""
-    sys.stdout, sys.stderr = WhileHeard(sys.stdout), WhileHeard(sys.stderr)
+    sys.stdout, sys.stderr = BrokenPipeTolerantStream(sys.stdout), BrokenPipeTolerantStream(sys.stderr)

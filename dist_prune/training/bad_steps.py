@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from dist_prune.errors import RunError
-from dist_prune.training.context import Position, Setting
-from dist_prune.training.step import StepRecord
+from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.step import StepMetrics
 
 _SHOWN = 8  # samples of the batch in the line; metrics.jsonl has all of them
 
@@ -15,7 +15,7 @@ class TrainingDiverged(RunError):
     """Loss or gradients are no longer numbers."""
 
 
-def count_bad_steps(setting: Setting, at: Position, record: StepRecord) -> dict[str, list[int]] | None:
+def count_bad_steps(setting: RunContext, at: Progress, record: StepMetrics) -> dict[str, list[int]] | None:
     """Take note of a step that was just made; the samples of its batch (by shard) if it was skipped, else None."""
     if record.applied:
         at.bad_in_a_row = 0
@@ -25,7 +25,7 @@ def count_bad_steps(setting: Setting, at: Position, record: StepRecord) -> dict[
     return setting.data.samples_of_step(at.epoch, at.batch - 1, setting.config.global_batch_size)
 
 
-def refuse_too_many(at: Position, limit: int) -> None:
+def refuse_too_many(at: Progress, limit: int) -> None:
     """Raise TrainingDiverged, on all ranks alike, if more steps in a row were skipped than ``limit``."""
     count = at.bad_in_a_row
     if count > limit:
@@ -36,7 +36,7 @@ def refuse_too_many(at: Position, limit: int) -> None:
         )
 
 
-def line_about(step: int, record: StepRecord, samples: Mapping[str, Sequence[int]]) -> str:
+def line_about(step: int, record: StepMetrics, samples: Mapping[str, Sequence[int]]) -> str:
     """What is told of a step that was skipped."""
     named = [f"{shard} {row}" for shard, rows in samples.items() for row in rows]
     more = f" and {len(named) - _SHOWN} more (see metrics.jsonl)" if len(named) > _SHOWN else ""

@@ -27,12 +27,12 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a run is made of; the same on all ranks but for the device and ``troubles``.
+class RunContext:
+    """What a run is made of; the same on all ranks but for the device and ``pending_errors``.
 
     A rank whose data cannot be read, or that cannot write, must not leave the others waiting in a collective: it
-    goes on without an error, which goes into ``troubles``, and all ranks raise it together, in ``settle`` or after
-    a step.
+    goes on without an error, which goes into ``pending_errors``, and all ranks raise it together, in ``sync_errors``
+    or after a step.
     """
 
     config: RunConfig
@@ -43,7 +43,7 @@ class Setting:
     costs: Costs
     device: torch.device
     folder: RunFolder
-    troubles: list[ShardError | ReadingFailed | RunError | UserError] = field(default_factory=list)
+    pending_errors: list[ShardError | ReadingFailed | RunError | UserError] = field(default_factory=list)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,7 +68,7 @@ class Setting:
         try:
             yield from batches
         except (ShardError, ReadingFailed) as error:
-            self.troubles.append(error)
+            self.pending_errors.append(error)
             black = torch.zeros(batching.micro, *self.data.input_shape, device=self.device)
             labels = torch.zeros(batching.micro, dtype=torch.int64, device=self.device)
             yield from itertools.repeat((black, labels))
@@ -76,7 +76,7 @@ class Setting:
     def eval_batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
         """This rank's share of a split, on its device, every sample exactly once; ``limit``: of its first samples.
 
-        Use them within ``settling``, and call ``settle`` before you believe in what comes of them.
+        Use them within ``with_read_errors``, and call ``sync_errors`` before you believe in what comes of them.
         """
         batches = self.data.eval_batches(
             split,
@@ -92,7 +92,7 @@ class Setting:
         """The first images of a split, up to 64 (B, C, H, W), the same on all ranks; all of them call it."""
         batches = self.data.eval_batches(split, batch_size=64, rank=0, world_size=1, device=self.device)
         images, _ = next(self._while_readable(batches), (None, None))
-        self.settle()
+        self.sync_errors()
         if images is None:
             raise NothingToEvaluate(f"none of the images of the {split} split could be read: mend the data")
         return images
@@ -101,41 +101,41 @@ class Setting:
         try:
             yield from batches
         except (ShardError, ReadingFailed) as error:
-            self.troubles.append(error)
+            self.pending_errors.append(error)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def capture_write_errors(self) -> Iterator[None]:
         """What one rank writes into the run folder: if it cannot, all ranks raise that together, later."""
         try:
             yield
         except (OSError, SafetensorError) as error:
-            self.troubles.append(CannotWrite.because_of(error, self.folder.path))
+            self.pending_errors.append(CannotWrite.because_of(error, self.folder.path))
         except (RunError, UserError) as error:  # for example what was written comes back changed
-            self.troubles.append(error)
+            self.pending_errors.append(error)
 
     @contextlib.contextmanager
-    def settling(self) -> Iterator[None]:
+    def with_read_errors(self) -> Iterator[None]:
         """What all ranks do with a split: where no sample is left, they raise why rather than that."""
         try:
             yield
         except NothingToEvaluate:
-            self.settle()
+            self.sync_errors()
             raise
 
-    def settle(self) -> int:
+    def sync_errors(self) -> int:
         """Agree with the other ranks on what was read: the samples left out since the last call or step, of all ranks.
 
         All ranks call it. Raises UserError (or RunError) on all of them if one could not read its data or write.
         """
-        mine = torch.tensor([self.data.skipped.take(), len(self.troubles)], device=self.device)
+        mine = torch.tensor([self.data.skipped.take(), len(self.pending_errors)], device=self.device)
         skipped, failed = distributed.all_reduce_sum(mine).tolist()
         if failed:
-            self.raise_troubles()
+            self.raise_pending_errors()
         return skipped
 
-    def raise_troubles(self) -> NoReturn:
+    def raise_pending_errors(self) -> NoReturn:
         """Raise what one of the ranks could not do, as UserError where data are bad; all of them call it."""
-        error = distributed.first_object(next(iter(self.troubles), None))
+        error = distributed.first_object(next(iter(self.pending_errors), None))
         if isinstance(error, (RunError, UserError)):
             raise error
         hint = "; bad_data=skip leaves out what cannot be read" if self.config.bad_data == "error" else ""
@@ -144,7 +144,7 @@ class Setting:
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass
-class Position:
+class Progress:
     """Where a run stands. step counts over all phases, batch the optimizer steps within the epoch.
 
     skipped: samples that could not be read, over all ranks, each time that one was met, in training and in the

@@ -13,9 +13,9 @@ from dist_prune.errors import RunError
 from dist_prune.gates.selection import outcome
 from dist_prune.measure.macs import count_macs, count_parameters
 from dist_prune.methods import Phase
-from dist_prune.pruning.mask import Mask
+from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.sliced_checkpoint import add_results, load_sliced, save_sliced
-from dist_prune.training.context import Setting
+from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies, max_abs_difference
 
 
@@ -31,7 +31,7 @@ class Outcome:
     small: nn.Module
 
 
-def collapse_difference(setting: Setting, phase: Phase) -> float:
+def collapse_difference(setting: RunContext, phase: Phase) -> float:
     """The largest absolute difference between masked and sliced outputs of a phase that is over, on real images.
 
     All ranks call it and get the same, whatever each one's processor rounds. Raises CollapseFailed, on all of them, if
@@ -50,7 +50,7 @@ def collapse_difference(setting: Setting, phase: Phase) -> float:
 
 
 def finish(
-    setting: Setting, phase: Phase, difference: float, autocast: torch.autocast | None = None
+    setting: RunContext, phase: Phase, difference: float, autocast: torch.autocast | None = None
 ) -> Outcome:
     """Collapse the last phase (``trained`` and ``decision`` set); all ranks call it.
 
@@ -75,24 +75,24 @@ def finish(
         "max_abs_difference": difference,
     }
     reloaded = small
-    with setting.writing():
+    with setting.capture_write_errors():
         reloaded = _write(setting, small, mask, summary)
-    setting.settle()
+    setting.sync_errors()
     models = {"accuracy": trained, "accuracy_sliced": reloaded.to(setting.device)}
     if fixed is not trained:
         models["accuracy_consensus"] = fixed
-    with setting.settling():
+    with setting.with_read_errors():
         accuracy = accuracies(models, setting.eval_batches("test"), setting.device, autocast)
-    setting.settle()
+    setting.sync_errors()
     summary |= {"accuracy_consensus": accuracy["accuracy"] if mask else None, **accuracy}
-    with setting.writing():
+    with setting.capture_write_errors():
         if distributed.is_main():
             add_results(setting.folder.sliced, summary)
-    setting.settle()
+    setting.sync_errors()
     return Outcome(summary, reloaded)
 
 
-def _budget(setting: Setting, mask: Mask | None) -> dict[str, Any]:
+def _budget(setting: RunContext, mask: UnitMask | None) -> dict[str, Any]:
     """The budget and what became of it, for gated networks that have one."""
     target = setting.config.target_macs
     if mask is None or target is None:
@@ -100,7 +100,9 @@ def _budget(setting: Setting, mask: Mask | None) -> dict[str, Any]:
     return {"target_macs": target, "budget": outcome(setting.costs, mask.kept, target)}
 
 
-def _write(setting: Setting, small: nn.Module, mask: Mask | None, summary: dict[str, Any]) -> nn.Module:
+def _write(
+    setting: RunContext, small: nn.Module, mask: UnitMask | None, summary: dict[str, Any]
+) -> nn.Module:
     """Write the results on rank 0; returns the network to evaluate: there the reloaded one, bit for bit."""
     if not distributed.is_main():
         return small
@@ -124,7 +126,7 @@ def _write(setting: Setting, small: nn.Module, mask: Mask | None, summary: dict[
     return reloaded
 
 
-def advice(mask: Mask | None) -> str | None:
+def advice(mask: UnitMask | None) -> str | None:
     """A warning with advice where units are undecided, in one line; None where all samples agree."""
     if mask is None or not mask.undecided:
         return None

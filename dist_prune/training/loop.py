@@ -11,21 +11,21 @@ from typing import Any
 from dist_prune.checkpoints.format import Checkpoint
 from dist_prune.checkpoints.recorded import check_weights
 from dist_prune.checkpoints.writer import Saving, note_best
-from dist_prune.engine.deepspeed_engine import Snapshot
+from dist_prune.engine.deepspeed_engine import TrainState
 from dist_prune.errors import UserError
 from dist_prune.measure.energy import EnergyMeter
 from dist_prune.measure.sensors import find_sensors
 from dist_prune.methods import Phase
-from dist_prune.pruning.mask import Mask
+from dist_prune.pruning.mask import UnitMask
 from dist_prune.runtime.consistency import agree_on
 from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.bad_steps import count_bad_steps, refuse_too_many
-from dist_prune.training.context import Position, Setting
+from dist_prune.training.context import Progress, RunContext
 from dist_prune.training.energy_account import EnergyAccount
 from dist_prune.training.finish import collapse_difference
-from dist_prune.training.phase_trainer import PhaseRun, inherit
+from dist_prune.training.phase_trainer import PhaseTrainer, inherit
 from dist_prune.training.recorder import Recorder
-from dist_prune.training.step import Batch, Control, StepRecord, draw_by_step, train_step
+from dist_prune.training.step import Batch, RankFlags, StepMetrics, seed_step_rng, train_step
 
 
 class Trainer:
@@ -33,7 +33,7 @@ class Trainer:
 
     def __init__(
         self,
-        setting: Setting,
+        setting: RunContext,
         recorder: Recorder,
         stop: StopRequest,
         saving: Saving,
@@ -43,16 +43,16 @@ class Trainer:
         self.recorder = recorder
         self.stop = stop
         self.saving = saving
-        self.position = Position(**resume.state["position"]) if resume else Position()
+        self.position = Progress(**resume.state["position"]) if resume else Progress()
         self.structures: dict[str, Mapping[str, Any]] = dict(resume.state["structures"]) if resume else {}
         self._resume = resume
-        self._before: Snapshot | None = None  # how the phase before ended
+        self._before: TrainState | None = None  # how the phase before ended
         self._schedule: dict[str, Any] | None = None  # and how far its learning rate had come
         self._clock = time.monotonic() - self.position.seconds
         meter = EnergyMeter(find_sensors(setting.device), setting.device)
         self.energy = EnergyAccount(meter, resume)
 
-    def train(self) -> PhaseRun | None:
+    def train(self) -> PhaseTrainer | None:
         """Train to the end and return the last phase, or None if asked to stop (all is being saved then)."""
         run = None
         for phase in self.setting.method.phases(self.structures):
@@ -84,22 +84,22 @@ class Trainer:
         """Whether the checkpoint to resume lies in a later phase than this one."""
         return self._resume is not None and self.position.phase != phase.name
 
-    def _begin(self, phase: Phase) -> PhaseRun:
+    def _begin(self, phase: Phase) -> PhaseTrainer:
         self.structures[phase.name] = dict(phase.structure)
         if self._resume is not None:
             checkpoint, self._resume = self._resume, None
             check_weights(checkpoint, phase.module)
-            start = Snapshot(checkpoint.weights, checkpoint.momentum)
-            run = PhaseRun(self.setting, phase, start, checkpoint.state["schedule"])
+            start = TrainState(checkpoint.weights, checkpoint.momentum)
+            run = PhaseTrainer(self.setting, phase, start, checkpoint.state["schedule"])
             phase.loaded(run.engine.module)
             return run
         self.position.phase = phase.name
         if not phase.continues:
             self.position.epoch = self.position.batch = self.position.skipped_in_epoch = 0
-        start = inherit(phase, self._before) if self._before else Snapshot({}, {})
-        return PhaseRun(self.setting, phase, start, self._schedule if phase.continues else None)
+        start = inherit(phase, self._before) if self._before else TrainState({}, {})
+        return PhaseTrainer(self.setting, phase, start, self._schedule if phase.continues else None)
 
-    def _rest_of_epoch(self, run: PhaseRun) -> Iterator[tuple[Batch, ...]]:
+    def _rest_of_epoch(self, run: PhaseTrainer) -> Iterator[tuple[Batch, ...]]:
         """This rank's micro-batches that are left of the epoch, as many at a time as make a step."""
         run.engine.module.train()
         self._images, self._training_began = 0, time.monotonic()
@@ -107,18 +107,18 @@ class Trainer:
         while window := tuple(itertools.islice(micro_batches, self.setting.batching.accumulation)):
             yield window
 
-    def _step(self, run: PhaseRun, batches: tuple[Batch, ...]) -> StepRecord:
+    def _step(self, run: PhaseTrainer, batches: tuple[Batch, ...]) -> StepMetrics:
         self.stop.count_step()
         self.saving.check()
         self._lr = run.engine.lr
         epoch = self.position.epoch + self.position.batch / self.setting.steps_per_epoch
-        said = Control(
+        said = RankFlags(
             stop=self.stop.reason is not None,
-            failed=bool(self.setting.troubles),
+            failed=bool(self.setting.pending_errors),
             skipped=self.setting.data.skipped.take(),
             save=self.saving.is_time(),
         )
-        draw_by_step(self.setting.config.seed, self.position.step)
+        seed_step_rng(self.setting.config.seed, self.position.step)
         record = train_step(run.engine, run.phase, batches, epoch, said, number=self.position.step)
         if record.applied:
             run.phase.after_step(run.engine.module, record.means, record.logits, epoch)
@@ -138,27 +138,27 @@ class Trainer:
                 "mend the data (lines above that begin with 'skipped:' name them) or raise max_skipped"
             )
 
-    def _observe(self, run: PhaseRun, record: StepRecord) -> None:
+    def _observe(self, run: PhaseTrainer, record: StepMetrics) -> None:
         if record.failed:
-            self.setting.raise_troubles()
+            self.setting.raise_pending_errors()
         self._count_skipped(record.skipped)
         bad_batch = count_bad_steps(self.setting, self.position, record)
         speed = self._images / (time.monotonic() - self._training_began)
         self.recorder.step(self.position, record, run.sites, self._lr, speed, bad_batch)
         refuse_too_many(self.position, self.setting.config.max_bad_steps)
 
-    def _evaluate(self, run: PhaseRun, snapshot: Snapshot) -> None:
+    def _evaluate(self, run: PhaseTrainer, snapshot: TrainState) -> None:
         speed = self._images / (time.monotonic() - self._training_began)
         run.load_replica(snapshot)
         mask = run.decide(limit=self.setting.config.mask_samples)
         accuracy = run.evaluate(mask)
-        self._count_skipped(self.setting.settle())
+        self._count_skipped(self.setting.sync_errors())
         self.position.seconds = self.seconds()
         note_best(self.position, accuracy.get("accuracy_consensus", accuracy["accuracy"]))
         self.recorder.evaluation(self._evaluation_record(run.phase, mask, accuracy, speed), mask)
 
     def _evaluation_record(
-        self, phase: Phase, mask: Mask | None, accuracy: dict[str, float], speed: float
+        self, phase: Phase, mask: UnitMask | None, accuracy: dict[str, float], speed: float
     ) -> dict[str, Any]:
         costs = self.setting.costs
         macs = phase.macs(costs, mask)
@@ -186,11 +186,11 @@ class Trainer:
         self.position.epoch += 1
         self.position.batch = self.position.skipped_in_epoch = 0
 
-    def _snapshot(self, run: PhaseRun) -> Snapshot:
+    def _snapshot(self, run: PhaseTrainer) -> TrainState:
         self.saving.wait()
         return run.engine.snapshot()
 
-    def _save(self, run: PhaseRun, snapshot: Snapshot) -> None:
+    def _save(self, run: PhaseTrainer, snapshot: TrainState) -> None:
         """Have a portable checkpoint written."""
         self.position.seconds = self.seconds()
         if self.position.batch:  # else an evaluation has just measured
@@ -206,15 +206,15 @@ class Trainer:
         agree_on({**snapshot.weights, **clockless}, f"at step {self.position.step}", self.setting.device)
         state["energy"] = self.energy.state()
         self.saving.write(Checkpoint(snapshot.weights, snapshot.momentum, state), self.position)
-        self._count_skipped(self.setting.settle())
+        self._count_skipped(self.setting.sync_errors())
 
-    def _end(self, run: PhaseRun, snapshot: Snapshot) -> None:
+    def _end(self, run: PhaseTrainer, snapshot: TrainState) -> None:
         """Hand the trained module to the method, and its state (``snapshot``) to the phase that follows."""
         self._before, self._schedule = snapshot, run.engine.schedule_state()
         run.load_replica(snapshot)
         run.phase.trained, run.phase.ended = run.replica, self.position.epoch
         run.phase.decision = run.decide()
-        self._count_skipped(self.setting.settle())
+        self._count_skipped(self.setting.sync_errors())
         mask = run.phase.decision.as_dict() if run.phase.decision else None
         agree_on({**self._before.weights, "mask": mask}, "before collapse", self.setting.device)
         difference = collapse_difference(self.setting, run.phase)

@@ -7,28 +7,28 @@ from typing import Any
 
 import torch
 
-from dist_prune.engine.deepspeed_engine import Engine, Snapshot
+from dist_prune.engine.deepspeed_engine import Engine, TrainState
 from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase
-from dist_prune.pruning.mask import Mask
-from dist_prune.training.context import Setting
+from dist_prune.pruning.mask import UnitMask
+from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies
 from dist_prune.training.optimizer import build_optimizer, build_scheduler
 
 
-def inherit(phase: Phase, old: Snapshot) -> Snapshot:
+def inherit(phase: Phase, old: TrainState) -> TrainState:
     """What a phase starts from: the part of the phase before that its transition names."""
     if phase.transition is None:
-        return Snapshot({}, {})
+        return TrainState({}, {})
     tensors = phase.transition.tensors
     kept = tensors if phase.transition.keep_optimizer else {}
-    return Snapshot(
+    return TrainState(
         {new: origin.take(old.weights[origin.name]) for new, origin in tensors.items()},
         {new: o.take(old.momentum[o.name]) for new, o in kept.items() if o.name in old.momentum},
     )
 
 
-class PhaseRun:
+class PhaseTrainer:
     """A phase under DeepSpeed.
 
     The replica is a plain copy of the module: evaluation, masks and collapse use it with the weights of a
@@ -36,7 +36,7 @@ class PhaseRun:
     """
 
     def __init__(
-        self, setting: Setting, phase: Phase, start: Snapshot, schedule: dict[str, Any] | None
+        self, setting: RunContext, phase: Phase, start: TrainState, schedule: dict[str, Any] | None
     ) -> None:
         self.setting = setting
         self.phase = phase
@@ -60,22 +60,22 @@ class PhaseRun:
         if setting.config.compile:
             self.engine.compile()
 
-    def load_replica(self, snapshot: Snapshot) -> None:
+    def load_replica(self, snapshot: TrainState) -> None:
         """Give the replica the weights of a snapshot."""
         self.replica.load_state_dict(snapshot.weights)
         self.phase.loaded(self.replica)
 
-    def decide(self, limit: int | None = None) -> Mask | None:
+    def decide(self, limit: int | None = None) -> UnitMask | None:
         """The mask that the replica agrees on over the training images (the first ``limit`` of them)."""
-        with self.engine.autocast(), self.setting.settling():
+        with self.engine.autocast(), self.setting.with_read_errors():
             return self.phase.decide(self.replica, self.setting.eval_batches("train", limit))
 
-    def evaluate(self, mask: Mask | None) -> dict[str, float]:
+    def evaluate(self, mask: UnitMask | None) -> dict[str, float]:
         """Test accuracy of the replica, with its gates as they are and, if it has a mask, fixed to that."""
         models, fixed = {"accuracy": self.replica}, self.phase.fixed(self.replica, mask)
         if fixed is not self.replica:
             models["accuracy_consensus"] = fixed
-        with self.setting.settling():
+        with self.setting.with_read_errors():
             found = accuracies(
                 models,
                 self.setting.eval_batches("test"),

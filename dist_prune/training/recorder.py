@@ -9,36 +9,36 @@ from torch import Tensor
 
 from dist_prune import distributed
 from dist_prune.monitor import names
-from dist_prune.monitor.console import Progress, final_table
+from dist_prune.monitor.console import ProgressBar, final_table
 from dist_prune.monitor.pictures import gate_history, opening_picture
 from dist_prune.monitor.report import write_report
 from dist_prune.monitor.tensorboard import TensorBoardLog
-from dist_prune.pruning.mask import Mask
+from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import mean_over_sites, polarization
 from dist_prune.training.bad_steps import line_about
-from dist_prune.training.context import Position, Setting
-from dist_prune.training.step import StepRecord
+from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.step import StepMetrics
 
 
 class Recorder:
     """Records of one invocation: metrics.jsonl, TensorBoard, progress on the console.
 
-    What cannot be written does not end the run here: all ranks raise it together (see ``Setting.writing``).
+    What cannot be written does not end the run here: all ranks raise it together (``RunContext.capture_write_errors``).
     """
 
-    def __init__(self, setting: Setting, total_steps: int, first_step: int) -> None:
+    def __init__(self, setting: RunContext, total_steps: int, first_step: int) -> None:
         """Raises OSError if nothing can be written."""
         self._enabled = distributed.is_main()
         self._log_every = setting.config.log_every
-        self._writing = setting.writing
+        self._writing = setting.capture_write_errors
         if self._enabled:
             self._run = setting.folder
             self._run.drop_after(first_step)
             self._tensorboard = TensorBoardLog(
                 self._run.tensorboard, purge_step=first_step + 1 if first_step else None
             )
-            self._progress = Progress(total_steps, initial=first_step)
+            self._progress = ProgressBar(total_steps, initial=first_step)
 
     def say(self, text: str) -> None:
         """Show a line."""
@@ -47,8 +47,8 @@ class Recorder:
 
     def step(
         self,
-        at: Position,
-        record: StepRecord,
+        at: Progress,
+        record: StepMetrics,
         sites: Sequence[Site],
         lr: float,
         speed: float,
@@ -90,7 +90,7 @@ class Recorder:
                 step, {**metrics, **{names.site(name): mean for name, mean in means.items()}}
             )
 
-    def evaluation(self, record: Mapping[str, Any], mask: Mask | None) -> None:
+    def evaluation(self, record: Mapping[str, Any], mask: UnitMask | None) -> None:
         """Record the evaluation of one epoch and draw the opening picture so far."""
         if not self._enabled:
             return
@@ -98,7 +98,7 @@ class Recorder:
             self._write_evaluation(record, mask)
         self.say(_evaluation_line(record))
 
-    def _write_evaluation(self, record: Mapping[str, Any], mask: Mask | None) -> None:
+    def _write_evaluation(self, record: Mapping[str, Any], mask: UnitMask | None) -> None:
         self._run.append("eval", record)
         step = record["step"]
         scalars = {

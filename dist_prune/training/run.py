@@ -22,18 +22,18 @@ from dist_prune.config import RunConfig
 from dist_prune.data import ImageData, ShardError, open_data
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
-from dist_prune.errors import LoneError, UserError, nearest
+from dist_prune.errors import LocalRankError, UserError, nearest
 from dist_prune.methods import METHODS, Method, Task
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
 from dist_prune.runtime.consistency import agree_to_start
 from dist_prune.runtime.launcher import refuse_missing_hostfile
-from dist_prune.runtime.peers import Peer, ending_alone
-from dist_prune.runtime.run_lock import occupy
+from dist_prune.runtime.peers import Peer, translate_rank_failures
+from dist_prune.runtime.run_lock import lock_run_folder
 from dist_prune.runtime.signals import StopRequest
-from dist_prune.training.context import Position, Setting
+from dist_prune.training.context import Progress, RunContext
 from dist_prune.training.finish import advice, finish
 from dist_prune.training.loop import Trainer
-from dist_prune.training.phase_trainer import PhaseRun
+from dist_prune.training.phase_trainer import PhaseTrainer
 from dist_prune.training.recorder import Recorder
 
 _PACKAGES = ("dist-prune", "torch", "torchvision", "deepspeed", "webdataset", "numpy")
@@ -67,7 +67,7 @@ def run(config: RunConfig, options: Options) -> bool:
     peers = agree_to_start(_facts(config, *found) if isinstance(found, tuple) else str(found))
     assert isinstance(found, tuple)
     ds_config, data = found
-    with ending_alone(peers, config.rank_timeout):
+    with translate_rank_failures(peers, config.rank_timeout):
         return _run_together(config, options, ds_config, data, device, peers)
 
 
@@ -116,7 +116,7 @@ def _run_together(
                 print(f"{folder.path} is finished already; its results are in {folder.sliced}")
             return True
         checkpoint = find_checkpoint(folder, config, data)
-        setting = Setting(config, ds_config, batching, data, method, costs, device, folder)
+        setting = RunContext(config, ds_config, batching, data, method, costs, device, folder)
         return _train_and_finish(setting, options, checkpoint, peers)
 
 
@@ -143,43 +143,43 @@ def build_method(config: RunConfig, data: ImageData) -> tuple[Method, Task]:
 
 
 def _train_and_finish(
-    setting: Setting, options: Options, checkpoint: Checkpoint | None, peers: list[Peer]
+    setting: RunContext, options: Options, checkpoint: Checkpoint | None, peers: list[Peer]
 ) -> bool:
     first_step = checkpoint.state["position"]["step"] if checkpoint else 0
     status = _Status(setting.folder, first_step, resumed_from=first_step if checkpoint else None)
     total_steps = setting.method.epochs * setting.steps_per_epoch
-    with setting.writing():
+    with setting.capture_write_errors():
         if distributed.is_main():
             setting.folder.write_config(_record_of(setting))
         status.write("running")
         recorder = Recorder(setting, total_steps, first_step)
-    setting.settle()
+    setting.sync_errors()
     try:
-        with ending_alone(peers, setting.config.rank_timeout):
+        with translate_rank_failures(peers, setting.config.rank_timeout):
             last, reason = _work(setting, options, checkpoint, recorder, status)
     except BaseException as error:
-        with setting.writing():
+        with setting.capture_write_errors():
             status.fail(error)
         recorder.close()
         raise
     recorder.close()
-    with setting.writing():
+    with setting.capture_write_errors():
         status.write("done" if last else "stopped", reason)
     recorder.report()
-    setting.settle()
+    setting.sync_errors()
     return last is not None
 
 
 def _work(
-    setting: Setting, options: Options, checkpoint: Checkpoint | None, recorder: Recorder, status: _Status
-) -> tuple[PhaseRun | None, str | None]:
+    setting: RunContext, options: Options, checkpoint: Checkpoint | None, recorder: Recorder, status: _Status
+) -> tuple[PhaseTrainer | None, str | None]:
     """Train and collapse; the last phase, or None and the reason if the run was asked to stop."""
     with StopRequest(options.max_steps, options.max_hours) as stop:
         with Saving(setting) as saving:
             trainer = Trainer(setting, recorder, stop, saving, checkpoint)
             status.position = trainer.position
             last = trainer.train()
-        setting.settle()  # a second signal must not end a rank while rank 0 still writes
+        setting.sync_errors()  # a second signal must not end a rank while rank 0 still writes
     if last is None:
         reason = distributed.first_object(stop.reason)  # the request may have reached other ranks than rank 0
         recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")
@@ -196,7 +196,7 @@ def _work(
         "world_size": distributed.world_size(),
     }
     recorder.summary({**outcome.summary, **rest})
-    setting.settle()
+    setting.sync_errors()
     return last, None
 
 
@@ -205,7 +205,7 @@ class _Status:
 
     def __init__(self, folder: RunFolder, first_step: int, resumed_from: int | None) -> None:
         self._folder, self._resumed_from = folder, resumed_from
-        self.position = Position(step=first_step)
+        self.position = Progress(step=first_step)
 
     def write(self, state: State, reason: str | None = None) -> None:
         """Say how the run stands, on rank 0."""
@@ -214,7 +214,7 @@ class _Status:
 
     def fail(self, error: BaseException) -> None:
         """Say why the run has failed: rank 0 may be what was lost, and what it sees last may be a consequence."""
-        speaks = isinstance(error, LoneError) and not error.told
+        speaks = isinstance(error, LocalRankError) and not error.told
         if speaks or (distributed.is_main() and not self._told()):
             self._write("failed", " ".join(str(error).split()) or type(error).__name__)
 
@@ -236,7 +236,7 @@ def _open_folder(config: RunConfig, options: Options) -> Iterator[RunFolder]:
     if distributed.is_main():
         try:
             RunFolder.create(path, options.resume)
-            lock = occupy(path)
+            lock = lock_run_folder(path)
         except (RunExists, RunFolderError, UserError) as error:
             problem = str(error)
     path, problem = distributed.broadcast_object((path, problem))
@@ -254,7 +254,7 @@ def _is_done(folder: RunFolder) -> bool | str:
         return f"{folder.status} is damaged ({error}); remove it to go on with the run"
 
 
-def _record_of(setting: Setting) -> dict[str, Any]:
+def _record_of(setting: RunContext) -> dict[str, Any]:
     """The content of config.json."""
     return {
         "config": setting.config.model_dump(mode="json"),

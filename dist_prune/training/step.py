@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from dist_prune import distributed
 from dist_prune.engine.deepspeed_engine import Engine
-from dist_prune.gates.means import GateMeans, UpcomingMeans, Window, gates_of
+from dist_prune.gates.means import AsyncGateMeans, GateMeans, MeanAccumulator, gates_of
 from dist_prune.methods import Phase, Step
 
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Control:
+class RankFlags:
     """What this rank tells the others with a step.
 
     stop: it was asked to stop; failed: its batches stand in for data that could not be read; skipped: images
@@ -39,13 +39,13 @@ class Control:
 
 
 @dataclass(frozen=True)
-class StepRecord:
+class StepMetrics:
     """What one optimizer step showed, over the whole global batch.
 
     losses: ``total``, ``task`` and each term, means over samples; accuracy: share of right answers;
     means: gate means (all units,), on the CPU, empty without gates; logits: their mean logits; samples: images
     in the step; skipped: images that all ranks left out; stop, failed, save: whether any rank says so (see
-    ``Control``); applied: False if nothing was learned, since loss or gradients were not finite.
+    ``RankFlags``); applied: False if nothing was learned, since loss or gradients were not finite.
     """
 
     losses: dict[str, float]
@@ -60,7 +60,7 @@ class StepRecord:
     applied: bool
 
 
-def draw_by_step(seed: int, step: int) -> None:
+def seed_step_rng(seed: int, step: int) -> None:
     """Let what a step draws from torch's generator (dropout) depend on seed, step and rank alone.
 
     So a resumed run draws what the uninterrupted one would have, and no checkpoint has to hold generators.
@@ -74,9 +74,9 @@ def train_step(
     phase: Phase,
     batches: Sequence[Batch],
     epoch: float,
-    control: Control = Control(),
+    control: RankFlags = RankFlags(),
     number: int = 0,
-) -> StepRecord:
+) -> StepMetrics:
     """Train on one global batch, the run's ``number``-th; ``batches``: this rank's micro-batches (images, labels).
 
     They are on the engine's device; labels are numbers (B,) or probabilities (B, classes). All-reduces: one a
@@ -87,7 +87,7 @@ def train_step(
     """
     buffers_before = _Buffers(engine.module)
     applied = True
-    window = Window()
+    window = MeanAccumulator()
     gates = gates_of(engine.module) if phase.has_gates else {}
     scores = torch.zeros(2, device=engine.device)
     terms_seen: dict[str, Tensor] = {}
@@ -95,7 +95,7 @@ def train_step(
         place = turn * distributed.world_size() + distributed.rank()
         phase.before_forward(engine.module, number, place * engine.batching.micro, epoch)
         told = control.as_tensor(engine.device) if turn == 0 else torch.zeros_like(window.scalars)
-        with UpcomingMeans(window, gates, len(labels), told, early=not engine.gathers_weights) as upcoming:
+        with AsyncGateMeans(window, gates, len(labels), told, early=not engine.gathers_weights) as upcoming:
             logits = engine.forward(images)
         means = upcoming.wait()
         task_sum = phase.task_loss(logits, labels)
@@ -144,8 +144,8 @@ def _most_likely(labels: Tensor) -> Tensor:
 
 
 def _record(
-    window: Window, means: GateMeans, scores: Tensor, terms: dict[str, Tensor], applied: bool
-) -> StepRecord:
+    window: MeanAccumulator, means: GateMeans, scores: Tensor, terms: dict[str, Tensor], applied: bool
+) -> StepMetrics:
     """Read the figures off the device, all at once: each time, one waits for it."""
     values, logits = means.values.detach(), means.logits
     of_step = [window.samples.reshape(1), scores, window.scalars, *(t.reshape(1) for t in terms.values())]
@@ -154,7 +154,7 @@ def _record(
     count, loss_sum, right, stops, failures, skipped, saves, *of_terms = rest.tolist()
     losses = {"task": loss_sum / count, **dict(zip(terms, of_terms, strict=True))}
     losses["total"] = sum(losses.values())
-    return StepRecord(
+    return StepMetrics(
         losses,
         right / count,
         values,

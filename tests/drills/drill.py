@@ -59,7 +59,7 @@ class AtFinish:
     action: Sabotage
 
     def __call__(self) -> None:
-        from dist_prune.engine import run
+        from dist_prune.training import run
 
         real = run.finish
 

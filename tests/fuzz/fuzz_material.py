@@ -19,7 +19,7 @@ from dist_prune.monitor.records import EVAL_KEYS, RunFolder
 from dist_prune.pruning.mask import consensus_mask
 from dist_prune.pruning.sliced_checkpoint import save_sliced
 from dist_prune.recipes import recipe
-from dist_prune.training.context import Position
+from dist_prune.training.context import Progress
 from dist_prune.training.run import build_method, open_images
 
 TINY = (
@@ -94,7 +94,7 @@ def _make_run(material: Material) -> None:
     state = {
         "phase": phase.name,
         "structures": {phase.name: dict(phase.structure)},
-        "position": asdict(Position(phase=phase.name, batch=0, epoch=1, step=1)),
+        "position": asdict(Progress(phase=phase.name, batch=0, epoch=1, step=1)),
         "schedule": {
             "scheduler": {"last_epoch": 1, "_step_count": 2, "base_lrs": [0.1]},
             "settings": {"lr": 0.1, "momentum": 0.9},

@@ -14,7 +14,7 @@ from dist_prune.benchmark.outcome import table, write_benchmark
 from dist_prune.cli.commands import COMMANDS
 from dist_prune.measure.macs import count_macs
 from dist_prune.measure.sensors import Counter, Found
-from dist_prune.pruning.collapse import cut
+from dist_prune.pruning.collapse import slice_network
 
 SHAPE = (3, 16, 16)
 WATTS = 50.0
@@ -22,7 +22,7 @@ WATTS = 50.0
 
 def checkpoint(folder, kept):
     plain = shaken(build_model("resnet8", num_classes=10, width=4)).eval()
-    return save_sliced(cut(plain, kept)[0].eval(), folder, input_shape=SHAPE)
+    return save_sliced(slice_network(plain, kept)[0].eval(), folder, input_shape=SHAPE)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from dist_prune.errors import RunError
 from dist_prune.export import formats as formats_module
 from dist_prune.export.exporting import export_sliced
 from dist_prune.export.formats import FORMATS
-from dist_prune.pruning.collapse import cut
+from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.sliced_checkpoint import read_sliced_config
 
 SHAPE = (3, 16, 16)
@@ -25,7 +25,9 @@ NAMES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "safetensors"}
 
 
 def small_network():
-    return cut(shaken(build_model("resnet8", num_classes=4, width=4)).eval(), {"layer2.0": ()})[0].eval()
+    return slice_network(shaken(build_model("resnet8", num_classes=4, width=4)).eval(), {"layer2.0": ()})[
+        0
+    ].eval()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 
 from dist_prune.checkpoints.format import Checkpoint, save_checkpoint
 from dist_prune.checkpoints.writer import Saving, note_best
-from dist_prune.training.context import Position
+from dist_prune.training.context import Progress
 
 
 def setting(every=None, minutes=None):
@@ -35,7 +35,7 @@ def test_every_so_many_steps_but_not_at_the_end_of_an_epoch_which_brings_its_own
     due = [
         step
         for step in range(1, 11)
-        if saving.is_due(Position(step=step, batch=(step - 1) % 5 + 1), record())
+        if saving.is_due(Progress(step=step, batch=(step - 1) % 5 + 1), record())
     ]
     assert due == [2, 4, 6, 8]
 
@@ -49,8 +49,8 @@ def test_after_so_many_minutes_rank_0_tells_all_with_the_step(monkeypatch):
     assert not saving.is_time()
     now[0] += 1
     assert saving.is_time()
-    assert saving.is_due(Position(step=1, batch=1), record(save=True)), "what the step says, on every rank"
-    assert not saving.is_due(Position(step=1, batch=1), record(save=False))
+    assert saving.is_due(Progress(step=1, batch=1), record(save=True)), "what the step says, on every rank"
+    assert not saving.is_due(Progress(step=1, batch=1), record(save=False))
     monkeypatch.setattr("dist_prune.checkpoints.writer.distributed.is_main", lambda: False)
     assert not saving.is_time(), "one clock decides"
 
@@ -78,14 +78,14 @@ def slow_disk(monkeypatch) -> SlowDisk:
 def writable():
     config = SimpleNamespace(keep_best=False, keep_checkpoints=2, checkpoint_minutes=None)
     return SimpleNamespace(
-        config=config, folder=SimpleNamespace(checkpoints=None), writing=contextlib.nullcontext
+        config=config, folder=SimpleNamespace(checkpoints=None), capture_write_errors=contextlib.nullcontext
     )
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(slow_disk):
     with Saving(writable()) as saving:
         state = {"structures": {"gated": 1}}
-        saving.write(Checkpoint({}, {}, state), Position(step=2))
+        saving.write(Checkpoint({}, {}, state), Progress(step=2))
         assert slow_disk.begun.acquire(timeout=20)
         state["structures"]["collapsed"] = 2
         assert slow_disk.written == []
@@ -95,16 +95,16 @@ def test_training_goes_on_while_a_checkpoint_is_written(slow_disk):
 
 def test_a_checkpoint_waits_until_the_one_before_is_written_and_the_end_for_the_last(slow_disk):
     with Saving(writable()) as saving:
-        saving.write(Checkpoint({}, {}, {}), Position(step=2))
+        saving.write(Checkpoint({}, {}, {}), Progress(step=2))
         threading.Timer(0.2, slow_disk.may_go_on.release).start()
-        saving.write(Checkpoint({}, {}, {}), Position(step=4))
+        saving.write(Checkpoint({}, {}, {}), Progress(step=4))
         assert slow_disk.written == [(2, {})]
         threading.Timer(0.2, slow_disk.may_go_on.release).start()
     assert slow_disk.written == [(2, {}), (4, {})]
 
 
 def fail(saving: Saving) -> None:
-    saving.write(Checkpoint({}, {}, {}), Position(step=2))
+    saving.write(Checkpoint({}, {}, {}), Progress(step=2))
     deadline = time.monotonic() + 20
     while not saving._written.done() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -151,7 +151,7 @@ def test_what_a_resume_has_passed_over_goes_before_what_is_whole(tmp_path):
 
 
 def test_the_best_epoch_is_the_first_with_the_highest_accuracy():
-    at = Position()
+    at = Progress()
     for step, accuracy in [(10, 0.5), (20, 0.8), (30, 0.8), (40, 0.7)]:
         at.step = step
         note_best(at, accuracy)

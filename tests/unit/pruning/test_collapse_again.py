@@ -13,8 +13,8 @@ from unit_helpers import images, relative_difference, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, masked, save_sliced
 from dist_prune.gates.insertion import sites
-from dist_prune.pruning.collapse import cut
-from dist_prune.pruning.mask import Mask
+from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.mask import UnitMask
 
 PLACES = ["layer", "before", "between", "after"]
 
@@ -24,13 +24,13 @@ def gated(plain: nn.Module, place: str) -> nn.Module:
     return attach_gates(plain, **options).eval()
 
 
-def some_closed(model: nn.Module, turn: int) -> Mask:
+def some_closed(model: nn.Module, turn: int) -> UnitMask:
     """Every second layer, or every second channel and at some sites all of them."""
     kept = {}
     for number, site in enumerate(sites(model)):
         closed = number % 2 == turn if site.kind == "layer" else number % 4 == turn
         kept[site.name] = [] if closed else range(0, site.units, 1 if site.kind == "layer" else 2)
-    return Mask.of(kept, sites(model))
+    return UnitMask.of(kept, sites(model))
 
 
 def resnet() -> nn.Module:
@@ -64,10 +64,10 @@ def test_layers_and_channels_of_one_block_may_go_at_once(place):
     closed = {"layer1.1": (), "layer2.0": ()}
     channels = {f"{name}.{place}": range(4) for name in (*closed, "layer3.2")}
     empty = {f"layer1.1.{place}": ()}
-    alone = cut(plain, {**closed, f"layer3.2.{place}": range(4)})[0]
+    alone = slice_network(plain, {**closed, f"layer3.2.{place}": range(4)})[0]
     x = images(dtype=torch.float64)
     for kept in ({**closed, **channels}, {**channels, **closed}, {**channels, **empty, **closed}):
-        assert torch.equal(cut(plain, kept)[0](x), alone(x))
+        assert torch.equal(slice_network(plain, kept)[0](x), alone(x))
 
 
 NORMS = {

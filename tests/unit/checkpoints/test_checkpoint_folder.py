@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dist_prune import UserError
+from dist_prune.checkpoints import format as module
 from dist_prune.checkpoints.format import Checkpoint, load_checkpoint, load_newest, save_checkpoint
-from dist_prune.engine import checkpoint as module
 
 
 def state(step: int) -> Checkpoint:

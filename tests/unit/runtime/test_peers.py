@@ -8,16 +8,16 @@ import sys
 import pytest
 import torch
 
-from dist_prune.errors import LoneError, UserError
+from dist_prune.errors import LocalRankError, UserError
 from dist_prune.runtime.memory import out_of_memory
-from dist_prune.runtime.peers import Peer, _first_here, ending_alone
+from dist_prune.runtime.peers import Peer, _first_here, translate_rank_failures
 
 CLOSED = "[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24513"
 LATE = "[.../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation to complete"
 
 
 def meets(error: Exception, peers: list[Peer]) -> None:
-    with ending_alone(peers, timeout=6):
+    with translate_rank_failures(peers, timeout=6):
         raise error
 
 
@@ -33,7 +33,7 @@ def dead():
 
 def test_a_closed_connection_names_the_rank_whose_process_is_gone(dead):
     with pytest.raises(
-        LoneError, match=rf"has lost rank 1 \(process {dead.pid} on .*\), which is gone; go on with"
+        LocalRankError, match=rf"has lost rank 1 \(process {dead.pid} on .*\), which is gone; go on with"
     ):
         meets(RuntimeError(CLOSED), [Peer.this(), dead])
 
@@ -52,7 +52,7 @@ FAR = [Peer(1, "far2", 7, "10.0.0.2"), Peer(2, "far1", 8, "10.0.0.1"), Peer(3, "
 def test_of_ranks_on_other_machines_those_are_named_at_whose_address_the_connection_ended(address, named):
     error = RuntimeError(CLOSED.replace("127.0.0.1", address))
     with pytest.raises(
-        LoneError, match=f"^{named} its connection: it has failed, or its node is gone; go on"
+        LocalRankError, match=f"^{named} its connection: it has failed, or its node is gone; go on"
     ):
         meets(error, [Peer.this(), *FAR])
 
@@ -60,14 +60,14 @@ def test_of_ranks_on_other_machines_those_are_named_at_whose_address_the_connect
 def test_of_many_machines_some_are_named():
     many = [Peer(rank, f"far{rank:02}", 1) for rank in range(1, 64)]
     with pytest.raises(
-        LoneError, match=r"^a rank on one of far01, far02, far03, far04 and 59 more has closed"
+        LocalRankError, match=r"^a rank on one of far01, far02, far03, far04 and 59 more has closed"
     ):
         meets(RuntimeError(CLOSED), [Peer.this(), *many])
 
 
 def test_a_rank_that_does_not_answer_is_told_with_the_time_that_it_had():
     with pytest.raises(
-        LoneError, match=r"^rank 1 \(process .*\) has not answered for 6 s \(rank_timeout\): it "
+        LocalRankError, match=r"^rank 1 \(process .*\) has not answered for 6 s \(rank_timeout\): it "
     ):
         meets(RuntimeError(LATE), [Peer.this(), Peer(1, socket.gethostname(), os.getppid())])
 
@@ -89,8 +89,8 @@ def test_other_errors_stay_what_they_are(error):
 
 def test_memory_that_the_system_refuses_names_the_setting():
     with (
-        pytest.raises(LoneError, match="rank 0 is out of memory: lower train_micro_batch_size_per_gpu"),
-        ending_alone([Peer.this()], 6),
+        pytest.raises(LocalRankError, match="rank 0 is out of memory: lower train_micro_batch_size_per_gpu"),
+        translate_rank_failures([Peer.this()], 6),
     ):
         torch.empty(2**60, dtype=torch.uint8)
     assert "GPU memory" in out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))

@@ -3,11 +3,11 @@
 import pytest
 
 from dist_prune.training.bad_steps import TrainingDiverged, refuse_too_many
-from dist_prune.training.context import Position
+from dist_prune.training.context import Progress
 
 
 def test_as_many_steps_in_a_row_as_allowed_are_skipped():
-    refuse_too_many(Position(step=7, bad_in_a_row=3), limit=3)
+    refuse_too_many(Progress(step=7, bad_in_a_row=3), limit=3)
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ def test_one_more_ends_the_run_with_the_steps_and_what_to_change(count, limit, w
     with pytest.raises(
         TrainingDiverged, match=rf"not finite in {where}, more .* max_bad_steps={limit}: lower lr"
     ):
-        refuse_too_many(Position(step=7, bad_in_a_row=count), limit)
+        refuse_too_many(Progress(step=7, bad_in_a_row=count), limit)

@@ -12,8 +12,8 @@ from unit_helpers import images, relative_difference, shaken
 from dist_prune import UserError, build_model, save_sliced
 from dist_prune.cli.commands import COMMANDS
 from dist_prune.data import open_data
-from dist_prune.engine import naive
 from dist_prune.monitor.records import RunFolder
+from dist_prune.offline import naive
 from dist_prune.offline.naive import drop_weights, measure_naive, naive_baselines, remove_layers, table
 from dist_prune.pruning.residual import residual_blocks
 from dist_prune.recipes import recipe

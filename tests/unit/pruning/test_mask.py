@@ -11,7 +11,7 @@ from dist_prune import UserError, attach_gates, build_model, collapse, consensus
 from dist_prune.config import GatesConfig, RunConfig
 from dist_prune.gates.insertion import gated_modules, sites
 from dist_prune.methods import METHODS, Task
-from dist_prune.pruning.mask import Mask, SiteMask, agrees, load_mask, vote
+from dist_prune.pruning.mask import SiteMask, UnitMask, agrees, load_mask, vote
 from dist_prune.pruning.sites import Site
 
 LAYERS = (Site("a", "layer", 1), Site("b", "layer", 1), Site("c", "layer", 1))
@@ -152,7 +152,7 @@ def test_a_rounded_mask_is_what_a_gated_network_collapses_to():
 
 
 def test_a_mask_by_hand_is_sorted_and_in_the_order_of_the_network():
-    mask = Mask.of({"narrow": [], "wide": [3, 0]}, CHANNELS)
+    mask = UnitMask.of({"narrow": [], "wide": [3, 0]}, CHANNELS)
     assert mask.kept == {"wide": (0, 3), "narrow": ()}
     assert [site.name for site in mask.sites] == ["wide", "narrow"]
     assert (mask.agreement, mask.undecided, mask.open_ratio) == (1.0, [], pytest.approx(2 / 6))
@@ -171,7 +171,7 @@ def test_a_mask_by_hand_is_sorted_and_in_the_order_of_the_network():
 )
 def test_masks_that_do_not_fit_are_refused_by_name(kept, named):
     with pytest.raises(UserError, match=named):
-        Mask.of(kept, CHANNELS)
+        UnitMask.of(kept, CHANNELS)
 
 
 def test_mask_json_round_trips(tmp_path):
@@ -222,7 +222,7 @@ def test_a_missing_mask_json_is_refused_and_an_old_one_without_extras_is_read(tm
     with pytest.raises(UserError, match="nowhere"):
         load_mask(tmp_path / "nowhere")
     (tmp_path / "old").write_text(json.dumps({"sites": [SITE]}))
-    assert load_mask(tmp_path / "old") == Mask((SiteMask("a", "layer", 1, 1.0, (0,), 1.0),))
+    assert load_mask(tmp_path / "old") == UnitMask((SiteMask("a", "layer", 1, 1.0, (0,), 1.0),))
 
 
 @pytest.mark.parametrize("cuts", [[24], [1, 23], [7, 7, 7, 3], [2] * 12])

@@ -21,7 +21,7 @@ from dist_prune.gates.gate import Gate
 from dist_prune.gates.insertion import find_sites, sites
 from dist_prune.gates.wrappers import Gated
 from dist_prune.measure.macs import unit_costs
-from dist_prune.pruning.mask import Mask
+from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.replacement_blocks import AddToChannels, ConstantMap, SelectChannels, Shift
 
 
@@ -88,7 +88,7 @@ def without(kept, emptied):
     return {s: [] if s in emptied else units for s, units in kept.items()}
 
 
-def masks_of(found) -> dict[str, Mask]:
+def masks_of(found) -> dict[str, UnitMask]:
     may = [site.name for site in found if site.may_be_empty]
     masks = {"full": {s.name: range(s.units) for s in found}, "random": random_kept(found)}
     if found[0].kind == "layer":
@@ -96,7 +96,7 @@ def masks_of(found) -> dict[str, Mask]:
     if may:
         masks["empty"] = without(random_kept(found), may)
         masks["partly empty"] = without(random_kept(found, 0.8), may[1::2])
-    return {name: Mask.of(kept, found) for name, kept in masks.items()}
+    return {name: UnitMask.of(kept, found) for name, kept in masks.items()}
 
 
 class Case:
@@ -114,7 +114,7 @@ class Case:
         self.costs = unit_costs(self.plain, (3, self.size, self.size), self.sites)
 
     @torch.no_grad()
-    def outputs(self, mask: Mask, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def outputs(self, mask: UnitMask, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the masked and of the sliced network."""
         gated, x = copy.deepcopy(self.gated).to(dtype), images(2, self.size, dtype=dtype)
         return masked(gated, mask)(x), collapse(gated, mask)(x)

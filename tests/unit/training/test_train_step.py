@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dist_prune.methods import Phase
-from dist_prune.training.step import Control, draw_by_step, train_step
+from dist_prune.training.step import RankFlags, seed_step_rng, train_step
 
 
 class BareEngine:
@@ -38,7 +38,7 @@ class Watched(Phase):
 def trained(batches, **said):
     torch.manual_seed(0)
     phase = Watched("toy", nn.Linear(5, 3), epochs=1)
-    record = train_step(BareEngine(phase.module, micro=4), phase, batches, 0.0, Control(**said))
+    record = train_step(BareEngine(phase.module, micro=4), phase, batches, 0.0, RankFlags(**said))
     return phase, record
 
 
@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_spoils_gradients_that_would_be():
 
 def test_what_a_step_draws_depends_on_seed_and_step_alone():
     def draws(seed: int, step: int):
-        draw_by_step(seed, step)
+        seed_step_rng(seed, step)
         return torch.rand(4).tolist()
 
     first = draws(1, 7)

@@ -14,12 +14,12 @@ from dist_prune.checkpoints.recorded import check_state, check_weights, config_o
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
 from dist_prune.recipes import recipe
-from dist_prune.training.context import Position
+from dist_prune.training.context import Progress
 
 STATE = {
     "phase": "gated",
     "structures": {"gated": {}},
-    "position": asdict(Position(phase="gated", step=3)),
+    "position": asdict(Progress(phase="gated", step=3)),
     "schedule": {"scheduler": {"last_epoch": 3}, "settings": {"lr": 0.1, "momentum": 0.9}},
 }
 

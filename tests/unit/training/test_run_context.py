@@ -10,7 +10,7 @@ from dist_prune.data import ReadingFailed, open_data
 from dist_prune.data.reader import Reader
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import NothingToEvaluate, UserError
-from dist_prune.training.context import Setting
+from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies
 
 CPU = torch.device("cpu")
@@ -22,17 +22,17 @@ def folder(tmp_path):
     return tmp_path / "digits"
 
 
-def setting(folder, bad_data: str, device: torch.device = CPU) -> Setting:
+def setting(folder, bad_data: str, device: torch.device = CPU) -> RunContext:
     """Of one rank; the index was read before shards went away."""
     config = RunConfig(name="test", data=str(folder), model="resnet8", bad_data=bad_data, workers=0)
     data = open_data(str(folder), workers=0, bad_data=bad_data)
-    return Setting(
+    return RunContext(
         config, {}, Batching(micro=16, accumulation=4, world_size=1), data, None, None, device, None
     )
 
 
-def evaluate(chosen: Setting) -> dict[str, float]:
-    with chosen.settling():
+def evaluate(chosen: RunContext) -> dict[str, float]:
+    with chosen.with_read_errors():
         return accuracies({"a": nn.Flatten()}, chosen.eval_batches("test"), CPU)
 
 
@@ -81,5 +81,5 @@ def test_batches_are_on_the_device_of_the_run_also_where_they_stand_in_for_unrea
     (folder / "digits-train-000000.tar").unlink()
     batches = list(zip(chosen.train_batches(0, skip_steps=0), range(100), strict=False))
     assert len(batches) == 100, "more than an epoch has"
-    assert len(chosen.troubles) == 1
+    assert len(chosen.pending_errors) == 1
     assert {part.device.type for batch, _ in batches for part in batch} == {"meta"}

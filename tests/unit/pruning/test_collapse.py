@@ -17,8 +17,8 @@ from dist_prune.gates.gate import FixedGate, Gate
 from dist_prune.gates.insertion import find_sites, gated_modules, sites, strip_gates
 from dist_prune.gates.wrappers import Gated
 from dist_prune.measure.macs import unit_costs
-from dist_prune.pruning.collapse import Inherited, cut
-from dist_prune.pruning.mask import Mask
+from dist_prune.pruning.collapse import TensorSlice, slice_network
+from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.residual import residual_blocks
 from dist_prune.pruning.slicing import remove_units
 
@@ -184,7 +184,7 @@ def test_a_sliced_network_trains(gated, name):
 @pytest.mark.parametrize("name", MASKS)
 def test_origins_name_the_tensor_of_the_gated_network_that_each_tensor_was(gated, name):
     mask = MASKS[name](gated)
-    small, origins = cut(gated, mask.kept)
+    small, origins = slice_network(gated, mask.kept)
     old = gated.state_dict(keep_vars=True)
     new = small.state_dict(keep_vars=True)
     assert origins.keys() == new.keys()
@@ -200,11 +200,11 @@ def test_cut_slices_a_plain_network_too():
     plain = shaken(build_model("resnet14", num_classes=10, width=8)).double().eval()
     gated = attach_gates(copy.deepcopy(plain))
     mask = mask_closing(gated, ["layer1.1", "layer2.0"])
-    small, origins = cut(plain, mask.kept)
+    small, origins = slice_network(plain, mask.kept)
     x = images(dtype=torch.float64)
     assert torch.equal(small(x), collapse(gated, mask)(x))
-    assert origins["layer2.0.0.0.weight"] == Inherited("layer2.0.downsample.0.weight")
-    assert origins["layer2.1.conv1.weight"] == Inherited("layer2.1.conv1.weight")
+    assert origins["layer2.0.0.0.weight"] == TensorSlice("layer2.0.downsample.0.weight")
+    assert origins["layer2.1.conv1.weight"] == TensorSlice("layer2.1.conv1.weight")
 
 
 def test_removing_units_keeps_the_very_parameters_that_stay():
@@ -241,7 +241,7 @@ def test_a_network_may_be_collapsed_again():
 
 def test_consecutive_closed_blocks_leave_one_activation():
     gated = gated_resnet(20, dtype=torch.float64)
-    mask = Mask.of({site.name: () for site in sites(gated)}, sites(gated))
+    mask = UnitMask.of({site.name: () for site in sites(gated)}, sites(gated))
     small = collapse(gated, mask)
     left = [type(module).__name__ for stage in (small.layer1, small.layer2, small.layer3) for module in stage]
     assert left == ["ReLU", "Identity", "Identity"] + 2 * ["Sequential", "Identity", "Identity"]

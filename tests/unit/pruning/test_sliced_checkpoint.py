@@ -16,7 +16,7 @@ from unit_helpers import gated_resnet, images, mask_closing, shaken
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, save_sliced
 from dist_prune.gates.insertion import sites
 from dist_prune.gates.wrappers import GatedBlock
-from dist_prune.pruning.collapse import cut
+from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.sliced_checkpoint import add_results, read_sliced_config
 
 PLAIN = {
@@ -97,7 +97,7 @@ def test_a_network_that_was_collapsed_twice_comes_back_whole(tmp_path, first, se
 
 
 def test_a_stock_network_that_was_cut_without_ever_having_gates_can_be_saved(tmp_path):
-    small, _ = cut(shaken(torchvision.models.resnet18(num_classes=3)).eval(), {"layer1.1": ()})
+    small, _ = slice_network(shaken(torchvision.models.resnet18(num_classes=3)).eval(), {"layer1.1": ()})
     back = load_sliced(save_sliced(small, tmp_path / "sliced"))
     x = images(2, 32)
     assert torch.equal(back(x), small(x))
@@ -111,7 +111,7 @@ def test_loading_needs_neither_deepspeed_nor_timm_nor_pickle(tmp_path):
     script = f"""
 import sys
 sys.modules["deepspeed"] = sys.modules["timm"] = None  # importing them is an error
-import dist_prune, pickle, torch, safetensors.torch
+import dist_prune, pickle, torch, torchvision, safetensors.torch
 def forbidden(*_, **__):
     raise AssertionError("pickle was used")
 torch.load = torch.serialization.load = pickle.load = pickle.loads = pickle.Unpickler = forbidden
