@@ -23,6 +23,7 @@ from dist_prune.data import ImageData, ShardError, open_data
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.errors import LocalRankError, UserError, nearest
+from dist_prune.gates.kernels import compile_kernels
 from dist_prune.methods import METHODS, Method, Task
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
 from dist_prune.runtime.consistency import agree_to_start
@@ -63,6 +64,9 @@ def run(config: RunConfig, options: Options) -> bool:
         if os.environ["WORLD_SIZE"] == "1":
             raise
         found = error  # it may be this rank's alone: the others have to hear of it
+    # A first build takes half a minute, which may be more than ranks wait for one another once they have met.
+    if not torch.cuda.is_available():
+        compile_kernels()
     device = start_process_group(config.rank_timeout)
     peers = agree_to_start(_facts(config, *found) if isinstance(found, tuple) else str(found))
     assert isinstance(found, tuple)
