@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dist_prune.monitor.formatting import duration, percent, result_rows
 
 
-class Progress:
+class ProgressBar:
     """A tqdm bar where standard error is a terminal, otherwise plain lines.
 
     A plain line comes with the first step of every epoch, with the last step, and in between whenever `every`

@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dist_prune.config import INCIDENTAL
+from dist_prune.config import RESUMABLE_FIELDS
 
 Settings = Mapping[str, str]  # dotted key -> value as text
 
 # They change where a run computes or what it records, not what it learns. Seeds are what a group repeats.
-_IRRELEVANT = {"seed", "data", "channels_last", *INCIDENTAL}
+_IRRELEVANT = {"seed", "data", "channels_last", *RESUMABLE_FIELDS}
 _ALWAYS_SHOWN = ("model", "epochs")  # runs that differ in these are not comparable, whatever their recipes
 _AMOUNTS = ("target_macs", "target_weight", "activation")  # how much is pruned, not how
 

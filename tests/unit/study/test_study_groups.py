@@ -3,25 +3,37 @@
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from study_runs import make_run, naive_entries
 
-from dist_prune.monitor.compare import Stat, dense_group, group_runs, read_run
-from dist_prune.monitor.naive import naive_series
-from dist_prune.monitor.study_labels import short_labels
-from dist_prune.monitor.study_series import all_series
+from dist_prune.study.labels import short_labels
+from dist_prune.study.runs import naive_draws, read_runs
+from dist_prune.study.trade_off import trade_off_picture, trade_off_points
 
 
 @pytest.fixture
 def study(tmp_path):
-    """Groups of runs, each given by its settings."""
+    """Runs, each given by its settings."""
 
-    def groups(*runs):
+    def runs(*settings):
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        paths = [make_run(folder / f"run{number}", **settings) for number, settings in enumerate(runs)]
-        return group_runs([read_run(path, path.name) for path in paths])
+        paths = [make_run(folder / f"run{number}", **of) for number, of in enumerate(settings)]
+        return read_runs({path.name: path for path in paths})
 
-    return groups
+    return runs
+
+
+def groups(runs):
+    return list(runs["group"].drop_duplicates())
+
+
+def dense_of(runs, number):
+    return runs.set_index("run")["dense"][f"run{number}"]
+
+
+def points_of(runs, series, naive=False):
+    return trade_off_points(runs).loc[(naive, series)].sort_values(("saved", "mean"))
 
 
 def constant(value):
@@ -29,36 +41,35 @@ def constant(value):
 
 
 def test_runs_that_differ_in_seed_data_path_and_bookkeeping_are_one_group(study):
-    (group,) = study(
+    runs = study(
         {"seed": 2, "workers": 1}, {"seed": 1, "workers": 4, "channels_last": False, "rank_timeout": 60}
     )
-    assert [run.seed for run in group.runs] == [1, 2]
-    assert group.label == "half"
+    assert list(runs["seed"]) == [1, 2]
+    assert groups(runs) == ["half"]
 
 
 def test_mean_and_sample_deviation_are_over_the_seeds(study):
-    (group,) = study(*({"seed": seed, "accuracy": 0.8 + 0.01 * seed} for seed in (1, 2, 3)))
-    accuracy = group.stat("accuracy_sliced")
-    assert (accuracy.mean, accuracy.deviation, accuracy.count) == (
-        pytest.approx(0.82),
-        pytest.approx(0.01),
-        3,
-    )
+    runs = study(*({"seed": seed, "accuracy": 0.8 + 0.01 * seed} for seed in (1, 2, 3)))
+    accuracy = points_of(runs, "half")["accuracy_sliced"].iloc[0]
+    assert (accuracy["mean"], accuracy["std"]) == (pytest.approx(0.82), pytest.approx(0.01))
 
 
-def test_one_value_has_no_deviation_and_no_value_no_mean():
-    assert Stat.of([None, 0.5]) == Stat(0.5, None, 1)
-    assert Stat.of([None]) is None
+def test_one_value_has_no_deviation_and_no_value_no_mean(study):
+    dense = {"name": "dense", "gated": False, "ratio": 1.0}
+    half = points_of(study({"accuracy": 0.5}, dense), "half").iloc[0]
+    assert half["accuracy_sliced"]["mean"] == 0.5
+    assert np.isnan(half["accuracy_sliced"]["std"])
+    assert np.isnan(study(dense)["open_ratio"].mean())
 
 
 def test_a_label_names_the_recipe_and_what_differs_between_groups_of_that_recipe(study):
-    groups = study(
+    runs = study(
         {"ratio": 0.5},
         {"ratio": 0.5, "kind": "channel"},
         {"ratio": 0.7, "kind": "channel"},
         {"name": "other", "lr": 0.5},
     )
-    assert [group.label for group in groups] == [
+    assert groups(runs) == [
         "half gates.kind=layer target_macs=0.5",
         "half gates.kind=channel target_macs=0.5",
         "half gates.kind=channel target_macs=0.7",
@@ -67,15 +78,15 @@ def test_a_label_names_the_recipe_and_what_differs_between_groups_of_that_recipe
 
 
 def test_unequal_epochs_and_networks_are_named_across_recipes(study):
-    groups = study({"epochs": 4}, {"name": "dense", "gated": False, "ratio": 1.0, "epochs": 6})
-    assert [group.label for group in groups] == ["half epochs=4", "dense epochs=6"]
+    runs = study({"epochs": 4}, {"name": "dense", "gated": False, "ratio": 1.0, "epochs": 6})
+    assert groups(runs) == ["half epochs=4", "dense epochs=6"]
 
 
 def test_schedules_are_named_as_a_whole_and_shortly(study):
     ramp = {"kind": "ramp", "start": 0.0, "end": 2.0, "from_epoch": 5.0, "to_epoch": 15.0}
     steps = {"kind": "steps", "values": [[0.0, 0.0], [125.0, 2.0]]}
-    groups = study({"polarization": constant(3.0)}, {"polarization": ramp}, {"polarization": steps})
-    assert [group.label for group in groups] == [
+    runs = study({"polarization": constant(3.0)}, {"polarization": ramp}, {"polarization": steps})
+    assert groups(runs) == [
         "half polarization=3",
         "half polarization=0..2@5..15",
         "half polarization=0@0,2@125",
@@ -84,20 +95,20 @@ def test_schedules_are_named_as_a_whole_and_shortly(study):
 
 def test_precision_tells_groups_apart_and_the_zero_stage_does_not(study):
     bf16 = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
-    groups = study(
+    runs = study(
         {"ds_config": {"zero_optimization": {"stage": 2}}},
         {"ds_config": {"fp16": {"enabled": False}}, "seed": 2},
         {"ds_config": bf16},
     )
-    assert [(group.label, len(group.runs)) for group in groups] == [
+    assert list(runs["group"].value_counts(sort=False).items()) == [
         ("half precision=fp32", 2),
         ("half precision=bf16", 1),
     ]
 
 
 def test_data_sets_of_another_size_are_not_pooled(study):
-    groups = study({}, {"seed": 2, "macs_dense": 2_000_000})
-    assert [group.label for group in groups] == ["half macs_dense=40000000", "half macs_dense=2000000"]
+    runs = study({}, {"seed": 2, "macs_dense": 2_000_000})
+    assert groups(runs) == ["half macs_dense=40000000", "half macs_dense=2000000"]
 
 
 def test_labels_in_pictures_leave_out_a_recipe_name_that_all_share():
@@ -107,62 +118,74 @@ def test_labels_in_pictures_leave_out_a_recipe_name_that_all_share():
 
 
 def test_an_unfinished_run_counts_in_no_mean(study):
-    (group,) = study({"accuracy": 0.8}, {"seed": 2, "finished": False, "evaluated": 1})
-    assert group.stat("accuracy_sliced") == Stat(0.8, None, 1)
-    assert group.stat("open_ratio").count == 1
+    runs = study({"accuracy": 0.8}, {"seed": 2, "finished": False, "evaluated": 1})
+    assert list(runs["accuracy_sliced"].dropna()) == [0.8]
+    assert runs["open_ratio"].count() == 1
+    assert points_of(runs, "half")["accuracy_sliced"]["mean"].iloc[0] == 0.8
 
 
 def test_what_gates_came_to_is_read_from_the_last_evaluation_that_has_it(study):
-    gated, dense = study({}, {"name": "dense", "gated": False, "ratio": 1.0})
-    (run,) = gated.runs
-    assert gated.stat("r_polar").mean == run.evals[-1]["r_polar"]
-    assert dense.stat("r_polar") is None
+    runs = study({}, {"name": "dense", "gated": False, "ratio": 1.0})
+    assert runs["r_polar"][0] == runs["evals"][0][-1]["r_polar"]
+    assert np.isnan(runs["r_polar"][1])
 
 
 def test_the_dense_group_is_of_the_same_network_and_among_several_of_as_many_epochs(study):
     dense = {"name": "dense", "gated": False, "ratio": 1.0}
-    groups = study({}, dense, {**dense, "model": "resnet56"})
-    assert dense_group(groups[0], groups) is groups[1]
-    assert dense_group(groups[1], groups) is groups[1]
-    groups = study({"seed": 4}, {**dense, "seed": 4}, {**dense, "seed": 4, "epochs": 9})
-    assert dense_group(groups[0], groups) is groups[1]
-    groups = study({"seed": 5}, {**dense, "seed": 5}, {**dense, "seed": 5, "lr": 0.5})
-    assert dense_group(groups[0], groups) is None, "two would do"
+    runs = study({}, dense, {**dense, "model": "resnet56"})
+    assert dense_of(runs, 0) == dense_of(runs, 1) == groups(runs)[1]
+    assert dense_of(runs, 2) == groups(runs)[2]
+    runs = study({"seed": 4}, {**dense, "seed": 4}, {**dense, "seed": 4, "epochs": 9})
+    assert dense_of(runs, 0) == groups(runs)[1]
+    assert dense_of(runs, 2) == groups(runs)[2]
+    runs = study({"seed": 5}, {**dense, "seed": 5}, {**dense, "seed": 5, "lr": 0.5})
+    assert dense_of(runs, 0) is None or np.isnan(dense_of(runs, 0)), "two would do"
+    assert dense_of(runs, 2) == groups(runs)[2]
+    assert dense_of(study({}, {**dense, "finished": False}), 0) is None
 
 
 def test_groups_that_differ_in_how_much_is_pruned_are_one_series_by_rising_savings(study):
-    groups = study({"ratio": 0.3}, {"ratio": 0.7}, {"ratio": 0.5, "kind": "channel"})
-    layers, channels = all_series(groups)
-    assert (layers.label, channels.label) == ("gates.kind=layer", "gates.kind=channel")
-    assert [round(point.saved.mean, 2) for point in layers.points] == [0.3, 0.7]
+    runs = study({"ratio": 0.3}, {"ratio": 0.7}, {"ratio": 0.5, "kind": "channel"})
+    series = trade_off_points(runs).index.get_level_values("series")
+    assert list(series) == ["gates.kind=layer"] * 2 + ["gates.kind=channel"]
+    layers = trade_off_picture(runs).axes[0].containers[0].lines[0]
+    assert list(layers.get_xdata()) == pytest.approx([0.3, 0.7])
 
 
 def test_the_drop_is_measured_from_the_dense_group_and_is_unknown_without_one(study):
     gated = {"accuracy": 0.8}
-    groups = study(gated, {"name": "dense", "gated": False, "ratio": 1.0, "accuracy": 0.83})
-    own, dense = all_series(groups)
-    assert own.points[0].drop.mean == pytest.approx(0.03)
-    assert dense.points[0].drop.mean == 0
-    assert dense.points[0].pruned.mean == 0
-    assert all_series(study({**gated, "seed": 7}))[0].points[0].drop is None
+    runs = study(gated, {"name": "dense", "gated": False, "ratio": 1.0, "accuracy": 0.83})
+    assert points_of(runs, "half")["drop"]["mean"].iloc[0] == pytest.approx(0.03)
+    dense = points_of(runs, "dense").iloc[0]
+    assert dense["drop"]["mean"] == dense["pruned"]["mean"] == 0
+    assert np.isnan(points_of(study({**gated, "seed": 7}), "half")["drop"]["mean"].iloc[0])
 
 
 def test_naive_baselines_are_pooled_over_draws_and_runs_and_dropout_saves_no_macs(study):
     dense = {"name": "dense", "gated": False, "ratio": 1.0}
-    (group,) = study(
+    runs = study(
         {**dense, "naive": naive_entries()},
         {**dense, "seed": 2, "naive": naive_entries(accuracies=(0.7, 0.3), seeds=(3,))},
     )
-    dropout, layers = naive_series([group])
-    assert dropout.label == "naive dropout"
-    assert [(point.share, point.accuracy.count) for point in dropout.points] == [(0.2, 3), (0.5, 3)]
-    assert dropout.points[0].accuracy.mean == pytest.approx((0.58 + 0.56 + 0.64) / 3)
-    assert [point.macs_ratio for point in dropout.points] == [None, None]
-    assert [point.macs_ratio.mean for point in layers.points] == pytest.approx([0.8, 0.5])
-    assert [series.naive for series in all_series([group])] == [False, True, True]
+    draws = naive_draws(runs)
+    assert draws.groupby(["series", "share"]).size().to_dict() == {
+        ("naive dropout", 0.2): 3,
+        ("naive dropout", 0.5): 3,
+        ("naive layer pruning", 0.2): 3,
+        ("naive layer pruning", 0.5): 3,
+    }
+    dropout, layers = (points_of(runs, f"naive {name}", naive=True) for name in ("dropout", "layer pruning"))
+    assert dropout["accuracy_sliced"]["mean"][0.2] == pytest.approx((0.58 + 0.56 + 0.64) / 3)
+    assert dropout["saved"]["mean"].isna().all()
+    assert list(layers["saved"]["mean"]) == pytest.approx([0.2, 0.5])
+    assert set(trade_off_points(runs).index.droplevel("point")) == {
+        (False, "dense"),
+        (True, "naive dropout"),
+        (True, "naive layer pruning"),
+    }
 
 
 def test_the_macs_of_a_naive_baseline_are_shown_over_those_of_the_dense_network(study):
-    (group,) = study({"ratio": 0.5, "naive": naive_entries()})
-    _, layers = naive_series([group])
-    assert [point.macs_ratio.mean for point in layers.points] == pytest.approx([0.4, 0.25])
+    draws = naive_draws(study({"ratio": 0.5, "naive": naive_entries(seeds=(1,))}))
+    layers = draws[draws["baseline"] == "layers"]
+    assert list(layers["macs_ratio"]) == pytest.approx([0.4, 0.25])
