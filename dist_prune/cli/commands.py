@@ -153,7 +153,7 @@ def report(arguments: list[str]) -> None:
     options = parser.parse(arguments)
     from dist_prune.monitor.records import RunFolder
     from dist_prune.monitor.report import write_report
-    from dist_prune.monitor.study_report import write_comparison
+    from dist_prune.study.comparison import write_comparison
 
     try:
         if len(options.runs) > 1 or options.out:
