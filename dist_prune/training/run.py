@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +15,12 @@ from dist_prune.checkpoints.format import Checkpoint
 from dist_prune.checkpoints.restore import find_checkpoint
 from dist_prune.checkpoints.writer import Saving
 from dist_prune.config import RunConfig
+from dist_prune.config.effects import without_effect
 from dist_prune.data import ImageData, ShardError
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.errors import UserError
+from dist_prune.gates.kernels import compile_kernels
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError
 from dist_prune.runtime.consistency import agree_to_start
 from dist_prune.runtime.launch import complete_environment, refuse_missing_hostfile, world_size
@@ -44,6 +46,8 @@ class Options:
     resume: bool = False
     max_steps: int | None = None
     max_hours: float | None = None
+    # Dotted recipe fields that the user has set by hand: one that does nothing gets a line.
+    asked: Sequence[str] = ()
 
 
 def run(config: RunConfig, options: Options) -> bool:
@@ -59,6 +63,9 @@ def run(config: RunConfig, options: Options) -> bool:
         if world_size() == 1:
             raise
         found = error  # it may be this rank's alone: the others have to hear of it
+    # A first build takes half a minute, which may be more than ranks wait for one another once they have met.
+    if not torch.cuda.is_available():
+        compile_kernels()
     device = start_process_group(config.rank_timeout)
     peers = agree_to_start(_facts(config, *found) if isinstance(found, tuple) else str(found))
     assert isinstance(found, tuple)
@@ -127,6 +134,8 @@ def _train_and_finish(
             setting.folder.write_config(_record_of(setting))
         status.write("running")
         recorder = Recorder(setting, total_steps, first_step)
+        for line in without_effect(setting.config, setting.method.reads, options.asked):
+            recorder.say(line)
     setting.sync_errors()
     try:
         with translate_rank_failures(peers, setting.config.rank_timeout):
