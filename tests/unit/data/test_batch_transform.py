@@ -8,8 +8,8 @@ import torch
 
 from data_tools.index import ShardIndex
 from dist_prune.config import AugmentConfig
+from dist_prune.data.batch_rng import BatchRng
 from dist_prune.data.batch_transform import BatchTransform
-from dist_prune.data.draws import Draws
 
 CPU = torch.device("cpu")
 PLAIN = ShardIndex("toy", "toy", 0, "x", tuple("abcd"), None, (0.0,) * 3, (1.0,) * 3, {}, None)
@@ -24,8 +24,8 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8))
 
 
-def draws(step: int = 0, first: int = 0) -> Draws:
-    return Draws(1, 0, step, first, 4)
+def draws(step: int = 0, first: int = 0) -> BatchRng:
+    return BatchRng(1, 0, step, first, 4)
 
 
 def normalized(pixels: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from made_shards import make, numbered, numbers
 
 from data_tools import ShardError, read_index
-from data_tools.storage import open_storage
+from data_tools.store import open_store
 from dist_prune.config import AugmentConfig
 from dist_prune.data import ImageData, loader
 from dist_prune.data.augment import cutmix
-from dist_prune.data.draws import Draws
+from dist_prune.data.batch_rng import BatchRng
 from dist_prune.data.plan import Order, PlanError
 
 LENGTHS, TEST_LENGTHS = (70, 30, 50, 51), (33, 8)
@@ -34,9 +34,7 @@ def folder(tmp_path_factory, request) -> Path:
 
 
 def data(folder: Path, workers: int = 0, augment: AugmentConfig | None = None, seed: int = 1) -> ImageData:
-    return ImageData(
-        read_index(folder), open_storage(folder), seed, workers, None, augment or AugmentConfig()
-    )
+    return ImageData(read_index(folder), open_store(folder), seed, workers, None, augment or AugmentConfig())
 
 
 def train(images: ImageData, epoch: int = 0, rank: int = 0, world_size: int = 1, **options) -> list:
@@ -191,7 +189,7 @@ def test_batches_are_bit_for_bit_the_stored_pixels_normalized_and_mixed(folder, 
     for step, (rows, (found, targets)) in enumerate(zip(planned(1, 0, 40), train(images), strict=True)):
         expected = torch.from_numpy(stored[rows]).float() * scale + shift
         soft = torch.eye(10)[labels[rows]]
-        drawn = Draws(1, 0, step, 0, 40)
+        drawn = BatchRng(1, 0, step, 0, 40)
         if mixed == "mixup":
             share = drawn.beta_of_batch("mixup", 0.5)
             expected, soft = (values.lerp(values.roll(-1, 0), 1 - share) for values in (expected, soft))

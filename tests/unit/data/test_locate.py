@@ -64,7 +64,10 @@ def test_data_at_a_url_is_read_through_a_cache_and_gives_the_same_batches(tmp_pa
 
 
 def test_a_data_set_that_is_not_made_yet_is_answered_with_the_command(home):
-    expect("cifar10", f"^cifar10 is not there yet: dist-prune shards make cifar10 --out {home / 'cifar10'}$")
+    expect(
+        "cifar10",
+        f"^dataset 'cifar10' not found; create it with dist-prune shards make cifar10 --out {home / 'cifar10'}$",
+    )
 
 
 def test_a_folder_of_shards_that_is_called_like_a_data_set_is_found_unless_one_was_made_at_home(
@@ -82,9 +85,9 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest(home):
     make_shards("digits", None, home / "flowers")
     expect(
         "flower",
-        r"no data called 'flower' \(did you mean 'flowers'\?\): expected .*cifar10, .*digits, flowers, .*svhn",
+        r"no dataset 'flower' \(did you mean 'flowers'\?\): expected .*cifar10, .*digits, flowers, .*svhn",
     )
-    expect("imagefolder", r"no data called 'imagefolder'")
+    expect("imagefolder", r"no dataset 'imagefolder'")
 
 
 def test_paths_without_shards_are_named(home, tmp_path):
