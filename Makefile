@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # DeepSpeed compiles a small C++ operation on first use and looks for ninja on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: train test drills lint format setup clean
+.PHONY: train test test-newest drills lint format setup lock clean
 
 train: $(READY)
 	deepspeed launch/train.py --ds_config ds_configs/zero2.json
@@ -14,6 +14,12 @@ train: $(READY)
 # Three tests at a time, each on one thread (those with several ranks: one a rank): two cores are kept busy while some wait.
 test: $(READY)
 	OMP_NUM_THREADS=1 python -m pytest -n 3 --dist worksteal -m "not drill"
+
+# The tests with the newest of everything that pyproject.toml allows: shows what upstream breaks before the lock has it.
+test-newest:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	PATH="$(CURDIR)/$(VENV)-newest/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 3 --dist worksteal -m "not drill"
 
 # Everything that can befall a run, one drill after another (docs/reliability.md); those that mount disks or make nodes need root.
 drills: $(READY)
@@ -30,12 +36,24 @@ format: $(READY)
 
 setup: $(READY)
 
-$(READY): pyproject.toml
+# What was tested is what gets installed: exact versions with hashes, build tools included, from whatever registry pip
+# is set to use. DeepSpeed and fvcore are built from source, hence the build tools first.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(READY): pyproject.toml requirements/build.txt requirements/lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "Python 3.10 to 3.13 is needed; choose one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	$(INSTALL) --require-hashes -r requirements/build.txt
+	$(INSTALL) --require-hashes --no-build-isolation --use-pep517 -r requirements/lock.txt
+	$(INSTALL) --no-deps --no-build-isolation -e .
 	touch $(READY)
 
+# After a change of dependencies; versions that still fit stay. Newer ones: make lock UPGRADE=--upgrade
+COMPILE := uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --custom-compile-command "make lock"
+lock: $(READY)
+	$(COMPILE) $(UPGRADE) --extra test --extra lint pyproject.toml -o requirements/lock.txt
+	printf 'setuptools>=77\nwheel\n' | $(COMPILE) --constraint requirements/lock.txt - -o requirements/build.txt
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest .pytest_cache .mypy_cache .ruff_cache

@@ -21,12 +21,12 @@ from typing import NamedTuple
 import torch
 
 from dist_prune import build_model
-from dist_prune.benchmark import Options, measure
-from dist_prune.consensus import cut
-from dist_prune.gates import find_sites
-from dist_prune.measure import Costs, unit_costs
+from dist_prune.benchmark.inference import Options, measure
+from dist_prune.gates.insertion import find_sites
+from dist_prune.measure.macs import Costs, unit_costs
 from dist_prune.methods.uniform import uniform_depth
-from dist_prune.models import architecture_of
+from dist_prune.models.build import architecture_of
+from dist_prune.pruning.collapse import slice_network
 
 Kept = dict[str, tuple[int, ...]]
 
@@ -81,7 +81,7 @@ def run(name: str, seconds: float, channels_last: bool) -> dict:
     shape = (3, case.side, case.side)
     costs = unit_costs(plain, shape, find_sites(plain, case.kind))
     kept = case.keep(costs)
-    small = cut(plain, kept)[0].eval()
+    small = slice_network(plain, kept)[0].eval()
     options = Options(batches=(case.batch,), seconds=seconds, channels_last=channels_last)
     share = round(costs.of(kept) / costs.dense, 4)
     return {"case": name, "macs_ratio": share, **measure(small, architecture_of(plain), kept, shape, options)}

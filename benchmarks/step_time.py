@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dist_prune
-from dist_prune.engine.cpu import tune_cpu
-from dist_prune.gates import Freezer, Moment, set_moment
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import set_noise_key
+from dist_prune.gates.noise import NoiseKey
+from dist_prune.runtime.cpu import tune_cpu
 
 EXPLORING = 0.1  # of the run is over: gates explore, and nothing is decided yet
 
@@ -40,7 +42,7 @@ def make_step(
     def step() -> float:
         began = time.perf_counter()
         if gated:
-            set_moment(model, Moment(seed=0, step=next(numbers), first_sample=0))
+            set_noise_key(model, NoiseKey(seed=0, step=next(numbers), first_sample=0))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels)

@@ -111,7 +111,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-class PendingSum:
+class AsyncAllReduce:
     """The sum of ``tensor`` over all ranks, detached: one collective, begun here (none on a single rank).
 
     The result keeps the dtype: pass fp32 or wider where counts are added up (bf16 sums saturate at 256).
@@ -129,8 +129,8 @@ class PendingSum:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of ``tensor`` over all ranks, as ``PendingSum``, waited for."""
-    return PendingSum(tensor).wait()
+    """The sum of ``tensor`` over all ranks, as ``AsyncAllReduce``, waited for."""
+    return AsyncAllReduce(tensor).wait()
 
 
 def broadcast_object(value: Any) -> Any:
@@ -163,7 +163,7 @@ def all_equal(number: int, device: torch.device) -> bool:
     return bool(extremes.sum() == 0)
 
 
-def first_to_leave(seconds: float = 5.0) -> bool | None:
+def announce_exit(seconds: float = 5.0) -> bool | None:
     """Leave word for the other ranks that this one ends alone. Whether it is the first; None if nobody can know."""
     if world_size() == 1:
         return True
@@ -208,7 +208,7 @@ def average_buffers(module: nn.Module) -> None:
 
     Engines synchronize parameters only, so batch-norm statistics differ between ranks after training steps;
     averaging uses what every rank has seen. Two collectives, whatever the number of buffers. Modules that say
-    ``computed_alike`` are left out: their own buffers are equal on all ranks, and a difference must not be hidden.
+    ``is_replicated`` are left out: their own buffers are equal on all ranks, and a difference must not be hidden.
     """
     if world_size() == 1:
         return
@@ -233,7 +233,7 @@ def _overwrite(tensors: list[Tensor], flat: Tensor) -> None:
         tensor.detach().copy_(values.view_as(tensor))
 
 
-def leave(seconds: float = 60.0) -> None:
+def shutdown(seconds: float = 60.0) -> None:
     """Meet the other ranks before exiting, so that no launcher kills a rank that still has a word to say.
 
     Ranks that failed before the process group existed meet through a gloo group of their own; if the others

@@ -17,7 +17,7 @@ class RunError(Exception):
     """A run that cannot go on, for a reason that one line can say."""
 
 
-class LoneError(RunError):
+class LocalRankError(RunError):
     """A RunError that one rank meets by itself. It ends at once: the others may be waiting for it, or be gone.
 
     told: another rank has said why already.

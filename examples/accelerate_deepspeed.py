@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 import dist_prune
-from dist_prune.measure import count_macs
+from dist_prune.measure.macs import count_macs
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=20)

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import dist_prune
-from dist_prune.measure import count_macs
+from dist_prune.measure.macs import count_macs
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs", type=int, default=20)

@@ -15,8 +15,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from dist_prune.models import Architecture, residual_blocks
+from dist_prune.models.build import Architecture
 from dist_prune.models.cifar_resnet import CifarResNet
+from dist_prune.pruning.residual import residual_blocks
 
 Kept = Mapping[str, Sequence[int]]
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from dist_prune.benchmark.by_hand import by_hand
 from dist_prune.benchmark.stopwatch import Timing, joules_of, peak_memory, take_turns
-from dist_prune.consensus import find_sliced, input_shape_of, load_sliced, read_sliced_config
 from dist_prune.errors import UserError
-from dist_prune.measure import EnergyMeter, co2_grams, count_macs, count_parameters, find_sensors
-from dist_prune.models import Architecture
+from dist_prune.measure.energy import EnergyMeter, co2_grams
+from dist_prune.measure.macs import count_macs, count_parameters
+from dist_prune.measure.sensors import find_sensors
+from dist_prune.models.build import Architecture
+from dist_prune.pruning.sliced_checkpoint import find_sliced, input_shape_of, load_sliced, read_sliced_config
 
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
 DENSE, SLICED, BY_HAND = "dense", "sliced", "built by hand"

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dist_prune.measure import EnergyMeter
+from dist_prune.measure.energy import EnergyMeter
 
 WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 3, 5, 1000
 STRETCHES, LEAST_SECONDS = 3, 1.0  # of energy: counters move a few times a second only

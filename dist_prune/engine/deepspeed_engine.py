@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dist_prune.engine.environment import prepare_environment
+from dist_prune.runtime.environment import prepare_environment
 
 prepare_environment()
 with contextlib.redirect_stdout(io.StringIO()):
@@ -42,15 +42,15 @@ with contextlib.redirect_stdout(io.StringIO()):
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 from dist_prune import distributed  # noqa: E402
-from dist_prune.engine.cpu import tune_cpu  # noqa: E402
 from dist_prune.engine.ds_config import Batching  # noqa: E402
 from dist_prune.errors import UserError, nearest  # noqa: E402
+from dist_prune.runtime.cpu import tune_cpu  # noqa: E402
 
 _BY_GROUP = ("base_lrs", "_last_lr")  # what torch's schedulers keep for each parameter group
 
 
 @dataclass
-class Snapshot:
+class TrainState:
     """The whole state of a module in training, equal on all ranks: full fp32 tensors on the CPU by name.
 
     weights: parameters and buffers; momentum: the optimizer's state of the parameters that have one.
@@ -200,7 +200,7 @@ class Engine:
         elif clipping:
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), clipping, norm)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> TrainState:
         """The whole state, equal on all ranks; averages the buffers of all ranks first (collective)."""
         distributed.average_buffers(self.module)
         parameters = dict(self.module.named_parameters())
@@ -208,7 +208,7 @@ class Engine:
             weights = {name: _to_host(_full_fp32(p)) for name, p in parameters.items()}
         persistent = self.module.state_dict().keys()
         weights |= {n: _to_host(b) for n, b in self.module.named_buffers() if n in persistent}
-        return Snapshot(weights, self._momentum(parameters))
+        return TrainState(weights, self._momentum(parameters))
 
     def restore_optimizer(
         self, momentum: dict[str, Tensor], schedule: dict[str, Any] | None, images: Tensor

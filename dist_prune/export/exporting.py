@@ -12,10 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.consensus import find_sliced, input_shape_of, load_sliced, read_sliced_config, replace_folder
 from dist_prune.errors import RunError, UserError, nearest
 from dist_prune.export.formats import FORMATS, Format, record
-from dist_prune.models import fold, foldable_norms
+from dist_prune.pruning.fold import fold, foldable_norms
+from dist_prune.pruning.sliced_checkpoint import (
+    find_sliced,
+    input_shape_of,
+    load_sliced,
+    read_sliced_config,
+    replace_folder,
+)
 
 BATCHES = (1, 3)  # sizes at which an exported file is compared; it is recorded at another one
 RECORDED_AT = 2

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from dist_prune.consensus import load_sliced, save_sliced
 from dist_prune.errors import RunError, UserError
+from dist_prune.pruning.sliced_checkpoint import load_sliced, save_sliced
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 DESCRIPTION = (

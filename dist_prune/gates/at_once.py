@@ -13,14 +13,14 @@ from torch.nn.modules.module import _has_any_global_hook
 from dist_prune.gates.exploration import stream_of
 from dist_prune.gates.heads import Head, StraightThrough
 from dist_prune.gates.kernels import kernels_for_features
-from dist_prune.gates.noise import Moment
+from dist_prune.gates.noise import NoiseKey
 
 if TYPE_CHECKING:
     from dist_prune.gates.modules import GatingModule
 
 
-def decided_at_once(
-    gate: GatingModule, features: Tensor, moment: Moment | None
+def fused_gating(
+    gate: GatingModule, features: Tensor, moment: NoiseKey | None
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Decisions to be obeyed, its own, and logits (B, units), as the gate's layers give them for features (B, F).
 

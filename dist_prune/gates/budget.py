@@ -20,8 +20,8 @@ from dist_prune.errors import UserError
 from dist_prune.gates.bids import Memory, margins
 from dist_prune.gates.insertion import gating_modules, sites, strip_gates
 from dist_prune.gates.modules import GatingModule
-from dist_prune.gates.selection import Selection, guarded_groups
-from dist_prune.measure import Costs, unit_costs
+from dist_prune.gates.selection import Selection, protected_groups
+from dist_prune.measure.macs import Costs, unit_costs
 
 _SENSITIVITY = (
     0.1  # of gates under a budget: what holds for all samples is learned before what holds for some
@@ -60,7 +60,7 @@ class Budget:
         self.target = target
         self.timeline = timeline
         gates = gating_modules(model)
-        if not all(gate.head.obeys_thresholds for gate in gates):
+        if not all(gate.head.supports_budget for gate in gates):
             raise UserError(
                 "these gate heads open for about half of the samples, whatever the budget; use 'ste'"
             )
@@ -69,7 +69,7 @@ class Budget:
             gate.sensitivity.fill_(_SENSITIVITY)
             gate.threshold.fill_(-_FAR)
             nn.init.zeros_(gate.last.bias)  # all bids begin at 0, where weight decay leaves them
-        self._selection = Selection(costs, target, guarded_groups(costs, target, allow_empty))
+        self._selection = Selection(costs, target, protected_groups(costs, target, allow_empty))
         shares = costs.unit_shares().float()
         self._prices = shares / shares.mean()  # what a unit costs, next to the others
         self._memory = Memory(gates)

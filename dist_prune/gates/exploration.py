@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_prune.gates.noise import Moment, uniform_noise
+from dist_prune.gates.noise import NoiseKey, uniform_noise
 
 
 class _Explored(torch.autograd.Function):
@@ -27,7 +27,7 @@ def stream_of(gate: int) -> int:
     return -1 - gate
 
 
-def explored(decisions: Tensor, share: float, moment: Moment, gate: int) -> Tensor:
+def explored(decisions: Tensor, share: float, moment: NoiseKey, gate: int) -> Tensor:
     """Decisions (B, units) with some closed in a ``share`` of the samples; the gradient passes only there.
 
     In each of those samples a part of the units that is drawn from [0, 1] is closed, so that a unit learns what

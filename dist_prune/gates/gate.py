@@ -26,7 +26,7 @@ class Gate(nn.Module):
 
     units: int
     constant: int | None = None
-    computed_alike = True  # on all ranks, from global means
+    is_replicated = True  # on all ranks, from global means
 
     @property
     def frozen(self) -> bool:

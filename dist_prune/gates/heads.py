@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.gates.noise import Moment, logistic_noise
+from dist_prune.gates.noise import NoiseKey, logistic_noise
 
 
 class _StraightThroughFunction(torch.autograd.Function):
@@ -33,8 +33,8 @@ class Head(nn.Module):
     """
 
     draws = True  # noise in training: without, the moment may be None there as well
-    obeys_thresholds = True  # whether a threshold on the logits decides how many units are open
-    computed_alike = True  # on all ranks, from global means
+    supports_budget = True  # whether a threshold on the logits decides how many units are open
+    is_replicated = True  # on all ranks, from global means
 
     def __init__(self, units: int, number: int = 0) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class StraightThrough(Head):
 
     draws = False
 
-    def forward(self, logits: Tensor, moment: Moment | None = None) -> Tensor:
+    def forward(self, logits: Tensor, moment: NoiseKey | None = None) -> Tensor:
         """Logits of any shape -> zeros and ones of the same shape and dtype."""
         return _StraightThroughFunction.apply(logits)
 
@@ -64,7 +64,7 @@ class GumbelSoftmax(Head):
     gradient of sigmoid((x + noise) / temperature). In evaluation: 1 where x > 0.
     """
 
-    def forward(self, logits: Tensor, moment: Moment | None = None) -> Tensor:
+    def forward(self, logits: Tensor, moment: NoiseKey | None = None) -> Tensor:
         """Logits (B, units) -> zeros and ones of the same shape and dtype."""
         if moment is None:
             return (logits > 0).to(logits.dtype)
@@ -84,13 +84,13 @@ class BernoulliThreshold(Head):
     mean: Tensor
     momentum = 0.1
     draws = False
-    obeys_thresholds = False
+    supports_budget = False
 
     def __init__(self, units: int, number: int = 0) -> None:
         super().__init__(units, number)
         self.register_buffer("mean", torch.zeros(units))
 
-    def forward(self, logits: Tensor, moment: Moment | None = None) -> Tensor:
+    def forward(self, logits: Tensor, moment: NoiseKey | None = None) -> Tensor:
         """Logits (B, units) -> zeros and ones of the same shape and dtype."""
         return _StraightThroughFunction.apply(logits - self.mean)
 

@@ -8,20 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError, nearest
-from dist_prune.gates.heads import HEADS, Moment
+from dist_prune.gates.heads import HEADS, NoiseKey
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels
-from dist_prune.measure import count_macs
-from dist_prune.models import (
-    POSITIONS,
-    Site,
-    architecture_of,
-    channel_sites,
-    in_eval_mode,
-    layer_sites,
-    remember,
-    residual_form,
-)
+from dist_prune.measure.macs import count_macs
+from dist_prune.models.build import architecture_of, in_eval_mode, remember
+from dist_prune.pruning.channel_sites import POSITIONS, channel_sites
+from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.residual import residual_form
+from dist_prune.pruning.sites import Site
 
 KINDS = ("layer", "channel")
 FLATTEN_LIMIT = 0.02  # share of the network's MACs that flattened gating modules may cost by default
@@ -178,7 +173,7 @@ def gating_modules(model: nn.Module) -> list[GatingModule]:
     return [gated.gate for _, gated in gated_modules(model) if isinstance(gated.gate, GatingModule)]
 
 
-def set_moment(model: nn.Module, moment: Moment) -> None:
+def set_noise_key(model: nn.Module, moment: NoiseKey) -> None:
     """Say what the noise of gates is keyed by in the next forward pass."""
     for gate in gating_modules(model):
         gate.moment = moment

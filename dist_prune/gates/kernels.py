@@ -26,7 +26,7 @@ def compile_kernels() -> bool:
     if _kernels is None:
         from torch.utils.cpp_extension import load
 
-        from dist_prune.compiling import outlast_killed_builds
+        from dist_prune.runtime.compiling import outlast_killed_builds
 
         outlast_killed_builds()
         source = Path(__file__).with_name("native") / "kernels.cpp"

@@ -69,7 +69,7 @@ def _add_up(gates: Mapping[str, Gate]) -> LocalGates:
     return LocalGates(sums, logit_sums, decisions[0].shape[0], tuple(d.shape[1] for d in decisions))
 
 
-class Window:
+class MeanAccumulator:
     """Means over the micro-batches of one optimizer step so far, on all ranks (gradient accumulation).
 
     One all-reduce a micro-batch carries the sums of decisions and logits, the count and any scalars that the caller
@@ -83,10 +83,10 @@ class Window:
         self.micro_samples = torch.zeros(())  # of the current micro-batch, on all ranks
         self.scalars = torch.zeros(0)  # of the window so far, summed over ranks (k,)
 
-    def begin(self, local: LocalGates, scalars: Tensor) -> distributed.PendingSum:
+    def begin(self, local: LocalGates, scalars: Tensor) -> distributed.AsyncAllReduce:
         """Begin the all-reduce of a micro-batch: of this rank's gates, and of scalars (k,)."""
         count = local.sums.new_full((1,), local.samples)
-        return distributed.PendingSum(torch.cat([local.sums, local.logits, count, scalars.float()]))
+        return distributed.AsyncAllReduce(torch.cat([local.sums, local.logits, count, scalars.float()]))
 
     def add(self, local: LocalGates, total: Tensor) -> GateMeans:
         """Add a micro-batch, ``total`` being what its ``begin`` came to. Nothing here waits for the device."""
@@ -98,25 +98,30 @@ class Window:
         return GateMeans(mine + (sums / self.samples - mine.detach()), local.sizes, logits / self.samples)
 
 
-class UpcomingMeans:
+class AsyncGateMeans:
     """Gate means of a forward pass, whose all-reduce begins as soon as the last gate has decided.
 
     A context manager around that pass; ``wait`` comes after it. So ranks exchange what their gates did while they
     compute what lies behind the last of them; of a network without gates, they exchange the count and the scalars
     during the whole pass. ``gates``: as ``gates_of`` found them, or none; ``samples``: of this rank's micro-batch;
-    ``scalars`` (k,), on the network's device: see ``Window``; ``early``: False if it has to begin after the pass,
-    because that has other collectives of its own.
+    ``scalars`` (k,), on the network's device: see ``MeanAccumulator``; ``early``: False if it has to begin after the
+    pass, because that has other collectives of its own.
     """
 
     def __init__(
-        self, window: Window, gates: Mapping[str, Gate], samples: int, scalars: Tensor, early: bool = True
+        self,
+        window: MeanAccumulator,
+        gates: Mapping[str, Gate],
+        samples: int,
+        scalars: Tensor,
+        early: bool = True,
     ) -> None:
         self._window, self._gates, self._scalars, self._early = window, gates, scalars, early
         self._undecided = set(gates.values())
         self._local = LocalGates(scalars.new_empty(0), scalars.new_empty(0), samples, ())
-        self._pending: distributed.PendingSum | None = None
+        self._pending: distributed.AsyncAllReduce | None = None
 
-    def __enter__(self) -> UpcomingMeans:
+    def __enter__(self) -> AsyncGateMeans:
         if self._early:
             for gate in self._undecided:
                 gate.listener = self._hear
@@ -151,7 +156,7 @@ def gate_means(model: nn.Module) -> GateMeans:
 
     One all-reduce. Raises RuntimeError if there was no forward pass since the last call.
     """
-    local, window = local_gates(model), Window()
+    local, window = local_gates(model), MeanAccumulator()
     means = window.add(local, window.begin(local, local.sums.new_empty(0)).wait())
     follow_logits(model, means.logits)
     return means

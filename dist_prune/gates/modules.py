@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
-from dist_prune.gates.at_once import decided_at_once
+from dist_prune.gates.at_once import fused_gating
 from dist_prune.gates.exploration import explored
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS
-from dist_prune.gates.noise import Moment
+from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.ops import fan_out, pixel_mean
 
 
@@ -68,7 +68,7 @@ class GatingModule(Gate):
         self.flatten = flatten
         self.feedback = True
         self.exploration = 0.0
-        self.moment: Moment | None = None
+        self.moment: NoiseKey | None = None
         self._passes = torch.zeros((), dtype=torch.int64)  # a number would be compiled into the graph
         self._frozen: Tensor | None = None
         self.open_bias = open_bias
@@ -96,7 +96,7 @@ class GatingModule(Gate):
         with _without_autocast(x.device.type):
             first, second, features = self._features(x)
             features = features.to(self.last.weight.dtype)
-            obeyed, own, logits = decided_at_once(self, features, moment) or self._decided(features, moment)
+            obeyed, own, logits = fused_gating(self, features, moment) or self._decided(features, moment)
             self.keep(own, logits)
             return first, second, obeyed
 
@@ -110,7 +110,7 @@ class GatingModule(Gate):
         """Whether it decides without looking at what it reads: see ``freeze``."""
         return self._frozen is not None
 
-    def _take_moment(self, batch: int) -> Moment | None:
+    def _take_moment(self, batch: int) -> NoiseKey | None:
         """The moment that the caller has set for this forward pass; else, if there is noise, one that counts passes."""
         if self.moment is not None:
             moment, self.moment = self.moment, None
@@ -118,9 +118,9 @@ class GatingModule(Gate):
         if not (self.head.draws or self.exploration):
             return None
         self._passes = self._passes + 1
-        return Moment(0, self._passes, distributed.rank() * batch)
+        return NoiseKey(0, self._passes, distributed.rank() * batch)
 
-    def _decided(self, features: Tensor, moment: Moment | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _decided(self, features: Tensor, moment: NoiseKey | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, units) each: decisions to be obeyed, the gate's own, and their logits."""
         logits = self.last(self.body(features) * self.sensitivity)
         decisions = obeyed = self.head((logits - self.threshold) / self.reach, moment)

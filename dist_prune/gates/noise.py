@@ -12,7 +12,7 @@ _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB1331
 
 
 @dataclass(frozen=True)
-class Moment:
+class NoiseKey:
     """What the noise of gates is keyed by, so that another number of ranks changes nothing.
 
     seed: of the run; step: counts optimizer steps; first_sample: the number, within the global batch, of the
@@ -35,7 +35,7 @@ class Moment:
         return _key(self.seed, int(self.step), stream)
 
 
-def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
+def logistic_noise(moment: NoiseKey, stream: int, like: Tensor) -> Tensor:
     """Standard logistic noise (B, units) in shape, device and dtype of ``like``; row i is of first_sample + i.
 
     stream: draws of one moment that are independent of each other have different ones.
@@ -43,12 +43,12 @@ def logistic_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
     return _drawn(moment, stream, like, True)
 
 
-def uniform_noise(moment: Moment, stream: int, like: Tensor) -> Tensor:
+def uniform_noise(moment: NoiseKey, stream: int, like: Tensor) -> Tensor:
     """Noise that is uniform in [0, 1], otherwise as ``logistic_noise``."""
     return _drawn(moment, stream, like, False)
 
 
-def _drawn(moment: Moment, stream: int, like: Tensor, logistic: bool) -> Tensor:
+def _drawn(moment: NoiseKey, stream: int, like: Tensor, logistic: bool) -> Tensor:
     # An operation of our own is opaque to the compiler; elsewhere it would cost more than it computes.
     draw = _compiled_draw if torch.compiler.is_compiling() else _draw
     return draw(moment.place, moment.seed, stream, like.detach(), logistic)

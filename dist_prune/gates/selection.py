@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.errors import UserError
-from dist_prune.measure import Costs
+from dist_prune.measure.macs import Costs
 
 TOLERANCE = 0.01  # of the dense MACs, around the target
 
@@ -18,7 +18,7 @@ class Selection:
     """Closes the units with the lowest bids, one by one and for good.
 
     costs: of all units; target: the share of the dense MACs that is to be left in the end; groups: of units (their
-    numbers), of which the highest bid of each stays open (``guarded_groups``).
+    numbers), of which the highest bid of each stays open (``protected_groups``).
     """
 
     def __init__(self, costs: Costs, target: float, groups: Sequence[Tensor]) -> None:
@@ -107,7 +107,7 @@ def _index(units: Collection[int]) -> Tensor:
     return torch.tensor(list(units), dtype=torch.long)
 
 
-def guarded_groups(costs: Costs, target: float, allow_empty: bool) -> list[Tensor]:
+def protected_groups(costs: Costs, target: float, allow_empty: bool) -> list[Tensor]:
     """Groups of units (their numbers) of which one has to stay open: a site's channels, a stage's layers.
 
     Raises UserError if the target cannot be met, naming the smallest share that can.

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.ops import add_gated, scale_channels
-from dist_prune.models import Site, residual_form
+from dist_prune.pruning.residual import residual_form
+from dist_prune.pruning.sites import Site
 
 
 class Gated(nn.Module):

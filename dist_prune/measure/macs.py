@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.models import Site
+from dist_prune.pruning.sites import Site
 
 with warnings.catch_warnings():  # fvcore scripts functions on import, which torch deprecates
     warnings.simplefilter("ignore")

@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
-from dist_prune.consensus import Inherited, Mask
-from dist_prune.gates import GateMeans, find_sites
-from dist_prune.measure import Costs, unit_costs
-from dist_prune.models import build_model, layer_sites
+from dist_prune.gates.insertion import find_sites
+from dist_prune.gates.means import GateMeans
+from dist_prune.measure.macs import Costs, unit_costs
+from dist_prune.models.build import build_model
+from dist_prune.pruning.collapse import TensorSlice
+from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.mask import UnitMask
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Transition:
     ``keep_optimizer`` false the optimizer starts afresh.
     """
 
-    tensors: Mapping[str, Inherited] = field(default_factory=dict)
+    tensors: Mapping[str, TensorSlice] = field(default_factory=dict)
     keep_optimizer: bool = True
 
 
@@ -99,7 +102,7 @@ class Phase:
     continues: bool = False
     label_smoothing: float = 0.0
     trained: nn.Module | None = None
-    decision: Mask | None = None
+    decision: UnitMask | None = None
     ended: int | None = None
 
     @property
@@ -107,11 +110,11 @@ class Phase:
         """Whether the module decides per sample; then it has gate means and a mask."""
         return False
 
-    def kept_under(self, mask: Mask | None) -> dict[str, tuple[int, ...]]:
+    def kept_under(self, mask: UnitMask | None) -> dict[str, tuple[int, ...]]:
         """Units left by earlier phases and by ``mask``, by site name; sites that are whole may be missing."""
         return {**self.kept, **(mask.kept if mask else {})}
 
-    def macs(self, dense: Costs, mask: Mask | None) -> int:
+    def macs(self, dense: Costs, mask: UnitMask | None) -> int:
         """MACs of what remains of the module under ``mask``; dense: the costs of the recipe's dense network."""
         return dense.of(self.kept_under(mask))
 
@@ -123,7 +126,7 @@ class Phase:
         """Called when a checkpoint or a snapshot of this phase has been put into a module of its kind."""
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
-        """Called before every micro-batch. step: optimizer steps so far; first_sample: see ``Moment``."""
+        """Called before every micro-batch. step: optimizer steps so far; first_sample: see ``NoiseKey``."""
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The task loss *summed* over the micro-batch, fp32; the step divides by the global count.
@@ -142,19 +145,19 @@ class Phase:
         means, logits: of the gates' units over the global batch, (all units,), on the CPU (empty without gates).
         """
 
-    def decide(self, module: nn.Module, batches: Iterable[Any]) -> Mask | None:
+    def decide(self, module: nn.Module, batches: Iterable[Any]) -> UnitMask | None:
         """The mask that ``module`` (trained so far) agrees on over ``batches``; all ranks call it."""
         return None
 
-    def fixed(self, module: nn.Module, mask: Mask | None) -> nn.Module:
+    def fixed(self, module: nn.Module, mask: UnitMask | None) -> nn.Module:
         """``module`` as it computes under ``mask`` for every sample."""
         return module
 
-    def agrees(self, module: nn.Module, mask: Mask | None) -> bool:
+    def agrees(self, module: nn.Module, mask: UnitMask | None) -> bool:
         """Whether ``module`` has computed its latest batch as ``fixed`` would have."""
         return False
 
-    def small(self, module: nn.Module, mask: Mask | None) -> nn.Module:
+    def small(self, module: nn.Module, mask: UnitMask | None) -> nn.Module:
         """The plain network that remains when the run ends with this phase."""
         return module
 

@@ -9,9 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
-from dist_prune.consensus import Mask, agrees, collapse, consensus_mask, cut, masked
-from dist_prune.gates import Budget, Freezer, Moment, Timeline, attach_gates, follow_logits, set_moment
+from dist_prune.gates.budget import Budget, Timeline
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import attach_gates, follow_logits, set_noise_key
+from dist_prune.gates.noise import NoiseKey
 from dist_prune.methods.base import Method, Phase, Step, Transition
+from dist_prune.pruning.collapse import collapse, masked, slice_network
+from dist_prune.pruning.mask import UnitMask, agrees, consensus_mask
 from dist_prune.regularizers import activation, polarization
 
 _PATIENCE = 50  # steps in which all samples agree, until a unit counts as decided under a budget
@@ -35,10 +39,10 @@ class Consensus(Method):
             **common,
         )
         yield gated
-        mask = Mask.from_dict(recorded["collapsed"]) if "collapsed" in recorded else gated.decision
+        mask = UnitMask.from_dict(recorded["collapsed"]) if "collapsed" in recorded else gated.decision
         if mask is None or gated.ended == config.epochs:
             return
-        small, origins = cut(gated.trained or gated.module, mask.kept)
+        small, origins = slice_network(gated.trained or gated.module, mask.kept)
         yield CollapsedPhase(
             "collapsed", small, structure=mask.as_dict(), kept=mask.kept, transition=Transition(origins),
             continues=True, mask=mask, **common,
@@ -104,7 +108,7 @@ class GatedPhase(Phase):
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Stochastic heads learn what their noise is keyed by."""
         temperature = self.config.gates.temperature.at(epoch)
-        set_moment(module, Moment(self.config.seed, step, first_sample, temperature))
+        set_noise_key(module, NoiseKey(self.config.seed, step, first_sample, temperature))
 
     def after_step(self, module: nn.Module, means: Tensor, logits: Tensor, epoch: float) -> None:
         """Heads see the mean logits, the budget moves the gates' thresholds, and decided gates freeze."""
@@ -116,21 +120,21 @@ class GatedPhase(Phase):
         if self.freezer is not None:
             self.freezer.update(module, means, open_counts=progress >= begin)
 
-    def decide(self, module: nn.Module, batches: Iterable[Any]) -> Mask:
+    def decide(self, module: nn.Module, batches: Iterable[Any]) -> UnitMask:
         """The consensus mask over ``batches``."""
         return consensus_mask(module, batches, self.config.round_to)
 
-    def fixed(self, module: nn.Module, mask: Mask | None) -> nn.Module:
+    def fixed(self, module: nn.Module, mask: UnitMask | None) -> nn.Module:
         """The gated network with its gates fixed to the mask."""
         assert mask is not None
         return masked(module, mask)
 
-    def agrees(self, module: nn.Module, mask: Mask | None) -> bool:
+    def agrees(self, module: nn.Module, mask: UnitMask | None) -> bool:
         """Whether all samples of the latest batch have agreed with the mask."""
         assert mask is not None
         return agrees(module, mask)
 
-    def small(self, module: nn.Module, mask: Mask | None) -> nn.Module:
+    def small(self, module: nn.Module, mask: UnitMask | None) -> nn.Module:
         """The collapsed network."""
         assert mask is not None
         return collapse(module, mask)
@@ -140,8 +144,8 @@ class GatedPhase(Phase):
 class CollapsedPhase(Phase):
     """The phase of the small network that a mask has left: nothing is left to decide."""
 
-    mask: Mask
+    mask: UnitMask
 
-    def decide(self, module: nn.Module, batches: Iterable[Any]) -> Mask:
+    def decide(self, module: nn.Module, batches: Iterable[Any]) -> UnitMask:
         """The mask of the collapse."""
         return self.mask

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_prune.config import RunConfig
-from dist_prune.consensus import Mask, cut
 from dist_prune.errors import UserError
-from dist_prune.gates import find_sites
-from dist_prune.measure import Costs, unit_costs
+from dist_prune.gates.insertion import find_sites
+from dist_prune.measure.macs import Costs, unit_costs
 from dist_prune.methods.base import Method, Phase, Task
-from dist_prune.models import architecture_of
+from dist_prune.models.build import architecture_of
+from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.mask import UnitMask
 
 _WIDTHS = {"cifar_resnet": ("width", 16.0), "torchvision/mobilenet_v2": ("width_mult", 1.0)}
 
@@ -30,7 +31,7 @@ class UniformDepth(Method):
         """One phase."""
         config = self.task.config
         kept = uniform_depth(self.task.costs, _target(config))
-        small, _ = cut(self.task.build(), kept)
+        small, _ = slice_network(self.task.build(), kept)
         yield Phase("dense", small, config.epochs, kept=kept, label_smoothing=config.label_smoothing)
 
 
@@ -58,7 +59,7 @@ class UniformChannels(Method):
         config, plain = self.task.config, self.task.build()
         costs = unit_costs(plain, self.task.input_shape, find_sites(plain, "channel"))
         kept = uniform_channels(costs, _target(config))
-        small, _ = cut(plain, kept)
+        small, _ = slice_network(plain, kept)
         smoothing, macs = config.label_smoothing, costs.of(kept)
         yield _NarrowPhase("dense", small, config.epochs, label_smoothing=smoothing, own_macs=macs)
 
@@ -67,7 +68,7 @@ class UniformChannels(Method):
 class _NarrowPhase(Phase):
     own_macs: int
 
-    def macs(self, dense: Costs, mask: Mask | None) -> int:
+    def macs(self, dense: Costs, mask: UnitMask | None) -> int:
         """The narrow network's own."""
         return self.own_macs
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dist_prune.monitor.wording import duration, percent, result_rows
 
 
-class Progress:
+class ProgressBar:
     """A tqdm bar where standard error is a terminal, otherwise a plain line now and then.
 
     Plain lines come with the first step of every epoch, with the last step, and in between whenever `every`

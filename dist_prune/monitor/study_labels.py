@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dist_prune.config import INCIDENTAL
+from dist_prune.config import RESUMABLE_FIELDS
 
 Settings = Mapping[str, str]  # dotted key -> value as text
 
 # These say where a run computes and what it records, not what it trains. Seeds are what a group repeats.
-_NO_MATTER = {"seed", "data", "channels_last", *INCIDENTAL}
+_NO_MATTER = {"seed", "data", "channels_last", *RESUMABLE_FIELDS}
 # Two recipes may differ in anything, but a reader must know of these.
 _ALWAYS_SHOWN = ("model", "epochs")
 _HOW_MUCH = ("target_macs", "target_weight", "activation")  # they say how much is to be pruned, not how

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dist_prune.config import LrConfig, RunConfig
-from dist_prune.schedules import Schedule, Steps
+from dist_prune.config.schedules import Schedule, Steps
 
 Recipe = Callable[[], RunConfig]
 COMMAND = "deepspeed launch/train.py --ds_config ds_configs/{ds_config}.json --recipe {name}"

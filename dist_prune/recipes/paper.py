@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from dist_prune.config import GatesConfig, LrConfig, RunConfig
+from dist_prune.config.schedules import Constant, Steps
 from dist_prune.recipes.catalog import Catalog
 from dist_prune.recipes.cifar10 import AUGMENT
-from dist_prune.schedules import Constant, Steps
 
 CATALOG = Catalog()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 # Ranks are forked from a process that has imported everything once: importing takes seconds, for each of them.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dist_prune.engine.run"])
+_context.set_forkserver_preload(["dist_prune.training.run"])
 
 
 def run_ranks(

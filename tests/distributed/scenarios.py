@@ -12,11 +12,13 @@ from torch import Tensor, nn
 import dist_prune
 from dist_prune import distributed
 from dist_prune.config import RunConfig
-from dist_prune.gates import Budget, GateMeans, Timeline, gated_modules
-from dist_prune.measure import unit_costs
+from dist_prune.gates.budget import Budget, Timeline
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.means import GateMeans
+from dist_prune.measure.macs import unit_costs
 from dist_prune.methods import Phase, Step
 from dist_prune.methods.consensus import GatedPhase
-from dist_prune.models import layer_sites
+from dist_prune.pruning.layer_sites import layer_sites
 from dist_prune.regularizers import macs_distance
 
 SHAPE = (3, 8, 8)
@@ -104,7 +106,7 @@ def engine_for(
     """A DeepSpeed engine for a phase, with the optimizer of the recipe."""
     from dist_prune.engine.deepspeed_engine import Engine, start_process_group
     from dist_prune.engine.ds_config import Batching
-    from dist_prune.engine.optimizer import build_optimizer, build_scheduler
+    from dist_prune.training.optimizer import build_optimizer, build_scheduler
 
     device = start_process_group()
     optimizer = build_optimizer(phase.module, CONFIG)
@@ -125,7 +127,7 @@ def one_step(stage: int, sizes: list[int], repeats: int = 1) -> dict[str, Any]:
 
     After a first step from rest the momentum is the gradient, so the engine's own snapshot hands it out.
     """
-    from dist_prune.engine.train_step import train_step
+    from dist_prune.training.step import train_step
 
     phase = undecided_phase()
     engine = engine_for(phase, stage, micro=max(sizes), accumulation=repeats)
@@ -214,7 +216,7 @@ def continue_from(snapshot: Any, schedule: dict[str, Any], stage: int) -> Any:
 
 
 def _plain_step(engine: Any, phase: Phase) -> None:
-    from dist_prune.engine.train_step import train_step
+    from dist_prune.training.step import train_step
 
     engine.module.eval()  # so that the world size changes nothing
     size = 8 // distributed.world_size()

@@ -18,7 +18,7 @@ def bad_then_good(stage: int, ds: dict) -> list:
 
     In a bad step, the loss of rank 1 is NaN in the first micro-batch.
     """
-    from dist_prune.engine.train_step import train_step
+    from dist_prune.training.step import train_step
 
     phase = scenarios.undecided_phase()
     engine = scenarios.engine_for(phase, stage, micro=4, accumulation=2, ds=ds)

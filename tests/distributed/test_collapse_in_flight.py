@@ -13,9 +13,10 @@ import torch
 from ranks import run_ranks
 
 from dist_prune import distributed
-from dist_prune.consensus import cut
-from dist_prune.gates import Freezer, sites
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase, Transition
+from dist_prune.pruning.collapse import slice_network
 
 STEPS = 20
 OPENED = torch.tensor([1.0, 0, 0, 1, 1, 0])  # of the six layers of a ResNet-14
@@ -23,7 +24,7 @@ OPENED = torch.tensor([1.0, 0, 0, 1, 1, 0])  # of the six layers of a ResNet-14
 
 def losses_of(engine: Any, phase: Phase, steps: int = STEPS) -> list[float]:
     """Of some steps in train mode on changing batches."""
-    from dist_prune.engine.train_step import train_step
+    from dist_prune.training.step import train_step
 
     engine.module.train()
     size, losses = 8 // distributed.world_size(), []
@@ -37,7 +38,7 @@ def losses_of(engine: Any, phase: Phase, steps: int = STEPS) -> list[float]:
 
 def with_and_without_collapse(stage: int) -> tuple[list[float], list[float], int]:
     """Some steps with gates; then, from one state, steps with fixed gates and steps of the collapsed network."""
-    from dist_prune.engine.phase_run import inherit
+    from dist_prune.training.phase_trainer import inherit
 
     gated = scenarios.undecided_phase()
     micro = 8 // distributed.world_size()
@@ -50,7 +51,7 @@ def with_and_without_collapse(stage: int) -> tuple[list[float], list[float], int
 
     plain = scenarios.undecided_phase().module
     kept = {site.name: [0] * int(opened) for site, opened in zip(sites(plain), OPENED, strict=True)}
-    small, origins = cut(plain, kept)
+    small, origins = slice_network(plain, kept)
     phase = Phase("collapsed", small, 4, transition=Transition(origins))
     start = inherit(phase, before)
     small.load_state_dict(start.weights)
@@ -81,8 +82,8 @@ def test_losses_after_a_collapse_are_those_of_the_network_with_its_gates_fixed(s
 
 def run_digits(folder: str, stage: int, settings: list[str], *invocations: dict[str, Any]) -> list[bool]:
     from dist_prune.config import override
-    from dist_prune.engine.run import Options, run
     from dist_prune.recipes import recipe
+    from dist_prune.training.run import Options, run
 
     quick = ["epochs=5", "model=resnet14", "log_every=1", "workers=0", "freeze.after=3", *settings]
     config = override(recipe("digits"), quick)

@@ -32,7 +32,7 @@ def both(stage: int, backend: str) -> dict[str, Any]:
 
 
 def _losses(engine: Any, phase: Any) -> list[float]:
-    from dist_prune.engine.train_step import train_step
+    from dist_prune.training.step import train_step
 
     engine.module.train()
     size = 8 // distributed.world_size()

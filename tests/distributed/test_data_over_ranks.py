@@ -47,10 +47,10 @@ def train(
     from dist_prune import distributed
     from dist_prune.config import override
     from dist_prune.data.reader import Reader
-    from dist_prune.engine import trainer
-    from dist_prune.engine.run import Options, run
     from dist_prune.errors import RunError, UserError
     from dist_prune.recipes import recipe
+    from dist_prune.training import loop as trainer
+    from dist_prune.training.run import Options, run
 
     plain = trainer.train_step
     seen: list[list[bytes]] = []

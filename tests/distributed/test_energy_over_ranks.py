@@ -11,8 +11,8 @@ from powercap import LIMIT, make_zone, spend
 from ranks import run_ranks
 
 from dist_prune import distributed
-from dist_prune.measure import Energy, EnergyMeter, Found
-from dist_prune.measure.sensors import Counter, RaplZone
+from dist_prune.measure.energy import Energy, EnergyMeter
+from dist_prune.measure.sensors import Counter, Found, RaplZone
 
 CPU = torch.device("cpu")
 

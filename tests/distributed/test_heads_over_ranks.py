@@ -11,8 +11,10 @@ from torch import nn
 
 import dist_prune
 from dist_prune import distributed
-from dist_prune.gates import HEADS, Head, Moment, gated_modules, set_moment
+from dist_prune.gates.heads import HEADS, Head
+from dist_prune.gates.insertion import gated_modules, set_noise_key
 from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.noise import NoiseKey
 
 CASES = [(kind, head) for kind in ("layer", "channel") for head in HEADS]
 SIZES = [3, 5]
@@ -39,7 +41,7 @@ def two_steps(kind: str, head: str, sizes: list[int]) -> dict[str, torch.Tensor]
     found = {}
     for step in (1, 2):
         model.zero_grad()
-        set_moment(model, Moment(seed=7, step=step, first_sample=sum(sizes[: distributed.rank()])))
+        set_noise_key(model, NoiseKey(seed=7, step=step, first_sample=sum(sizes[: distributed.rank()])))
         logits = model(images)
         means = dist_prune.gate_means(model)
         task = F.cross_entropy(logits, labels, reduction="sum") * distributed.world_size() / 8

@@ -14,9 +14,9 @@ from ranks import run_ranks
 
 import dist_prune
 from dist_prune import distributed
-from dist_prune.consensus import cut
 from dist_prune.methods import METHODS, Method, Phase, Transition
-from dist_prune.models import residual_blocks
+from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.residual import residual_blocks
 from dist_prune.recipes import recipe
 
 
@@ -31,7 +31,7 @@ class RandomCut(Method):
         dense = Phase("dense", self.task.build(), self.task.config.epochs)
         yield dense
         kept = recorded["cut"]["kept"] if "cut" in recorded else self._random_half(dense.module)
-        small, origins = cut(dense.trained or self.task.build(), kept)
+        small, origins = slice_network(dense.trained or self.task.build(), kept)
         yield Phase("cut", small, self.task.config.epochs, {"kept": kept}, kept, Transition(origins))
 
     def _random_half(self, module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -42,8 +42,8 @@ class RandomCut(Method):
 
 def run_random_cut(folder: str, stage: int, *invocations: dict[str, Any]) -> list[bool]:
     from dist_prune.config import override
-    from dist_prune.engine import phase_run
-    from dist_prune.engine.run import Options, run
+    from dist_prune.training import phase_trainer as phase_run
+    from dist_prune.training.run import Options, run
 
     METHODS["random_cut"] = RandomCut
     settings = ["method=random_cut", "epochs=1", "model=resnet14", "log_every=1", "workers=0"]
@@ -61,15 +61,15 @@ def run_random_cut(folder: str, stage: int, *invocations: dict[str, Any]) -> lis
 def remember_starts(phase_run: Any, starts: list[Any]) -> None:
     """Note, at the beginning of each phase, what it is given and what its engine then holds."""
 
-    class Watched(phase_run.PhaseRun):
+    class Watched(phase_run.PhaseTrainer):
         def __init__(self, setting: Any, phase: Phase, start: Any, schedule: Any) -> None:
             super().__init__(setting, phase, start, schedule)
             held = self.engine.snapshot()
             starts.append((phase.name, start.weights, start.momentum, held.weights, held.momentum))
 
-    from dist_prune.engine import trainer
+    from dist_prune.training import loop as trainer
 
-    trainer.PhaseRun = Watched
+    trainer.PhaseTrainer = Watched
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

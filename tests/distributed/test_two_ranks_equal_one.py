@@ -11,7 +11,8 @@ import torch
 from ranks import run_ranks
 
 from dist_prune import distributed
-from dist_prune.gates import UpcomingMeans, Window, gated_modules, gates_of
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.means import AsyncGateMeans, MeanAccumulator, gates_of
 
 CASES = {"equal": [4, 4], "unequal": [3, 5]}
 
@@ -63,7 +64,7 @@ def one_rank_far_behind(folder: Path) -> torch.Tensor:
         assert time.monotonic() < deadline, "rank 0 waits for this one in the middle of its forward pass"
         time.sleep(0.01)
     images, _ = scenarios.share(*scenarios.batch(8), [4, 4])
-    with UpcomingMeans(Window(), gates_of(model), 4, torch.empty(0)) as upcoming:
+    with AsyncGateMeans(MeanAccumulator(), gates_of(model), 4, torch.empty(0)) as upcoming:
         model.eval()(images)
     return upcoming.wait().values.detach()
 

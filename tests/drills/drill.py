@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dist_prune.engine.checkpoint import load_newest
+from dist_prune.checkpoints.format import load_newest
 
 ROOT = Path(__file__).resolve().parents[2]
 # A snapshot averages the statistics of norms over ranks: runs are equal to the last bit if they take the same ones.
@@ -29,7 +29,7 @@ Sabotage = Callable[[], None]
 
 # Ranks are forked from a process that has imported everything once, so that they start within a second.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dist_prune.engine.run"])
+_context.set_forkserver_preload(["dist_prune.training.run"])
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class AtStep:
     action: Sabotage
 
     def __call__(self) -> None:
-        from dist_prune.engine.trainer import Trainer
+        from dist_prune.training.loop import Trainer
 
         real = Trainer._step
 
@@ -59,7 +59,7 @@ class AtFinish:
     action: Sabotage
 
     def __call__(self) -> None:
-        from dist_prune.engine import run
+        from dist_prune.training import run
 
         real = run.finish
 

@@ -37,7 +37,7 @@ class Poison:
 
 
 def checkpoint(folder, step: int) -> dict[str, torch.Tensor]:
-    from dist_prune.engine.checkpoint import load_checkpoint
+    from dist_prune.checkpoints.format import load_checkpoint
 
     return load_checkpoint(folder / "checkpoints" / f"step-{step:08d}").weights
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from drill import assert_same_course
 
-from dist_prune.engine.checkpoint import Checkpoint, load_checkpoint, load_newest, save_checkpoint
+from dist_prune.checkpoints.format import Checkpoint, load_checkpoint, load_newest, save_checkpoint
 
 pytestmark = pytest.mark.drill
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from drill import AtStep, assert_same_course
 
-from dist_prune.engine.checkpoint import load_newest
+from dist_prune.checkpoints.format import load_newest
 
 pytestmark = pytest.mark.drill
 

@@ -101,7 +101,7 @@ class DieWhileOpening:
     """Ends this rank when it looks for a checkpoint: it has met the others, and has trained nothing."""
 
     def __call__(self) -> None:
-        from dist_prune.engine import run
+        from dist_prune.training import run
 
         run.find_checkpoint = lambda *_: SignalToSelf(signal.SIGKILL)()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from drill import losses
 
-from dist_prune.engine.checkpoint import load_newest
+from dist_prune.checkpoints.format import load_newest
 
 pytestmark = pytest.mark.drill
 

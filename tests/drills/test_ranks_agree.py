@@ -45,7 +45,7 @@ class OtherVersion:
     """This rank has another torch than the others, as on a node that was installed at another time."""
 
     def __call__(self) -> None:
-        from dist_prune.engine import run
+        from dist_prune.training import run
 
         real = run._versions
         run._versions = lambda: {**real(), "torch": "1.0"}

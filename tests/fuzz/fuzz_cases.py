@@ -308,7 +308,7 @@ def _set_up(out: io.StringIO, err: io.StringIO) -> Iterator[None]:
 
 
 def _train(words: Words) -> Callable[[], None]:
-    from dist_prune.engine import run
+    from dist_prune.training import run
 
     def begin(setting: Any, options: Any, found: Any, peers: Any) -> bool:
         """What a run does before it trains, but for DeepSpeed's part."""

@@ -13,13 +13,14 @@ import torch
 
 from data_tools import make_shards
 from data_tools.images import encode_png
+from dist_prune.checkpoints.format import Checkpoint, save_checkpoint
 from dist_prune.config import RunConfig, override
-from dist_prune.consensus import consensus_mask, save_sliced
-from dist_prune.engine.checkpoint import Checkpoint, save_checkpoint
-from dist_prune.engine.run import build_method, open_images
-from dist_prune.engine.setting import Position
 from dist_prune.monitor.records import EVAL_KEYS, RunFolder
+from dist_prune.pruning.mask import consensus_mask
+from dist_prune.pruning.sliced_checkpoint import save_sliced
 from dist_prune.recipes import recipe
+from dist_prune.training.context import Progress
+from dist_prune.training.run import build_method, open_images
 
 TINY = (
     "model=resnet8", "model_args.width=2", "epochs=1", "mask_samples=8", "workers=0", "log_every=1", "target_macs=null",
@@ -93,7 +94,7 @@ def _make_run(material: Material) -> None:
     state = {
         "phase": phase.name,
         "structures": {phase.name: dict(phase.structure)},
-        "position": asdict(Position(phase=phase.name, batch=0, epoch=1, step=1)),
+        "position": asdict(Progress(phase=phase.name, batch=0, epoch=1, step=1)),
         "schedule": {
             "scheduler": {"last_epoch": 1, "_step_count": 2, "base_lrs": [0.1]},
             "settings": {"lr": 0.1, "momentum": 0.9},

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 import dist_prune
-from dist_prune.gates import outcome
-from dist_prune.measure import count_macs
+from dist_prune.gates.budget import Budget
+from dist_prune.gates.selection import outcome
+from dist_prune.measure.macs import count_macs
 
 EPOCHS, BATCH = 14, 128
 
@@ -21,7 +22,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return (images - images.mean()) / images.std(), torch.tensor(data.target)
 
 
-def train(kind: str, target: float) -> tuple[torch.nn.Module, dist_prune.gates.Budget]:
+def train(kind: str, target: float) -> tuple[torch.nn.Module, Budget]:
     """A ResNet-14 of 8 channels, trained under a budget."""
     torch.manual_seed(1)
     model = dist_prune.build_model("resnet14", num_classes=10, in_channels=1, width=8)

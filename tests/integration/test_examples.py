@@ -11,7 +11,7 @@ from conftest import ROOT
 from sklearn.datasets import load_digits
 
 import dist_prune
-from dist_prune.measure import count_macs
+from dist_prune.measure.macs import count_macs
 
 EPOCHS, TARGET, SHAPE = 3, 0.5, (1, 8, 8)
 TWO_RANKS = {

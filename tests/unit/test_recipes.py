@@ -5,9 +5,9 @@ import torch
 
 from dist_prune import UserError, build_model
 from dist_prune.config import RunConfig
-from dist_prune.engine.optimizer import build_optimizer, build_scheduler
 from dist_prune.methods import METHODS
 from dist_prune.recipes import RECIPES, recipe
+from dist_prune.training.optimizer import build_optimizer, build_scheduler
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_prune import activation, macs_distance, polarization
-from dist_prune.gates import GateMeans
+from dist_prune.gates.means import GateMeans
 from dist_prune.regularizers import mean_over_sites
 
 UNIT = st.floats(0, 1)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from dist_prune import UserError
 from dist_prune.config import GatesConfig, RunConfig, override
-from dist_prune.schedules import Constant, Ramp
+from dist_prune.config.schedules import Constant, Ramp
 
 
 def config(**changes) -> RunConfig:

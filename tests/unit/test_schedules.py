@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from dist_prune.schedules import Constant, Ramp, Schedule, Steps
+from dist_prune.config.schedules import Constant, Ramp, Schedule, Steps
 
 
 class Recipe(BaseModel):

@@ -10,8 +10,9 @@ from torchvision.models import VGG
 from torchvision.models.vgg import make_layers
 
 from dist_prune import attach_gates, build_model, gate_means
-from dist_prune.consensus import Mask
-from dist_prune.gates import GatingModule, gated_modules, sites
+from dist_prune.gates.insertion import gated_modules, sites
+from dist_prune.gates.modules import GatingModule
+from dist_prune.pruning.mask import UnitMask
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -84,14 +85,16 @@ def images(count: int = 4, size: int = 16, channels: int = 3, dtype: torch.dtype
     return colours + torch.randn(count, channels, size, size, dtype=dtype)
 
 
-def mask_closing(gated: nn.Module, closed: Iterable[str]) -> Mask:
+def mask_closing(gated: nn.Module, closed: Iterable[str]) -> UnitMask:
     """The mask that closes exactly the sites called ``closed``."""
     closed, all_sites = set(closed), sites(gated)
     assert closed <= {site.name for site in all_sites}
-    return Mask.of({s.name: () if s.name in closed else tuple(range(s.units)) for s in all_sites}, all_sites)
+    return UnitMask.of(
+        {s.name: () if s.name in closed else tuple(range(s.units)) for s in all_sites}, all_sites
+    )
 
 
-def random_mask(gated: nn.Module, seed: int) -> Mask:
+def random_mask(gated: nn.Module, seed: int) -> UnitMask:
     drawn = random.Random(seed)
     return mask_closing(gated, [site.name for site in sites(gated) if drawn.random() < 0.5])
 

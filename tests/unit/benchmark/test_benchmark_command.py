@@ -8,11 +8,13 @@ import torch
 from unit_helpers import shaken
 
 from dist_prune import UserError, build_model, save_sliced
-from dist_prune.benchmark import Options, benchmark, inference, stopwatch, table, write_benchmark
-from dist_prune.commands import COMMANDS
-from dist_prune.consensus import cut
-from dist_prune.measure import Found, count_macs
-from dist_prune.measure.sensors import Counter
+from dist_prune.benchmark import inference, stopwatch
+from dist_prune.benchmark.inference import Options, benchmark
+from dist_prune.benchmark.outcome import table, write_benchmark
+from dist_prune.cli.commands import COMMANDS
+from dist_prune.measure.macs import count_macs
+from dist_prune.measure.sensors import Counter, Found
+from dist_prune.pruning.collapse import slice_network
 
 SHAPE = (3, 16, 16)
 WATTS = 50.0
@@ -20,7 +22,7 @@ WATTS = 50.0
 
 def checkpoint(folder, kept):
     plain = shaken(build_model("resnet8", num_classes=10, width=4)).eval()
-    return save_sliced(cut(plain, kept)[0].eval(), folder, input_shape=SHAPE)
+    return save_sliced(slice_network(plain, kept)[0].eval(), folder, input_shape=SHAPE)
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import torchvision
 from unit_helpers import images, shaken
 
 from dist_prune import build_model
-from dist_prune.benchmark import by_hand
-from dist_prune.consensus import cut
-from dist_prune.measure import count_macs, count_parameters
-from dist_prune.models import architecture_of, channel_sites, layer_sites
+from dist_prune.benchmark.by_hand import by_hand
+from dist_prune.measure.macs import count_macs, count_parameters
+from dist_prune.models.build import architecture_of
+from dist_prune.pruning.channel_sites import channel_sites
+from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.layer_sites import layer_sites
 
 NETWORKS = {
     "cifar A": lambda: build_model("resnet14", num_classes=10, shortcut="A", width=4),
@@ -27,7 +29,7 @@ def sliced(plain, position: str, share: float, seed: int = 0):
     sites = layer_sites(plain) if position == "layer" else channel_sites(plain, position)
     kept = {s.name: [unit for unit in range(s.units) if drawn.random() < share] for s in sites}
     kept = {s.name: kept[s.name] or ([] if position == "layer" else [0]) for s in sites}
-    small, _ = cut(plain, kept)
+    small, _ = slice_network(plain, kept)
     return small.eval(), kept
 
 

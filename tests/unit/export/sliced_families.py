@@ -12,8 +12,9 @@ from torchvision.models.resnet import Bottleneck
 from unit_helpers import shaken, small_vgg
 
 from dist_prune import build_model
-from dist_prune.consensus import cut
-from dist_prune.models import channel_sites, layer_sites
+from dist_prune.pruning.channel_sites import channel_sites
+from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.layer_sites import layer_sites
 
 
 def cifar(shortcut: str = "B") -> nn.Module:
@@ -70,4 +71,4 @@ def sliced(family: str) -> nn.Module:
         site.name: [0][: number % 2] if site.kind == "layer" else list(range(0, site.units, 2))
         for number, site in enumerate(sites)
     }
-    return cut(plain, kept)[0].eval()
+    return slice_network(plain, kept)[0].eval()

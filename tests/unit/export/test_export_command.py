@@ -11,11 +11,13 @@ import torch
 from unit_helpers import images, shaken
 
 from dist_prune import UserError, build_model, cli, load_sliced, save_sliced
-from dist_prune.commands import COMMANDS
-from dist_prune.consensus import cut, read_sliced_config
+from dist_prune.cli.commands import COMMANDS
 from dist_prune.errors import RunError
-from dist_prune.export import FORMATS, export_sliced
 from dist_prune.export import formats as formats_module
+from dist_prune.export.exporting import export_sliced
+from dist_prune.export.formats import FORMATS
+from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.sliced_checkpoint import read_sliced_config
 
 SHAPE = (3, 16, 16)
 NORMALIZATION = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
@@ -23,7 +25,9 @@ NAMES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "safetensors"}
 
 
 def small_network():
-    return cut(shaken(build_model("resnet8", num_classes=4, width=4)).eval(), {"layer2.0": ()})[0].eval()
+    return slice_network(shaken(build_model("resnet8", num_classes=4, width=4)).eval(), {"layer2.0": ()})[
+        0
+    ].eval()
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from sliced_families import FAMILIES, sliced
 from torch import nn
 from unit_helpers import images, shaken
 
-from dist_prune.export import FORMATS, formats
-from dist_prune.export.formats import record
-from dist_prune.models import fold, foldable_norms
+from dist_prune.export import formats
+from dist_prune.export.formats import FORMATS, record
+from dist_prune.pruning.fold import fold, foldable_norms
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

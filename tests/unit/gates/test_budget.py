@@ -9,12 +9,13 @@ from torch import nn
 from unit_helpers import images, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model
-from dist_prune.gates import Budget, Freezer, Timeline, gate_means, gated_modules
 from dist_prune.gates.bids import margins
-from dist_prune.gates.budget import macs_budget
-from dist_prune.gates.insertion import gating_modules
-from dist_prune.gates.selection import guarded_groups
-from dist_prune.measure import Costs
+from dist_prune.gates.budget import Budget, Timeline, macs_budget
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import gated_modules, gating_modules
+from dist_prune.gates.means import gate_means
+from dist_prune.gates.selection import protected_groups
+from dist_prune.measure.macs import Costs
 
 LINE = Timeline(listen=0.2, begin=0.4, end=0.6, settled=0.8)
 
@@ -164,7 +165,7 @@ def test_an_update_opens_units_that_cost_what_may_be_spent_and_closes_the_others
     opened = logits > state(gated)[0]
     nothing = torch.zeros(len(logits), dtype=torch.bool)
     bids, spending = bids_by_hand(budget.costs, logits), budget.spending(progress)
-    groups = guarded_groups(budget.costs, 0.7, allow_empty=False)
+    groups = protected_groups(budget.costs, 0.7, allow_empty=False)
     assert torch.equal(opened, open_by_hand(budget.costs, bids, nothing, spending, groups))
     for _, wrapper in gated_modules(gated):
         decisions, each = wrapper.gate.take_decisions()

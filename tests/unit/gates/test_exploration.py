@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from unit_helpers import images
 
 from dist_prune import attach_gates, build_model
-from dist_prune.gates import Moment, gate_means, gated_modules
 from dist_prune.gates.exploration import explored
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.means import gate_means
+from dist_prune.gates.noise import NoiseKey
 
-MOMENT = Moment(seed=1, step=5, first_sample=0)
+MOMENT = NoiseKey(seed=1, step=5, first_sample=0)
 
 
 def test_in_a_share_of_the_samples_a_part_of_the_units_is_closed_that_is_drawn_evenly():
@@ -26,13 +28,13 @@ def test_in_a_share_of_the_samples_a_part_of_the_units_is_closed_that_is_drawn_e
 
 def test_draws_differ_between_seeds_steps_and_gates():
     seen = explored(torch.ones(64, 8), 0.5, MOMENT, gate=2)
-    for other, gate in ((Moment(2, 5, 0), 2), (Moment(1, 6, 0), 2), (MOMENT, 3)):
+    for other, gate in ((NoiseKey(2, 5, 0), 2), (NoiseKey(1, 6, 0), 2), (MOMENT, 3)):
         assert not torch.equal(seen, explored(torch.ones(64, 8), 0.5, other, gate))
 
 
 def test_a_sample_draws_the_same_however_the_batch_is_dealt_to_ranks():
     whole = explored(torch.ones(16, 4), 0.8, MOMENT, gate=0)
-    parts = [explored(torch.ones(n, 4), 0.8, Moment(1, 5, first), gate=0) for first, n in ((0, 6), (6, 10))]
+    parts = [explored(torch.ones(n, 4), 0.8, NoiseKey(1, 5, first), gate=0) for first, n in ((0, 6), (6, 10))]
     assert torch.equal(whole, torch.cat(parts))
 
 

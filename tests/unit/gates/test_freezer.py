@@ -9,10 +9,10 @@ from torch import nn
 from unit_helpers import images, shaken, undecided
 
 from dist_prune import attach_gates, build_model, consensus_mask, gate_means
-from dist_prune.consensus import masked
-from dist_prune.consensus.mask import Mask
-from dist_prune.gates import Freezer, gated_modules, sites
-from dist_prune.gates.insertion import gating_modules
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import gated_modules, gating_modules, sites
+from dist_prune.pruning.collapse import masked
+from dist_prune.pruning.mask import UnitMask
 
 
 def gated(kind: str = "layer") -> nn.Module:
@@ -85,7 +85,7 @@ def test_a_frozen_network_computes_what_the_network_with_these_fixed_gates_does(
         first += site.units
     parts = opened.split([site.units for site in sites(model)])
     kept = {s.name: part.nonzero().flatten().tolist() for s, part in zip(sites(model), parts, strict=True)}
-    fixed = masked(model, Mask.of(kept, sites(model))).train(train)
+    fixed = masked(model, UnitMask.of(kept, sites(model))).train(train)
     freezer = Freezer(model, patience=1)
     freezer.update(model, opened.float())
     x = images(8)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from unit_helpers import gated_resnet, images, undecided
 
 from dist_prune import activation, attach_gates, build_model, distributed, gate_means, polarization
-from dist_prune.gates import LocalGates, UpcomingMeans, Window, gated_modules, gates_of, local_gates
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.means import AsyncGateMeans, LocalGates, MeanAccumulator, gates_of, local_gates
 
 
 def test_means_are_those_of_the_decisions_of_all_samples():
@@ -126,7 +127,7 @@ def add(window, decisions, *scalars):
 
 def window_of(batches, loss):
     """Mean values after each micro-batch, and the gradient of the window as an engine averages it."""
-    window, values, gradients = Window(), [], []
+    window, values, gradients = MeanAccumulator(), [], []
     for decisions in batches:
         logits = decisions.clone().requires_grad_()
         means = add(window, logits).values
@@ -165,7 +166,7 @@ def test_unequal_micro_batches_give_the_mean_over_everything_so_far(batches):
 
 
 def test_the_gradient_goes_through_the_current_micro_batch():
-    window = Window()
+    window = MeanAccumulator()
     first = torch.ones(4, 2, requires_grad=True)
     second = torch.zeros(12, 2, requires_grad=True)
     add(window, first)
@@ -177,7 +178,7 @@ def test_the_gradient_goes_through_the_current_micro_batch():
 
 
 def test_scalars_and_counts_of_a_window_add_up():
-    window = Window()
+    window = MeanAccumulator()
     add(window, torch.zeros(4, 3), 7.0, 8.0)
     assert window.scalars.tolist() == [7, 8]
     add(window, torch.zeros(6, 3), 1.0, 2.0)
@@ -186,8 +187,8 @@ def test_scalars_and_counts_of_a_window_add_up():
 
 
 def test_a_network_without_gates_has_a_window_of_nothing_but_scalars():
-    window = Window()
-    with UpcomingMeans(window, {}, 4, torch.tensor([3.0])) as upcoming:
+    window = MeanAccumulator()
+    with AsyncGateMeans(window, {}, 4, torch.tensor([3.0])) as upcoming:
         pass
     means = upcoming.wait()
     assert means.values.shape == means.logits.shape == (0,)
@@ -199,12 +200,12 @@ def order(monkeypatch):
     """What happens, in its order: here, each all-reduce that is begun."""
     happened = []
 
-    class Noted(distributed.PendingSum):
+    class Noted(distributed.AsyncAllReduce):
         def __init__(self, tensor):
             happened.append("all-reduce")
             super().__init__(tensor)
 
-    monkeypatch.setattr(distributed, "PendingSum", Noted)
+    monkeypatch.setattr(distributed, "AsyncAllReduce", Noted)
     return happened
 
 
@@ -216,13 +217,13 @@ def note(order, module, name):
 def test_the_all_reduce_begins_when_the_last_gate_has_decided_or_if_asked_after_the_forward_pass(
     order, early
 ):
-    gated, window, x = gated_resnet(8).train(), Window(), images(16)
+    gated, window, x = gated_resnet(8).train(), MeanAccumulator(), images(16)
     *_, (_, last) = gated_modules(gated)
     note(order, last.gate, "last gate")
     note(order, last.inner.conv1, "last block")
     order.clear()
     twin = copy.deepcopy(gated)
-    with UpcomingMeans(window, gates_of(gated), 16, torch.tensor([5.0]), early) as upcoming:
+    with AsyncGateMeans(window, gates_of(gated), 16, torch.tensor([5.0]), early) as upcoming:
         gated(x)
     assert order == (["last gate", "all-reduce", "last block"] if early else ["last gate", "last block"])
     means = upcoming.wait()
@@ -237,7 +238,7 @@ def test_the_all_reduce_begins_when_the_last_gate_has_decided_or_if_asked_after_
 def test_without_gates_the_all_reduce_begins_before_the_forward_pass(order):
     plain = build_model("resnet8", num_classes=10, width=4)
     note(order, plain, "network")
-    with UpcomingMeans(Window(), {}, 4, torch.tensor([5.0])) as upcoming:
+    with AsyncGateMeans(MeanAccumulator(), {}, 4, torch.tensor([5.0])) as upcoming:
         plain(images(4, 4))
     upcoming.wait()
     assert order == ["all-reduce", "network"]
@@ -246,7 +247,7 @@ def test_without_gates_the_all_reduce_begins_before_the_forward_pass(order):
 def test_a_gate_that_the_forward_pass_left_out_is_named_and_nothing_is_left_behind():
     gated = gated_resnet(8)
     first, _ = next(gated_modules(gated))
-    with UpcomingMeans(Window(), gates_of(gated), 4, torch.empty(0)) as upcoming:
+    with AsyncGateMeans(MeanAccumulator(), gates_of(gated), 4, torch.empty(0)) as upcoming:
         gated.get_submodule(first)(torch.randn(4, 8, 8, 8))
     with pytest.raises(RuntimeError, match="saw none"):
         upcoming.wait()

@@ -5,10 +5,11 @@ import torch
 from torch.autograd import gradcheck
 from unit_helpers import FORMATS, maps, same
 
-from dist_prune.consensus import Mask, collapse, masked
-from dist_prune.gates import attach_gates, sites
+from dist_prune.gates.insertion import attach_gates, sites
 from dist_prune.gates.ops import add_gated, fan_out
-from dist_prune.models import build_model
+from dist_prune.models.build import build_model
+from dist_prune.pruning.collapse import collapse, masked
+from dist_prune.pruning.mask import UnitMask
 
 SHAPES = [
     (2, 3, 2, 2),
@@ -93,7 +94,7 @@ def test_compiled_kernels_give_the_same_network_fixed_to_a_mask(kind, compiled):
     """The decisions of a mask are one value spread over the batch, not B values in memory."""
     model = attach_gates(build_model("resnet14", num_classes=10), kind).eval()
     found = enumerate(sites(model))
-    mask = Mask.of(
+    mask = UnitMask.of(
         {s.name: range(1, s.units, 2) if n % 3 else range(s.units) for n, s in found}, sites(model)
     )
     images = torch.randn(6, 3, 16, 16).contiguous(memory_format=torch.channels_last)

@@ -8,9 +8,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from unit_helpers import shaken
 
 from dist_prune import attach_gates, build_model
-from dist_prune.gates import Freezer, Moment, gated_modules, set_moment
-from dist_prune.gates.insertion import gating_modules
-from dist_prune.gates.noise import logistic_noise
+from dist_prune.gates.freezer import Freezer
+from dist_prune.gates.insertion import gated_modules, gating_modules, set_noise_key
+from dist_prune.gates.noise import NoiseKey, logistic_noise
 
 STEPS = 4
 
@@ -35,7 +35,7 @@ def steps(model, images, moments=True):
     found = []
     for step in range(STEPS):
         if moments:
-            set_moment(model, Moment(1, step, 8 * step, temperature=1.0))
+            set_noise_key(model, NoiseKey(1, step, 8 * step, temperature=1.0))
         model.zero_grad()
         logits = model(images)
         logits.square().mean().backward()
@@ -73,7 +73,7 @@ def test_a_loop_that_sets_no_moment_is_compiled_once_as_well():
 def test_the_noise_of_compiled_gates_is_to_the_last_bit_that_of_all_others():
     compiled = torch.compile(logistic_noise, fullgraph=True)
     for step in range(3):
-        moment, like = Moment(7, step, 5), torch.empty(6, 4)
+        moment, like = NoiseKey(7, step, 5), torch.empty(6, 4)
         assert torch.equal(compiled(moment, 2, like), logistic_noise(moment, 2, like))
 
 

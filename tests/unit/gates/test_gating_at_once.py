@@ -8,8 +8,10 @@ from torch import nn
 from unit_helpers import images, maps, same, shaken
 
 from dist_prune import attach_gates, build_model, gate_means
-from dist_prune.gates import GatingModule, Moment, gated_modules
-from dist_prune.gates.at_once import decided_at_once
+from dist_prune.gates.at_once import fused_gating
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.noise import NoiseKey
 
 SHAPES = [(2, 3, 4, 4), (32, 16, 8, 8), (9, 33, 1, 1), (16, 200, 3, 5)]
 OUTPUTS = ("first", "second", "obeyed", "own")  # what a network may use of a gate
@@ -22,7 +24,7 @@ def gating_module(channels: int, units: int = 1, **settings) -> GatingModule:
         getattr(gate, name).fill_(settings.pop(name, 0.0 if name == "threshold" else 1.0))
     for name, value in settings.items():
         setattr(gate, name, value)
-    gate.moment = Moment(seed=1, step=70, first_sample=24)
+    gate.moment = NoiseKey(seed=1, step=70, first_sample=24)
     return gate
 
 
@@ -42,7 +44,7 @@ def seen(gate: GatingModule, x: torch.Tensor, used: tuple[str, ...] = OUTPUTS) -
 
 def at_once(gate: GatingModule, x: torch.Tensor) -> bool:
     features = gate._features(x)[2].to(gate.last.weight.dtype)
-    return decided_at_once(copy.deepcopy(gate), features, gate.moment) is not None
+    return fused_gating(copy.deepcopy(gate), features, gate.moment) is not None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ UNUSUAL = {
 def test_other_gating_modules_are_asked_layer_by_layer(name, compiled, monkeypatch):
     gate, x = copy.deepcopy(UNUSUAL[name]), maps((4, 8, 2, 2), "channels_last", torch.float32)
     assert not at_once(gate, x)
-    gate.moment = Moment(1, 2, 3)
+    gate.moment = NoiseKey(1, 2, 3)
     reference = copy.deepcopy(gate)
     ours = gate(x)[2]
     monkeypatch.setattr("dist_prune.gates.kernels._kernels", None)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from unit_helpers import images, shaken
 
-from dist_prune.gates import FixedGate, GatingModule
+from dist_prune.gates.gate import FixedGate
+from dist_prune.gates.modules import GatingModule
 
 CHANNELS, PIXELS = 6, 20
 FORMS = [(2, 1, False), (2, 6, False), (2, 6, True), (1, 1, False), (1, 6, True)]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_prune.gates import HEADS
+from dist_prune.gates.heads import HEADS
 
 STE = HEADS["ste"](1)
 SMALLEST = 1e-45  # of fp32, above zero

@@ -7,9 +7,9 @@ from torchvision.models import DenseNet, MobileNetV2
 
 from dist_prune import UserError, build_model
 from dist_prune.gates.insertion import find_sites
-from dist_prune.gates.selection import Selection, guarded_groups, outcome
-from dist_prune.measure import Costs, Part, unit_costs
-from dist_prune.models import Site
+from dist_prune.gates.selection import Selection, outcome, protected_groups
+from dist_prune.measure.macs import Costs, Part, unit_costs
+from dist_prune.pruning.sites import Site
 
 
 def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_meets_it():
@@ -52,7 +52,7 @@ def test_the_last_one_may_be_the_highest_bid_of_its_stage_if_the_stage_keeps_ano
 @pytest.mark.parametrize("spending", [1.0, 0.93, 0.8, 0.7, 0.0])
 def test_the_lowest_bids_leave_until_the_others_cost_what_may_be_spent(place, spending):
     costs = costs_at(place)
-    groups = guarded_groups(costs, TARGET, allow_empty=False)
+    groups = protected_groups(costs, TARGET, allow_empty=False)
     closed = torch.zeros(units(costs), dtype=torch.bool)
     closed[0] = True
     for _ in range(2):
@@ -67,7 +67,7 @@ def test_the_lowest_bids_leave_until_the_others_cost_what_may_be_spent(place, sp
 @pytest.mark.parametrize("place", ["before", "between", "after"])
 def test_one_channel_of_every_site_is_guarded(place):
     costs = costs_at(place)
-    groups = guarded_groups(costs, 0.9, allow_empty=False)
+    groups = protected_groups(costs, 0.9, allow_empty=False)
     assert torch.cat(groups).tolist() == list(range(units(costs)))
     assert [len(group) for group in groups] == [site.units for site in costs.sites]
 
@@ -76,20 +76,20 @@ def test_one_layer_of_every_stage_is_guarded_unless_the_target_is_out_of_reach_o
     costs = costs_at("layer", depth=20)
     shares = costs.unit_shares().view(3, 3)
     floor = 1 - (shares.sum() - shares.min(dim=1).values.sum()).item()
-    assert [g.tolist() for g in guarded_groups(costs, floor + 0.001, False)] == [
+    assert [g.tolist() for g in protected_groups(costs, floor + 0.001, False)] == [
         [0, 1, 2],
         [3, 4, 5],
         [6, 7, 8],
     ]
-    assert guarded_groups(costs, floor - 0.02, False) == []
-    assert guarded_groups(costs, floor + 0.001, True) == []
+    assert protected_groups(costs, floor - 0.02, False) == []
+    assert protected_groups(costs, floor + 0.001, True) == []
 
 
 def test_sites_may_be_emptied_on_request_where_a_path_remains():
-    assert guarded_groups(costs_at("between"), 0.5, allow_empty=True) == []
+    assert protected_groups(costs_at("between"), 0.5, allow_empty=True) == []
     plain = MobileNetV2(10, width_mult=0.25)
     costs = unit_costs(plain, (3, 32, 32), find_sites(plain, "channel"))
-    guarded = [len(group) for group in guarded_groups(costs, 0.6, allow_empty=True)]
+    guarded = [len(group) for group in protected_groups(costs, 0.6, allow_empty=True)]
     assert guarded == [site.units for site in costs.sites if not site.may_be_empty]
     assert 0 < len(guarded) < len(costs.sites)
 
@@ -105,8 +105,8 @@ def test_a_target_out_of_reach_is_refused_with_the_smallest_share_there_is(make)
     with pytest.raises(
         UserError, match=rf"target_macs={floor - 0.05}.*leave {floor:.3f} of the dense.*position"
     ):
-        guarded_groups(costs, floor - 0.05, allow_empty=False)
-    assert len(guarded_groups(costs, floor, allow_empty=False)) == len(costs.sites)
+        protected_groups(costs, floor - 0.05, allow_empty=False)
+    assert len(protected_groups(costs, floor, allow_empty=False)) == len(costs.sites)
     if position == "before":
         assert floor > 0.3, "the README's example of what this position cannot do"
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from powercap import LIMIT, make_zone, spend
 
-from dist_prune.measure import EnergyMeter, Found, co2_grams, energy
-from dist_prune.measure.sensors import Counter, RaplZone
+from dist_prune.measure import energy
+from dist_prune.measure.energy import EnergyMeter, co2_grams
+from dist_prune.measure.sensors import Counter, Found, RaplZone
 
 CPU = torch.device("cpu")
 

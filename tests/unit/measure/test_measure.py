@@ -9,9 +9,11 @@ from torchvision.models import DenseNet
 from unit_helpers import shaken, small_vgg
 
 from dist_prune import build_model
-from dist_prune.gates import find_sites
-from dist_prune.measure import Costs, Part, count_macs, count_parameters, unit_costs
-from dist_prune.models import Site, channel_sites, layer_sites
+from dist_prune.gates.insertion import find_sites
+from dist_prune.measure.macs import Costs, Part, count_macs, count_parameters, unit_costs
+from dist_prune.pruning.channel_sites import channel_sites
+from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.sites import Site
 
 
 def test_macs_of_single_layers_are_those_by_hand():

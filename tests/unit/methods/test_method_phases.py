@@ -7,10 +7,10 @@ from unit_helpers import images, mask_closing, undecided
 
 from dist_prune import activation, gate_means, polarization
 from dist_prune.config import BudgetConfig, GatesConfig, RunConfig, override
-from dist_prune.consensus import Mask
-from dist_prune.gates import gated_modules
-from dist_prune.measure import count_macs, count_parameters
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.measure.macs import count_macs, count_parameters
 from dist_prune.methods import METHODS, Phase, Step, Task
+from dist_prune.pruning.mask import UnitMask
 
 SHAPE = (3, 16, 16)
 
@@ -175,7 +175,7 @@ def test_a_gated_phase_decides_fixes_and_collapses():
     undecided(phase.module)
     x = images(16)
     mask = phase.decide(phase.module, [x])
-    assert isinstance(mask, Mask)
+    assert isinstance(mask, UnitMask)
     fixed, small = phase.fixed(phase.module, mask), phase.small(phase.module, mask)
     torch.testing.assert_close(small(x), fixed(x), rtol=1e-5, atol=1e-5)
     assert list(gated_modules(small)) == []

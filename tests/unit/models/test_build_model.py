@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 
 from dist_prune import UserError, build_model
-from dist_prune.models import Architecture, architecture_of, remember
+from dist_prune.models.build import Architecture, architecture_of, remember
 from dist_prune.models.cifar_resnet import CifarResNet
 
 

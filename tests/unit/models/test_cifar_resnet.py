@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from unit_helpers import shaken
 
-from dist_prune.consensus import cut
-from dist_prune.measure import Costs, count_macs, unit_costs
-from dist_prune.models import layer_sites, residual_blocks
+from dist_prune.measure.macs import Costs, count_macs, unit_costs
 from dist_prune.models.cifar_resnet import CifarResNet, PadShortcut
+from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.residual import residual_blocks
 
 CIFAR = (3, 32, 32)
 
@@ -93,7 +94,7 @@ def test_resnet110_with_29_of_54_layers_open_costs_what_the_paper_says():
     kept = papers_mask(plain)
     predicted = costs_of(110, "B").of(kept)
     assert 137.4e6 < predicted < 138.0e6  # Table 2: 137.7 M
-    assert predicted == fvcore_count(cut(plain, kept)[0])
+    assert predicted == fvcore_count(slice_network(plain, kept)[0])
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from dist_prune.monitor import wording
-from dist_prune.monitor.console import Progress, final_table
+from dist_prune.monitor.console import ProgressBar, final_table
 from dist_prune.monitor.records import SUMMARY_KEYS
 
 
 def test_plain_lines_come_once_an_epoch_and_at_the_end(capsys):
-    progress = Progress(total_steps=40, every=1e9)
+    progress = ProgressBar(total_steps=40, every=1e9)
     for step in range(1, 41):
         progress.update(step, epoch=(step - 1) // 10 + 1, loss=1 / step if step % 10 == 1 else None)
     progress.close()
@@ -26,7 +26,7 @@ def test_plain_lines_come_once_an_epoch_and_at_the_end(capsys):
 
 
 def test_plain_lines_come_whenever_the_time_is_over_and_show_everything_known(capsys):
-    progress = Progress(total_steps=40, every=0.0)
+    progress = ProgressBar(total_steps=40, every=0.0)
     progress.update(1, epoch=1, loss=2.0, accuracy=0.5, open_ratio=0.983, images_per_second=1234.4)
     progress.update(2, epoch=1)
     first, second = capsys.readouterr().err.splitlines()
@@ -38,13 +38,13 @@ def test_plain_lines_come_whenever_the_time_is_over_and_show_everything_known(ca
 def test_the_time_left_counts_only_the_steps_of_this_process(monkeypatch, capsys):
     now = iter([0.0, 100.0, 100.0])
     monkeypatch.setattr("time.monotonic", lambda: next(now))
-    Progress(total_steps=300, initial=100).update(200, epoch=2)  # 100 steps in 100 s, 100 to go
+    ProgressBar(total_steps=300, initial=100).update(200, epoch=2)  # 100 steps in 100 s, 100 to go
     assert "1 min 40 s left" in capsys.readouterr().err
 
 
 def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    progress = Progress(total_steps=10, initial=4)
+    progress = ProgressBar(total_steps=10, initial=4)
     progress.update(5, epoch=1, loss=0.25)
     progress.line("saved step 5")
     progress.update(10, epoch=1)
@@ -56,7 +56,7 @@ def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch, capsys):
 
 
 def test_progress_that_is_not_enabled_shows_nothing(capsys):
-    progress = Progress(total_steps=1, enabled=False)
+    progress = ProgressBar(total_steps=1, enabled=False)
     progress.update(1, epoch=1, loss=1.0)
     progress.line("text")
     progress.close()

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from study_runs import make_run, naive_entries
 
-from dist_prune.commands import report
+from dist_prune.cli.commands import report
 from dist_prune.errors import UserError
 from dist_prune.monitor.compare import Stat
 from dist_prune.monitor.study_report import write_comparison

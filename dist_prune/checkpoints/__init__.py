@@ -1,0 +1,1 @@
+"""Checkpoints: their format, the writer, and what a run continues from."""

@@ -1,0 +1,80 @@
+"""What a run goes on from: its newest whole checkpoint, if recipe and data are still those that it was begun with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from dist_prune import distributed
+from dist_prune.checkpoints.format import Checkpoint, load_newest
+from dist_prune.checkpoints.recorded import check_state, config_of
+from dist_prune.config import RESUMABLE_FIELDS, RunConfig
+from dist_prune.data import ImageData
+from dist_prune.errors import UserError
+from dist_prune.monitor.records import RunFolder
+
+
+def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> Checkpoint | None:
+    """Rank 0's newest whole checkpoint, on every rank; None where there is none yet.
+
+    Raises UserError on every rank if it is of a run with another recipe or with other shards.
+    """
+    checkpoint = None
+    problem = None
+    if distributed.is_main():
+        checkpoint, damaged = load_newest(folder.checkpoints)
+        for line in damaged:
+            print(f"{line}; passing over it", file=sys.stderr)
+        if checkpoint:
+            problem = _other_run(folder, config, checkpoint, data)
+    checkpoint, problem = distributed.broadcast_object((checkpoint, problem))
+    if problem:
+        raise UserError(problem)
+    return checkpoint
+
+
+def _other_run(folder: RunFolder, config: RunConfig, checkpoint: Checkpoint, data: ImageData) -> str | None:
+    try:
+        check_state(checkpoint)
+    except UserError as error:
+        return str(error)
+    return other_recipe(folder, config) or other_data(folder, config, checkpoint, data)
+
+
+def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
+    """What the recipe of the run in ``folder`` has otherwise, in one line."""
+    if not folder.config.exists():
+        return None
+    try:
+        stored = config_of(folder)
+    except UserError as error:
+        return str(error)
+    before = stored.model_dump(mode="json")
+    for key, value in config.model_dump(mode="json").items():
+        if before[key] != value and key not in RESUMABLE_FIELDS:
+            return f"{folder.path} was begun with {key}={before[key]!r}, not {value!r}; resume it with the same recipe"
+    return None
+
+
+def other_data(folder: RunFolder, config: RunConfig, checkpoint: Checkpoint, data: ImageData) -> str | None:
+    """How the shards of the run in ``folder`` were others than they are now, in one line.
+
+    The rest of its epoch would have images in it that were seen before, and lack others.
+    """
+    before, now = checkpoint.state.get("data"), data.identity()  # runs begun earlier did not record it
+    if before in (None, now):
+        return None
+    return (
+        f"{folder.path} was begun with other shards than {config.data} has now "
+        f"({_counted(before)} then, {_counted(now)} now); resume it with those that it was begun with"
+    )
+
+
+def _counted(identity: Mapping[str, Any]) -> str:
+    """How many images and shards each split has, and the first digits of the fingerprint."""
+    counts = [
+        f"{sum(lengths)} {split} images in {len(lengths)}"
+        for split, lengths in identity["shard_lengths"].items()
+    ]
+    return f"{' and '.join(counts)} shards, fingerprint {identity['fingerprint'][:8]}"

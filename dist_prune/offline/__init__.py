@@ -1,0 +1,1 @@
+"""Commands on finished or interrupted runs, without a training engine."""

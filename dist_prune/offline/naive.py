@@ -1,0 +1,150 @@
+"""Naive baselines (arXiv 2302.10798, section 5.3, Figure 4): a trained network that loses a random share of itself."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from dist_prune.checkpoints.recorded import data_of
+from dist_prune.errors import UserError
+from dist_prune.measure.macs import count_macs
+from dist_prune.monitor.records import RunFolder
+from dist_prune.offline.runs import open_for_sliced
+from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_sliced_config
+from dist_prune.training.evaluate import accuracies
+
+SHARES = (0.2, 0.3, 0.5, 0.6, 0.8)
+COPIES_BYTES = 2**30  # of copies of the network that one pass over the data may hold
+
+
+def naive_baselines(
+    folder: str,
+    data: str | None = None,
+    shares: Sequence[float] = SHARES,
+    draws: int = 3,
+    split: str = "test",
+) -> list[dict[str, Any]]:
+    """Evaluate the naive baselines of a run's ``sliced/`` network, or of a sliced checkpoint, on a split.
+
+    shares: fractions to take out; draws: seeds 0 to draws - 1 for each share; data: default the run's.
+    Returns the entries of ``measure_naive``; for a run folder it also writes them to its naive.json.
+    Raises UserError for a share that is not between 0 and 1 and for a folder that holds no such network.
+    """
+    for share in shares:
+        if not 0 < share < 1:
+            raise UserError(f"a share must be above 0 and below 1, not {share:g}")
+    run = RunFolder(folder)
+    path = find_sliced(folder)
+    config = read_sliced_config(path)
+    data = data_of(RunFolder(path.parent)) if data is None else data
+    images = open_for_sliced(config, data)
+
+    def batches() -> Iterable[tuple[Tensor, Tensor]]:
+        return images.eval_batches(split, batch_size=256, rank=0, world_size=1)
+
+    entries = measure_naive(load_sliced(path), batches, images.input_shape, shares, range(draws))
+    if path == run.sliced and run.holds_run():
+        run.write_json(run.path / "naive.json", entries)
+    return entries
+
+
+def measure_naive(
+    model: nn.Module,
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    input_shape: Sequence[int],
+    shares: Sequence[float],
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Top-1 accuracy and MACs of each baseline, share and seed; ``model`` stays as it is.
+
+    batches: each call reads the split anew, (images (B, C, H, W), labels (B,)), once for as many variants as
+    fit into memory; input_shape: (C, H, W). Returns {"baseline": "dropout" or "layers", "share", "seed",
+    "accuracy", "macs_ratio"}, all fractions: macs_ratio is over the MACs of ``model``, None where none are
+    saved. A network without residual layers has no "layers" entries.
+    """
+    baselines = [name for name in _BASELINES if name != "layers" or layer_sites(model)]
+    plan = [(name, share, seed) for name in baselines for share in dict.fromkeys(shares) for seed in seeds]
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    per_pass = max(1, COPIES_BYTES // max(1, size))
+    whole, entries = count_macs(model, input_shape), []
+    for start in range(0, len(plan), per_pass):
+        part = plan[start : start + per_pass]
+        variants = {str(draw): _BASELINES[draw[0]][1](model, *draw[1:]) for draw in part}
+        measured = accuracies(variants, batches(), torch.device("cpu"))
+        for baseline, share, seed in part:
+            name = str((baseline, share, seed))
+            ratio = count_macs(variants[name], input_shape) / whole if baseline == "layers" else None
+            entry = {"baseline": baseline, "share": share, "seed": seed}
+            entries.append({**entry, "accuracy": measured[name], "macs_ratio": ratio})
+    return entries
+
+
+def drop_weights(model: nn.Module, share: float, seed: int) -> nn.Module:
+    """Naive dropout (section 5.3): a copy with a share of its weights set to zero, which saves no MACs.
+
+    Drawn uniformly over the weights of all convolution and linear layers together, exact to one weight. Norm
+    parameters and biases are left alone. With the same seed, a larger share zeroes what a smaller one does.
+    """
+    dropped = copy.deepcopy(model)
+    weights = [
+        parameter
+        for module in dropped.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention)
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() > 1  # biases have one dimension
+    ]
+    sizes = [weight.numel() for weight in weights]
+    gone = torch.zeros(sum(sizes), dtype=torch.bool)
+    gone[_drawn(len(gone), share, seed)] = True
+    for weight, part in zip(weights, gone.split(sizes), strict=True):
+        weight.data[part.view_as(weight)] = 0
+    return dropped
+
+
+def remove_layers(model: nn.Module, share: float, seed: int) -> nn.Module:
+    """Naive layer pruning (section 5.3): a copy without a share of its residual branches, in eval mode.
+
+    Its outputs are those of ``model`` with the outputs of these branches set to 0. Drawn uniformly over the
+    residual layers, rounded to whole ones. With the same seed, a larger share removes what a smaller one does.
+    """
+    names = [site.name for site in layer_sites(model)]
+    gone = {names[number] for number in _drawn(len(names), share, seed).tolist()}
+    return slice_network(model, {name: () if name in gone else (0,) for name in names})[0].eval()
+
+
+_BASELINES = {"dropout": ("naive dropout", drop_weights), "layers": ("naive layer pruning", remove_layers)}
+
+
+def _drawn(count: int, share: float, seed: int) -> Tensor:
+    """Which of ``count`` things are taken out (int64): the first of one order of all of them."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: round(share * count)]
+
+
+def table(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The entries of ``measure_naive`` in percent, mean ± sample standard deviation over the draws, as text."""
+    rows = []
+    for key in dict.fromkeys((entry["baseline"], entry["share"]) for entry in entries):
+        draws = [entry for entry in entries if (entry["baseline"], entry["share"]) == key]
+        cells = [_percent([draw[column] for draw in draws]) for column in ("accuracy", "macs_ratio")]
+        rows.append([_BASELINES[key[0]][0], f"{100 * key[1]:g} %", *cells])
+    text = tabulate(rows, ["baseline", "share", "accuracy", "MACs, left / whole"], disable_numparse=True)
+    if all(entry["baseline"] == "dropout" for entry in entries):
+        text += "\nno naive layer pruning: the network has no residual layers of a known family"
+    return text
+
+
+def _percent(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "not reduced"
+    deviation = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.2f}{deviation} %"

@@ -1,0 +1,113 @@
+"""Work on finished or interrupted runs without a training engine: collapse a checkpoint, evaluate a network."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_prune.checkpoints.format import Checkpoint, load_checkpoint, load_newest
+from dist_prune.checkpoints.recorded import check_state, check_weights, config_of, data_of
+from dist_prune.config import AugmentConfig
+from dist_prune.data import ImageData, open_data
+from dist_prune.engine.ds_config import Batching
+from dist_prune.errors import UserError
+from dist_prune.methods import Method, Phase
+from dist_prune.monitor.records import RunFolder
+from dist_prune.pruning.mask import load_mask
+from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_sliced_config
+from dist_prune.training.context import RunContext
+from dist_prune.training.evaluate import accuracies
+from dist_prune.training.finish import collapse_difference, finish
+from dist_prune.training.run import build_method, open_images
+
+
+def collapse_run(
+    source: str,
+    out: str | None = None,
+    mask: str | None = None,
+    data: str | None = None,
+    round_to: int | None = None,
+) -> dict[str, Any]:
+    """Collapse the newest checkpoint of a run folder (or one checkpoint folder) into a sliced checkpoint.
+
+    mask: a mask.json to use instead of a vote over the training images; data: where the shards are now;
+    out: a folder for mask.json and sliced/ (default: the run folder); round_to: of channels (default: the recipe's).
+    Returns the summary. Raises UserError where there is no gate left for a mask or a vote to round.
+    """
+    if mask and round_to:
+        raise UserError("a mask.json is taken as it is: leave out --mask or --round_to")
+    run, checkpoint = _find(Path(source))
+    config = config_of(run)
+    data = data or data_of(run)
+    given = {"data": data, "round_to": round_to}
+    config = config.model_copy(update={key: value for key, value in given.items() if value})
+    images = open_images(config)
+    method, task = build_method(config, images)
+    phase = _trained_phase(method, checkpoint)
+    if (mask or round_to) and not phase.has_gates:
+        raise UserError(f"{source} has no gates left that could vote: leave out --mask and --round_to")
+    folder = RunFolder(out) if out else run
+    folder.path.mkdir(parents=True, exist_ok=True)
+    setting = RunContext(
+        config, {}, Batching(256, 1, 1), images, method, task.costs, torch.device("cpu"), folder
+    )
+    assert phase.trained is not None
+    with setting.with_read_errors():
+        batches = setting.eval_batches("train")
+        phase.decision = load_mask(mask) if mask else phase.decide(phase.trained, batches)
+    setting.sync_errors()
+    outcome = finish(setting, phase, collapse_difference(setting, phase))
+    return {**outcome.summary, "sliced network": str(folder.sliced)}
+
+
+def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -> dict[str, Any]:
+    """Top-1 accuracy of a sliced checkpoint (or of a run folder's ``sliced/``) on a split."""
+    path = find_sliced(folder)
+    config = read_sliced_config(path)
+    if data is None:
+        data = data_of(RunFolder(path.parent))
+    images = open_for_sliced(config, data)
+    batches = images.eval_batches(split, batch_size=256, rank=0, world_size=1)
+    measured = accuracies({"accuracy": load_sliced(path)}, batches, torch.device("cpu"))
+    return {**measured, "samples": images.num_samples(split), "data": data, "split": split}
+
+
+def open_for_sliced(config: dict[str, Any], data: str) -> ImageData:
+    """The images as a sliced checkpoint (its config) expects them; raises UserError where they are not so."""
+    # Evaluation scales images with a margin where training cut parts of any size out of them.
+    augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
+    images = open_data(data, image_size=(config["input_shape"] or [None])[-1], augment=augment)
+    shape = config["input_shape"]
+    if shape is not None and tuple(shape) != images.input_shape:
+        raise UserError(f"the network takes images of {shape}, {data} has {list(images.input_shape)}")
+    expected = config["normalization"]
+    if expected is not None and expected != images.normalization:
+        raise UserError(
+            f"the network was trained on pixels normalized by {expected}, "
+            f"{data} is normalized by {images.normalization}"
+        )
+    return images
+
+
+def _find(source: Path) -> tuple[RunFolder, Checkpoint]:
+    if (source / "manifest.json").exists():  # one checkpoint: RUN/checkpoints/step-...
+        return RunFolder(source.parent.parent), check_state(load_checkpoint(source))
+    run = RunFolder(source)
+    checkpoint, damaged = load_newest(run.checkpoints)
+    if checkpoint is None:
+        raise UserError(damaged[0] if damaged else f"{source} holds no checkpoint of a run")
+    return run, check_state(checkpoint)
+
+
+def _trained_phase(method: Method, checkpoint: Checkpoint) -> Phase:
+    """The phase that the checkpoint is of, with its weights in place."""
+    for phase in method.phases(checkpoint.state["structures"]):
+        if phase.name == checkpoint.state["phase"]:
+            check_weights(checkpoint, phase.module)
+            phase.module.load_state_dict(checkpoint.weights)
+            phase.loaded(phase.module)
+            return dataclasses.replace(phase, trained=phase.module)
+    raise UserError(f"the run's method has no phase '{checkpoint.state['phase']}'")

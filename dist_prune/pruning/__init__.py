@@ -1,0 +1,1 @@
+"""Consensus: the mask that all samples agree on, collapse to a plain network, the sliced checkpoint."""

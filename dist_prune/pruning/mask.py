@@ -1,0 +1,225 @@
+"""The consensus mask: which units stay, decided once for all inputs by the gates' means over a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from torch import Tensor, nn
+
+from dist_prune import distributed
+from dist_prune.errors import NothingToEvaluate, UserError, first_problem
+from dist_prune.gates.insertion import gated_modules, sites
+from dist_prune.gates.means import local_gates
+from dist_prune.models.build import in_eval_mode
+from dist_prune.pruning.sites import Site
+
+THRESHOLD = 0.5
+BINS = 20
+DECIDED = 0.99  # a unit counts as decided when at least this share of samples agrees with the mask
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True)
+class SiteMask:
+    """The decision at one site.
+
+    mean_activation: mean over units, in [0, 1]; kept: indices of the units that stay; agreement: share of
+    (sample, unit) decisions that equal the mask; r_polar: mean over units of g (1 - g), the site's part of
+    equation 9; undecided: number of units that less than ``DECIDED`` of the samples vote alike on; flipped: number
+    of units that stay against the gates' vote; histogram: number of units by mean activation, in ``BINS`` equal
+    bins of [0, 1].
+    """
+
+    name: str
+    kind: str
+    units: int
+    mean_activation: float
+    kept: tuple[int, ...]
+    agreement: float
+    r_polar: float = 0.0
+    undecided: int = 0
+    flipped: int = 0
+    histogram: tuple[int, ...] = ()
+
+
+_SITES = TypeAdapter(tuple[SiteMask, ...])
+
+
+@dataclass(frozen=True)
+class UnitMask:
+    """A decision for every site, in the order of the network. Equal on all ranks."""
+
+    sites: tuple[SiteMask, ...]
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Kept unit indices by site name."""
+        return {site.name: site.kept for site in self.sites}
+
+    @property
+    def agreement(self) -> float:
+        """Share of samples that agree with the mask: mean over sites of the mean over units."""
+        return sum(site.agreement for site in self.sites) / len(self.sites)
+
+    @property
+    def r_polar(self) -> float:
+        """Equation 9 over the data set: 0 when every unit decides alike for all samples."""
+        return sum(site.r_polar for site in self.sites) / len(self.sites)
+
+    @property
+    def mean_activation(self) -> dict[str, float]:
+        """Mean activation by site name, in [0, 1]."""
+        return {site.name: site.mean_activation for site in self.sites}
+
+    @property
+    def open_ratio(self) -> float:
+        """Share of all units that stay."""
+        return sum(len(site.kept) for site in self.sites) / sum(site.units for site in self.sites)
+
+    @property
+    def flipped(self) -> int:
+        """Number of units that stay against the gates' vote: as the last of their site, or to round up."""
+        return sum(site.flipped for site in self.sites)
+
+    @property
+    def histogram(self) -> list[int]:
+        """Number of units by mean activation, in ``BINS`` equal bins of [0, 1]."""
+        return [sum(counts) for counts in zip(*(site.histogram for site in self.sites), strict=True)]
+
+    @property
+    def undecided(self) -> list[str]:
+        """Names of the sites with units that too many samples disagree about."""
+        return [site.name for site in self.sites if site.undecided]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of mask.json."""
+        kept, units = sum(len(s.kept) for s in self.sites), sum(s.units for s in self.sites)
+        totals = {"kept": kept, "units": units, "open_ratio": self.open_ratio, "agreement": self.agreement}
+        return {"sites": [asdict(site) for site in self.sites], "totals": totals}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> UnitMask:
+        """The mask that ``as_dict`` gave; raises UserError for anything else."""
+        try:
+            return UnitMask(_SITES.validate_python(data["sites"]))
+        except ValidationError as error:
+            where, problem = first_problem(error)
+            raise UserError(f"that is no mask: 'sites.{where}': {problem}") from error
+        except (KeyError, TypeError) as error:
+            raise UserError("that is no mask: it has no 'sites'") from error
+
+    @staticmethod
+    def of(kept: Mapping[str, Sequence[int]], model_sites: Sequence[Site]) -> UnitMask:
+        """A mask given by hand: kept unit indices by site name, every site named.
+
+        Raises UserError for missing or unknown sites, indices out of range, and for a site that has no other
+        path but is to be emptied.
+        """
+        names = [site.name for site in model_sites]
+        if set(names) != set(kept):
+            odd = sorted(set(names) ^ set(kept))[0]
+            raise UserError(f"the mask must name every site of the model once; '{odd}' is missing or unknown")
+        for site in model_sites:
+            units = kept[site.name]
+            if any(not 0 <= unit < site.units for unit in units) or len(set(units)) != len(units):
+                raise UserError(
+                    f"mask of '{site.name}': kept units must be distinct and in 0..{site.units - 1}"
+                )
+            if not units and not site.may_be_empty:
+                raise UserError(f"mask of '{site.name}': it has no shortcut, so one unit at least must stay")
+        return UnitMask(tuple(_given(site, tuple(sorted(kept[site.name]))) for site in model_sites))
+
+
+def _given(site: Site, kept: tuple[int, ...]) -> SiteMask:
+    return SiteMask(site.name, site.kind, site.units, len(kept) / site.units, kept, agreement=1.0)
+
+
+def vote(means: Tensor, model_sites: Sequence[Site], round_to: int = 1) -> UnitMask:
+    """The mask of mean activations (all units,): a unit stays where its mean exceeds 0.5.
+
+    A site without a shortcut keeps its most active unit when all fall below: no network loses its last path. Of each
+    channel site, closed units come back, the most active first, until their number is a multiple of ``round_to`` or
+    all are there; a site that is closed as a whole stays so.
+    """
+    decided = []
+    parts = means.detach().double().cpu().split([site.units for site in model_sites])
+    for site, part in zip(model_sites, parts, strict=True):
+        voted = part > THRESHOLD
+        stays = _rounded_up(
+            part, voted, 1 if site.kind == "layer" else round_to, at_least=not site.may_be_empty
+        )
+        agreement = torch.where(stays, part, 1 - part)
+        decided.append(
+            SiteMask(
+                name=site.name,
+                kind=site.kind,
+                units=site.units,
+                mean_activation=part.mean().item(),
+                kept=tuple(stays.nonzero().flatten().tolist()),
+                agreement=agreement.mean().item(),
+                r_polar=(part * (1 - part)).mean().item(),
+                undecided=int((torch.where(voted, part, 1 - part) < DECIDED).sum()),
+                flipped=int((stays & ~voted).sum()),
+                histogram=tuple(part.float().histc(BINS, 0, 1).int().tolist()),
+            )
+        )
+    return UnitMask(tuple(decided))
+
+
+def _rounded_up(means: Tensor, stays: Tensor, multiple: int, at_least: int) -> Tensor:
+    """``stays`` (units,) with the most active closed units added, up to a multiple of ``multiple`` and ``at_least``."""
+    count = max(int(stays.sum()), at_least)
+    more = min(len(means), -(-count // multiple) * multiple) - int(stays.sum())
+    most_active = means.masked_fill(stays, -1).argsort(descending=True, stable=True)
+    return stays.index_fill(0, most_active[:more], True)
+
+
+@torch.no_grad()
+def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) -> UnitMask:
+    """The mask of a gated network over a data set; every rank passes its own share and gets the same mask.
+
+    batches: images (B, C, H, W), or tuples that begin with them. The model runs in eval mode and gets its
+    mode back; its buffers (batch-norm statistics) are averaged over ranks first, as engines synchronize
+    parameters only. One all-reduce of sums and counts at the end, whatever the number of batches; a rank may have
+    none. round_to: numbers of channels that stay are multiples of it (see ``vote``). Raises NothingToEvaluate if there
+    is no sample on any rank. Where every gate is frozen, the first batch says what all would.
+    """
+    distributed.average_buffers(model)
+    device = next(model.parameters()).device
+    model_sites = sites(model)
+    totals = torch.zeros(sum(site.units for site in model_sites) + 1, dtype=torch.float64, device=device)
+    with in_eval_mode(model):
+        for batch in batches:
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            model(images.to(device))
+            local = local_gates(model)
+            totals += torch.cat([local.sums, local.sums.new_tensor([local.samples])])
+            if all(gated.gate.frozen for _, gated in gated_modules(model)):
+                break
+    totals = distributed.all_reduce_sum(totals)
+    if totals[-1] == 0:
+        raise NothingToEvaluate("the consensus mask needs at least one sample")
+    return vote(totals[:-1] / totals[-1], model_sites, round_to)
+
+
+def agrees(model: nn.Module, mask: UnitMask) -> bool:
+    """Whether all samples of the latest forward pass have decided as ``mask`` does; takes the gates' decisions."""
+    local = local_gates(model)
+    opened = torch.cat(
+        [torch.zeros(s.units).index_fill(0, torch.tensor(s.kept, dtype=torch.long), 1) for s in mask.sites]
+    )
+    return torch.equal(local.sums.cpu(), opened * local.samples)
+
+
+def load_mask(path: str | Path) -> UnitMask:
+    """Read a mask.json; raises UserError if it is missing, unreadable or not a mask."""
+    try:
+        return UnitMask.from_dict(json.loads(Path(path).read_text()))
+    except (OSError, ValueError, RecursionError, UserError) as error:
+        raise UserError(f"{path} is not a readable mask.json: {error}") from error

@@ -1,0 +1,228 @@
+"""The sliced checkpoint: a plain small network on disk, without gates, pickle or need of deepspeed.
+
+``config.json`` describes the architecture completely, ``model.safetensors`` holds the tensors and
+``README.md`` is the model card. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from dist_prune.errors import UserError, first_problem
+from dist_prune.files import save_tensors, write_atomic
+from dist_prune.gates.insertion import gated_modules
+from dist_prune.models.build import Architecture, architecture_of
+from dist_prune.pruning.fold import fold
+from dist_prune.pruning.model_card import model_card
+from dist_prune.pruning.slicing import remove_units
+
+FORMAT = "dist_prune.sliced"
+VERSION = 1
+_Size = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class _Description(BaseModel):
+    """What a config.json says, beside its format."""
+
+    model_config = ConfigDict(strict=True)
+
+    builder: str
+    arguments: dict[str, Any]
+    kept_units: dict[str, list[int]]
+    input_shape: Annotated[list[_Size], Field(min_length=3, max_length=3)] | None = None
+    resized_side: _Size | None = None
+    normalization: dict[str, list[float]] | None = None
+    class_names: list[str] | None = None
+    folded_norms: dict[str, str] = {}
+    results: dict[str, Any] = {}
+
+
+def save_sliced(
+    small: nn.Module,
+    folder: str | Path,
+    *,
+    input_shape: Sequence[int] | None = None,
+    resized_side: int | None = None,
+    normalization: Mapping[str, Sequence[float]] | None = None,
+    class_names: Sequence[str] | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a collapsed network (or a plain one) as a sliced checkpoint; replaces an older one at ``folder``.
+
+    input_shape: (C, H, W); resized_side: to how many pixels the shorter side of an image is scaled before its
+    centre is cut out, None where images are taken as a whole; normalization: {"mean": [...], "std": [...]} per
+    channel, on pixels in [0, 1]; results: figures for the model card, plain JSON data. Raises UserError if it is not
+    known how the network was built (build it with ``dist_prune.build_model``, or use a stock torchvision ResNet or
+    timm model).
+    """
+    kept, folded = getattr(small, "dist_prune_kept", {}), getattr(small, "dist_prune_folded", {})
+    architecture = architecture_of(small)
+    if architecture is None:
+        raise UserError(
+            f"cannot describe this {type(small).__name__} for a checkpoint: build it with dist_prune.build_model"
+        )
+    _refuse_other_structure(small, architecture, kept, folded)
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        **architecture.as_dict(),
+        "kept_units": kept,
+        "input_shape": None if input_shape is None else list(input_shape),
+        "resized_side": resized_side,
+        "normalization": None if normalization is None else {k: list(v) for k, v in normalization.items()},
+        "class_names": None if class_names is None else list(class_names),
+    }
+    config |= {"folded_norms": folded} if folded else {}
+    config |= {"results": dict(results)} if results else {}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
+    target = Path(folder)
+    if not target.name:
+        raise UserError(f"name a folder for the checkpoint: '{folder}' itself cannot be replaced")
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        save_tensors(beside / "model.safetensors", tensors, {"format": "pt"})
+        for name, text in _texts(config).items():
+            (beside / name).write_text(text)
+        replace_folder(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)  # a full disk is to have its room back
+        raise
+    return target
+
+
+def add_results(folder: str | Path, results: Mapping[str, Any]) -> None:
+    """Put further figures (plain JSON data) on the card of a sliced checkpoint, each file whole at any moment."""
+    config = read_sliced_config(folder)
+    config["results"] = {**config.get("results", {}), **results}
+    for name, text in _texts(config).items():
+        write_atomic(Path(folder) / name, text.encode())
+
+
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The files that describe a checkpoint, by name."""
+    return {"config.json": json.dumps(config, indent=2) + "\n", "README.md": model_card(config)}
+
+
+def load_sliced(folder: str | Path) -> nn.Module:
+    """The network of a sliced checkpoint: a plain ``nn.Module`` in eval mode, on CPU, without gates.
+
+    Raises UserError if the folder is no sliced checkpoint or its files do not belong together.
+    """
+    config = read_sliced_config(folder)
+    folded = config.get("folded_norms", {})
+    try:
+        tensors = safetensors.torch.load_file(Path(folder) / "model.safetensors")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder}/model.safetensors cannot be read: {error}") from error
+    architecture = Architecture(config["builder"], config["arguments"])
+    with torch.device("meta"):
+        small = _rebuild(architecture, config["kept_units"], folded)
+        _refuse_other_images(small, config["input_shape"], folder)
+    if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
+        with torch.random.fork_rng(devices=[]):  # buffers that no file holds are made by the builder
+            small = _rebuild(architecture, config["kept_units"], folded)
+        small.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
+    try:
+        small.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1:2]
+        raise UserError(
+            f"{folder}: config.json and model.safetensors do not belong together:{first}"
+        ) from error
+    return small.requires_grad_(True).eval()
+
+
+def _refuse_other_images(small: nn.Module, shape: Sequence[int] | None, folder: str | Path) -> None:
+    """Raise UserError if a network (without memory: on the meta device) does not take images of the recorded shape."""
+    if shape is not None:
+        try:
+            small.eval()(torch.empty(1, *shape, device="meta"))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{folder}/config.json: its network takes no images of {shape}: {reason}"
+            ) from error
+
+
+def read_sliced_config(folder: str | Path) -> dict[str, Any]:
+    """The description of a sliced checkpoint; raises UserError if it is missing or not one."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder} is not a sliced checkpoint: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(f"{folder} is not a sliced checkpoint: {path} does not say so")
+    if config.get("version") != VERSION:
+        raise UserError(
+            f"{folder} is of format version {config.get('version')}; this program reads {VERSION}"
+        )
+    missing = {"builder", "arguments", "kept_units"} - config.keys()
+    if missing:
+        raise UserError(f"{path} lacks '{sorted(missing)[0]}'")
+    try:
+        return _Description.model_validate(config).model_dump() | config
+    except ValidationError as error:
+        where, problem = first_problem(error)
+        raise UserError(f"{path}: '{where}': {problem}") from error
+
+
+def input_shape_of(source: str | Path) -> tuple[int, ...]:
+    """The images (C, H, W) that a sliced checkpoint takes; raises UserError if it does not say."""
+    shape = read_sliced_config(source)["input_shape"]
+    if shape is None:
+        raise UserError(
+            f"{source} does not say its input_shape; save it with save_sliced(..., input_shape=...)"
+        )
+    return tuple(shape)
+
+
+def find_sliced(folder: str | Path) -> Path:
+    """The sliced checkpoint of a run folder; any other folder must be one itself. Raises UserError if none is there."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"there is no folder {path}")
+    if (path / "checkpoints").is_dir() and not (path / "sliced").is_dir():
+        raise UserError(f"{path} has no sliced network yet; make it with: dist-prune collapse {path}")
+    return path / "sliced" if (path / "sliced").is_dir() else path
+
+
+def _rebuild(architecture: Architecture, kept: Mapping[str, Any], folded: Mapping[str, str]) -> nn.Module:
+    small = architecture.build()
+    remove_units(small, kept)
+    return fold(small, folded) if folded else small
+
+
+def _refuse_other_structure(
+    small: nn.Module, architecture: Architecture, kept: Mapping[str, Any], folded: Mapping[str, str]
+) -> None:
+    if any(True for _ in gated_modules(small)):
+        raise UserError("this network still has gates: save what dist_prune.collapse returns")
+    with torch.device("meta"):
+        rebuilt = _rebuild(architecture, kept, folded)
+    if repr(rebuilt) != repr(small):
+        raise UserError(
+            f"this {type(small).__name__} was changed after it was built as {architecture.builder}; a sliced "
+            "checkpoint cannot describe that"
+        )
+
+
+def replace_folder(beside: Path, target: Path) -> None:
+    """Rename the folder ``beside`` to ``target``, in place of a folder that may be there."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(beside, target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,174 @@
+"""Slicing: takes units out of a *plain* network, in place, by what its sites say.
+
+Tensors that stay whole are the same objects as before; those that are narrowed come with a note of where they
+were taken from, so that optimizer state can follow.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dist_prune.errors import UserError
+from dist_prune.pruning.channel_sites import POSITIONS, channel_sites
+from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.replace_blocks import close
+from dist_prune.pruning.replacement_blocks import AddToChannels, SelectChannels
+from dist_prune.pruning.sites import Site
+
+
+@dataclass(frozen=True)
+class SlicedTensor:
+    """A tensor that was taken out of a larger one: per dimension the indices that stayed, or None."""
+
+    new: Tensor
+    old: Tensor
+    indices: tuple[Tensor | None, ...]
+
+
+def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[SlicedTensor]:
+    """Remove all units but ``kept`` (by site name) from a plain network, in place.
+
+    Returns the tensors that became smaller; all others stay the same objects. The network remembers ``kept``
+    for its sliced checkpoint. Raises UserError for a site that the network does not have, or one that would
+    be left without any path.
+    """
+    known = {site.name: site for site in all_sites(plain)}
+    for name, units in kept.items():
+        if name not in known:
+            raise UserError(f"the network has no site '{name}'")
+        if len(set(units)) != len(units) or any(not 0 <= unit < known[name].units for unit in units):
+            raise UserError(
+                f"'{name}' has the units 0 to {known[name].units - 1}, each of which stays once at most"
+            )
+        if not units and not known[name].may_be_empty:
+            raise UserError(f"'{name}' has no shortcut, so one unit at least must stay")
+    chosen = {known[name]: sorted(units) for name, units in kept.items()}
+    changed = _without_closed_blocks({s: units for s, units in chosen.items() if len(units) < s.units})
+    _fold_constants(plain, changed)
+    narrowed = _narrow_modules(plain, changed)
+    closed = [site for site, units in changed.items() if not units]
+    close(plain, closed, {*known, *getattr(plain, "dist_prune_kept", {})})
+    _connect(plain, {site: units for site, units in changed.items() if units})
+    _remember(plain, kept)
+    return narrowed
+
+
+def all_sites(plain: nn.Module) -> tuple[Site, ...]:
+    """Every site of a plain network: layers, and channels at every position."""
+    channels = tuple(site for position in POSITIONS for site in channel_sites(plain, position))
+    return layer_sites(plain) + channels
+
+
+def _without_closed_blocks(changed: Mapping[Site, Sequence[int]]) -> dict[Site, Sequence[int]]:
+    """A closed layer is closed, whatever is said about its channels."""
+    gone = {site.block for site, units in changed.items() if site.kind == "layer" and not units}
+    return {
+        s: units for s, units in changed.items() if s.kind == "layer" or not s.block or s.block not in gone
+    }
+
+
+def _remember(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
+    before: dict[str, list[int]] = dict(getattr(plain, "dist_prune_kept", {}))
+    for name, units in kept.items():
+        before[name] = [before[name][unit] for unit in units] if name in before else list(units)
+    plain.dist_prune_kept = before  # type: ignore[assignment]
+
+
+def _dropped(changed: Mapping[Site, Sequence[int]]) -> dict[tuple[str, str], set[int]]:
+    """By module and dimension, the entries that go; modules that go as a whole are left out."""
+    dropped: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for site, units in changed.items():
+        for cut in site.cuts:
+            if not units and any(f"{cut.module}.".startswith(f"{gone}.") for gone in site.branch):
+                continue
+            closed = set(range(site.units)) - set(units)
+            dropped[cut.module, cut.dim] |= {entry for unit in closed for entry in cut.entries(unit)}
+    return dropped
+
+
+def _narrow_modules(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> list[SlicedTensor]:
+    by_module: dict[str, dict[str, set[int]]] = defaultdict(dict)
+    for (name, dim), entries in _dropped(changed).items():
+        by_module[name][dim] = entries
+    return [n for name, dims in by_module.items() for n in _narrow(plain.get_submodule(name), dims)]
+
+
+def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[SlicedTensor]:
+    """Take entries out of a convolution, linear layer or norm; others (pooling) have nothing to take out of."""
+    rows = dropped.get("out", dropped.get("channels"))
+    columns = dropped.get("in")
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        narrowed = [_replace(module, "weight", rows, columns)]
+        narrowed += [_replace(module, "bias", rows)] if rows and module.bias is not None else []
+        outputs, inputs = module.weight.shape[:2]
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = outputs, inputs
+        elif "channels" in dropped:  # depthwise
+            module.out_channels = module.in_channels = module.groups = outputs
+        else:
+            module.out_channels, module.in_channels = outputs, inputs
+        return narrowed
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        names = [
+            n for n in ("weight", "bias", "running_mean", "running_var") if getattr(module, n) is not None
+        ]
+        module.num_features -= len(rows or ())
+        return [_replace(module, name, rows) for name in names]
+    return []
+
+
+def _replace(module: nn.Module, name: str, *dropped: set[int] | None) -> SlicedTensor:
+    old = getattr(module, name)
+    indices = tuple(_rest(old.shape[dim], gone, old.device) for dim, gone in enumerate(dropped))
+    new = take(old.detach(), indices)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    setattr(module, name, new)
+    return SlicedTensor(new, old, indices)
+
+
+def _rest(size: int, gone: set[int] | None, device: torch.device) -> Tensor | None:
+    return torch.tensor([i for i in range(size) if i not in gone], device=device) if gone else None
+
+
+def take(old: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    """The entries at ``indices`` of each dimension (None: all of them), as a tensor of its own."""
+    for dimension, index in enumerate(indices):
+        if index is not None:
+            old = old.index_select(dimension, index.to(old.device))
+    return old.clone()
+
+
+def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
+    """Branches that read from, or add to, some of the channels that flow past them."""
+    for site, units in changed.items():
+        if site.position == "before":
+            reader = plain.get_submodule(site.gate_at)
+            plain.set_submodule(site.gate_at, nn.Sequential(SelectChannels(units), reader))
+        elif site.position == "after":
+            plain.set_submodule(site.block, AddToChannels(plain.get_submodule(site.block), units))
+
+
+@torch.no_grad()
+def _fold_constants(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
+    """A closed map is zero, but the norms behind it make a constant of it: their readers' biases take it up."""
+    for site, units in changed.items():
+        closed = torch.tensor(sorted(set(range(site.units)) - set(units)))
+        for fold in site.folds:
+            norm: Any = plain.get_submodule(fold.norm)
+            reader: Any = plain.get_submodule(fold.consumer)
+            offset = next(cut.offset for cut in site.cuts if cut.module == fold.norm)
+            entries = (closed + offset).to(norm.weight.device)
+            scale = norm.weight[entries] / (norm.running_var[entries] + norm.eps).sqrt()
+            constant = F.relu(norm.bias[entries] - norm.running_mean[entries] * scale)
+            added = reader.weight[:, entries].flatten(1) @ constant
+            if reader.bias is None:
+                reader.bias = nn.Parameter(torch.zeros_like(added))
+            reader.bias += added

@@ -1,0 +1,167 @@
+"""What a run is made of, and where it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from pydantic import ConfigDict, with_config
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dist_prune import distributed
+from dist_prune.config import RunConfig
+from dist_prune.data import ImageData, ReadingFailed, ShardError
+from dist_prune.engine.ds_config import Batching
+from dist_prune.errors import NothingToEvaluate, RunError, UserError
+from dist_prune.measure.macs import Costs
+from dist_prune.methods import Method
+from dist_prune.monitor.records import RunFolder
+from dist_prune.runtime.write_errors import CannotWrite
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a run is made of; the same on all ranks but for the device and ``pending_errors``.
+
+    A rank whose data cannot be read, or that cannot write, must not leave the others waiting in a collective: it
+    goes on without an error, which goes into ``pending_errors``, and all ranks raise it together, in ``sync_errors``
+    or after a step.
+    """
+
+    config: RunConfig
+    ds_config: dict[str, Any]
+    batching: Batching
+    data: ImageData
+    method: Method
+    costs: Costs
+    device: torch.device
+    folder: RunFolder
+    pending_errors: list[ShardError | ReadingFailed | RunError | UserError] = field(default_factory=list)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.data.steps_per_epoch(self.config.global_batch_size)
+
+    def train_batches(self, epoch: int, skip_steps: int) -> Iterator[Batch]:
+        """This rank's micro-batches of an epoch, on its device, without those of its first ``skip_steps`` steps.
+
+        Black images stand in where the data cannot be read; the step tells all ranks.
+        """
+        batching = self.batching
+        batches = self.data.train_batches(
+            epoch,
+            micro_batch=batching.micro,
+            global_batch=batching.global_batch,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            skip_steps=skip_steps,
+            device=self.device,
+        )
+        try:
+            yield from batches
+        except (ShardError, ReadingFailed) as error:
+            self.pending_errors.append(error)
+            black = torch.zeros(batching.micro, *self.data.input_shape, device=self.device)
+            labels = torch.zeros(batching.micro, dtype=torch.int64, device=self.device)
+            yield from itertools.repeat((black, labels))
+
+    def eval_batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
+        """This rank's share of a split, on its device, every sample exactly once; ``limit``: of its first samples.
+
+        Use them within ``with_read_errors``, and call ``sync_errors`` before you believe in what comes of them.
+        """
+        batches = self.data.eval_batches(
+            split,
+            batch_size=max(self.batching.micro, 64),
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            limit=limit,
+            device=self.device,
+        )
+        return self._while_readable(batches)
+
+    def first_images(self, split: str) -> Tensor:
+        """The first images of a split, up to 64 (B, C, H, W), the same on all ranks; all of them call it."""
+        batches = self.data.eval_batches(split, batch_size=64, rank=0, world_size=1, device=self.device)
+        images, _ = next(self._while_readable(batches), (None, None))
+        self.sync_errors()
+        if images is None:
+            raise NothingToEvaluate(f"none of the images of the {split} split could be read: mend the data")
+        return images
+
+    def _while_readable(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        try:
+            yield from batches
+        except (ShardError, ReadingFailed) as error:
+            self.pending_errors.append(error)
+
+    @contextlib.contextmanager
+    def capture_write_errors(self) -> Iterator[None]:
+        """What one rank writes into the run folder: if it cannot, all ranks raise that together, later."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            self.pending_errors.append(CannotWrite.because_of(error, self.folder.path))
+        except (RunError, UserError) as error:  # for example what was written comes back changed
+            self.pending_errors.append(error)
+
+    @contextlib.contextmanager
+    def with_read_errors(self) -> Iterator[None]:
+        """What all ranks do with a split: where no sample is left, they raise why rather than that."""
+        try:
+            yield
+        except NothingToEvaluate:
+            self.sync_errors()
+            raise
+
+    def sync_errors(self) -> int:
+        """Agree with the other ranks on what was read: the samples left out since the last call or step, of all ranks.
+
+        All ranks call it. Raises UserError (or RunError) on all of them if one could not read its data or write.
+        """
+        mine = torch.tensor([self.data.skipped.take(), len(self.pending_errors)], device=self.device)
+        skipped, failed = distributed.all_reduce_sum(mine).tolist()
+        if failed:
+            self.raise_pending_errors()
+        return skipped
+
+    def raise_pending_errors(self) -> NoReturn:
+        """Raise what one of the ranks could not do, as UserError where data are bad; all of them call it."""
+        error = distributed.first_object(next(iter(self.pending_errors), None))
+        if isinstance(error, (RunError, UserError)):
+            raise error
+        hint = "; bad_data=skip leaves out what cannot be read" if self.config.bad_data == "error" else ""
+        raise UserError(f"{error}{hint}")
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass
+class Progress:
+    """Where a run stands. step counts over all phases, batch the optimizer steps within the epoch.
+
+    skipped: samples that could not be read, over all ranks, each time that one was met, in training and in the
+    evaluations of its epochs; skipped_in_epoch: those of this epoch. max_abs_difference: between masked and sliced
+    outputs at the ends of phases so far. steps_skipped: steps whose loss or gradients were not finite;
+    bad_in_a_row: how many of them came last. best_accuracy: on the test split, of the epoch that ended at best_step.
+    """
+
+    phase: str = ""
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_epoch: int = 0
+    max_abs_difference: float = 0.0
+    steps_skipped: int = 0
+    bad_in_a_row: int = 0
+    best_accuracy: float = -1.0
+    best_step: int | None = None

@@ -1,0 +1,160 @@
+"""What a run leaves behind and shows while it goes on: rank 0 writes, every other rank stays silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dist_prune import distributed
+from dist_prune.monitor import names
+from dist_prune.monitor.console import ProgressBar, final_table
+from dist_prune.monitor.pictures import gate_history, opening_picture
+from dist_prune.monitor.report import write_report
+from dist_prune.monitor.tensorboard import TensorBoardLog
+from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.sites import Site
+from dist_prune.regularizers import mean_over_sites, polarization
+from dist_prune.training.bad_steps import line_about
+from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.step import StepMetrics
+
+
+class Recorder:
+    """Records of one invocation: metrics.jsonl, TensorBoard, progress on the console.
+
+    What cannot be written does not end the run here: all ranks raise it together (``RunContext.capture_write_errors``).
+    """
+
+    def __init__(self, setting: RunContext, total_steps: int, first_step: int) -> None:
+        """Raises OSError if nothing can be written."""
+        self._enabled = distributed.is_main()
+        self._log_every = setting.config.log_every
+        self._writing = setting.capture_write_errors
+        if self._enabled:
+            self._run = setting.folder
+            self._run.drop_after(first_step)
+            self._tensorboard = TensorBoardLog(
+                self._run.tensorboard, purge_step=first_step + 1 if first_step else None
+            )
+            self._progress = ProgressBar(total_steps, initial=first_step)
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        if self._enabled:
+            self._progress.line(text)
+
+    def step(
+        self,
+        at: Progress,
+        record: StepMetrics,
+        sites: Sequence[Site],
+        lr: float,
+        speed: float,
+        bad_batch: Mapping[str, Sequence[int]] | None,
+    ) -> None:
+        """Record one optimizer step, of which every ``log_every``-th goes to the disk, and each that was skipped.
+
+        speed: images/s; bad_batch: the samples of a step that was skipped, by shard.
+        """
+        if not self._enabled:
+            return
+        if bad_batch is not None:
+            self.say(line_about(at.step, record, bad_batch))
+        gates = _gate_metrics(record.means, sites)
+        epoch, step = at.epoch + 1, at.step
+        self._progress.update(
+            step, epoch, record.losses["total"], record.accuracy, gates.get(names.OPEN_RATIO), speed
+        )
+        if step % self._log_every and step > 1 and bad_batch is None:
+            return
+        metrics = {names.loss(term): value for term, value in record.losses.items()}
+        metrics |= {
+            names.ACCURACY_TRAIN: record.accuracy,
+            names.LEARNING_RATE: lr,
+            names.IMAGES_PER_SECOND: speed,
+        }
+        metrics |= gates
+        means = dict(zip((site.name for site in sites), _site_means(record.means, sites), strict=True))
+        place = {
+            "epoch": epoch,
+            "step": step,
+            "samples_skipped": at.skipped,
+            "steps_skipped": at.steps_skipped,
+        }
+        bad = {} if bad_batch is None else {"skipped_batch": bad_batch}
+        with self._writing():
+            self._run.append("train", {**place, **metrics, "gate_means": means, **bad})
+            self._tensorboard.scalars(
+                step, {**metrics, **{names.site(name): mean for name, mean in means.items()}}
+            )
+
+    def evaluation(self, record: Mapping[str, Any], mask: UnitMask | None) -> None:
+        """Record the evaluation of one epoch and draw the opening picture so far."""
+        if not self._enabled:
+            return
+        with self._writing():
+            self._write_evaluation(record, mask)
+        self.say(_evaluation_line(record))
+
+    def _write_evaluation(self, record: Mapping[str, Any], mask: UnitMask | None) -> None:
+        self._run.append("eval", record)
+        step = record["step"]
+        scalars = {
+            names.ACCURACY_DYNAMIC: record["accuracy"],
+            names.ACCURACY_CONSENSUS: record["accuracy_consensus"],
+            names.MACS_RATIO: record["macs_ratio"],
+            names.ENERGY_EPOCH: record["energy_joules"],
+            names.ENERGY_TOTAL: record["energy_joules_total"],
+        }
+        self._tensorboard.scalars(step, scalars)
+        if mask is not None:
+            self._run.write_json(self._run.mask, mask.as_dict())
+            history, sites, records = gate_history(self._run.read_metrics("eval"))
+            picture = opening_picture(history, sites, [r["epoch"] for r in records])
+            self._tensorboard.figure(names.OPENING_PICTURE, picture, step)
+
+    def summary(self, record: Mapping[str, Any]) -> None:
+        """Record the end of the run and show its table."""
+        if self._enabled:
+            with self._writing():
+                self._run.append("summary", record)
+            files = {"sliced network": self._run.sliced, "report": self._run.report / "report.html"}
+            self.say("\n" + final_table(record, {**files, "TensorBoard": self._run.tensorboard}))
+
+    def report(self) -> None:
+        """Draw the pictures and the page of the run so far."""
+        if self._enabled:
+            with self._writing():
+                write_report(self._run)
+
+    def close(self) -> None:
+        """Bring everything to the disk."""
+        if self._enabled:
+            self._progress.close()
+            with self._writing():
+                self._tensorboard.close()
+
+
+def _site_means(means: Tensor, sites: Sequence[Site]) -> list[float]:
+    return [part.mean().item() for part in means.split([site.units for site in sites])] if sites else []
+
+
+def _gate_metrics(means: Tensor, sites: Sequence[Site]) -> dict[str, float]:
+    if not sites:
+        return {}
+    gates = (means.double(), tuple(site.units for site in sites))
+    return {
+        names.OPEN_RATIO: min(mean_over_sites(gates).item(), 1.0),
+        names.R_POLAR: polarization(gates).item(),
+    }
+
+
+def _evaluation_line(record: Mapping[str, Any]) -> str:
+    parts = [f"epoch {record['epoch']}", f"accuracy {record['accuracy']:.2%}"]
+    if record["r_polar"] is not None:
+        parts += [f"consensus {record['accuracy_consensus']:.2%}", f"open {record['open_ratio']:.1%}"]
+        parts += [f"R_polar {record['r_polar']:.4f}"]
+    parts += [f"MACs {record['macs_ratio']:.1%}", f"{record['images_per_second']:,.0f} images/s"]
+    return "  ".join(parts)

@@ -1,0 +1,289 @@
+"""One run from options to results: what happens around the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_prune import distributed
+from dist_prune.checkpoints.format import Checkpoint
+from dist_prune.checkpoints.restore import find_checkpoint
+from dist_prune.checkpoints.writer import Saving
+from dist_prune.config import RunConfig
+from dist_prune.data import ImageData, ShardError, open_data
+from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
+from dist_prune.engine.ds_config import load_ds_config, resolve_batching
+from dist_prune.errors import LocalRankError, UserError, nearest
+from dist_prune.methods import METHODS, Method, Task
+from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
+from dist_prune.runtime.consistency import agree_to_start
+from dist_prune.runtime.launcher import refuse_missing_hostfile
+from dist_prune.runtime.peers import Peer, translate_rank_failures
+from dist_prune.runtime.run_lock import lock_run_folder
+from dist_prune.runtime.signals import StopRequest
+from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.finish import advice, finish
+from dist_prune.training.loop import Trainer
+from dist_prune.training.phase_trainer import PhaseTrainer
+from dist_prune.training.recorder import Recorder
+
+_PACKAGES = ("dist-prune", "torch", "torchvision", "deepspeed", "webdataset", "numpy")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the recipe."""
+
+    ds_config: str
+    out: str | None = None
+    resume: bool = False
+    max_steps: int | None = None
+    max_hours: float | None = None
+
+
+def run(config: RunConfig, options: Options) -> bool:
+    """Train, collapse and record; True when the run is done, False when it stopped on request after saving.
+
+    Raises UserError for what the user can mend.
+    """
+    distributed.complete_environment()
+    found: tuple[dict[str, Any], ImageData] | UserError | ShardError
+    try:
+        found = _open(config, options)
+    except (UserError, ShardError) as error:
+        if os.environ["WORLD_SIZE"] == "1":
+            raise
+        found = error  # it may be this rank's alone: the others have to hear of it
+    device = start_process_group(config.rank_timeout)
+    peers = agree_to_start(_facts(config, *found) if isinstance(found, tuple) else str(found))
+    assert isinstance(found, tuple)
+    ds_config, data = found
+    with translate_rank_failures(peers, config.rank_timeout):
+        return _run_together(config, options, ds_config, data, device, peers)
+
+
+def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageData]:
+    """The DeepSpeed config and the data, opened by each rank on its own."""
+    refuse_missing_hostfile()
+    ds_config = load_ds_config(options.ds_config)
+    check_with_deepspeed(ds_config, config.compile)
+    if options.resume and not options.out:
+        raise UserError("--resume needs the run folder to go on with: --out RUN")
+    data = open_images(config)
+    data.steps_per_epoch(config.global_batch_size)  # refuses a batch that is larger than the data
+    data.num_samples("test")  # refuses data that could not be evaluated
+    return ds_config, data
+
+
+def _facts(config: RunConfig, ds_config: dict[str, Any], data: ImageData) -> dict[str, Any]:
+    """What all ranks must have been started with."""
+    return {
+        **config.model_dump(mode="json"),
+        "ds_config": ds_config,
+        "versions": _versions(),
+        "shards": data.identity(),
+    }
+
+
+def _run_together(
+    config: RunConfig,
+    options: Options,
+    ds_config: dict[str, Any],
+    data: ImageData,
+    device: torch.device,
+    peers: list[Peer],
+) -> bool:
+    batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
+    method, task = build_method(config, data)
+    costs = task.costs
+    method.check()
+    with _open_folder(config, options) as folder:
+        done = _is_done(folder) if distributed.is_main() else False
+        done = distributed.broadcast_object(done)
+        if isinstance(done, str):
+            raise UserError(done)
+        if done:
+            if distributed.is_main():
+                print(f"{folder.path} is finished already; its results are in {folder.sliced}")
+            return True
+        checkpoint = find_checkpoint(folder, config, data)
+        setting = RunContext(config, ds_config, batching, data, method, costs, device, folder)
+        return _train_and_finish(setting, options, checkpoint, peers)
+
+
+def open_images(config: RunConfig) -> ImageData:
+    """The recipe's data, opened by each rank on its own."""
+    return open_data(
+        config.data,
+        seed=config.seed,
+        workers=config.workers,
+        image_size=config.image_size,
+        augment=config.augment,
+        channels_last=config.channels_last,
+        bad_data=config.bad_data,
+        cache=config.cache,
+    )
+
+
+def build_method(config: RunConfig, data: ImageData) -> tuple[Method, Task]:
+    """The recipe's method and the task it is given; raises UserError for an unknown method."""
+    if config.method not in METHODS:
+        raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
+    task = Task(config, data.num_classes, data.input_shape)
+    return METHODS[config.method](task), task
+
+
+def _train_and_finish(
+    setting: RunContext, options: Options, checkpoint: Checkpoint | None, peers: list[Peer]
+) -> bool:
+    first_step = checkpoint.state["position"]["step"] if checkpoint else 0
+    status = _Status(setting.folder, first_step, resumed_from=first_step if checkpoint else None)
+    total_steps = setting.method.epochs * setting.steps_per_epoch
+    with setting.capture_write_errors():
+        if distributed.is_main():
+            setting.folder.write_config(_record_of(setting))
+        status.write("running")
+        recorder = Recorder(setting, total_steps, first_step)
+    setting.sync_errors()
+    try:
+        with translate_rank_failures(peers, setting.config.rank_timeout):
+            last, reason = _work(setting, options, checkpoint, recorder, status)
+    except BaseException as error:
+        with setting.capture_write_errors():
+            status.fail(error)
+        recorder.close()
+        raise
+    recorder.close()
+    with setting.capture_write_errors():
+        status.write("done" if last else "stopped", reason)
+    recorder.report()
+    setting.sync_errors()
+    return last is not None
+
+
+def _work(
+    setting: RunContext, options: Options, checkpoint: Checkpoint | None, recorder: Recorder, status: _Status
+) -> tuple[PhaseTrainer | None, str | None]:
+    """Train and collapse; the last phase, or None and the reason if the run was asked to stop."""
+    with StopRequest(options.max_steps, options.max_hours) as stop:
+        with Saving(setting) as saving:
+            trainer = Trainer(setting, recorder, stop, saving, checkpoint)
+            status.position = trainer.position
+            last = trainer.train()
+        setting.sync_errors()  # a second signal must not end a rank while rank 0 still writes
+    if last is None:
+        reason = distributed.first_object(stop.reason)  # the request may have reached other ranks than rank 0
+        recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")
+        return None, reason
+    if last.phase.decision:
+        recorder.say(advice(last.phase.decision) or "all gates have decided")
+    at = trainer.position
+    outcome = finish(setting, last.phase, at.max_abs_difference, last.engine.autocast())
+    rest = {
+        "seconds_total": trainer.seconds(),
+        **trainer.energy.summary(setting.config.grid_intensity),
+        "samples_skipped": at.skipped,
+        "steps_skipped": at.steps_skipped,
+        "world_size": distributed.world_size(),
+    }
+    recorder.summary({**outcome.summary, **rest})
+    setting.sync_errors()
+    return last, None
+
+
+class _Status:
+    """Keeps status.json; rank 0 writes, and a rank that tells by itself why the run has failed."""
+
+    def __init__(self, folder: RunFolder, first_step: int, resumed_from: int | None) -> None:
+        self._folder, self._resumed_from = folder, resumed_from
+        self.position = Progress(step=first_step)
+
+    def write(self, state: State, reason: str | None = None) -> None:
+        """Say how the run stands, on rank 0."""
+        if distributed.is_main():
+            self._write(state, reason)
+
+    def fail(self, error: BaseException) -> None:
+        """Say why the run has failed: rank 0 may be what was lost, and what it sees last may be a consequence."""
+        speaks = isinstance(error, LocalRankError) and not error.told
+        if speaks or (distributed.is_main() and not self._told()):
+            self._write("failed", " ".join(str(error).split()) or type(error).__name__)
+
+    def _write(self, state: State, reason: str | None) -> None:
+        self._folder.write_status(state, reason, self.position.step, self._resumed_from)
+
+    def _told(self) -> bool:
+        """Whether another rank has written why, since this invocation began and wrote that it is running."""
+        with contextlib.suppress(ValueError):
+            return (self._folder.read_status() or {}).get("state") == "failed"
+        return False
+
+
+@contextlib.contextmanager
+def _open_folder(config: RunConfig, options: Options) -> Iterator[RunFolder]:
+    """The run folder, made and occupied by rank 0; every rank gets the same path or the same error."""
+    path, problem = options.out or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", None
+    lock = None
+    if distributed.is_main():
+        try:
+            RunFolder.create(path, options.resume)
+            lock = lock_run_folder(path)
+        except (RunExists, RunFolderError, UserError) as error:
+            problem = str(error)
+    path, problem = distributed.broadcast_object((path, problem))
+    if problem:
+        raise UserError(problem)
+    with lock or contextlib.nullcontext():
+        yield RunFolder(path)
+
+
+def _is_done(folder: RunFolder) -> bool | str:
+    """Whether the run is over; a text says why nobody can know."""
+    try:
+        return (folder.read_status() or {}).get("state") == "done"
+    except ValueError as error:
+        return f"{folder.status} is damaged ({error}); remove it to go on with the run"
+
+
+def _record_of(setting: RunContext) -> dict[str, Any]:
+    """The content of config.json."""
+    return {
+        "config": setting.config.model_dump(mode="json"),
+        "ds_config": setting.ds_config,
+        "batching": asdict(setting.batching),
+        "world_size": distributed.world_size(),
+        "device": str(setting.device.type),
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None

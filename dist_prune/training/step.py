@@ -1,0 +1,168 @@
+"""One optimizer step: forward, gate means over all ranks, losses, backward, for each micro-batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune import distributed
+from dist_prune.engine.deepspeed_engine import Engine
+from dist_prune.gates.means import AsyncGateMeans, GateMeans, MeanAccumulator, gates_of
+from dist_prune.methods import Phase, Step
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class RankFlags:
+    """What this rank tells the others with a step.
+
+    stop: it was asked to stop; failed: its batches stand in for data that could not be read; skipped: images
+    that were left out of them because they could not be read; save: it is time for a checkpoint.
+    """
+
+    stop: bool = False
+    failed: bool = False
+    skipped: int = 0
+    save: bool = False
+
+    def as_tensor(self, device: torch.device) -> Tensor:
+        """What is told, as numbers that can be summed over ranks (4,)."""
+        return torch.tensor(
+            [self.stop, self.failed, self.skipped, self.save], dtype=torch.float32, device=device
+        )
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one optimizer step showed, over the whole global batch.
+
+    losses: ``total``, ``task`` and each term, means over samples; accuracy: share of right answers;
+    means: gate means (all units,), on the CPU, empty without gates; logits: their mean logits; samples: images
+    in the step; skipped: images that all ranks left out; stop, failed, save: whether any rank says so (see
+    ``RankFlags``); applied: False if nothing was learned, since loss or gradients were not finite.
+    """
+
+    losses: dict[str, float]
+    accuracy: float
+    means: Tensor
+    logits: Tensor
+    samples: int
+    skipped: int
+    stop: bool
+    failed: bool
+    save: bool
+    applied: bool
+
+
+def seed_step_rng(seed: int, step: int) -> None:
+    """Let what a step draws from torch's generator (dropout) depend on seed, step and rank alone.
+
+    So a resumed run draws what the uninterrupted one would have, and no checkpoint has to hold generators.
+    """
+    key = f"{seed} {step} {distributed.rank()}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
+
+
+def train_step(
+    engine: Engine,
+    phase: Phase,
+    batches: Sequence[Batch],
+    epoch: float,
+    control: RankFlags = RankFlags(),
+    number: int = 0,
+) -> StepMetrics:
+    """Train on one global batch, the run's ``number``-th; ``batches``: this rank's micro-batches (images, labels).
+
+    They are on the engine's device; labels are numbers (B,) or probabilities (B, classes). All-reduces: one a
+    micro-batch, of what the gates did, with count and control scalars (which only need to be said once), which is
+    under way while the rest of the forward pass is computed; and one a step, at its end, of loss and right answers.
+    The task loss of a rank is W / N times its local sum, so that averaged gradients are those of the joined batch.
+    Where loss or gradients are not finite on any rank, nothing changes on all of them.
+    """
+    buffers_before = _Buffers(engine.module)
+    applied = True
+    window = MeanAccumulator()
+    gates = gates_of(engine.module) if phase.has_gates else {}
+    scores = torch.zeros(2, device=engine.device)
+    terms_seen: dict[str, Tensor] = {}
+    for turn, (images, labels) in enumerate(batches):
+        place = turn * distributed.world_size() + distributed.rank()
+        phase.before_forward(engine.module, number, place * engine.batching.micro, epoch)
+        told = control.as_tensor(engine.device) if turn == 0 else torch.zeros_like(window.scalars)
+        with AsyncGateMeans(window, gates, len(labels), told, early=not engine.gathers_weights) as upcoming:
+            logits = engine.forward(images)
+        means = upcoming.wait()
+        task_sum = phase.task_loss(logits, labels)
+        right = (logits.detach().argmax(1) == _most_likely(labels)).sum()
+        scores = scores + torch.stack([task_sum.detach(), right.float()])
+        task = task_sum * (distributed.world_size() / window.micro_samples)
+        terms = phase.loss_terms(Step(engine.module, images, labels, logits, means if gates else None, epoch))
+        engine.backward(_spreading(sum(terms.values(), start=task)))
+        applied = engine.step()
+        for name, value in terms.items():
+            terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
+    if not applied:  # norms have averaged what is not finite
+        buffers_before.put_back()
+    return _record(window, means, distributed.all_reduce_sum(scores), terms_seen, applied)
+
+
+class _Buffers:
+    """A copy of a module's buffers, packed: hundreds of norms cost one operation a dtype, not one a buffer."""
+
+    def __init__(self, module: nn.Module) -> None:
+        by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for buffer in module.buffers():
+            by_dtype[buffer.dtype].append(buffer)
+        self._groups = list(by_dtype.values())
+        self._copies = [torch.cat([buffer.flatten() for buffer in group]) for group in self._groups]
+
+    def put_back(self) -> None:
+        """Overwrite the buffers, in place."""
+        for group, copy in zip(self._groups, self._copies, strict=True):
+            for buffer, before in zip(group, copy.split([b.numel() for b in group]), strict=True):
+                buffer.copy_(before.view_as(buffer))
+
+
+def _spreading(loss: Tensor) -> Tensor:
+    """``loss``; but if it is not finite, neither are its gradients.
+
+    They make those of all ranks so when they are averaged, and then every engine refuses the step, with no word
+    between ranks and no wait for the device.
+    """
+    return loss * (1 + 0 * loss.detach())
+
+
+def _most_likely(labels: Tensor) -> Tensor:
+    """The classes (B,) of labels that may be probabilities (B, classes)."""
+    return labels.argmax(1) if labels.dim() == 2 else labels
+
+
+def _record(
+    window: MeanAccumulator, means: GateMeans, scores: Tensor, terms: dict[str, Tensor], applied: bool
+) -> StepMetrics:
+    """Read the figures off the device, all at once: each time, one waits for it."""
+    values, logits = means.values.detach(), means.logits
+    of_step = [window.samples.reshape(1), scores, window.scalars, *(t.reshape(1) for t in terms.values())]
+    seen = torch.cat([values, logits, *of_step]).cpu()
+    values, logits, rest = seen.split([values.numel(), logits.numel(), seen.numel() - 2 * values.numel()])
+    count, loss_sum, right, stops, failures, skipped, saves, *of_terms = rest.tolist()
+    losses = {"task": loss_sum / count, **dict(zip(terms, of_terms, strict=True))}
+    losses["total"] = sum(losses.values())
+    return StepMetrics(
+        losses,
+        right / count,
+        values,
+        logits,
+        samples=int(count),
+        skipped=int(skipped),
+        stop=stops > 0,
+        failed=failures > 0,
+        save=saves > 0,
+        applied=applied,
+    )

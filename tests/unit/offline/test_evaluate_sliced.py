@@ -1,0 +1,61 @@
+"""Evaluating a sliced checkpoint prepares images as the run did that wrote it."""
+
+import pytest
+import torch
+
+from dist_prune import build_model
+from dist_prune.config import AugmentConfig
+from dist_prune.data import open_data
+from dist_prune.errors import UserError
+from dist_prune.offline.runs import open_for_sliced
+from dist_prune.pruning.sliced_checkpoint import read_sliced_config, save_sliced
+
+
+@pytest.fixture
+def checkpoint(tmp_path, data_folder):
+    """Makes the config of a sliced checkpoint of a network that was trained on ``images``."""
+
+    def make(images):
+        model = build_model("resnet8", num_classes=10, in_channels=1, width=4)
+        folder = save_sliced(
+            model,
+            tmp_path / "sliced",
+            input_shape=images.input_shape,
+            resized_side=images.resized_side,
+            normalization=images.normalization,
+        )
+        return read_sliced_config(folder)
+
+    return make
+
+
+def first_images(data):
+    return next(iter(data.eval_batches("test", batch_size=64, rank=0, world_size=1)))[0]
+
+
+@pytest.mark.parametrize(("random_resized_crop", "side"), [(True, 18), (False, None)])
+def test_images_are_scaled_with_a_margin_only_where_training_cut_parts_out_of_them(
+    checkpoint, random_resized_crop, side
+):
+    augment = AugmentConfig(random_resized_crop=random_resized_crop)
+    trained_on = open_data("digits", image_size=16, augment=augment)
+    assert trained_on.resized_side == side
+    again = open_for_sliced(checkpoint(trained_on), "digits")
+    assert torch.equal(first_images(again), first_images(trained_on))
+    other = open_data(
+        "digits", image_size=16, augment=AugmentConfig(random_resized_crop=not random_resized_crop)
+    )
+    assert not torch.equal(first_images(again), first_images(other))
+
+
+def test_checkpoints_from_before_the_margin_was_recorded_take_images_as_a_whole(checkpoint):
+    config = checkpoint(open_data("digits"))
+    del config["resized_side"]
+    assert open_for_sliced(config, "digits").resized_side is None
+
+
+def test_images_that_are_normalized_otherwise_are_refused(checkpoint):
+    config = checkpoint(open_data("digits"))
+    config["normalization"] = {"mean": [0.5], "std": [0.5]}
+    with pytest.raises(UserError, match="normalized by"):
+        open_for_sliced(config, "digits")
