@@ -198,8 +198,6 @@ class ShardIndex(BaseModel):
             raise ValueError("class_names lists a name twice")
         if len(self.class_titles) not in (0, len(self.class_names)):
             raise ValueError("class_titles does not have one title for each class")
-        if (len(self.mean), len(self.std)) != (self.channels, self.channels):
-            raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
         least = BLOCK  # bytes of a sample: its header in the tar
         if self.image_shape:
             height, width = self.image_shape[1:]
@@ -209,6 +207,8 @@ class ShardIndex(BaseModel):
                 least = self.channels * height * width + 8  # pixels and a label
         elif self.format == "raw":
             raise ValueError("raw images need an image_shape")
+        if (len(self.mean), len(self.std)) != (self.channels, self.channels):
+            raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
         for shard in self.shards():
             if shard.length * least > shard.size:
                 raise ValueError(f"{shard.name} has {shard.length} samples in {shard.size} bytes")

@@ -59,9 +59,9 @@ def test_a_damaged_config_is_named_in_one_line(folder):
 
 def images(*lengths: int, fingerprint: str = "0123456789") -> ImageData:
     files = tuple(f"toy-{number}.tar" for number in range(len(lengths)))
-    splits = {"train": ShardSplit(files, lengths, ("0",) * len(lengths), lengths)}
-    index = ShardIndex("toy", "toy", 0, fingerprint, ("a",), (1, 4, 4), (0.0,), (1.0,), splits, "somewhere")
-    return ImageData(index, storage=None)
+    train = ShardSplit.model_construct(filenames=files, shard_lengths=lengths)
+    index = ShardIndex.model_construct(fingerprint=fingerprint, splits={"train": train})
+    return ImageData(index, store=None)
 
 
 def recorded(data: ImageData) -> Checkpoint:

@@ -1,7 +1,5 @@
 """Normalization and mixing: bit for bit what they say, on the device that trains."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,10 @@ from dist_prune.data.batch_rng import BatchRng
 from dist_prune.data.batch_transform import BatchTransform
 
 CPU = torch.device("cpu")
-PLAIN = ShardIndex("toy", "toy", 0, "x", tuple("abcd"), None, (0.0,) * 3, (1.0,) * 3, {}, None)
-USUAL = dataclasses.replace(PLAIN, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+PLAIN = ShardIndex.model_construct(
+    name="toy", class_names=tuple("abcd"), image_shape=None, mean=(0.0,) * 3, std=(1.0,) * 3, splits={}
+)
+USUAL = PLAIN.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)})
 
 
 def transform(index=USUAL, width=4, augment=None, channels_last=False, device=CPU) -> BatchTransform:

@@ -17,7 +17,9 @@ PLAIN = AugmentConfig()
 
 
 def index(shape, mean=(0.0,) * 3) -> ShardIndex:
-    return ShardIndex("toy", "toy", 0, "x", tuple("abcd"), shape, mean, (1.0,) * 3, {}, None)
+    return ShardIndex.model_construct(
+        name="toy", class_names=tuple("abcd"), image_shape=shape, mean=mean, std=(1.0,) * 3, splits={}
+    )
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
