@@ -183,7 +183,7 @@ def test_properties_describe_the_batches(folder):
 @pytest.mark.parametrize("mixed", ["mixup", "cutmix", None])
 def test_batches_are_bit_for_bit_the_stored_pixels_normalized_and_mixed(folder, workers, mixed):
     plain = data(folder, workers, AugmentConfig(**{mixed: 0.5}) if mixed else None)
-    images = dataclasses.replace(plain, index=dataclasses.replace(plain.index, mean=(0.3,), std=(0.7,)))
+    images = dataclasses.replace(plain, index=plain.index.model_copy(update={"mean": (0.3,), "std": (0.7,)}))
     stored, labels = numbered(TRAIN, height=6, width=5)
     scale, shift = torch.tensor(1 / (255 * 0.7)), torch.tensor(-0.3 / 0.7)
     for step, (rows, (found, targets)) in enumerate(zip(planned(1, 0, 40), train(images), strict=True)):
