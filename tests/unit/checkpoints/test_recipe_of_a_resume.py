@@ -71,7 +71,7 @@ def recorded(data: ImageData) -> Checkpoint:
 
 def test_the_same_shards_go_on_wherever_they_are_now(folder):
     now = images(30, 20)
-    moved = dataclasses.replace(now, index=dataclasses.replace(now.index, root="elsewhere"))
+    moved = dataclasses.replace(now, index=now.index.model_copy(update={"root": "elsewhere"}))
     assert other_data(folder, CONFIG, recorded(now), moved) is None
 
 
