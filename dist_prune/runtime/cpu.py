@@ -9,8 +9,6 @@ import os
 import joblib
 import torch
 
-from dist_prune.gates.kernels import compile_kernels
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
@@ -34,7 +32,7 @@ def threads_of_a_rank() -> int:
 
 
 def tune_cpu() -> None:
-    """Share the cores among the ranks of this machine, keep freed memory, and compile the gates' kernels.
+    """Share the cores among the ranks of this machine and keep freed memory.
 
     By default glibc gives every large activation back to the system when it is freed and takes it anew in
     the next layer, page by page, which can cost more than the computation. ``OMP_NUM_THREADS`` wins over the sharing.
@@ -45,4 +43,3 @@ def tune_cpu() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
-    compile_kernels()

@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,10 +19,12 @@ from dist_prune.checkpoints.format import Checkpoint
 from dist_prune.checkpoints.restore import find_checkpoint
 from dist_prune.checkpoints.writer import Saving
 from dist_prune.config import RunConfig
+from dist_prune.config.effects import without_effect
 from dist_prune.data import ImageData, ShardError, open_data
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.errors import LocalRankError, UserError, nearest
+from dist_prune.gates.kernels import compile_kernels
 from dist_prune.methods import METHODS, Method, Task
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
 from dist_prune.runtime.consistency import agree_to_start
@@ -48,6 +50,8 @@ class Options:
     resume: bool = False
     max_steps: int | None = None
     max_hours: float | None = None
+    # Dotted recipe fields that the user has set by hand: one that does nothing gets a line.
+    asked: Sequence[str] = ()
 
 
 def run(config: RunConfig, options: Options) -> bool:
@@ -63,6 +67,9 @@ def run(config: RunConfig, options: Options) -> bool:
         if os.environ["WORLD_SIZE"] == "1":
             raise
         found = error  # it may be this rank's alone: the others have to hear of it
+    # A first build takes half a minute, which may be more than ranks wait for one another once they have met.
+    if not torch.cuda.is_available():
+        compile_kernels()
     device = start_process_group(config.rank_timeout)
     peers = agree_to_start(_facts(config, *found) if isinstance(found, tuple) else str(found))
     assert isinstance(found, tuple)
@@ -153,6 +160,8 @@ def _train_and_finish(
             setting.folder.write_config(_record_of(setting))
         status.write("running")
         recorder = Recorder(setting, total_steps, first_step)
+        for line in without_effect(setting.config, setting.method.reads, options.asked):
+            recorder.say(line)
     setting.sync_errors()
     try:
         with translate_rank_failures(peers, setting.config.rank_timeout):

@@ -20,15 +20,14 @@ ALLOWED = {
     "export": {"pruning", "models", *LEAVES},
     "methods": {*MODEL, *LEAVES},
     "gates": {"pruning", "measure", "models", *LEAVES},
-    "pruning": {"gates", "measure", "models", *LEAVES},
+    "pruning": {"measure", "models", *LEAVES},
     "measure": {"pruning", "models", *LEAVES},
     "models": {"pruning", *LEAVES},
     "study": {"monitor", *LEAVES},
     "monitor": LEAVES,
     "data": LEAVES,
     "regularizers": set(),
-    "runtime": {"gates", *LEAVES},
-    **dict.fromkeys(LEAVES - {"runtime"}, LEAVES),
+    **dict.fromkeys(LEAVES, LEAVES),
     "__init__": {*MODEL, *LEAVES},
 }
 WIRING = {"cli", "__main__"}  # these may import anything
