@@ -9,13 +9,9 @@ import os
 import joblib
 import torch
 
+from dist_prune.runtime.launch import ranks_per_node
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-
-
-def ranks_here() -> int:
-    """The ranks on this machine: torchrun and deepspeed tell it under different names."""
-    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
-    return int(next((os.environ[name] for name in names if os.environ.get(name)), "1"))
 
 
 def threads_of_a_rank() -> int:
@@ -28,7 +24,7 @@ def threads_of_a_rank() -> int:
     allowed = joblib.cpu_count()  # knows the quotas of cgroups
     if allowed < bound:
         cores = min(cores, allowed)
-    return max(1, min(bound, cores // ranks_here()))
+    return max(1, min(bound, cores // ranks_per_node()))
 
 
 def tune_cpu() -> None:
