@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -15,7 +13,7 @@ from dist_prune.runtime.compiling import outlast_killed_builds
 
 
 def prepare_environment() -> None:
-    """Set the variables that DeepSpeed reads, unless the user has, and silence warnings; call it before its import."""
+    """Set the variables that DeepSpeed reads, unless the user has; call it before its import."""
     # Operations are compiled on first use by the ninja of this environment. An ssh session, where the environment is
     # not active, would not find it, or would find another version, which compiles everything again.
     os.environ["PATH"] = os.pathsep.join(
@@ -24,9 +22,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions()))
     # Otherwise DeepSpeed searches for accelerators and prints what it finds.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
     outlast_killed_builds()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 
 def _extensions() -> Path:
