@@ -2,7 +2,7 @@
 
     checkpoints/step-00000120/model.safetensors      parameters and buffers by name
                               optimizer.safetensors  momentum by parameter name
-                              state.json             phase and structure first, then position, schedules, which data
+                              state.json             phase and structure first, then position and which data
                               manifest.json          sizes and sha256, written last
     checkpoints/latest                               name of the newest, moved last
     checkpoints/best                                 name of the best, where it is kept

@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from dist_prune.config.schedules import Constant, Schedule
 from dist_prune.errors import UserError, first_problem, nearest
@@ -110,19 +110,54 @@ class CacheConfig(_Section):
 
 
 class LrConfig(_Section):
-    """The learning rate over time.
+    """The learning rate over the epochs of a phase.
 
-    steps: times ``gamma`` at each of ``milestones`` (epochs); cosine: down to 0 at the end; one_cycle: up for
-    ``warmup_share`` of the run, then down to nearly 0 (arXiv 1708.07120).
+    steps: times ``gamma`` at each of ``milestones`` (epochs; ``gamma`` may be a list, one factor per milestone);
+    cosine: down to 0 at the end; one_cycle: up for ``warmup_share`` of the run, then down to nearly 0 (arXiv
+    1708.07120). warmup_epochs: before any of these, the rate rises linearly; milestones count from the first epoch.
     """
 
     kind: Literal["steps", "cosine", "one_cycle"] = "steps"
     milestones: tuple[int, ...] = (60, 120, 160)
-    gamma: float = Field(0.1, gt=0)
+    gamma: PositiveFloat | tuple[PositiveFloat, ...] = 0.1
     warmup_share: float = Field(0.3, gt=0, lt=1)
+    warmup_epochs: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_factor_per_milestone(self) -> LrConfig:
+        if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.milestones):
+            raise ValueError(
+                f"lr_schedule: {len(self.milestones)} milestones need as many factors in gamma, not {len(self.gamma)}"
+            )
+        return self
 
 
-class RunConfig(_Section):
+class OptimizerConfig(_Section):
+    """The optimizer of a phase and its learning rate over time; a recipe has one for all phases that bring none.
+
+    optimizer: sgd (momentum, nesterov) or adamw (betas). decay_gates_and_norms: whether weight decay also acts on
+    the parameters of gates and normalization layers.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    lr_schedule: LrConfig = LrConfig()
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(5e-4, ge=0)
+    decay_gates_and_norms: bool = True
+
+    @model_validator(mode="after")
+    def _consistent_optimizer(self) -> OptimizerConfig:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas lie in [0, 1), not {self.betas}")
+        return self
+
+
+class RunConfig(OptimizerConfig):
     """One run. Defaults are the paper's settings for CIFAR-10 (arXiv 2302.10798, section 5.1).
 
     target_macs: the share of the dense MACs that the sliced network may cost (whole units may end beside it);
@@ -147,12 +182,6 @@ class RunConfig(_Section):
     seed: int = Field(1, ge=0, lt=2**32)
     global_batch_size: int = Field(256, ge=2)
 
-    lr: float = Field(0.1, gt=0)
-    lr_schedule: LrConfig = LrConfig()
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(5e-4, ge=0)
-    decay_gates_and_norms: bool = True
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
     target_macs: float | None = Field(None, gt=0, lt=1)
@@ -185,8 +214,6 @@ class RunConfig(_Section):
     def _consistent(self) -> RunConfig:
         if self.method == "consensus" and self.gates.kind == "none":
             object.__setattr__(self, "method", "dense")  # frozen for everyone else
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
         at, first = self.freeze.collapse_epoch, math.ceil(self.budget.end * self.epochs)
         if at is not None and self.target_macs is not None and at < first:
             raise ValueError(

@@ -46,8 +46,6 @@ from dist_prune.engine.ds_config import Batching  # noqa: E402
 from dist_prune.errors import UserError, nearest  # noqa: E402
 from dist_prune.runtime.cpu import tune_cpu  # noqa: E402
 
-_BY_GROUP = ("base_lrs", "_last_lr")  # what torch's schedulers keep for each parameter group
-
 
 @dataclass
 class TrainState:
@@ -116,7 +114,6 @@ class Engine:
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
         ds_config: dict[str, Any],
         batching: Batching,
         device: torch.device,
@@ -127,12 +124,10 @@ class Engine:
         self.stage = ds_config.get("zero_optimization", {}).get("stage", 0)
         self._autocast = _autocast_dtype(ds_config)
         self._clipping = ds_config.get("gradient_clipping", 0.0) if _settles_gradients(ds_config) else None
-        self._scheduler = scheduler
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, *_ = deepspeed.initialize(
                 model=module.to(device),
                 optimizer=optimizer,
-                lr_scheduler=scheduler,
                 config=_complete(ds_config, batching),
                 dist_init_required=False,
             )
@@ -148,10 +143,10 @@ class Engine:
         """Whether forward passes have collectives of their own, beside which there should be no other (NCCL)."""
         return self.stage == 3
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next step (of the first parameter group)."""
-        return float(self._engine.optimizer.param_groups[0]["lr"])
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step; a parameter group's own ``lr_scale`` multiplies it."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def autocast(self) -> torch.autocast:
         """The precision of training, for forward passes outside the engine (evaluation)."""
@@ -177,10 +172,9 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> bool:
-        """Called after every ``backward``; steps optimizer and schedule at the end of the window.
+        """Called after every ``backward``; steps the optimizer at the end of the window.
 
-        False if it did not, on all ranks alike, since gradients are not finite: weights, optimizer and schedule are
-        as they were.
+        False if it did not, on all ranks alike, since gradients are not finite: weights and optimizer are as they were.
         """
         at_end = self._engine.is_gradient_accumulation_boundary()
         if at_end and self._clipping is not None:
@@ -210,33 +204,18 @@ class Engine:
         weights |= {n: _to_host(b) for n, b in self.module.named_buffers() if n in persistent}
         return TrainState(weights, self._momentum(parameters))
 
-    def restore_optimizer(
-        self, momentum: dict[str, Tensor], schedule: dict[str, Any] | None, images: Tensor
-    ) -> None:
-        """Put optimizer state and schedule back (weights are loaded before the engine is built).
+    def restore_optimizer(self, momentum: dict[str, Tensor], images: Tensor) -> None:
+        """Put the optimizer's state back (weights are loaded before the engine is built).
 
-        schedule: as ``schedule_state`` returned it, None to begin it; images: a batch for the priming step by
-        which ZeRO creates its partitions of the state.
+        images: a batch for the priming step by which ZeRO creates its partitions of the state.
         """
-        schedule = schedule or self.schedule_state()  # the priming step must not count
-        if momentum:
-            if self.stage > 0:
-                self._prime(images)
-            for name, parameter in self.module.named_parameters():
-                if name in momentum:
-                    self._set_momentum(parameter, momentum[name].to(self.device))
-        groups = self._engine.optimizer.param_groups
-        # What a phase left may have another number of groups: without gates and norms there is one less.
-        by_group = {k: v[:1] * len(groups) for k, v in schedule["scheduler"].items() if k in _BY_GROUP}
-        self._scheduler.load_state_dict({**schedule["scheduler"], **by_group})
-        for group in groups:
-            group.update(schedule["settings"])
-
-    def schedule_state(self) -> dict[str, Any]:
-        """The schedule as plain data: its own state, and what it has set in all parameter groups alike."""
-        group = self._engine.optimizer.param_groups[0]
-        settings = {key: group[key] for key in ("lr", "momentum")}
-        return {"scheduler": dict(self._scheduler.state_dict()), "settings": settings}
+        if not momentum:
+            return
+        if self.stage > 0:
+            self._prime(images)
+        for name, parameter in self.module.named_parameters():
+            if name in momentum:
+                self._set_momentum(parameter, momentum[name].to(self.device))
 
     def close(self) -> None:
         """Release the engine's memory and hooks, and what was compiled; the module is not usable afterwards."""
@@ -276,8 +255,7 @@ class Engine:
 
     def _prime(self, images: Tensor) -> None:
         """A window of zero gradients at learning rate 0: changes no weight, creates every state tensor."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = 0.0
+        self.set_lr(0.0)
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         for _ in range(self.batching.accumulation):
             self.backward(self.forward(images).float().sum() * 0.0)

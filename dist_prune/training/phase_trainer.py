@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from dist_prune.methods import Phase
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies
-from dist_prune.training.optimizer import build_optimizer, build_scheduler
+from dist_prune.training.optimizer import LearningRate, build_optimizer
 
 
 def inherit(phase: Phase, old: TrainState) -> TrainState:
@@ -35,28 +34,24 @@ class PhaseTrainer:
     snapshot, so that ZeRO 3 needs no collective per forward pass there and ranks may see unequal batches.
     """
 
-    def __init__(
-        self, setting: RunContext, phase: Phase, start: TrainState, schedule: dict[str, Any] | None
-    ) -> None:
+    def __init__(self, setting: RunContext, phase: Phase, start: TrainState) -> None:
         self.setting = setting
         self.phase = phase
         self.sites = sites(phase.module)
         unplaced = phase.module.load_state_dict(start.weights, strict=False).unexpected_keys
         assert not unplaced, f"tensors without a place in phase {phase.name}: {unplaced}"
         self.replica = copy.deepcopy(phase.module).to(setting.device)
-        optimizer = build_optimizer(phase.module, setting.config)
-        scheduler = build_scheduler(optimizer, setting.config, phase.epochs, setting.steps_per_epoch)
+        self.learning_rate = LearningRate(setting.config, phase.epochs, setting.steps_per_epoch)
         self.engine = Engine(
             phase.module,
-            optimizer,
-            scheduler,
+            build_optimizer(phase.module, setting.config),
             setting.ds_config,
             setting.batching,
             setting.device,
             setting.config.rank_timeout,
         )
         images = torch.zeros(setting.batching.micro, *setting.data.input_shape, device=setting.device)
-        self.engine.restore_optimizer(start.momentum, schedule, images)
+        self.engine.restore_optimizer(start.momentum, images)
         if setting.config.compile:
             self.engine.compile()
 

@@ -106,16 +106,14 @@ def engine_for(
     """A DeepSpeed engine for a phase, with the optimizer of the recipe."""
     from dist_prune.engine.deepspeed_engine import Engine, start_process_group
     from dist_prune.engine.ds_config import Batching
-    from dist_prune.training.optimizer import build_optimizer, build_scheduler
+    from dist_prune.training.optimizer import build_optimizer
 
     device = start_process_group()
     optimizer = build_optimizer(phase.module, CONFIG)
-    scheduler = build_scheduler(optimizer, CONFIG, epochs=4, steps_per_epoch=10)
     config = {"zero_optimization": {"stage": stage}, **(ds or {})}
     return Engine(
         phase.module,
         optimizer,
-        scheduler,
         config,
         Batching(micro, accumulation, distributed.world_size()),
         device,
@@ -191,24 +189,24 @@ def train_then_continue(first_stage: int, second_stage: int) -> dict[str, Any]:
     engine = engine_for(phase, first_stage, micro=8 // distributed.world_size())
     for _ in range(2):
         _plain_step(engine, phase)
-    snapshot, schedule = engine.snapshot(), engine.schedule_state()
+    snapshot = engine.snapshot()
     _plain_step(engine, phase)
     straight = engine.snapshot()
     engine.close()
     return {
         "snapshot": snapshot,
-        "schedule": schedule,
         "straight": straight,
-        "again": continue_from(snapshot, schedule, second_stage),
+        "again": continue_from(snapshot, second_stage),
     }
 
 
-def continue_from(snapshot: Any, schedule: dict[str, Any], stage: int) -> Any:
+def continue_from(snapshot: Any, stage: int) -> Any:
     """One step from a snapshot; returns the snapshot after it."""
     phase = undecided_phase()
     phase.module.load_state_dict(snapshot.weights)
     engine = engine_for(phase, stage, micro=8 // distributed.world_size())
-    engine.restore_optimizer(snapshot.momentum, schedule, batch(8)[0])
+    engine.restore_optimizer(snapshot.momentum, batch(8)[0])
+    engine.set_lr(CONFIG.lr)  # the priming step has none
     _plain_step(engine, phase)
     after = engine.snapshot()
     engine.close()

@@ -45,7 +45,7 @@ def with_and_without_collapse(stage: int) -> tuple[list[float], list[float], int
     engine = scenarios.engine_for(gated, stage, micro=micro)
     losses_of(engine, gated, steps=5)
     Freezer(engine.module, patience=1).update(engine.module, OPENED)
-    before, schedule = engine.snapshot(), engine.schedule_state()
+    before = engine.snapshot()
     fixed = losses_of(engine, Silent("gated", engine.module, 4))
     engine.close()
 
@@ -56,7 +56,8 @@ def with_and_without_collapse(stage: int) -> tuple[list[float], list[float], int
     start = inherit(phase, before)
     small.load_state_dict(start.weights)
     engine = scenarios.engine_for(phase, stage, micro=micro)
-    engine.restore_optimizer(start.momentum, schedule, scenarios.batch(micro)[0])
+    engine.restore_optimizer(start.momentum, scenarios.batch(micro)[0])
+    engine.set_lr(scenarios.CONFIG.lr)  # the priming step has none
     collapsed = losses_of(engine, phase)
     engine.close()
     return fixed, collapsed, len(start.momentum)

@@ -27,7 +27,7 @@ def test_training_goes_on_from_a_snapshot_at_another_stage_and_world_size(first,
     for rank in ranks:
         assert_equal_snapshots(rank["straight"], rank["again"], 1e-6)
         assert_equal_snapshots(rank["straight"], ranks[0]["straight"], 0)
-    alone = run_ranks(1, scenarios.continue_from, ranks[0]["snapshot"], ranks[0]["schedule"], second)[0]
+    alone = run_ranks(1, scenarios.continue_from, ranks[0]["snapshot"], second)[0]
     assert_equal_snapshots(ranks[0]["straight"], alone, 1e-6)
 
 

@@ -95,10 +95,6 @@ def _make_run(material: Material) -> None:
         "phase": phase.name,
         "structures": {phase.name: dict(phase.structure)},
         "position": asdict(Progress(phase=phase.name, batch=0, epoch=1, step=1)),
-        "schedule": {
-            "scheduler": {"last_epoch": 1, "_step_count": 2, "base_lrs": [0.1]},
-            "settings": {"lr": 0.1, "momentum": 0.9},
-        },
         "data": images.identity(),
     }
     save_checkpoint(run.checkpoints, Checkpoint(weights, momentum, state), 1)

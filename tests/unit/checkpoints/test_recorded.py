@@ -20,7 +20,6 @@ STATE = {
     "phase": "gated",
     "structures": {"gated": {}},
     "position": asdict(Progress(phase="gated", step=3)),
-    "schedule": {"scheduler": {"last_epoch": 3}, "settings": {"lr": 0.1, "momentum": 0.9}},
 }
 
 
@@ -65,7 +64,6 @@ def test_anything_else_in_the_place_of_config_json_is_refused(run, content):
         {"structures": []},
         {"position": {**STATE["position"], "step": "x"}},
         {"position": {**STATE["position"], "more": 1}},
-        {"schedule": {"scheduler": {}}},
         {"data": {"fingerprint": 1, "shard_lengths": {}}},
     ],
 )
