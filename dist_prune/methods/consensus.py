@@ -29,7 +29,7 @@ class Consensus(Method):
         config = self.task.config
         options = config.gates.model_dump(exclude={"temperature"})
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
-        common: dict[str, Any] = {"epochs": config.epochs, "label_smoothing": config.label_smoothing}
+        common: dict[str, Any] = {"epochs": config.epochs}
         gated = GatedPhase(
             "gated",
             module,

@@ -11,7 +11,7 @@ from typing import Any
 from dist_prune.checkpoints.format import Checkpoint
 from dist_prune.checkpoints.recorded import check_weights
 from dist_prune.checkpoints.writer import Saving, note_best
-from dist_prune.engine.deepspeed_engine import TrainState
+from dist_prune.engine.zero_state import TrainState
 from dist_prune.errors import UserError
 from dist_prune.measure.energy import EnergyMeter
 from dist_prune.measure.sensors import find_sensors
@@ -94,7 +94,7 @@ class Trainer:
         if self._resume is not None:
             checkpoint, self._resume = self._resume, None
             check_weights(checkpoint, phase.module)
-            start = TrainState(checkpoint.weights, checkpoint.momentum)
+            start = TrainState(checkpoint.weights, checkpoint.optimizer_state)
             run = PhaseTrainer(self.setting, phase, start)
             phase.loaded(run.engine.module)
             return run
@@ -211,7 +211,7 @@ class Trainer:
         clockless = {**state, "position": {**asdict(self.position), "seconds": None}}
         agree_on({**snapshot.weights, **clockless}, f"at step {self.position.step}", self.setting.device)
         state["energy"] = self.energy.state()
-        self.saving.write(Checkpoint(snapshot.weights, snapshot.momentum, state), self.position)
+        self.saving.write(Checkpoint(snapshot.weights, snapshot.optimizer_state, state), self.position)
         self._count_skipped(self.setting.sync_errors())
 
     def _end(self, run: PhaseTrainer, snapshot: TrainState) -> None:

@@ -33,6 +33,13 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     )
 
 
+def state_names(config: OptimizerConfig) -> frozenset[str]:
+    """The names of the states that the optimizer keeps for each parameter."""
+    if config.optimizer == "adamw":
+        return frozenset({"exp_avg", "exp_avg_sq", "step"})
+    return frozenset({"momentum_buffer"} if config.momentum else ())
+
+
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """All parameters in one group, or two: those with weight decay, and those of gates and norms without."""
     parameters = list(module.parameters())

@@ -101,19 +101,23 @@ def share(images: Tensor, labels: Tensor, sizes: list[int]) -> tuple[Tensor, Ten
 
 
 def engine_for(
-    phase: Phase, stage: int, micro: int = 4, accumulation: int = 1, ds: dict[str, Any] | None = None
+    phase: Phase,
+    stage: int,
+    micro: int = 4,
+    accumulation: int = 1,
+    ds: dict[str, Any] | None = None,
+    optimizer: str = "sgd",
 ) -> Any:
-    """A DeepSpeed engine for a phase, with the optimizer of the recipe."""
+    """A DeepSpeed engine for a phase, with the optimizer of the recipe or another one."""
     from dist_prune.engine.deepspeed_engine import Engine, start_process_group
     from dist_prune.engine.ds_config import Batching
     from dist_prune.training.optimizer import build_optimizer
 
     device = start_process_group()
-    optimizer = build_optimizer(phase.module, CONFIG)
     config = {"zero_optimization": {"stage": stage}, **(ds or {})}
     return Engine(
         phase.module,
-        optimizer,
+        build_optimizer(phase.module, CONFIG.model_copy(update={"optimizer": optimizer})),
         config,
         Batching(micro, accumulation, distributed.world_size()),
         device,
@@ -142,7 +146,7 @@ def one_step(stage: int, sizes: list[int], repeats: int = 1) -> dict[str, Any]:
         "means": record.means,
         "logits": record.logits,
         "loss": record.losses["total"],
-        "gradients": snapshot.momentum,
+        "gradients": {name: state["momentum_buffer"] for name, state in snapshot.optimizer_state.items()},
         "collectives": dict(calls),
     }
 
@@ -183,10 +187,10 @@ class _Counting:
         return counted
 
 
-def train_then_continue(first_stage: int, second_stage: int) -> dict[str, Any]:
+def train_then_continue(optimizer: str, first_stage: int, second_stage: int) -> dict[str, Any]:
     """Two steps at one stage, a snapshot, a third step; and the third step again from the snapshot elsewhere."""
     phase = undecided_phase()
-    engine = engine_for(phase, first_stage, micro=8 // distributed.world_size())
+    engine = engine_for(phase, first_stage, micro=8 // distributed.world_size(), optimizer=optimizer)
     for _ in range(2):
         _plain_step(engine, phase)
     snapshot = engine.snapshot()
@@ -196,16 +200,16 @@ def train_then_continue(first_stage: int, second_stage: int) -> dict[str, Any]:
     return {
         "snapshot": snapshot,
         "straight": straight,
-        "again": continue_from(snapshot, second_stage),
+        "again": continue_from(optimizer, snapshot, second_stage),
     }
 
 
-def continue_from(snapshot: Any, stage: int) -> Any:
+def continue_from(optimizer: str, snapshot: Any, stage: int) -> Any:
     """One step from a snapshot; returns the snapshot after it."""
     phase = undecided_phase()
     phase.module.load_state_dict(snapshot.weights)
-    engine = engine_for(phase, stage, micro=8 // distributed.world_size())
-    engine.restore_optimizer(snapshot.momentum, batch(8)[0])
+    engine = engine_for(phase, stage, micro=8 // distributed.world_size(), optimizer=optimizer)
+    engine.restore_optimizer(snapshot.optimizer_state, batch(8)[0])
     engine.set_lr(CONFIG.lr)  # the priming step has none
     _plain_step(engine, phase)
     after = engine.snapshot()

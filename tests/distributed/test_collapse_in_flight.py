@@ -56,11 +56,11 @@ def with_and_without_collapse(stage: int) -> tuple[list[float], list[float], int
     start = inherit(phase, before)
     small.load_state_dict(start.weights)
     engine = scenarios.engine_for(phase, stage, micro=micro)
-    engine.restore_optimizer(start.momentum, scenarios.batch(micro)[0])
+    engine.restore_optimizer(start.optimizer_state, scenarios.batch(micro)[0])
     engine.set_lr(scenarios.CONFIG.lr)  # the priming step has none
     collapsed = losses_of(engine, phase)
     engine.close()
-    return fixed, collapsed, len(start.momentum)
+    return fixed, collapsed, len(start.optimizer_state)
 
 
 class Silent(Phase):
