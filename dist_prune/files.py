@@ -5,10 +5,10 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -33,13 +33,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file, readable for whom any other new file would be.
 
     Raises:
         OSError, SafetensorError: the folder is missing, full or not writable.
     """
+    import safetensors.torch  # late: whoever only reads a run folder does without torch
+
     path.touch()
     mode = path.stat().st_mode
     safetensors.torch.save_file(dict(tensors), path, dict(metadata) if metadata else None)

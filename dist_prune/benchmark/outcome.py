@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from dist_prune.files import to_json, write_atomic
 from dist_prune.monitor import style
-from dist_prune.monitor.wording import NOT_MEASURED, count, plain
+from dist_prune.monitor.formatting import NOT_MEASURED, count, plain
 
 _COLOURS = {"dense": style.INK, "sliced": style.BLUE, "built by hand": style.AMBER}
 _HEADER = (

@@ -1,4 +1,5 @@
-"""Everything a run records and shows: metric names, run folder, TensorBoard, pictures, report, console.
+"""What a run records and shows: metric names, run folder, TensorBoard, console, pictures, and the report of one run.
 
-A leaf: it imports nothing else of the package, and rank 0 alone uses it.
+Only rank 0 writes. Modules import what they need by themselves (matplotlib for pictures, jinja2 for the report,
+torch for TensorBoard), so that reading a run folder stays cheap.
 """

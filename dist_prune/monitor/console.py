@@ -1,4 +1,4 @@
-"""What a run shows while it goes on and when it ends: a progress bar or plain lines, and the final table."""
+"""Console output of a run: a progress bar or plain lines, and the final table."""
 
 import sys
 import time
@@ -9,19 +9,19 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-from dist_prune.monitor.wording import duration, percent, result_rows
+from dist_prune.monitor.formatting import duration, percent, result_rows
 
 
 class ProgressBar:
-    """A tqdm bar where standard error is a terminal, otherwise a plain line now and then.
+    """A tqdm bar where standard error is a terminal, otherwise plain lines.
 
-    Plain lines come with the first step of every epoch, with the last step, and in between whenever `every`
+    A plain line comes with the first step of every epoch, with the last step, and in between whenever `every`
     seconds have passed.
 
     Args:
         total_steps: the step at which the run is done.
         enabled: False shows nothing at all.
-        initial: the step from which a resumed run goes on.
+        initial: the step from which a resumed run continues.
         every: seconds between plain lines.
     """
 
@@ -43,11 +43,11 @@ class ProgressBar:
         open_ratio: float | None = None,
         images_per_second: float | None = None,
     ) -> None:
-        """Show that `step` is done. A value left out keeps showing as it was last given.
+        """Show that `step` is done. A value that is None keeps showing as it was last given.
 
         Args:
             step: the number of steps done since the beginning of the run.
-            epoch: the epoch, as it is to be shown.
+            epoch: the epoch, counted from 1.
             loss: the total loss.
             accuracy: a fraction.
             open_ratio: the fraction of open gates.
@@ -80,7 +80,7 @@ class ProgressBar:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar, which stays on the screen."""
         if self._bar is not None:
             self._bar.close()
 
@@ -97,11 +97,11 @@ class ProgressBar:
 
 
 def final_table(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
-    """The table that ends a run.
+    """Return the table that ends a run.
 
     Args:
         summary: a summary record, with `accuracy` and `accuracy_consensus` where they were measured.
-        files: what lies where, for example {"sliced network": Path("runs/x/sliced")}.
+        files: the outputs and their paths, for example {"sliced network": Path("runs/x/sliced")}.
     """
-    rows = result_rows(summary) + [(what, str(path)) for what, path in files.items()]
+    rows = result_rows(summary) + [(name, str(path)) for name, path in files.items()]
     return tabulate(rows, tablefmt="simple", disable_numparse=True)

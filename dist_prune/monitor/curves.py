@@ -1,4 +1,4 @@
-"""The curves of a run as small multiples: losses, accuracy, open gates and MACs, polarization."""
+"""Curves of a run as small multiples: losses, accuracy, open gates and MACs, polarization."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class _Panel(NamedTuple):
 
 
 def curves(train_records: Records, eval_records: Records) -> Figure:
-    """Small multiples over the training steps; lines and panels without data are left out.
+    """Draw small multiples over the training steps, without lines and panels that have no data.
 
     Args:
         train_records: train records; those of their keys that are metric names are drawn.
@@ -56,9 +56,7 @@ def _panels(train: Records, evals: Records) -> list[_Panel]:
     return [
         _Panel("Loss", "loss", _losses(train)),
         _Panel("Accuracy", "share of images", accuracy, percent=True),
-        _Panel(
-            "What is left of the network", "share of the dense network", size, percent=True, limits=(0, 1.03)
-        ),
+        _Panel("Size of the network", "share of the dense network", size, percent=True, limits=(0, 1.03)),
         _Panel("Polarization", "$R_{polar}$", polarization),
     ]
 
@@ -74,15 +72,13 @@ def _line(label: str, records: Records, key: str) -> Line:
 
 
 def _draw(axes: Axes, panel: _Panel) -> None:
-    for (label, steps, values), colour in zip(panel.lines, style.CYCLE[1:] + style.CYCLE[:1], strict=False):
-        if len(values) > 60:  # many noisy points: their moving mean in front of them
-            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.22)
-            axes.plot(
-                steps, _moving_mean(values, len(values) // 30), color=colour, linewidth=1.8, label=label
-            )
+    for (label, steps, values), color in zip(panel.lines, style.CYCLE[1:] + style.CYCLE[:1], strict=False):
+        if len(values) > 60:  # noisy points would hide the trend: draw them pale behind their moving mean
+            axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.22)
+            axes.plot(steps, _moving_mean(values, len(values) // 30), color=color, linewidth=1.8, label=label)
         else:
             marker = "o" if len(values) < 25 else None
-            axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=label)
+            axes.plot(steps, values, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=label)
     style.quiet(axes)
     axes.set(xlabel="training step", ylabel=panel.unit, ylim=panel.limits)
     axes.xaxis.set_major_locator(style.round_ticks())
@@ -104,7 +100,7 @@ def _draw(axes: Axes, panel: _Panel) -> None:
 
 
 def _moving_mean(values: Sequence[float], width: int) -> npt.NDArray[np.float64]:
-    """The mean of up to `width` values before and after each one; the window shrinks at the ends."""
+    """Return the mean of each value and up to `width` before and after it; the window shrinks at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     centre = np.arange(len(values))
     low, high = np.maximum(centre - width, 0), np.minimum(centre + width + 1, len(values))

@@ -10,7 +10,7 @@ IMAGES_PER_SECOND = "speed/images_per_second"
 ENERGY_EPOCH = "energy/epoch_joules"
 ENERGY_TOTAL = "energy/total_joules"
 LEARNING_RATE = "optimizer/lr"
-OPENING_PICTURE = "gates/opening"
+MEAN_ACTIVATION_PICTURE = "gates/mean_activation"
 
 _LOSS_GROUP = "loss/"
 _SITE_GROUP = "sites/"
@@ -32,5 +32,5 @@ def term(name: str) -> str:
 
 
 def site(name: str) -> str:
-    """The name under which the mean opening of one site is recorded."""
+    """The name under which the mean activation of one site is recorded."""
     return _SITE_GROUP + name

@@ -1,4 +1,4 @@
-"""Pictures of how gates polarize: the opening of every layer over the epochs, as a map and as lines."""
+"""Pictures of how gates polarize: the mean activation of every site over the epochs, as a map and as lines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,24 +9,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dist_prune.monitor import style
-from dist_prune.monitor.opening import MOST_NAMES, draw_opening, opening_bar
+from dist_prune.monitor.activation_map import MOST_NAMES, add_activation_bar, draw_activation_map
 
 _Line = npt.NDArray[np.float64]
 
-_NEARLY = 0.05  # as near as this to 0 or 1 counts as there
+_NEARLY = 0.05  # a mean this close to 0 or 1 counts as closed or open
 
 
-def opening_picture(
+def mean_activation_picture(
     history: npt.ArrayLike, site_names: Sequence[str], epochs: Sequence[int] | None = None
 ) -> Figure:
-    """The paper's figure 6: one row a site, from input (top) to output, one column an epoch.
+    """Draw the paper's figure 6: one row a site, from input (top) to output, one column an epoch.
 
     Dark is closed, light is open, reddish is not recorded.
 
     Args:
-        history: mean opening, (epochs, sites), each in [0, 1] or NaN.
+        history: mean activation, (epochs, sites), each in [0, 1] or NaN.
         site_names: the sites from input to output.
-        epochs: the epoch of each column; 1, 2, ... if left out.
+        epochs: the epoch of each column; 1, 2, ... by default.
 
     Raises:
         ValueError: the shape does not fit the names or epochs.
@@ -39,9 +39,9 @@ def opening_picture(
     row = 0.3 if sites <= 20 else 0.16 if sites <= MOST_NAMES else 9.6 / sites
     figure = style.new_figure(8, 1.3 + row * max(sites, 4))
     axes = figure.add_subplot()
-    image = draw_opening(axes, table, site_names, epochs)
-    style.title(axes, "Mean opening of every site")
-    opening_bar(figure, image, [axes])
+    image = draw_activation_map(axes, table, site_names, epochs)
+    style.title(axes, "Mean activation of every site")
+    add_activation_bar(figure, image, [axes])
     return figure
 
 
@@ -51,13 +51,13 @@ def polarization_picture(
     positions: Sequence[float],
     xlabel: str = "training step",
 ) -> Figure:
-    """Every site's mean opening over the training: lines that part until each is open or closed.
+    """Draw the mean activation of every site over the training, as lines colored by their end.
 
     Args:
-        history: mean opening, (times, sites), each in [0, 1] or NaN.
+        history: mean activation, (times, sites), each in [0, 1] or NaN.
         site_names: the sites from input to output.
         positions: the step or epoch of each time.
-        xlabel: what `positions` counts.
+        xlabel: the unit of `positions`.
 
     Raises:
         ValueError: the shape does not fit the names or positions.
@@ -74,8 +74,8 @@ def polarization_picture(
     for line in table.T:
         if np.isfinite(line).any():
             end = line[_end(line)]
-            fate = closed if end <= _NEARLY else opened if end >= 1 - _NEARLY else between
-            fate.append(line)
+            group = closed if end <= _NEARLY else opened if end >= 1 - _NEARLY else between
+            group.append(line)
     width = 1.7 if len(site_names) <= 20 else 1.1
     _draw(axes, positions, between, "in between", style.QUIET, width)
     _draw(axes, positions, closed, "closed", style.CLOSED, width)
@@ -84,13 +84,13 @@ def polarization_picture(
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     axes.xaxis.set_major_locator(style.round_ticks())
     axes.xaxis.set_major_formatter(style.step_ticks())
-    axes.set_ylabel("mean opening over the batch")
-    style.title(axes, f"Mean opening of {len(site_names)} sites over the training", pad=14)
+    axes.set_ylabel("mean activation over the batch")
+    style.title(axes, f"Mean activation of {len(site_names)} sites over the training", pad=14)
     return figure
 
 
 def _end(line: _Line) -> int:
-    """The last time at which a site was recorded: one that is decided may be taken out."""
+    """Return the last time at which a site was recorded: a decided site may have lost its gate before the end."""
     return int(np.flatnonzero(np.isfinite(line))[-1])
 
 
@@ -98,28 +98,28 @@ def _draw(
     axes: Axes,
     positions: Sequence[float],
     lines: Sequence[_Line],
-    fate: str,
-    colour: str,
+    label: str,
+    color: str,
     width: float,
 ) -> None:
-    """The lines of one fate, each with a white edge that keeps it apart, and their number beside the end."""
+    """Draw lines, each with a white edge that separates it from those below, and their number beside the end."""
     for line in lines:
         end = _end(line)
         axes.plot(positions, line, color="white", linewidth=2 * width, zorder=3, clip_on=False)
-        axes.plot(positions, line, color=colour, linewidth=width, zorder=3, clip_on=False)
-        axes.plot(positions[end], line[end], "o", color=colour, markersize=5, zorder=4, clip_on=False)
+        axes.plot(positions, line, color=color, linewidth=width, zorder=3, clip_on=False)
+        axes.plot(positions[end], line[end], "o", color=color, markersize=5, zorder=4, clip_on=False)
     if lines:
         height = float(np.median([line[_end(line)] for line in lines]))
         if _NEARLY < height < 1 - _NEARLY:
-            height = min(max(height, 0.08), 0.92)  # clear of the numbers at 0 and 1
+            height = min(max(height, 0.08), 0.92)  # clear of the counts at 0 and 1
         axes.annotate(
-            f"{len(lines)} {fate}",
+            f"{len(lines)} {label}",
             (1, height),
             xycoords=("axes fraction", "data"),
             xytext=(10, 0),
             textcoords="offset points",
             va="center",
-            color=colour,
+            color=color,
             fontsize=11,
             fontweight="bold",
         )
@@ -137,10 +137,10 @@ def _checked(history: npt.ArrayLike, site_names: Sequence[str]) -> npt.NDArray[n
 def gate_history(
     records: Sequence[Mapping[str, Any]],
 ) -> tuple[npt.NDArray[np.float64], list[str], list[Mapping[str, Any]]]:
-    """The gate means that train or eval records carry, as a table for the two pictures.
+    """Return the gate means of train or eval records as a table for the two pictures.
 
     Args:
-        records: records of one kind; those without `gate_means` ({site: mean opening}) are passed over.
+        records: records of one kind; those without `gate_means` ({site: mean activation}) are ignored.
 
     Returns:
         The table, (times, sites), NaN where a site had no gate at the time; the sites in order of first

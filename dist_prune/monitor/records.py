@@ -1,4 +1,4 @@
-"""The run folder: where each file of a run lies, and how its records are written and read back."""
+"""The run folder: the paths of its files, and writing and reading its records."""
 
 import json
 import os
@@ -48,19 +48,20 @@ SUMMARY_KEYS = (
 _REQUIRED: dict[str, tuple[str, ...]] = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "summary": SUMMARY_KEYS}
 
 
-class _MaskSite(BaseModel):
+class MaskSite(BaseModel):
+    """One site of a mask.json, as far as reports show it. None: not recorded."""
+
     name: str = ""
     kind: str = ""
     units: int | None = None
-    kept: list[int] | int | None = None
-    mean_activation: float | list[float] | None = None
-    agreement: float | list[float] | None = None
+    kept: list[int] | None = None
+    mean_activation: float | None = None
+    agreement: float | None = None
+    undecided: int = 0
 
 
 class _MaskFile(BaseModel):
-    """What a report shows of a mask.json."""
-
-    sites: list[_MaskSite] = []
+    sites: list[MaskSite] = []
 
 
 def _is_record(record: Any) -> bool:
@@ -73,7 +74,7 @@ class RunExists(FileExistsError):
 
 
 class RunFolderError(OSError):
-    """The folder cannot be made or written to."""
+    """The folder cannot be created or written to."""
 
 
 class RunFolder:
@@ -92,7 +93,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], resume: bool) -> "RunFolder":
-        """Make the folder, or take the one that is there: an empty one, or with `resume` that of a run.
+        """Make the folder, or take an existing one: an empty one, or with `resume` that of a run.
 
         Raises:
             RunExists: it holds a run and `resume` is False.
@@ -103,7 +104,7 @@ class RunFolder:
             run.path.mkdir(parents=True, exist_ok=True)
             if run.holds_run() and not resume:
                 raise RunExists(
-                    f"{run.path} already holds a run; pass --resume to go on with it or choose another --out"
+                    f"{run.path} already holds a run; pass --resume to continue it or choose another --out"
                 )
             tempfile.TemporaryFile(dir=run.path).close()
         except RunExists:
@@ -115,7 +116,7 @@ class RunFolder:
         return run
 
     def holds_run(self) -> bool:
-        """Whether a run has begun here."""
+        """Return True if a run has begun here."""
         return any(path.exists() for path in (self.config, self.status, self.metrics, self.checkpoints))
 
     def write_json(self, path: Path, value: Any) -> None:
@@ -129,7 +130,7 @@ class RunFolder:
     def write_status(
         self, state: State, reason: str | None = None, last_step: int = 0, resumed_from: int | None = None
     ) -> None:
-        """Write status.json: how the run stands, for people and for launchers that flatten exit codes.
+        """Write status.json, for people and for launchers that flatten exit codes.
 
         Raises:
             ValueError: `state` is none of running, done, stopped, failed.
@@ -140,7 +141,7 @@ class RunFolder:
         self.write_json(self.status, status)
 
     def read_status(self) -> Record | None:
-        """The content of status.json, or None where no run has begun.
+        """Return the content of status.json, or None where no run has begun.
 
         Raises:
             ValueError: it is damaged.
@@ -153,25 +154,25 @@ class RunFolder:
             or not isinstance(status.get("last_step"), int)
             or "state" not in status
         ):
-            raise ValueError(f"{self.status} does not say how a run stands")
+            raise ValueError(f"{self.status} does not hold the state of a run")
         return status
 
-    def read_mask(self) -> Record | None:
-        """The content of mask.json, or None where there is none.
+    def read_sites(self) -> list[MaskSite]:
+        """Return the sites of mask.json, none where there is no such file.
 
         Raises:
-            ValueError: it is not that of a mask.
+            ValueError: the file is not that of a mask.
         """
         if not self.mask.exists():
-            return None
+            return []
         try:
-            return _MaskFile.model_validate_json(self.mask.read_bytes()).model_dump(exclude_unset=True)
+            return _MaskFile.model_validate_json(self.mask.read_bytes()).sites
         except ValidationError as error:
             where, problem = first_problem(error)
             raise ValueError(f"{self.mask} is not a mask.json: '{where}': {problem}") from error
 
     def append(self, kind: Kind, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl: the kind, the keys of the contract in their order, then the rest.
+        """Append one line to metrics.jsonl: the kind, the keys of the contract in their order, then the rest.
 
         Train records need `epoch` and `step`, eval records `EVAL_KEYS`, the summary `SUMMARY_KEYS`; other
         keys may follow. None stands for what was not measured.
@@ -187,13 +188,13 @@ class RunFolder:
             raise ValueError(f"{kind} record lacks {', '.join(missing)}")
         ordered = {"kind": kind, **{key: record[key] for key in _REQUIRED[kind]}}
         line = to_json({**ordered, **record, "kind": kind}) + "\n"
-        self._mend_tail()
+        self._complete_tail()
         write_at_end(self.metrics, line.encode())
 
     def read_metrics(self, kind: Kind | None = None) -> list[Record]:
-        """The records in the order they were written, all or those of one kind.
+        """Return the records in the order in which they were written, all or those of one kind.
 
-        A half-written last line, left by a process that was killed, is passed over.
+        A half-written last line, left by a process that was killed, is ignored.
 
         Raises:
             ValueError: any other line is not JSON.
@@ -201,7 +202,7 @@ class RunFolder:
         return [record for record in self._records() if kind in (None, record["kind"])]
 
     def _records(self) -> Iterator[Record]:
-        """The records one by one: those of a long run are not to be in memory all at once."""
+        """Yield the records one by one: those of a long run must not be in memory all at once."""
         if not self.metrics.exists():
             return
         with open(self.metrics, "rb") as file:
@@ -218,14 +219,14 @@ class RunFolder:
                 yield record
 
     def drop_after(self, step: int) -> None:
-        """Take back, atomically, what a run resumed at `step` records anew: later records and the summary.
+        """Remove, atomically, the records that a run resumed at `step` writes again: later ones and the summary.
 
         Records of `step` itself stay.
         """
         if self.metrics.exists():
             self._rewrite(r for r in self._records() if r["kind"] != "summary" and r["step"] <= step)
 
-    def _mend_tail(self) -> None:
+    def _complete_tail(self) -> None:
         """Complete or remove a half-written last line, so that the next record starts a line of its own."""
         if not self.metrics.exists() or self.metrics.stat().st_size == 0:
             return

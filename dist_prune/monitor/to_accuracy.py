@@ -1,4 +1,4 @@
-"""What it took to reach an accuracy: epochs, time and energy up to the first evaluation that shows it."""
+"""Cost of an accuracy: epochs, time and energy up to the first evaluation that shows it."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -7,8 +7,11 @@ from dist_prune.monitor.records import Record
 
 
 class Reached(NamedTuple):
-    """epoch: of the evaluation; seconds and joules (None: not measured) of the run until then; macs_ratio: of the
-    network as it would have been collapsed then."""  # fmt: skip
+    """The cost of an accuracy.
+
+    epoch: of the evaluation that shows it; seconds, joules: of the run until then, None where not measured;
+    macs_ratio: of the network that a collapse would have left then.
+    """
 
     epoch: int
     seconds: float
@@ -17,13 +20,14 @@ class Reached(NamedTuple):
 
 
 def reached(evals: Sequence[Record], accuracy: float) -> Reached | None:
-    """The first of the eval records with this test accuracy (a fraction) or more; None where there is none.
+    """Return the cost up to the first eval record with this test accuracy (a fraction) or more, None without one.
 
-    Of a gated network the accuracy counts that it has with its gates fixed to the mask, as after a collapse.
+    For gated networks the accuracy with the gates fixed to the mask counts, as after a collapse.
     """
     for number, record in enumerate(evals, start=1):
         shown = record.get("accuracy_consensus")
-        shown = record.get("accuracy") if shown is None else shown
+        if shown is None:  # a network without gates, dense or collapsed in flight
+            shown = record.get("accuracy")
         if shown is not None and shown >= accuracy:
             joules = total_joules(evals[:number])
             return Reached(record["epoch"], record["seconds"], joules, record.get("macs_ratio"))
@@ -31,7 +35,7 @@ def reached(evals: Sequence[Record], accuracy: float) -> Reached | None:
 
 
 def total_joules(evals: Iterable[Record]) -> float | None:
-    """The energy of these epochs; None if one of them was not measured, or there is none."""
+    """Return the energy of these epochs; None if one of them was not measured, or there is none."""
     parts = [record.get("energy_joules") for record in evals]
     known = [part for part in parts if part is not None]
     return sum(known) if known and len(known) == len(parts) else None

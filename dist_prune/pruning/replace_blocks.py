@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,20 +16,34 @@ from dist_prune.pruning.residual import residual_form
 from dist_prune.pruning.sites import Site
 
 
-def close(plain: nn.Module, closed: Sequence[Site], site_names: Collection[str]) -> None:
-    """Replace, in place, every block that has a site in ``closed``; site_names: of all sites, past ones too."""
-    by_block: dict[str, list[Site]] = defaultdict(list)
-    for site in closed:
-        by_block[site.block].append(site)
+def replace_closed_blocks(
+    plain: nn.Module, kept: Mapping[Site, Sequence[int]], site_names: Collection[str]
+) -> set[str]:
+    """Replace, in place, every block that has lost all units of a site; return the blocks that are gone as a whole.
+
+    Args:
+        plain: the network, its layers already narrowed to ``kept``.
+        kept: the remaining units of each site that has lost some.
+        site_names: of all sites, those of earlier slicings included.
+    """
+    by_block: dict[str, dict[Site, Sequence[int]]] = defaultdict(dict)
+    for site, units in kept.items():
+        by_block[site.block][site] = units
+    gone = set()
     for name, sites in by_block.items():
-        block = plain.get_submodule(name)
-        if sites[0].position == "before" and sites[0].kind == "channel":
-            _read_nothing(block)
-        elif _is_dense_layer(sites[0]):
+        block, closed = plain.get_submodule(name), [site for site, units in sites.items() if not units]
+        if all(site.position == "before" for site in closed):
+            # The branch still computes something from its constant input: padding makes borders of it.
+            if closed:
+                _read_nothing(block)
+            continue
+        gone.add(name)
+        if _is_dense_layer(closed[0]):
             parent, _, child = name.rpartition(".")
             del cast(nn.ModuleDict, plain.get_submodule(parent))[child]
         else:
-            plain.set_submodule(name, _rest_of(block, sites, _is_first(name, site_names)))
+            plain.set_submodule(name, _rest_of(block, sites, closed, _is_first(name, site_names)))
+    return gone
 
 
 def _is_dense_layer(site: Site) -> bool:
@@ -44,15 +58,23 @@ def _is_first(name: str, blocks: Collection[str]) -> bool:
     return before is None or not any(f"{name}.".startswith(f"{before}.") for name in blocks)
 
 
-def _rest_of(block: nn.Module, sites: Sequence[Site], is_first: bool) -> nn.Module:
+def _rest_of(
+    block: nn.Module, kept: Mapping[Site, Sequence[int]], closed: Sequence[Site], is_first: bool
+) -> nn.Module:
     if isinstance(block, EncoderBlock):
-        closed = {site.gate_at.rpartition(".")[2] for site in sites}
-        if len(closed) == 2:
+        branches = {site.gate_at.rpartition(".")[2] for site in closed}
+        if len(branches) == 2:
             return nn.Identity()
-        return MlpOnly(block) if "self_attention" in closed else AttentionOnly(block)
+        return MlpOnly(block) if "self_attention" in branches else AttentionOnly(block)
     constant = None
-    if sites[0].kind == "channel" and sites[0].position == "between":
-        constant = _constant_branch(block, sites)
+    # A closed layer, or an output without open channels, adds zero: no constant is left of such a branch.
+    if all(site.position in ("before", "between") for site in closed):
+        constant = _constant_branch(block, [site for site in closed if site.position == "between"])
+        for site, units in kept.items():
+            if site.position == "after":
+                constant = constant.new_zeros(site.units).index_copy(
+                    0, torch.tensor(units, device=constant.device), constant
+                )
     if residual_form(block) is not None:
         return _shortcut_only(block, constant, keeps_activation=is_first)
     return nn.Identity() if constant is None else Shift(constant)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dist_prune.errors import UserError
 from dist_prune.pruning.channel_sites import POSITIONS, channel_sites
 from dist_prune.pruning.layer_sites import layer_sites
-from dist_prune.pruning.replace_blocks import close
+from dist_prune.pruning.replace_blocks import replace_closed_blocks
 from dist_prune.pruning.replacement_blocks import AddToChannels, SelectChannels
 from dist_prune.pruning.sites import Site
 
@@ -50,12 +50,11 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Sl
         if not units and not known[name].may_be_empty:
             raise UserError(f"'{name}' has no shortcut, so one unit at least must stay")
     chosen = {known[name]: sorted(units) for name, units in kept.items()}
-    changed = _without_closed_blocks({s: units for s, units in chosen.items() if len(units) < s.units})
+    changed = {site: units for site, units in chosen.items() if len(units) < site.units}
     _fold_constants(plain, changed)
     narrowed = _narrow_modules(plain, changed)
-    closed = [site for site, units in changed.items() if not units]
-    close(plain, closed, {*known, *getattr(plain, "dist_prune_kept", {})})
-    _connect(plain, {site: units for site, units in changed.items() if units})
+    gone = replace_closed_blocks(plain, changed, {*known, *getattr(plain, "dist_prune_kept", {})})
+    _connect(plain, {site: units for site, units in changed.items() if units and site.block not in gone})
     _remember(plain, kept)
     return narrowed
 
@@ -64,14 +63,6 @@ def all_sites(plain: nn.Module) -> tuple[Site, ...]:
     """Every site of a plain network: layers, and channels at every position."""
     channels = tuple(site for position in POSITIONS for site in channel_sites(plain, position))
     return layer_sites(plain) + channels
-
-
-def _without_closed_blocks(changed: Mapping[Site, Sequence[int]]) -> dict[Site, Sequence[int]]:
-    """A closed layer is closed, whatever is said about its channels."""
-    gone = {site.block for site, units in changed.items() if site.kind == "layer" and not units}
-    return {
-        s: units for s, units in changed.items() if s.kind == "layer" or not s.block or s.block not in gone
-    }
 
 
 def _remember(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:

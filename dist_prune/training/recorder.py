@@ -10,7 +10,7 @@ from torch import Tensor
 from dist_prune import distributed
 from dist_prune.monitor import names
 from dist_prune.monitor.console import ProgressBar, final_table
-from dist_prune.monitor.pictures import gate_history, opening_picture
+from dist_prune.monitor.pictures import gate_history, mean_activation_picture
 from dist_prune.monitor.report import write_report
 from dist_prune.monitor.tensorboard import TensorBoardLog
 from dist_prune.pruning.mask import UnitMask
@@ -91,7 +91,7 @@ class Recorder:
             )
 
     def evaluation(self, record: Mapping[str, Any], mask: UnitMask | None) -> None:
-        """Record the evaluation of one epoch and draw the opening picture so far."""
+        """Record the evaluation of one epoch and draw the mean activations so far."""
         if not self._enabled:
             return
         with self._writing():
@@ -112,8 +112,8 @@ class Recorder:
         if mask is not None:
             self._run.write_json(self._run.mask, mask.as_dict())
             history, sites, records = gate_history(self._run.read_metrics("eval"))
-            picture = opening_picture(history, sites, [r["epoch"] for r in records])
-            self._tensorboard.figure(names.OPENING_PICTURE, picture, step)
+            picture = mean_activation_picture(history, sites, [r["epoch"] for r in records])
+            self._tensorboard.figure(names.MEAN_ACTIVATION_PICTURE, picture, step)
 
     def summary(self, record: Mapping[str, Any]) -> None:
         """Record the end of the run and show its table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import defaultdict
 from typing import Any
 
@@ -200,16 +201,17 @@ def train_then_continue(optimizer: str, first_stage: int, second_stage: int) -> 
     return {
         "snapshot": snapshot,
         "straight": straight,
-        "again": continue_from(optimizer, snapshot, second_stage),
+        "again": continue_from(optimizer, pickle.dumps(snapshot), second_stage),
     }
 
 
-def continue_from(optimizer: str, snapshot: Any, stage: int) -> Any:
-    """One step from a snapshot; returns the snapshot after it."""
+def continue_from(optimizer: str, snapshot: bytes, stage: int) -> Any:
+    """One step from a snapshot (pickled: processes cannot pass on so many tensors); the snapshot after it."""
+    state = pickle.loads(snapshot)
     phase = undecided_phase()
-    phase.module.load_state_dict(snapshot.weights)
+    phase.module.load_state_dict(state.weights)
     engine = engine_for(phase, stage, micro=8 // distributed.world_size(), optimizer=optimizer)
-    engine.restore_optimizer(snapshot.optimizer_state, batch(8)[0])
+    engine.restore_optimizer(state.optimizer_state, batch(8)[0])
     engine.set_lr(CONFIG.lr)  # the priming step has none
     _plain_step(engine, phase)
     after = engine.snapshot()

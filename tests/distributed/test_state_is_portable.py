@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import scenarios
 import torch
@@ -27,7 +29,7 @@ def test_training_continues_from_a_snapshot_at_another_stage_and_world_size(opti
     for rank in ranks:
         assert_equal_snapshots(rank["straight"], rank["again"], 1e-6)
         assert_equal_snapshots(rank["straight"], ranks[0]["straight"], 0)
-    alone = run_ranks(1, scenarios.continue_from, optimizer, ranks[0]["snapshot"], second)[0]
+    alone = run_ranks(1, scenarios.continue_from, optimizer, pickle.dumps(ranks[0]["snapshot"]), second)[0]
     assert_equal_snapshots(ranks[0]["straight"], alone, 1e-6)
 
 

@@ -14,7 +14,7 @@ def test_the_run_folder_holds_everything_the_design_lists(finished_run):
     folder, _ = finished_run
     for name in (
         "config.json", "status.json", "metrics.jsonl", "mask.json", "checkpoints/latest", "sliced/config.json",
-        "sliced/model.safetensors", "sliced/README.md", "report/report.html", "report/opening.png",
+        "sliced/model.safetensors", "sliced/README.md", "report/report.html", "report/mean_activation.png",
     ):  # fmt: skip
         assert (folder / name).exists(), name
     assert list((folder / "tensorboard").glob("events.*"))

@@ -23,6 +23,7 @@ ALLOWED = {
     "pruning": {"gates", "measure", "models", *LEAVES},
     "measure": {"pruning", "models", *LEAVES},
     "models": {"pruning", *LEAVES},
+    "study": {"monitor", *LEAVES},
     "monitor": LEAVES,
     "data": LEAVES,
     "regularizers": set(),

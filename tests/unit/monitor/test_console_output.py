@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.monitor import wording
+from dist_prune.monitor import formatting
 from dist_prune.monitor.console import ProgressBar, final_table
 from dist_prune.monitor.records import SUMMARY_KEYS
 
@@ -101,23 +101,23 @@ def test_the_final_table_is_written_for_people():
 
 
 def test_what_was_not_measured_is_never_shown_as_zero():
-    rows = wording.result_rows(dict.fromkeys(SUMMARY_KEYS))
+    rows = formatting.result_rows(dict.fromkeys(SUMMARY_KEYS))
     assert {text for _, text in rows} == {"not measured"}
 
 
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (wording.percent(1.0), "100.0 %"),
-        (wording.percent(0.0), "0.0 %"),
-        (wording.percent(0.99996), "99.996 %"),
-        (wording.percent(0.0001), "0.01 %"),
-        (wording.count(512), "512"),
-        (wording.count(4.1e9, "MACs"), "4.10 G MACs"),
-        (wording.duration(4.21), "4.2 s"),
-        (wording.duration(59.97), "1 min 00 s"),
-        (wording.duration(3599.8), "1 h 00 min"),
-        (wording.energy(12300.0), "12.30 kJ (3.42 Wh)"),
+        (formatting.percent(1.0), "100.0 %"),
+        (formatting.percent(0.0), "0.0 %"),
+        (formatting.percent(0.99996), "99.996 %"),
+        (formatting.percent(0.0001), "0.01 %"),
+        (formatting.count(512), "512"),
+        (formatting.count(4.1e9, "MACs"), "4.10 G MACs"),
+        (formatting.duration(4.21), "4.2 s"),
+        (formatting.duration(59.97), "1 min 00 s"),
+        (formatting.duration(3599.8), "1 h 00 min"),
+        (formatting.energy(12300.0), "12.30 kJ (3.42 Wh)"),
     ],
 )
 def test_numbers_read_well(shown, expected):

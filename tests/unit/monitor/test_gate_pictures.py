@@ -9,16 +9,18 @@ from PIL import Image
 
 from dist_prune.monitor import style
 from dist_prune.monitor.curves import curves
-from dist_prune.monitor.pictures import gate_history, opening_picture, polarization_picture
+from dist_prune.monitor.pictures import gate_history, mean_activation_picture, polarization_picture
 
 
 def labels(axes):
     return [line.get_label() for line in axes.get_lines() if not line.get_label().startswith("_")]
 
 
-def test_in_the_opening_picture_the_first_site_is_on_top_and_closed_is_dark(monkeypatch):
+def test_in_the_mean_activation_picture_the_first_site_is_on_top_and_closed_is_dark(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would now fail
-    figure = opening_picture([[0.0, 1.0], [0.0, 1.0], [0.5, 1.0]], ["first", "second"], epochs=[1, 2, 3])
+    figure = mean_activation_picture(
+        [[0.0, 1.0], [0.0, 1.0], [0.5, 1.0]], ["first", "second"], epochs=[1, 2, 3]
+    )
     picture = Image.open(io.BytesIO(style.png(figure, dpi=100))).convert("L")
     axes = figure.axes[0]
 
@@ -36,9 +38,11 @@ def test_in_the_opening_picture_the_first_site_is_on_top_and_closed_is_dark(monk
 
 
 @pytest.mark.parametrize(("sites", "epochs", "names_shown"), [(9, 10, 9), (54, 50, 54), (200, 300, 50)])
-def test_the_opening_picture_shows_every_cell_and_labels_that_do_not_crowd(sites, epochs, names_shown):
+def test_the_mean_activation_picture_shows_every_cell_and_labels_that_do_not_crowd(
+    sites, epochs, names_shown
+):
     history = np.random.default_rng(0).random((epochs, sites))
-    axes = opening_picture(history, [f"s{i}" for i in range(sites)]).axes[0]
+    axes = mean_activation_picture(history, [f"s{i}" for i in range(sites)]).axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array(), history.T)
     assert len(axes.get_yticks()) == names_shown
     assert axes.get_yticklabels()[0].get_text() == "s0"
@@ -47,9 +51,9 @@ def test_the_opening_picture_shows_every_cell_and_labels_that_do_not_crowd(sites
 
 def test_a_history_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="2 sites"):
-        opening_picture([[0.0, 1.0, 1.0]], ["a", "b"])
+        mean_activation_picture([[0.0, 1.0, 1.0]], ["a", "b"])
     with pytest.raises(ValueError, match="2 epochs"):
-        opening_picture([[0.0]], ["a"], epochs=[1, 2])
+        mean_activation_picture([[0.0]], ["a"], epochs=[1, 2])
     with pytest.raises(ValueError, match="2 positions"):
         polarization_picture([[0.0]], ["a"], positions=[1, 2])
 

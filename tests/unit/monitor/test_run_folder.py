@@ -51,7 +51,7 @@ def test_a_folder_that_holds_a_run_is_refused_unless_resumed(tmp_path, trace):
     with pytest.raises(RunExists) as refusal:
         RunFolder.create(folder, resume=False)
     assert str(refusal.value) == (
-        f"{folder} already holds a run; pass --resume to go on with it or choose another --out"
+        f"{folder} already holds a run; pass --resume to continue it or choose another --out"
     )
     assert isinstance(refusal.value, FileExistsError)
     assert RunFolder.create(folder, resume=True).path == folder

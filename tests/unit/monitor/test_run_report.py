@@ -46,7 +46,7 @@ def test_a_finished_run_shows_results_sites_and_pictures(run):
     site = {
         "kind": "channel",
         "units": 4,
-        "mean_activation": [0.5, 1.0],
+        "mean_activation": 0.75,
         "kept": [0, 2, 3],
         "agreement": None,
     }
@@ -63,7 +63,7 @@ def test_a_finished_run_shows_results_sites_and_pictures(run):
     assert page.count("data:image/png;base64,") == 3
     assert {file.name for file in run.report.iterdir()} == {
         "report.html",
-        "opening.png",
+        "mean_activation.png",
         "polarization.png",
         "curves.png",
     }

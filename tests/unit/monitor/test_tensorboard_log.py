@@ -28,14 +28,14 @@ def test_scalars_pictures_and_texts_can_be_read_back(tmp_path, monkeypatch):
     log = TensorBoardLog(tmp_path, purge_step=None)
     log.scalars(1, {names.loss("total"): 2.5, names.loss("macs"): 0.0, names.site("layer1.0"): 0.25})
     log.scalars(2, {names.loss("total"): 1.5, names.loss("macs"): None})
-    log.figure(names.OPENING_PICTURE, figure, step=2)
+    log.figure(names.MEAN_ACTIVATION_PICTURE, figure, step=2)
     log.text("configuration", "**epochs** 3", step=0)
     log.close()
     events = read(tmp_path)
     assert points(events, "loss/total") == [(1, 2.5), (2, 1.5)]
     assert points(events, "loss/macs") == [(1, 0.0)]
     assert points(events, "sites/layer1.0") == [(1, 0.25)]
-    (picture,) = events.Images("gates/opening")
+    (picture,) = events.Images("gates/mean_activation")
     pixels = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
     assert picture.step == 2
     assert pixels.shape == (100, 200, 3)

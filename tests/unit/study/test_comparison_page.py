@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -9,9 +11,10 @@ from study_runs import make_run, naive_entries
 
 from dist_prune.cli.commands import report
 from dist_prune.errors import UserError
-from dist_prune.monitor.compare import Stat
-from dist_prune.monitor.study_report import write_comparison
-from dist_prune.monitor.study_tables import spread
+from dist_prune.monitor.formatting import spread
+from dist_prune.study.comparison import write_comparison
+
+NAN = float("nan")
 
 
 class Tags(HTMLParser):
@@ -51,7 +54,7 @@ def test_a_comparison_lies_beside_its_runs_with_tables_page_and_pictures(runs):
         "comparison.html",
         "comparison.md",
         "trade-off.png",
-        "opening.png",
+        "mean_activation.png",
         "distribution.png",
     }
     text = page.read_text("utf-8")
@@ -97,7 +100,7 @@ def test_an_unfinished_run_is_listed_as_such_with_what_it_has(runs, tmp_path):
     row = rows(tmp_path / "out" / "comparison.md", "Runs")[-1]
     assert (row["run"], row["state"], row["epochs"]) == ("half3", "unfinished", "1 of 4")
     assert row["accuracy, sliced (%)"] == "not measured"
-    assert "1 unfinished, left out of all means" in page.read_text("utf-8")
+    assert "1 unfinished, excluded from all means" in page.read_text("utf-8")
 
 
 def test_naive_baselines_get_a_table_where_there_are_some(runs, tmp_path):
@@ -119,7 +122,7 @@ def test_naive_baselines_get_a_table_where_there_are_some(runs, tmp_path):
 def test_one_run_can_be_compared_with_nothing(runs, tmp_path):
     write_comparison(runs[1:2], tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"comparison.html", "comparison.md", "opening.png", "distribution.png"}
+    assert names == {"comparison.html", "comparison.md", "mean_activation.png", "distribution.png"}
 
 
 def test_an_earlier_comparison_among_the_folders_is_passed_over(runs):
@@ -176,14 +179,27 @@ def test_the_command_reports_one_run_into_its_folder_and_compares_several(runs, 
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (spread(None, 100), "not measured"),
-        (spread(Stat(0.82), 100), "82.00"),
-        (spread(Stat(0.82, 0.0031, 3), 100), "82.00 ± 0.31"),
-        (spread(Stat(0.99996), 100), "99.996"),
-        (spread(Stat(1.0), 100), "100.00"),
-        (spread(Stat(0.0), 100, digits=1), "0.0"),
-        (spread(Stat(0.00002, 0.00001, 3), digits=4), "0.00002 ± 0.00001"),
+        (spread(NAN, NAN, 100), "not measured"),
+        (spread(0.82, NAN, 100), "82.00"),
+        (spread(0.82, 0.0031, 100), "82.00 ± 0.31"),
+        (spread(0.99996, NAN, 100), "99.996"),
+        (spread(1.0, NAN, 100), "100.00"),
+        (spread(0.0, NAN, 100, digits=1), "0.0"),
+        (spread(0.00002, 0.00001, digits=4), "0.00002 ± 0.00001"),
     ],
 )
 def test_means_and_deviations_read_well(shown, expected):
     assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("dist_prune.monitor.report", {"torch", "deepspeed", "tensorboard", "pandas"}),
+        ("dist_prune.study.comparison", {"torch", "deepspeed", "tensorboard"}),
+    ],
+)
+def test_pages_are_written_without_the_libraries_of_training(module, unwanted):
+    code = f"import {module}, sys; print({unwanted!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,13 +1,14 @@
-"""Numbers and results as people read them: in the console's table and in the report alike."""
+"""Numbers and results as text, for the console, the report of a run and comparisons."""
 
 from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 NOT_MEASURED = "not measured"
 
 
 def percent(ratio: float | None) -> str:
-    """0.983 as "98.3 %"; more digits where one would wrongly read as none or all."""
+    """Format 0.983 as "98.3 %", with more digits where one would read as none or all."""
     if ratio is None:
         return NOT_MEASURED
     for digits in range(1, 6):
@@ -18,7 +19,7 @@ def percent(ratio: float | None) -> str:
 
 
 def count(number: float | None, unit: str = "") -> str:
-    """41220000 as "41.22 M", with a unit as "41.22 M MACs"; below a thousand the number itself."""
+    """Format 41220000 as "41.22 M", with a unit as "41.22 M MACs"; below a thousand the number itself."""
     if number is None:
         return NOT_MEASURED
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -28,10 +29,10 @@ def count(number: float | None, unit: str = "") -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as "4.2 s", "1 min 23 s" or "2 h 05 min"."""
+    """Format seconds as "4.2 s", "1 min 23 s" or "2 h 05 min"."""
     if seconds is None:
         return NOT_MEASURED
-    if seconds < 59.95:  # what one decimal does not round up to a minute
+    if seconds < 59.95:  # 59.95 s and more would read as "60.0 s"
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -40,7 +41,7 @@ def duration(seconds: float | None) -> str:
 
 
 def energy(joules: float | None) -> str:
-    """Joules as "12.30 kJ (3.42 Wh)"."""
+    """Format joules as "12.30 kJ (3.42 Wh)"."""
     if joules is None:
         return NOT_MEASURED
     in_joules = f"{joules / 1000:.2f} kJ" if joules >= 1000 else f"{joules:.1f} J"
@@ -48,23 +49,38 @@ def energy(joules: float | None) -> str:
 
 
 def grams(mass: float | None) -> str:
-    """Grams as "12.3 g" or "1.23 kg"."""
+    """Format grams as "12.3 g" or "1.23 kg"."""
     if mass is None:
         return NOT_MEASURED
     return f"{mass / 1000:.3g} kg" if mass >= 1000 else f"{mass:.3g} g"
 
 
 def plain(number: float | None) -> str:
-    """A number in three significant digits."""
+    """Format a number with three significant digits."""
     return NOT_MEASURED if number is None else f"{number:.3g}"
 
 
+def spread(mean: float, std: float, scale: float = 1, digits: int = 2) -> str:
+    """Format mean and standard deviation, times `scale`, with equally many digits: "82.06 ± 0.31".
+
+    A NaN mean reads "not measured"; a NaN deviation, that of a single value, is omitted.
+    """
+    if isnan(mean):
+        return NOT_MEASURED
+    misleading = {0.0, 100.0} if scale == 100 else {0.0}  # a rounded number must not read as none or as all
+    exact = scale * mean in misleading
+    while not exact and digits < 6 and float(f"{scale * mean:.{digits}f}") in misleading:
+        digits += 1
+    text = f"{scale * mean:.{digits}f}"
+    return text if isnan(std) else f"{text} ± {scale * std:.{digits}f}"
+
+
 def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a run came to, as (what, how much): the rows of the final table.
+    """Return the rows of the final table, as (name, value).
 
     Args:
         result: a summary record, which may also hold `accuracy` and `accuracy_consensus`. Accuracies and
-            ratios are fractions, `energy_joules` joules; what is missing or None was not measured.
+            ratios are fractions. A missing key or None means "not measured".
     """
     get = result.get
     gated = get("accuracy_consensus") is not None
@@ -74,7 +90,7 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("accuracy, sliced network", percent(get("accuracy_sliced"))),
         ("MACs, dense", count(get("macs_dense"), "MACs")),
         ("MACs, sliced", count(get("macs"), "MACs")),
-        ("MACs, sliced / dense", percent(get("macs_ratio")) + _asked(result)),
+        ("MACs, sliced / dense", percent(get("macs_ratio")) + _budget(result)),
         ("parameters, dense", count(get("parameters_dense"))),
         ("parameters, sliced", count(get("parameters"))),
         ("agreement of samples with the consensus", percent(get("agreement"))),
@@ -87,14 +103,14 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _asked(result: Mapping[str, Any]) -> str:
-    """The budget, and what became of it."""
+def _budget(result: Mapping[str, Any]) -> str:
+    """Return the budget and whether the run met it."""
     target = result.get("target_macs")
     return "" if target is None else f" (budget {percent(target)}: {result.get('budget')})"
 
 
 def _sensors(result: Mapping[str, Any]) -> str:
-    """What energy was measured by, or why it was not."""
+    """Return the sensors that measured the energy, or why it was not measured."""
     get = result.get
     if get("energy_joules") is None:
         reasons = get("energy_missing") or ()
@@ -108,5 +124,5 @@ def _sensors(result: Mapping[str, Any]) -> str:
 
 
 def _grid(result: Mapping[str, Any]) -> str:
-    """The user's figure for the electricity."""
+    """Return the carbon intensity that the user gave."""
     return f" (at {result.get('grid_intensity'):g} g/kWh)"

@@ -1,0 +1,129 @@
+"""The tables of a study as texts: groups, cost to an accuracy, naive baselines, runs. Templates explain them."""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from dist_prune.monitor.formatting import NOT_MEASURED, percent, spread
+from dist_prune.monitor.to_accuracy import Reached, reached
+from dist_prune.study.runs import naive_draws
+
+_NAN = float("nan")
+_GROUP_COLUMNS = {  # heading: column, scale, digits
+    "accuracy (%)": ("accuracy_sliced", 100, 2),
+    "MACs (M)": ("macs", 1e-6, 2),
+    "MACs, sliced / dense (%)": ("macs_ratio", 100, 1),
+    "parameters (k)": ("parameters", 1e-3, 1),
+    "gates open (%)": ("open_ratio", 100, 1),
+    "R_polar": ("r_polar", 1, 4),
+    "agreement (%)": ("agreement", 100, 2),
+    "training (s)": ("seconds_total", 1, 0),
+    "energy (kJ)": ("energy_joules", 1e-3, 2),
+}
+_COST_COLUMNS = {
+    "epochs": ("epoch", 1, 1),
+    "time (s)": ("seconds", 1, 0),
+    "energy (kJ)": ("joules", 1e-3, 2),
+    "MACs then / dense (%)": ("macs_ratio", 100, 1),
+}
+
+
+class Table(NamedTuple):
+    """Cells are texts. The first `words` columns are words, the others numbers."""
+
+    title: str
+    cells: pd.DataFrame
+    words: int
+
+    def markdown(self) -> str:
+        """Format the cells as GitHub's Markdown."""
+        align = ["left"] * self.words + ["right"] * (len(self.cells.columns) - self.words)
+        cells = self.cells.map(escaped)
+        return cells.to_markdown(index=False, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def tables(runs: pd.DataFrame, to_accuracy: float | None) -> list[Table]:
+    """Return the tables for which there is data; the one of groups comes first."""
+    found = [Table("Groups", _groups(runs), 2)]
+    if to_accuracy is not None:
+        found += [Table(f"Time and energy to {percent(to_accuracy)}", _costs(runs, to_accuracy), 1)]
+    found += [Table("Naive baselines", _naive(naive_draws(runs)), 1), Table("Runs", _runs(runs), 3)]
+    return [table for table in found if len(table.cells)]
+
+
+def escaped(text: str) -> str:
+    """Escape text for Markdown: it must neither end a cell of a table nor become HTML."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _spread(values: pd.Series, scale: float = 1, digits: int = 2) -> str:
+    return spread(values.mean(), values.std(), scale, digits)
+
+
+def _groups(runs: pd.DataFrame) -> pd.DataFrame:
+    grouped = runs.groupby("group", sort=False)
+    cells = pd.DataFrame(
+        {head: grouped[key].agg(_spread, *form) for head, (key, *form) in _GROUP_COLUMNS.items()}
+    )
+    seeds = runs["seed"].astype(str).where(runs["finished"], runs["seed"].astype(str) + " (unfinished)")
+    cells.insert(0, "seeds", seeds.groupby(runs["group"]).agg(", ".join))
+    drop, dense = grouped["drop"].mean(), grouped["dense"].first()
+    difference = drop.map(lambda value: NOT_MEASURED if pd.isna(value) else f"{-100 * value:+.2f}")
+    cells.insert(2, "difference", difference.mask(dense == dense.index, "0 (dense)"))
+    return cells.reset_index()
+
+
+def _costs(runs: pd.DataFrame, accuracy: float) -> pd.DataFrame:
+    runs = runs[runs["finished"]].reset_index()
+    found = [reached(evals, accuracy) or [_NAN] * 4 for evals in runs["evals"]]
+    costs = pd.DataFrame(found, columns=Reached._fields, dtype=float).assign(group=runs["group"])
+    # Where the energy of some runs is missing, that of the others would be of other runs than the time.
+    partly = (costs["seconds"].notna() & costs["joules"].isna()).groupby(costs["group"]).any()
+    costs["joules"] = costs["joules"].mask(costs["group"].map(partly).astype(bool))
+    grouped = costs.groupby("group", sort=False)
+    counts, means = grouped["epoch"].count(), grouped[["seconds", "joules"]].mean()
+    ratios = means / means.reindex(runs.groupby("group", sort=False)["dense"].first()).to_numpy()
+    cells = pd.DataFrame(
+        {head: grouped[key].agg(_spread, *form) for head, (key, *form) in _COST_COLUMNS.items()}
+    )
+    cells.insert(2, "time / dense", ratios["seconds"].map(lambda ratio: spread(ratio, _NAN)))
+    cells.insert(4, "energy / dense", ratios["joules"].map(lambda ratio: spread(ratio, _NAN)))
+    cells.loc[counts == 0] = "not reached"
+    cells.insert(0, "reached by", counts.astype(str) + " of " + grouped.size().astype(str))
+    return cells.reset_index()
+
+
+def _naive(draws: pd.DataFrame) -> pd.DataFrame:
+    rows = [
+        {
+            "baseline": label,
+            "share (%)": f"{100 * share:g}",
+            "draws": str(len(same)),
+            "accuracy (%)": _spread(same["accuracy_sliced"], 100),
+            "MACs, left / dense (%)": _spread(same["macs_ratio"], 100, 1)
+            if same["macs_ratio"].notna().any() or same["baseline"].iloc[0] != "dropout"
+            else "not reduced",
+        }
+        for label, series in draws.groupby("series", sort=False)
+        for share, same in series.groupby("share")
+    ]
+    return pd.DataFrame(rows)
+
+
+def _runs(runs: pd.DataFrame) -> pd.DataFrame:
+    last = pd.DataFrame([evals[-1] if evals else {} for evals in runs["evals"]])
+    last = last.reindex(columns=["epoch", "accuracy", "macs_ratio"]).astype(float)
+    epochs = [f"{at:g} of {every}" for at, every in zip(last["epoch"], runs["epochs"], strict=True)]
+    ratio = runs["macs_ratio"].where(runs["finished"], last["macs_ratio"])
+    return pd.DataFrame(
+        {
+            "run": runs["run"],
+            "group": runs["group"],
+            "state": runs["finished"].map({True: "finished", False: "unfinished"}),
+            "seed": runs["seed"].astype(str),
+            "epochs": pd.Series(epochs).where(last["epoch"].notna(), NOT_MEASURED),
+            "accuracy, last evaluation (%)": last["accuracy"].map(lambda value: spread(value, _NAN, 100)),
+            "accuracy, sliced (%)": runs["accuracy_sliced"].map(lambda value: spread(value, _NAN, 100)),
+            "MACs, left / dense (%)": ratio.map(lambda value: spread(value, _NAN, 100, 1)),
+        }
+    )
