@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from dist_prune.engine.ds_config import Batching
 from dist_prune.engine.zero_state import OptimizerState, TrainState
 from dist_prune.errors import UserError, nearest
 from dist_prune.runtime.cpu import tune_cpu
+from dist_prune.runtime.launch import complete_environment, local_rank
 
 
 def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> None:
@@ -58,10 +58,9 @@ def start_process_group(timeout: float = 600.0) -> torch.device:
 
     timeout: seconds that ranks wait for one another, in this and all that follows.
     """
-    distributed.complete_environment()
-    local_rank = int(os.environ["LOCAL_RANK"])
+    complete_environment()
     on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     else:

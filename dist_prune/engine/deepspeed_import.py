@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import logging
 
 from dist_prune.runtime.environment import prepare_environment
 
@@ -31,7 +30,6 @@ with contextlib.redirect_stdout(io.StringIO()):
     with contextlib.suppress(ImportError):  # then there is nothing to compare with
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     compiler.compile = compile_
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 __all__ = [
     "DeepSpeedConfig",
