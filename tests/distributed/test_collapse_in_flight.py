@@ -16,7 +16,7 @@ from dist_prune import distributed
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase, Transition
-from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.collapse import slice_gated_network
 
 STEPS = 20
 OPENED = torch.tensor([1.0, 0, 0, 1, 1, 0])  # of the six layers of a ResNet-14
@@ -51,7 +51,7 @@ def with_and_without_collapse(stage: int) -> tuple[list[float], list[float], int
 
     plain = scenarios.undecided_phase().module
     kept = {site.name: [0] * int(opened) for site, opened in zip(sites(plain), OPENED, strict=True)}
-    small, origins = slice_network(plain, kept)
+    small, origins = slice_gated_network(plain, kept)
     phase = Phase("collapsed", small, 4, transition=Transition(origins))
     start = inherit(phase, before)
     small.load_state_dict(start.weights)
