@@ -13,10 +13,10 @@ import torch
 from ranks import run_ranks
 
 from dist_prune import distributed
+from dist_prune.gates.consensus import slice_gated_network
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase, Transition
-from dist_prune.pruning.collapse import slice_gated_network
 
 STEPS = 20
 OPENED = torch.tensor([1.0, 0, 0, 1, 1, 0])  # of the six layers of a ResNet-14
