@@ -11,7 +11,7 @@ import torch
 from unit_helpers import images, shaken
 
 from dist_prune import UserError, build_model, cli, load_sliced, save_sliced
-from dist_prune.cli.commands import COMMANDS
+from dist_prune.cli.main import COMMANDS
 from dist_prune.errors import RunError
 from dist_prune.export import formats as formats_module
 from dist_prune.export.exporting import export_sliced
