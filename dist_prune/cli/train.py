@@ -44,9 +44,7 @@ def train_parser() -> Parser:
     parser.add_argument("--recipe", default="digits", help="a name that 'dist-prune recipes' lists")
     parser.add_argument("--data", help="a data set's name, a folder of shards, or a pattern of shard names")
     parser.add_argument("--out", help="run folder (default: runs/RECIPE-TIMESTAMP)")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the newest checkpoint in --out"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     parser.add_argument("--max_steps", type=positive(int), help="save and stop after this many more steps")
     parser.add_argument("--max_hours", type=positive(float), help="save and stop after this many hours")
     parser.add_argument(

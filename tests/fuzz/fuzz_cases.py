@@ -333,7 +333,9 @@ def _command(words: Words) -> Callable[[], None]:
 
 def run_there(words: Words, folder: Path, seconds: float = 300) -> tuple[str, str]:
     """Run a command line in a process of its own; as ``run_here``."""
-    program = ["launch/train.py", *words[1:]] if words[0] == "train" else ["-m", "dist_prune.cli.main", *words]
+    program = (
+        ["launch/train.py", *words[1:]] if words[0] == "train" else ["-m", "dist_prune.cli.main", *words]
+    )
     if words[0] != "train":
         program = ["-c", "from dist_prune.cli.main import main; main()", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
