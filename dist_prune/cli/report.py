@@ -42,5 +42,5 @@ def _fraction(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a _fraction such as 0.9, not {text}")
+        raise argparse.ArgumentTypeError(f"expected a fraction such as 0.9, not {text}")
     return value

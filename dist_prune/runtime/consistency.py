@@ -27,7 +27,7 @@ def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
     facts: or a text, why this rank cannot start. Raises UserError on all ranks, which says why, or else names the first
     difference to rank 0.
     """
-    own = facts if isinstance(facts, str) else _flat(facts)
+    own = facts if isinstance(facts, str) else flat(facts)
     peers, told = zip(*distributed.gather_objects((Peer.this(), own)), strict=True)
     problems = {peer: problem for peer, problem in zip(peers, told, strict=True) if isinstance(problem, str)}
     if problems:
@@ -65,13 +65,13 @@ def agree_on(state: Mapping[str, Any], moment: str, device: torch.device) -> Non
             )
 
 
-def _flat(data: Any, key: str = "") -> dict[str, str]:
-    """Nested plain data as texts by dotted key."""
+def flat(data: Any, key: str = "") -> dict[str, str]:
+    """Return nested plain data as JSON texts by dotted key."""
     if isinstance(data, Mapping) and data:
         return {
             k: v
             for name, value in data.items()
-            for k, v in _flat(value, f"{key}.{name}" if key else name).items()
+            for k, v in flat(value, f"{key}.{name}" if key else name).items()
         }
     return {key: json.dumps(data, default=str)}
 
