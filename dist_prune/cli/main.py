@@ -20,6 +20,7 @@ from dist_prune.cli.benchmark import benchmark
 from dist_prune.cli.collapse import collapse
 from dist_prune.cli.evaluate import evaluate
 from dist_prune.cli.export import export
+from dist_prune.cli.library_messages import hide_library_messages
 from dist_prune.cli.naive import naive
 from dist_prune.cli.recipes import recipes
 from dist_prune.cli.report import report
@@ -27,7 +28,7 @@ from dist_prune.cli.shards import shards
 from dist_prune.cli.train import train
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
 from dist_prune.runtime.launch import complete_environment
-from dist_prune.runtime.streams import outlive_readers
+from dist_prune.runtime.streams import tolerate_broken_pipes
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -45,7 +46,8 @@ _PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryEr
 
 def train_main(arguments: Sequence[str]) -> NoReturn:
     """Run the program of ``launch/train.py``."""
-    outlive_readers()
+    tolerate_broken_pipes()
+    hide_library_messages()
     # Before the first error: only rank 0 may print it, under every launcher.
     complete_environment()
     exit_with(lambda: DONE if train(arguments) else STOPPED)
@@ -53,6 +55,7 @@ def train_main(arguments: Sequence[str]) -> NoReturn:
 
 def main() -> NoReturn:
     """Run the ``dist-prune`` command."""
+    hide_library_messages()
     exit_with(lambda: _command(sys.argv[1:]))
 
 
@@ -80,7 +83,7 @@ def exit_with(program: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = _report("interrupted; continue with --resume from what was saved before", FAILED)
     except LocalRankError as error:
-        if not error.told:
+        if not error.reported:
             print(one_line(f"error: {error}"), file=sys.stderr)
         sys.exit(FAILED)
     except Exception as error:
@@ -120,7 +123,7 @@ def _report_error(error: Exception) -> int:
     if isinstance(error, RunError):
         return _report(f"error: {error}", FAILED)
     from dist_prune import distributed
-    from dist_prune.runtime.memory import out_of_memory
+    from dist_prune.runtime.failures import out_of_memory
 
     if isinstance(error, OSError) and error.filename and distributed.world_size() == 1:
         return _report(

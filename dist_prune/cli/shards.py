@@ -39,7 +39,7 @@ def _shards_make(arguments: list[str]) -> None:
     )
     parser.add_argument("--bytes_per_shard", type=_bytes, metavar="N[k|M|G]", help="instead: so many bytes")
     parser.add_argument(
-        "--testfraction", type=float, help="share of the images to hold out, if there is no test split"
+        "--test_fraction", type=float, help="share of the images to hold out, if there is no test split"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the one shuffle")
     parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes; default: cores")

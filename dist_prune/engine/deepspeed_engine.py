@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +37,6 @@ with contextlib.redirect_stdout(io.StringIO()):
     with contextlib.suppress(ImportError):  # then there is nothing to compare with
         import deepspeed.runtime.zero.muon.muon_optimizer
     compiler.compile = compile_
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 from dist_prune import distributed  # noqa: E402
 from dist_prune.engine.ds_config import Batching  # noqa: E402
