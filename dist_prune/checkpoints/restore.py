@@ -13,7 +13,7 @@ from dist_prune.config import RESUMABLE_FIELDS, RunConfig
 from dist_prune.data import ImageData
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
-from dist_prune.runtime.consistency import flat
+from dist_prune.runtime.consistency import flatten
 
 
 def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> Checkpoint | None:
@@ -54,7 +54,9 @@ def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
         stored = config_of(folder)
     except UserError as error:
         return str(error)
-    before, now = (flat(of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))) for of in (stored, config))
+    before, now = (
+        flatten(of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))) for of in (stored, config)
+    )
     for key in [*now, *(before.keys() - now.keys())]:
         if before.get(key) != now.get(key):
             was, is_now = before.get(key, "nothing"), now.get(key, "nothing")
