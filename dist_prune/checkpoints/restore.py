@@ -13,6 +13,7 @@ from dist_prune.config import RESUMABLE_FIELDS, RunConfig
 from dist_prune.data import ImageData
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
+from dist_prune.runtime.consistency import flatten
 
 
 def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> Checkpoint | None:
@@ -43,31 +44,39 @@ def _other_run(folder: RunFolder, config: RunConfig, checkpoint: Checkpoint, dat
 
 
 def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
-    """What the recipe of the run in ``folder`` has otherwise, in one line."""
+    """Return one line about the first field in which ``config`` differs from the run in ``folder``; None if none does.
+
+    Fields of ``RESUMABLE_FIELDS`` may differ.
+    """
     if not folder.config.exists():
         return None
     try:
         stored = config_of(folder)
     except UserError as error:
         return str(error)
-    before = stored.model_dump(mode="json")
-    for key, value in config.model_dump(mode="json").items():
-        if before[key] != value and key not in RESUMABLE_FIELDS:
-            return f"{folder.path} was begun with {key}={before[key]!r}, not {value!r}; resume it with the same recipe"
+    before, now = (
+        flatten(of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))) for of in (stored, config)
+    )
+    for key in [*now, *(before.keys() - now.keys())]:
+        if before.get(key) != now.get(key):
+            was, is_now = before.get(key, "nothing"), now.get(key, "nothing")
+            return f"{folder.path} was started with {key}={was}, not {is_now}; resume it with the same recipe"
     return None
 
 
 def other_data(folder: RunFolder, config: RunConfig, checkpoint: Checkpoint, data: ImageData) -> str | None:
-    """How the shards of the run in ``folder`` were others than they are now, in one line.
+    """Return one line if the shards of the run in ``folder`` are not those of ``data``; None if they are.
 
-    The rest of its epoch would have images in it that were seen before, and lack others.
+    Shards are the same if their fingerprint and their order are, wherever they lie now.
     """
-    before, now = checkpoint.state.get("data"), data.identity()  # runs begun earlier did not record it
+    # With other shards the rest of the epoch would repeat some images and miss others.
+    before, now = checkpoint.state.get("data"), data.identity()
+    # Runs of older versions did not record it.
     if before in (None, now):
         return None
     return (
-        f"{folder.path} was begun with other shards than {config.data} has now "
-        f"({_counted(before)} then, {_counted(now)} now); resume it with those that it was begun with"
+        f"{folder.path} was started with other shards than {config.data} has now "
+        f"({_counted(before)} then, {_counted(now)} now); resume it with the shards that it was started with"
     )
 
 

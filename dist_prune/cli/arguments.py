@@ -1,9 +1,9 @@
-"""Argument parsing with errors in one line that names the nearest option."""
+"""Argument parsing with one-line errors that name the nearest option, and output that commands share."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from dist_prune.errors import UserError, nearest
@@ -16,11 +16,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """What argparse calls for a mistake."""
+        """Raise UserError; argparse calls this for a mistake."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse, and refuse what is left over."""
+        """Parse, and refuse unknown options."""
         parsed, unknown = self.parse_known_args(arguments)
         if unknown:
             known = [option for action in self._actions for option in action.option_strings]
@@ -29,8 +29,21 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
 
+def command_parser(name: str, description: str | None) -> Parser:
+    """Return the parser of ``dist-prune NAME``."""
+    return Parser(prog=f"dist-prune {name}", description=description)
+
+
+def show(values: Mapping[str, Any]) -> None:
+    """Print a table of names and values; None is shown as not measured."""
+    from tabulate import tabulate
+
+    rows = [(name, "not measured" if value is None else value) for name, value in values.items()]
+    print(tabulate(rows, tablefmt="plain", disable_numparse=True))
+
+
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """An argument type: a number of ``kind`` above 0."""
+    """Return an argument type: a number of ``kind`` above 0."""
 
     def parse(text: str) -> float:
         value = kind(text)

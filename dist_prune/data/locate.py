@@ -57,6 +57,15 @@ def open_data(
     )
 
 
+def absolute(location: str) -> str:
+    """Return a location that means the same from every folder; names, URLs and commands stay as they are."""
+    if "://" in location or location.startswith("pipe:"):
+        return location
+    found = _find(location)
+    # A name stands for a folder below the data home, which may move.
+    return location if found != location else os.path.abspath(location)
+
+
 def _find(location: str) -> str:
     """Return the location of the data set of this name, if it is a name."""
     home = data_home()

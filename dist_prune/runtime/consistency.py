@@ -30,7 +30,7 @@ def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
     Raises:
         UserError: on all ranks, with that reason or with the first difference from rank 0.
     """
-    own = facts if isinstance(facts, str) else _flatten(facts)
+    own = facts if isinstance(facts, str) else flatten(facts)
     peers, gathered = zip(*distributed.gather_objects((Peer.this(), own)), strict=True)
     problems = {
         peer: problem for peer, problem in zip(peers, gathered, strict=True) if isinstance(problem, str)
@@ -80,13 +80,13 @@ def agree_on(state: Mapping[str, Any], moment: str, device: torch.device) -> Non
             )
 
 
-def _flatten(data: Any, key: str = "") -> dict[str, str]:
+def flatten(data: Any, key: str = "") -> dict[str, str]:
     """Return nested plain data as JSON texts by dotted key."""
     if isinstance(data, Mapping) and data:
         return {
             k: v
             for name, value in data.items()
-            for k, v in _flatten(value, f"{key}.{name}" if key else name).items()
+            for k, v in flatten(value, f"{key}.{name}" if key else name).items()
         }
     return {key: json.dumps(data, default=str)}
 

@@ -20,6 +20,9 @@ from dist_prune.training.bad_steps import line_about
 from dist_prune.training.context import Progress, RunContext
 from dist_prune.training.step import StepMetrics
 
+# Mean activation below which a run that has no budget most likely prunes more than its user wants.
+_FEW_OPEN = 0.1
+
 
 class Recorder:
     """Records of one invocation: metrics.jsonl, TensorBoard, progress on the console.
@@ -31,6 +34,7 @@ class Recorder:
         """Raises OSError if nothing can be written."""
         self._enabled = distributed.is_main()
         self._log_every = setting.config.log_every
+        self._target_macs = setting.config.target_macs
         self._writing = setting.capture_write_errors
         if self._enabled:
             self._run = setting.folder
@@ -96,6 +100,16 @@ class Recorder:
         with self._writing():
             self._write_evaluation(record, mask)
         self.say(_evaluation_line(record))
+        # A budget says how little may stay open; without one it is the loss weights that close units.
+        if (
+            self._target_macs is None
+            and record["open_ratio"] is not None
+            and record["open_ratio"] < _FEW_OPEN
+        ):
+            self.say(
+                f"warning: only {record['open_ratio']:.1%} of the gates are open: lower activation, "
+                "raise it later (a ramp), or set target_macs"
+            )
 
     def _write_evaluation(self, record: Mapping[str, Any], mask: UnitMask | None) -> None:
         self._run.append("eval", record)

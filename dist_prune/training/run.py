@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from dist_prune.checkpoints.writer import Saving
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import without_effect
 from dist_prune.data import ImageData, ShardError
+from dist_prune.data.locate import absolute
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.errors import UserError
@@ -232,8 +234,13 @@ def _is_done(folder: RunFolder) -> bool | str:
 
 def _record_of(setting: RunContext) -> dict[str, Any]:
     """Return the content of config.json."""
+    config = setting.config.model_dump(mode="json")
+    # Offline commands may be started in another folder.
+    config["data"] = absolute(config["data"])
+    if config["cache"]["folder"]:
+        config["cache"]["folder"] = os.path.abspath(config["cache"]["folder"])
     return {
-        "config": setting.config.model_dump(mode="json"),
+        "config": config,
         "ds_config": setting.ds_config,
         "batching": asdict(setting.batching),
         "world_size": distributed.world_size(),

@@ -143,7 +143,7 @@ def _rank(
     )  # fmt: skip
     os.chdir(ROOT)
     torch.set_num_threads(1)
-    from dist_prune.cli import train_main
+    from dist_prune.cli.main import train_main
 
     if sabotage is not None:
         sabotage()

@@ -23,7 +23,7 @@ from fuzz_guard import Broken, guarded
 from fuzz_material import Material
 from fuzz_mutations import json_bytes, mutate_bytes, mutate_json, mutate_words, near, value
 
-from dist_prune import cli
+from dist_prune.cli import main as cli
 from dist_prune.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -333,9 +333,11 @@ def _command(words: Words) -> Callable[[], None]:
 
 def run_there(words: Words, folder: Path, seconds: float = 300) -> tuple[str, str]:
     """Run a command line in a process of its own; as ``run_here``."""
-    program = ["launch/train.py", *words[1:]] if words[0] == "train" else ["-m", "dist_prune.cli", *words]
+    program = (
+        ["launch/train.py", *words[1:]] if words[0] == "train" else ["-m", "dist_prune.cli.main", *words]
+    )
     if words[0] != "train":
-        program = ["-c", "from dist_prune.cli import main; main()", *words]
+        program = ["-c", "from dist_prune.cli.main import main; main()", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(

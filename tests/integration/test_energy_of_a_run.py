@@ -22,7 +22,7 @@ from dist_prune.measure import energy
 
 if __name__ == "__main__":
     rapl.RAPL_DIR, energy.POLL_SECONDS = sys.argv[1], 0.1
-    from dist_prune.cli import train_main
+    from dist_prune.cli.main import train_main
 
     train_main(sys.argv[2:])
 """

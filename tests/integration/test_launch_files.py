@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dist_prune.cli import _train_parser
+from dist_prune.cli.train import train_parser
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 SBATCH = LAUNCH / "slurm" / "train.sbatch"
@@ -82,7 +82,7 @@ def test_the_pods_command_is_one_that_the_program_takes(path):
     else:
         words = pods(path)[0]["spec"]["containers"][0]["args"]
     assert words[0] == "launch/train.py"
-    given = _train_parser().parse(words[1:])
+    given = train_parser().parse(words[1:])
     assert given.resume
     assert (LAUNCH.parent / given.ds_config).is_file()
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from data_tools import make_shards
-from dist_prune import cli
+from dist_prune.cli import main as cli
 
 GOOD = ["--ds_config", "ds_configs/zero2.json"]
 

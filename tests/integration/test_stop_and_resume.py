@@ -118,11 +118,11 @@ def forked(pid: int) -> int | None:
 def test_a_second_ctrl_c_does_not_interrupt_what_the_first_one_ends(tmp_path):
     """As in a terminal: an impatient user, a program that takes a moment to clean up."""
     program = (
-        "import time; from dist_prune import cli, distributed\n"
+        "import time; from dist_prune import distributed; from dist_prune.cli.main import exit_with\n"
         "def work():\n"
         "    try: print('ready', flush=True); time.sleep(60)\n"
         "    finally: time.sleep(1); print('clean', flush=True)\n"
-        "cli._exit_with(work)"
+        "exit_with(work)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program],

@@ -134,7 +134,8 @@ import sys
 import dist_prune
 heavy = {"deepspeed", "tensorboard", "timm"}
 print(sorted(heavy & set(sys.modules)))
-import dist_prune.offline.naive, dist_prune.offline.runs, dist_prune.monitor.report, dist_prune.cli.commands
+import dist_prune.offline.naive, dist_prune.offline.runs, dist_prune.monitor.report, dist_prune.study.comparison
+import dist_prune.cli.main
 print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)

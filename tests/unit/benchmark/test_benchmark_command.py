@@ -11,7 +11,7 @@ from dist_prune import UserError, build_model, save_sliced
 from dist_prune.benchmark import inference, stopwatch
 from dist_prune.benchmark.inference import Options, benchmark
 from dist_prune.benchmark.outcome import table, write_benchmark
-from dist_prune.cli.commands import COMMANDS
+from dist_prune.cli.main import COMMANDS
 from dist_prune.measure.macs import count_macs
 from dist_prune.measure.sensors import Counter, Found
 from dist_prune.pruning.collapse import slice_network

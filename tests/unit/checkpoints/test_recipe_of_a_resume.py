@@ -27,18 +27,34 @@ def test_the_same_recipe_goes_on(folder):
 
 
 @pytest.mark.parametrize(
-    "setting", ["workers=3", "bad_data=skip", "max_skipped=7", "cache.gigabytes=2", "log_every=1"]
+    "setting",
+    [
+        "data=/elsewhere/shards",
+        "workers=3",
+        "bad_data=skip",
+        "max_skipped=7",
+        "cache.gigabytes=2",
+        "log_every=1",
+    ],
 )
 def test_what_changes_no_result_may_change(folder, setting):
     assert other_recipe(folder, override(CONFIG, [setting])) is None
 
 
 @pytest.mark.parametrize(
-    "setting", ["lr=0.3", "augment.cutout=4", "augment.flip=false", "model_args.width=8"]
+    ("setting", "told"),
+    [
+        ("lr=0.3", "lr=0.1, not 0.3;"),
+        ("augment.cutout=4", "augment.cutout=0, not 4;"),
+        ("augment.flip=false", "augment.flip=true, not false;"),
+        ("polarization=2", 'polarization.kind=nothing, not "constant";'),
+        ("model_args.width=8", "model_args.width=nothing, not 8;"),
+    ],
 )
-def test_what_changes_results_is_named(folder, setting):
-    key = setting.split("=")[0].split(".")[0]
-    assert f"was begun with {key}=" in other_recipe(folder, override(CONFIG, [setting]))
+def test_the_field_that_changes_results_is_named_with_both_values(folder, setting, told):
+    message = other_recipe(folder, override(CONFIG, [setting]))
+    assert f"was started with {told}" in message
+    assert "{" not in message
 
 
 def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(folder):
@@ -46,7 +62,7 @@ def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(folder):
     del stored["config"]["augment"]["cutout"], stored["config"]["bad_data"], stored["config"]["nesterov"]
     folder.write_config(stored)
     assert other_recipe(folder, CONFIG) is None
-    assert "augment=" in other_recipe(folder, override(CONFIG, ["augment.cutout=4"]))
+    assert "augment.cutout=" in other_recipe(folder, override(CONFIG, ["augment.cutout=4"]))
     assert "nesterov=" in other_recipe(folder, override(CONFIG, ["nesterov=true"]))
 
 
@@ -86,7 +102,7 @@ def test_the_same_shards_go_on_wherever_they_are_now(folder):
 )
 def test_other_shards_are_told_in_one_line(folder, now, told):
     message = other_data(folder, CONFIG, recorded(images(30, 20)), now)
-    assert f"{folder.path} was begun with other shards than none has now" in message
+    assert f"{folder.path} was started with other shards than none has now" in message
     assert "50 train images in 2 shards, fingerprint 01234567 then" in message
     assert told in message
     assert "\n" not in message

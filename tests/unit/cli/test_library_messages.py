@@ -23,7 +23,7 @@ def warn():
 """
 PROGRAM = """
 import os, sys, warnings
-from dist_prune import cli
+from dist_prune.cli import main as cli
 from dist_prune.errors import DistPruneWarning
 
 def command(arguments):
@@ -39,7 +39,7 @@ def command(arguments):
     os.wait()
     return 0
 
-cli._command = cli._train = command
+cli._command, cli.train = command, lambda words: not command(words)
 sys.argv = ["dist-prune"]
 cli.main() if {main} else cli.train_main([])
 """

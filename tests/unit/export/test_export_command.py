@@ -10,8 +10,8 @@ import pytest
 import torch
 from unit_helpers import images, shaken
 
-from dist_prune import UserError, build_model, cli, load_sliced, save_sliced
-from dist_prune.cli.commands import COMMANDS
+from dist_prune import UserError, build_model, load_sliced, save_sliced
+from dist_prune.cli.main import COMMANDS, main
 from dist_prune.errors import RunError
 from dist_prune.export import formats as formats_module
 from dist_prune.export.exporting import export_sliced
@@ -203,6 +203,6 @@ def test_an_out_that_cannot_be_a_folder_is_one_line(checkpoint, tmp_path, capsys
     words += ["--format", "onnx"] if command == "export" else []
     monkeypatch.setattr(sys, "argv", ["dist-prune", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert ended.value.code == 2
     assert "Not a directory" in capsys.readouterr().err.splitlines()[-1]

@@ -10,7 +10,7 @@ from torch import nn
 from unit_helpers import images, relative_difference, shaken
 
 from dist_prune import UserError, build_model, save_sliced
-from dist_prune.cli.commands import COMMANDS
+from dist_prune.cli.main import COMMANDS
 from dist_prune.data import open_data
 from dist_prune.monitor.records import RunFolder
 from dist_prune.offline import naive

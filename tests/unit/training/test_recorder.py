@@ -1,11 +1,13 @@
 """Records of an invocation replace those of an earlier one that its checkpoint does not hold."""
 
+import dataclasses
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_prune.config import RunConfig
-from dist_prune.monitor.records import RunFolder
+from dist_prune.monitor.records import EVAL_KEYS, RunFolder
 from dist_prune.training.context import Progress, RunContext
 from dist_prune.training.recorder import Recorder
 from dist_prune.training.step import StepMetrics
@@ -43,3 +45,18 @@ def test_a_resumed_run_shows_each_step_once_also_where_there_was_no_checkpoint_y
     assert points(context) == expected
     lines = context.folder.read_metrics("train")
     assert [(line["step"], line["loss/total"]) for line in lines] == expected
+
+
+@pytest.mark.parametrize(
+    ("open_ratio", "target", "warned"),
+    [(0.0, None, True), (0.09, None, True), (0.11, None, False), (0.0, 0.3, False)],
+)
+def test_less_than_a_tenth_open_without_a_budget_is_a_warning(context, capsys, open_ratio, target, warned):
+    """An activation weight of 1 once closed everything in two epochs without a word."""
+    context = dataclasses.replace(context, config=context.config.model_copy(update={"target_macs": target}))
+    recorder = Recorder(context, total_steps=10, first_step=0)
+    measured = dict.fromkeys(EVAL_KEYS, 0.5)
+    recorder.evaluation({**measured, "energy_joules_total": None, "epoch": 1, "open_ratio": open_ratio}, None)
+    recorder.close()
+    shown = "".join(capsys.readouterr())
+    assert (f"warning: only {open_ratio:.1%} of the gates are open" in shown) == warned

@@ -1,0 +1,151 @@
+"""The two programs of the project, ``launch/train.py`` and ``dist-prune``, and how they end.
+
+A user's mistake is one line on standard error and exit code 2; a run that was asked to stop and is saved
+exits 3; anything unforeseen exits 1 with its stack trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from dist_prune import __version__
+from dist_prune.cli.benchmark import benchmark
+from dist_prune.cli.collapse import collapse
+from dist_prune.cli.evaluate import evaluate
+from dist_prune.cli.export import export
+from dist_prune.cli.library_messages import hide_library_messages
+from dist_prune.cli.naive import naive
+from dist_prune.cli.recipes import recipes
+from dist_prune.cli.report import report
+from dist_prune.cli.shards import shards
+from dist_prune.cli.train import train
+from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
+from dist_prune.runtime.launch import complete_environment
+from dist_prune.runtime.streams import tolerate_broken_pipes
+
+DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "recipes": recipes,
+    "collapse": collapse,
+    "evaluate": evaluate,
+    "export": export,
+    "benchmark": benchmark,
+    "naive": naive,
+    "report": report,
+    "shards": shards,
+}
+_PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+def train_main(arguments: Sequence[str]) -> NoReturn:
+    """Run the program of ``launch/train.py``."""
+    tolerate_broken_pipes()
+    hide_library_messages()
+    # Before the first error: only rank 0 may print it, under every launcher.
+    complete_environment()
+    exit_with(lambda: DONE if train(arguments) else STOPPED)
+
+
+def main() -> NoReturn:
+    """Run the ``dist-prune`` command."""
+    hide_library_messages()
+    exit_with(lambda: _command(sys.argv[1:]))
+
+
+def _command(arguments: Sequence[str]) -> int:
+    chosen = arguments[0] if arguments else "--help"
+    if chosen in ("-h", "--help"):
+        print("usage: dist-prune COMMAND [options]\n")
+        for name, command in COMMANDS.items():
+            print(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}")
+        print("\n  --version  Print the version.")
+    elif chosen == "--version":
+        print(f"dist-prune {__version__}")
+    elif chosen in COMMANDS:
+        COMMANDS[chosen](list(arguments[1:]))
+    else:
+        raise UserError(f"unknown command '{chosen}'; {nearest(chosen, [*COMMANDS, '--help', '--version'])}")
+    return DONE
+
+
+def exit_with(program: Callable[[], int]) -> NoReturn:
+    """Run ``program``, turn its errors into lines and exit codes, and end together with the other ranks."""
+    try:
+        with _interrupted_once():
+            code = program()
+    except KeyboardInterrupt:
+        code = _report("interrupted; continue with --resume from what was saved before", FAILED)
+    except LocalRankError as error:
+        if not error.reported:
+            print(one_line(f"error: {error}"), file=sys.stderr)
+        sys.exit(FAILED)
+    except Exception as error:
+        code = _report_error(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A single process meets nobody. Without this check a typo would load torch to say goodbye.
+    if "dist_prune.distributed" in sys.modules or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from dist_prune import distributed
+
+        distributed.shutdown(seconds=60 if code in (DONE, STOPPED) else 15)
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Let the first Ctrl-C end the program, and ignore further ones while it cleans up, which takes seconds."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
+
+
+def _report_error(error: Exception) -> int:
+    if isinstance(error, UserError) or _is_shard_error(error):
+        return _report(f"error: {error}", USER_ERROR)
+    if isinstance(error, RunError):
+        return _report(f"error: {error}", FAILED)
+    from dist_prune import distributed
+    from dist_prune.runtime.failures import out_of_memory
+
+    if isinstance(error, OSError) and error.filename and distributed.world_size() == 1:
+        return _report(
+            f"error: {error.filename}: {error.strerror}", USER_ERROR if isinstance(error, _PATHS) else FAILED
+        )
+    reason = out_of_memory(error)
+    if reason is None:
+        traceback.print_exc()
+    elif distributed.announce_exit() is not False:
+        print(one_line(f"error: rank {distributed.rank()} {reason}"), file=sys.stderr)
+    # At once, without a barrier: other ranks may be blocked in a collective that this rank never joins.
+    sys.exit(FAILED)
+
+
+def _is_shard_error(error: Exception) -> bool:
+    # Importing data_tools takes seconds; an error of its own means that it has been imported.
+    tools = sys.modules.get("data_tools")
+    return tools is not None and isinstance(error, tools.ShardError)
+
+
+def _report(line: str, code: int) -> int:
+    # Launchers set RANK; it is rank 0 that prints, whether or not the process group exists.
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(one_line(line), file=sys.stderr)
+    return code

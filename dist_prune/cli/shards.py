@@ -1,0 +1,85 @@
+"""``dist-prune shards make`` and ``dist-prune shards verify``."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from dist_prune.cli.arguments import command_parser, positive
+from dist_prune.errors import RunError, UserError, nearest
+
+
+def shards(arguments: list[str]) -> None:
+    """Make WebDataset shards of a data set, or verify some: dist-prune shards make | verify."""
+    verbs = {"make": _shards_make, "verify": _shards_verify}
+    parser = command_parser("shards", shards.__doc__)
+    parser.add_argument("verb", metavar="VERB", help="make or verify; each has a --help of its own")
+    verb = parser.parse(arguments[:1]).verb
+    if verb not in verbs:
+        raise UserError(f"unknown command 'shards {verb}'; {nearest(verb, verbs)}")
+    verbs[verb](arguments[1:])
+
+
+def _shards_make(arguments: list[str]) -> None:
+    """Make WebDataset shards of a data set; an interrupted command continues when it is given again."""
+    from data_tools import SOURCES, make_shards
+
+    parser = command_parser("shards make", _shards_make.__doc__)
+    parser.add_argument("source", metavar="SOURCE", help=", ".join(SOURCES))
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", help="where the original files are")
+    parser.add_argument("--out", required=True, metavar="DIR|URL", help="a folder, or s3://..., gs://...")
+    parser.add_argument(
+        "--format",
+        default="auto",
+        help="files: images as they are; raw: arrays of pixels, for tiny images of one size; "
+        "auto: raw where the source holds arrays",
+    )
+    parser.add_argument(
+        "--samples_per_shard", type=positive(int), metavar="N", help="default: 1000, raw 5000"
+    )
+    parser.add_argument("--bytes_per_shard", type=_bytes, metavar="N[k|M|G]", help="instead: so many bytes")
+    parser.add_argument(
+        "--test_fraction", type=float, help="share of the images to hold out, if there is no test split"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the one shuffle")
+    parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes; default: cores")
+    options = vars(parser.parse(arguments))
+    try:
+        index = make_shards(**options, progress=True)
+    except KeyboardInterrupt:
+        raise RunError("interrupted; the same command continues from here") from None
+    for name, split in index.splits.items():
+        print(f"{name}: {split.num_samples:,} images in {len(split.filenames)} shards")
+
+
+def _shards_verify(arguments: list[str]) -> None:
+    """Look at every byte of a data set in shards; name each broken shard and sample, and exit with 1."""
+    from data_tools import verify_shards
+
+    parser = command_parser("shards verify", _shards_verify.__doc__)
+    parser.add_argument("location", metavar="DIR|URL", help="a folder, its _info.json, tars as X-{0..4}.tar")
+    parser.add_argument("--split", help="the only one to look at")
+    parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes; default: cores")
+    options = vars(parser.parse(arguments))
+    problems = verify_shards(**options, progress=True)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise RunError(
+            f"{options['location']} is damaged: {len(problems)} problem{'s' * (len(problems) > 1)}"
+        )
+    print(f"{options['location']} is whole")
+
+
+def _cores() -> int:
+    from joblib import cpu_count  # of the machine, a binding or a container, whichever is the least
+
+    return int(cpu_count())
+
+
+def _bytes(text: str) -> int:
+    """An argument type: a number of bytes, or of thousands, millions, thousand millions of them."""
+    parts = re.fullmatch(r"([1-9][0-9]*)([kMG]?)", text)
+    if not parts:
+        raise argparse.ArgumentTypeError(f"expected bytes, such as 64M, not {text}")
+    return int(parts[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[parts[2]]
