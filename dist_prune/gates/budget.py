@@ -21,7 +21,7 @@ from dist_prune.gates.bids import Memory, margins
 from dist_prune.gates.insertion import gating_modules, sites, strip_gates
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.selection import Selection, protected_groups
-from dist_prune.measure.macs import Costs, unit_costs
+from dist_prune.pruning.costs import Costs, unit_costs
 
 _SENSITIVITY = (
     0.1  # of gates under a budget: what holds for all samples is learned before what holds for some
