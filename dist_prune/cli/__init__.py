@@ -119,7 +119,7 @@ def _report(line: str, code: int) -> int:
 
 def _train(arguments: Sequence[str]) -> int:
     options = _train_parser().parse(arguments)
-    from dist_prune.config import override
+    from dist_prune.config.override import override, settings_keys
     from dist_prune.recipes import recipe
 
     settings = [f"data={json.dumps(options.data)}"] if options.data else []
@@ -128,7 +128,14 @@ def _train(arguments: Sequence[str]) -> int:
 
     done = run(
         config,
-        Options(options.ds_config, options.out, options.resume, options.max_steps, options.max_hours),
+        Options(
+            options.ds_config,
+            options.out,
+            options.resume,
+            options.max_steps,
+            options.max_hours,
+            settings_keys(options.set),
+        ),
     )
     return DONE if done else STOPPED
 

@@ -151,14 +151,16 @@ def report(arguments: list[str]) -> None:
         help="say what time and energy it took to reach this test accuracy, for example 0.9",
     )
     options = parser.parse(arguments)
-    from dist_prune.monitor.records import RunFolder
-    from dist_prune.monitor.report import write_report
-    from dist_prune.study.comparison import write_comparison
 
     try:
         if len(options.runs) > 1 or options.out:
+            from dist_prune.study.comparison import write_comparison
+
             print(write_comparison(options.runs, options.out, options.to_accuracy))
         else:
+            from dist_prune.monitor.records import RunFolder
+            from dist_prune.monitor.report import write_report
+
             print(write_report(RunFolder(options.runs[0]), options.to_accuracy))
     except (OSError, ValueError) as error:
         raise UserError(str(error)) from error

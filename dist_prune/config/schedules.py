@@ -1,4 +1,4 @@
-"""Schedules of loss weights: a value for every moment of training, in epochs (a leaf).
+"""Schedules: a value as a function of the epoch (a leaf).
 
 In a recipe a schedule is a number (constant), or an object:
 
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class _Schedule(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Constant(_Schedule):
@@ -26,8 +26,16 @@ class Constant(_Schedule):
     value: float
 
     def at(self, epoch: float) -> float:
-        """The value at ``epoch`` (epochs since the start, fractions included)."""
+        """Return the value at ``epoch`` (epochs since the start, fractions included)."""
         return self.value
+
+    def lowest(self) -> float:
+        """Return the smallest value at any time."""
+        return self.value
+
+    def scaled(self, factor: float) -> Constant:
+        """Return the schedule for a run of ``factor`` times the length."""
+        return self
 
 
 class Ramp(_Schedule):
@@ -36,8 +44,8 @@ class Ramp(_Schedule):
     kind: Literal["ramp"] = "ramp"
     start: float = 0.0
     end: float
-    from_epoch: float = 0.0
-    to_epoch: float
+    from_epoch: float = Field(0.0, ge=0)
+    to_epoch: float = Field(ge=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Ramp:
@@ -48,13 +56,23 @@ class Ramp(_Schedule):
         return self
 
     def at(self, epoch: float) -> float:
-        """The value at ``epoch``."""
+        """Return the value at ``epoch``."""
         if epoch >= self.to_epoch:
             return self.end
         if epoch <= self.from_epoch:
             return self.start
         share = (epoch - self.from_epoch) / (self.to_epoch - self.from_epoch)
         return self.start + share * (self.end - self.start)
+
+    def lowest(self) -> float:
+        """Return the smallest value at any time."""
+        return min(self.start, self.end)
+
+    def scaled(self, factor: float) -> Ramp:
+        """Return the schedule for a run of ``factor`` times the length."""
+        return self.model_copy(
+            update={"from_epoch": self.from_epoch * factor, "to_epoch": self.to_epoch * factor}
+        )
 
 
 class Steps(_Schedule):
@@ -66,21 +84,51 @@ class Steps(_Schedule):
     @model_validator(mode="after")
     def _ordered(self) -> Steps:
         epochs = [epoch for epoch, _ in self.values]
+        if epochs[0] < 0:
+            raise ValueError(f"the epochs of a steps schedule start at 0, got {epochs[0]}")
         if epochs != sorted(epochs):
             raise ValueError(f"the epochs of a steps schedule must rise, got {epochs}")
         return self
 
     def at(self, epoch: float) -> float:
-        """The value at ``epoch``."""
+        """Return the value at ``epoch``."""
         reached = [value for start, value in self.values if epoch >= start]
         return reached[-1] if reached else 0.0
+
+    def lowest(self) -> float:
+        """Return the smallest value at any time."""
+        # Before its first epoch a steps schedule is 0.
+        before = [0.0] if self.values[0][0] > 0 else []
+        return min([*before, *(value for _, value in self.values)])
+
+    def scaled(self, factor: float) -> Steps:
+        """Return the schedule for a run of ``factor`` times the length."""
+        return Steps(values=tuple((epoch * factor, value) for epoch, value in self.values))
+
+
+KINDS = ("constant", "ramp", "steps")
 
 
 def _number_is_constant(value: Any) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return Constant(value=value) if is_number else value
+    # Plain data, which pydantic validates with the path of the field; a model's own error would span lines.
+    return {"kind": "constant", "value": value} if is_number else value
+
+
+def _not_negative(schedule: Constant | Ramp | Steps) -> Constant | Ramp | Steps:
+    if schedule.lowest() < 0:
+        raise ValueError(f"must be 0 or more at all times, not {schedule.lowest():g}")
+    return schedule
+
+
+def _above_zero(schedule: Constant | Ramp | Steps) -> Constant | Ramp | Steps:
+    if schedule.lowest() <= 0:
+        raise ValueError(f"must be above 0 at all times, not {schedule.lowest():g}")
+    return schedule
 
 
 Schedule = Annotated[
     Annotated[Constant | Ramp | Steps, Field(discriminator="kind")], BeforeValidator(_number_is_constant)
 ]
+WeightSchedule = Annotated[Schedule, AfterValidator(_not_negative)]
+PositiveSchedule = Annotated[Schedule, AfterValidator(_above_zero)]

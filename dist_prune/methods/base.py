@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class Task:
         Networks and methods without gates count layers, where there are any.
         """
         plain, gates = self.build(), self.config.gates
-        gated = self.config.method == "consensus"
+        gated = self.config.method == "consensus" and gates.kind != "none"
         sites = find_sites(plain, gates.kind, gates.position) if gated else layer_sites(plain)
         return unit_costs(plain, self.input_shape, sites)
 
@@ -163,7 +163,12 @@ class Phase:
 
 
 class Method(ABC):
-    """A way of training: a generator of phases that reads from top to bottom."""
+    """A way of training: a generator of phases that reads from top to bottom.
+
+    reads: which of ``config.effects.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, task: Task) -> None:
         self.task = task

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
+from dist_prune.config.effects import METHOD_FIELDS
 from dist_prune.gates.budget import Budget, Timeline
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import attach_gates, follow_logits, set_noise_key
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.methods.base import Method, Phase, Step, Transition
+from dist_prune.methods.dense import Dense
 from dist_prune.pruning.collapse import collapse, masked, slice_network
 from dist_prune.pruning.mask import UnitMask, agrees, consensus_mask
 from dist_prune.regularizers import activation, polarization
@@ -24,9 +26,15 @@ _PATIENCE = 50  # steps in which all samples agree, until a unit counts as decid
 class Consensus(Method):
     """Train the gated network; its consensus mask is the result. Once all is decided, train what it leaves."""
 
+    reads = METHOD_FIELDS
+
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
         """Gates and weights are learned together; after the collapse in flight, weights alone."""
         config = self.task.config
+        # A property of this run only: the recipe stays one of this method, whatever kind of gates is set later.
+        if config.gates.kind == "none":
+            yield from Dense(self.task).phases(recorded)
+            return
         options = config.gates.model_dump(exclude={"temperature"})
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
         common: dict[str, Any] = {"epochs": config.epochs, "label_smoothing": config.label_smoothing}

@@ -27,6 +27,8 @@ _WIDTHS = {"cifar_resnet": ("width", 16.0), "torchvision/mobilenet_v2": ("width_
 class UniformDepth(Method):
     """The dense network with fewer residual layers in every stage, as even as the budget allows."""
 
+    reads = frozenset({"target_macs"})
+
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
         """One phase."""
         config = self.task.config
@@ -37,6 +39,8 @@ class UniformDepth(Method):
 
 class UniformWidth(Method):
     """The dense network with fewer channels, by one factor throughout."""
+
+    reads = frozenset({"target_macs"})
 
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
         """One phase."""
@@ -53,6 +57,8 @@ class UniformWidth(Method):
 
 class UniformChannels(Method):
     """The dense network with fewer channels between the layers of its blocks: the same share everywhere."""
+
+    reads = frozenset({"target_macs"})
 
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
         """One phase."""

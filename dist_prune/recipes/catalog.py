@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from dist_prune.config import LrConfig, RunConfig
-from dist_prune.config.schedules import Schedule, Steps
+from dist_prune.config import GatesConfig, LrConfig, RunConfig
 
 Recipe = Callable[[], RunConfig]
 COMMAND = "deepspeed launch/train.py --ds_config ds_configs/{ds_config}.json --recipe {name}"
+# Changes that make a recipe its dense baseline: nothing is left that only gates read.
+DENSE: dict[str, Any] = {"method": "dense", "gates": GatesConfig(), "target_macs": None}
 _SHORT_EPOCHS = 10
 
 
@@ -25,8 +27,7 @@ class Catalog(dict[str, Recipe]):
         """Register ``base`` with some fields changed. what: the first line of its docstring."""
 
         def recipe() -> RunConfig:
-            config = RunConfig.model_validate({**base().model_dump(), **changes, "name": name})
-            return config.model_copy(update={"name": name})
+            return RunConfig.model_validate({**base().model_dump(), **changes, "name": name})
 
         recipe.__name__ = recipe.__qualname__ = name
         command = COMMAND.format(name=name, ds_config="zero2_bf16")
@@ -47,8 +48,8 @@ class Catalog(dict[str, Recipe]):
 
 
 def short(config: RunConfig) -> RunConfig:
-    """The recipe for a CPU: ResNet-20, few epochs of one-cycle, loss weights at the same shares of the run."""
-    share = _SHORT_EPOCHS / config.epochs
+    """Return the recipe for a CPU: ResNet-20, few epochs of one-cycle, events at the same fractions of the run."""
+    share, at = _SHORT_EPOCHS / config.epochs, config.freeze.collapse_epoch
     is_large = config.image_size is not None and config.image_size > 64
     changes: dict[str, Any] = {
         "model": "resnet18" if is_large else "resnet20",
@@ -58,13 +59,12 @@ def short(config: RunConfig) -> RunConfig:
         "lr": 0.3,
         "lr_schedule": LrConfig(kind="one_cycle"),
         "nesterov": True,
-        "polarization": _sooner(config.polarization, share),
-        "activation": _sooner(config.activation, share),
+        # Everything that the recipe counts in epochs comes at the same fraction of the run.
+        "polarization": config.polarization and config.polarization.scaled(share),
+        "activation": config.activation.scaled(share),
+        "gates": config.gates.model_copy(update={"temperature": config.gates.temperature.scaled(share)}),
+        "freeze": config.freeze.model_copy(
+            update={"collapse_epoch": at and min(_SHORT_EPOCHS, math.ceil(at * share))}
+        ),
     }
-    return config.model_copy(update=changes)
-
-
-def _sooner(schedule: Schedule | None, share: float) -> Schedule | None:
-    if isinstance(schedule, Steps):
-        return Steps(values=tuple((epoch * share, value) for epoch, value in schedule.values))
-    return schedule
+    return RunConfig.model_validate({**config.model_dump(), **changes})

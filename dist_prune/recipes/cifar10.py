@@ -6,7 +6,7 @@ Make the shards once: dist-prune shards make cifar10 [FOLDER] --out ~/.cache/dis
 from __future__ import annotations
 
 from dist_prune.config import AugmentConfig, GatesConfig, LrConfig, RunConfig
-from dist_prune.recipes.catalog import Catalog
+from dist_prune.recipes.catalog import DENSE, Catalog
 
 CATALOG = Catalog()
 AUGMENT = AugmentConfig(crop_padding=4, flip=True)
@@ -36,8 +36,7 @@ CATALOG.variant(
     cifar10_resnet20_half,
     "cifar10_resnet20_dense",
     "ResNet-20, dense, 10 epochs of one-cycle: the baseline of cifar10_resnet20_half.",
-    method="dense",
-    target_macs=None,
+    **DENSE,
 )
 CATALOG.variant(
     cifar10_resnet20_half,
@@ -49,6 +48,6 @@ for _shape in ("depth", "width", "channels"):
     CATALOG.variant(
         cifar10_resnet20_half,
         f"cifar10_resnet20_uniform_{_shape}",
-        f"The rival of cifar10_resnet20_half: half of the MACs from the start, by uniform {_shape}.",
+        f"Baseline of cifar10_resnet20_half: half of the MACs from the start, by uniform {_shape}.",
         method=f"uniform_{_shape}",
     )

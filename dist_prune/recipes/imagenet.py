@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dist_prune.config import AugmentConfig, GatesConfig, LrConfig, RunConfig
-from dist_prune.recipes.catalog import Catalog
+from dist_prune.recipes.catalog import DENSE, Catalog
 
 CATALOG = Catalog()
 
@@ -28,7 +28,7 @@ def _imagenet() -> RunConfig:
 
 
 CATALOG.with_short(
-    _imagenet, "imagenet_resnet50_dense", "ResNet-50 on ImageNet, dense: the baseline.", method="dense"
+    _imagenet, "imagenet_resnet50_dense", "ResNet-50 on ImageNet, dense: the baseline.", **DENSE
 )
 CATALOG.with_short(
     _imagenet,

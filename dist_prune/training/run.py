@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ from dist_prune.checkpoints.format import Checkpoint
 from dist_prune.checkpoints.restore import find_checkpoint
 from dist_prune.checkpoints.writer import Saving
 from dist_prune.config import RunConfig
+from dist_prune.config.effects import without_effect
 from dist_prune.data import ImageData, ShardError, open_data
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
@@ -48,6 +49,8 @@ class Options:
     resume: bool = False
     max_steps: int | None = None
     max_hours: float | None = None
+    # Dotted recipe fields that the user has set by hand: one that does nothing gets a line.
+    asked: Sequence[str] = ()
 
 
 def run(config: RunConfig, options: Options) -> bool:
@@ -153,6 +156,8 @@ def _train_and_finish(
             setting.folder.write_config(_record_of(setting))
         status.write("running")
         recorder = Recorder(setting, total_steps, first_step)
+        for line in without_effect(setting.config, setting.method.reads, options.asked):
+            recorder.say(line)
     setting.sync_errors()
     try:
         with translate_rank_failures(peers, setting.config.rank_timeout):

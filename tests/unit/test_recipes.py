@@ -4,33 +4,43 @@ import pytest
 import torch
 
 from dist_prune import UserError, build_model
-from dist_prune.config import RunConfig
+from dist_prune.config import FreezeConfig, GatesConfig, RunConfig
+from dist_prune.config.effects import without_effect
+from dist_prune.config.schedules import Ramp, Steps
 from dist_prune.methods import METHODS
 from dist_prune.recipes import RECIPES, recipe
-from dist_prune.training.optimizer import build_optimizer, build_scheduler
+from dist_prune.recipes.catalog import short
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_named_and_explained(name):
-    config = recipe(name)
-    assert config.name == name
-    assert RECIPES[name].__doc__
-    assert config.method in METHODS
+def test_every_recipe_is_named_explained_valid_and_buildable():
+    built = {}
+    for name in RECIPES:
+        config = recipe(name)
+        assert config.name == name
+        assert RECIPES[name].__doc__, name
+        assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+        assert without_effect(config, METHODS[config.method].reads) == [], name
+        key = (config.model, str(config.model_args))
+        if key not in built:
+            with torch.device("meta"):
+                built[key] = build_model(config.model, num_classes=10, in_channels=3, **config.model_args)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_what_its_json_says(name):
-    config = recipe(name)
-    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_can_be_built(name):
-    config = recipe(name)
-    with torch.device("meta"):
-        model = build_model(config.model, num_classes=10, in_channels=3, **config.model_args)
-    optimizer = build_optimizer(model, config)
-    build_scheduler(optimizer, config, config.epochs, 10)
+@pytest.mark.parametrize(
+    ("changes", "at"),
+    [
+        ({"polarization": Ramp(end=2, from_epoch=35, to_epoch=70)}, lambda c: c.polarization.to_epoch == 2),
+        ({"activation": Steps(values=((0, 0), (175, 1)))}, lambda c: c.activation.values[1] == (5, 1)),
+        (
+            {"gates": GatesConfig(temperature=Ramp(start=5, end=1, to_epoch=350))},
+            lambda c: c.gates.temperature == Ramp(start=5, end=1, to_epoch=10),
+        ),
+        ({"freeze": FreezeConfig(collapse_epoch=210)}, lambda c: c.freeze.collapse_epoch == 6),
+    ],
+)
+def test_a_short_version_has_its_events_at_the_same_fractions_of_the_run(changes, at):
+    full = RunConfig(name="full", data="cifar10", model="resnet110", **changes)
+    assert at(short(full))
 
 
 def test_the_dense_baseline_differs_from_the_pruned_run_in_nothing_else():

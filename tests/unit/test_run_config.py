@@ -1,13 +1,18 @@
 """RunConfig: typed, validated, and overridden from the command line without silent mistakes."""
 
-import warnings
-
 import pytest
 from pydantic import ValidationError
 
 from dist_prune import UserError
 from dist_prune.config import GatesConfig, RunConfig, override
+from dist_prune.config.effects import without_effect
+from dist_prune.config.override import settings_keys
 from dist_prune.config.schedules import Constant, Ramp
+from dist_prune.config.section import fields as describe
+from dist_prune.methods.base import Task
+from dist_prune.methods.consensus import Consensus
+from dist_prune.methods.dense import Dense
+from dist_prune.methods.uniform import UniformDepth
 
 
 def config(**changes) -> RunConfig:
@@ -81,6 +86,7 @@ def test_later_settings_win_and_none_change_nothing():
         ("model.depth=20", r"unknown recipe key 'model\.depth'"),
         ("polarization.start=1", r"'polarization\.start'"),  # a constant has no start
         ("=3", "unknown recipe key ''"),
+        ('gates={"hiden": 3}', r"'gates\.hiden'.*did you mean 'gates\.hidden'"),
         ("target_weight=2", r"unknown recipe key 'target_weight'"),  # budgets need none any more
     ],
 )
@@ -126,6 +132,20 @@ def test_a_setting_without_equals_sign_is_malformed(setting):
         ("seed=-1", "seed"),
         ("model=7", "model"),
         ('polarization={"kind": "wave"}', "polarization"),
+        ("polarization=NaN", r"polarization\.value"),
+        ("polarization=Infinity", r"polarization\.value"),
+        ("polarization=-3", "polarization"),
+        ('activation={"kind": "ramp", "end": -1, "to_epoch": 3}', "activation"),
+        ('activation={"kind": "ramp", "end": 1, "to_epoch": Infinity}', r"activation\.to_epoch"),
+        ('polarization={"kind": "steps", "values": [[0, NaN]]}', r"polarization\.values"),
+        ("gates.temperature=0", r"gates\.temperature"),
+        ("gates.temperature=-1", r"gates\.temperature"),
+        # A steps schedule is 0 before its first epoch.
+        ('gates.temperature={"kind": "steps", "values": [[3, 1]]}', r"gates\.temperature"),
+        ("gates.open_bias=Infinity", r"gates\.open_bias"),
+        ("lr=1e9", "lr"),
+        ("epochs=100000000", "epochs"),
+        ("lr_schedule.milestones=[-1]", r"lr_schedule\.milestones"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line_that_names_key_and_value(setting, key):
@@ -152,11 +172,45 @@ def test_an_argument_of_the_model_that_is_a_value_has_no_parts():
         override(config(), ["model_args.width=8", "model_args.width.low=3"])
 
 
-def test_gates_of_kind_none_mean_the_dense_method_however_the_config_is_made():
-    assert override(config(), ["gates.kind=none"]).method == "dense"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert config(gates=GatesConfig(kind="none")).method == "dense"
+def test_the_order_of_settings_does_not_matter_for_gates_of_kind_none():
+    """Kind none once overwrote the method, so that a later kind left the run dense."""
+    none = override(config(), ["gates.kind=none"])
+    assert [phase.name for phase in Consensus(Task(none, 10, (3, 8, 8))).phases({})] == ["dense"]
+    again = override(none, ["gates.kind=layer"])
+    assert again == config()
+    assert next(iter(Consensus(Task(again, 10, (3, 8, 8))).phases({}))).has_gates
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "fields"),
+    [
+        (Dense, ["method=dense", "target_macs=0.5"], ["target_macs"]),
+        (Dense, ["method=dense", "gates.kind=channel", "round_to=8"], ["gates.kind", "round_to"]),
+        (Dense, ["method=dense", "target_macs=null"], []),
+        (Consensus, ["gates.position=after"], ["gates.position"]),
+        (Consensus, ["gates.position=between"], ["gates.position"]),  # a default, but set by hand
+        (Consensus, ["gates.flatten=true", "gates.kind=channel"], []),
+        (Consensus, ["gates.flatten=true"], ["gates.flatten"]),
+        (Consensus, ["gates.kind=none", "target_macs=0.5"], ["target_macs"]),
+        (Consensus, ["gates.temperature=0.5"], ["gates.temperature"]),
+        (Consensus, ["gates.temperature=0.5", "gates.head=gumbel"], []),
+        (Consensus, ['gates={"head": "gumbel", "position": "after"}'], ["gates.position"]),
+        (Consensus, ["budget.end=0.5"], ["budget.end"]),
+        (Consensus, ["budget.end=0.5", "target_macs=0.5"], []),
+        (Consensus, ["freeze.thaw_after=7"], ["freeze.thaw_after"]),
+        (Consensus, ["lr_schedule.kind=cosine", "lr_schedule.milestones=[1]"], ["lr_schedule.milestones"]),
+        (UniformDepth, ["method=uniform_depth", "target_macs=0.5", "activation=1"], ["activation"]),
+    ],
+)
+def test_a_field_that_is_set_and_does_nothing_is_named(method, settings, fields):
+    lines = without_effect(override(config(), settings), method.reads, settings_keys(settings))
+    assert [line.split(" has no effect: ")[0] for line in lines] == fields
+
+
+def test_every_field_says_what_it_is_and_errors_about_it_say_so():
+    assert [key for key, _, about in describe(config()) if not about] == []
+    with pytest.raises(UserError, match="it is: keep multiples of this many channels"):
+        override(config(), ["round_to=0"])
 
 
 def test_nesterov_without_momentum_is_refused_before_the_run_starts():
