@@ -156,12 +156,12 @@ def test_the_gradient_of_the_share_is_that_of_finite_differences(name):
     torch.testing.assert_close(costs.unit_shares(), torch.autograd.grad(costs.share(ones), ones)[0])
 
 
-@pytest.mark.parametrize(("position", "expected"), [("between", 129.8e6), ("after", 191.7e6)])
+@pytest.mark.parametrize(("position", "expected"), [("between", 131.4e6), ("after", 192.5e6)])
 def test_the_papers_channel_row_of_cifar100_fits_gates_between_the_convolutions(position, expected):
     """Table 2 has 135.41 M MACs with 51.14 % of the units open."""
     config = recipe("cifar100_resnet110_channel")
     plain = build_model(config.model, num_classes=100, **config.model_args)
     costs = unit_costs(plain, (3, 32, 32), channel_sites(plain, position))
     opened = torch.full((sum(site.units for site in costs.sites),), 0.5114, dtype=torch.float64)
-    assert costs.share(opened).item() * costs.dense == pytest.approx(expected, rel=2e-3)
+    assert costs.share(opened).item() * costs.dense == pytest.approx(expected, rel=1e-3)
     assert (abs(expected - 135.41e6) < 10e6) == (config.gates.position == position)
