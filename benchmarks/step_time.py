@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import dist_prune
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import set_noise_key
+from dist_prune.gates.kernels import compile_kernels
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.runtime.cpu import tune_cpu
 
@@ -79,6 +80,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         tune_cpu()
+        compile_kernels()
     torch.manual_seed(1)
     images = torch.randn(options.batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (options.batch,), device=device)

@@ -4,19 +4,20 @@ Imports nothing of ``dist_prune``, and no torch, so that shards can be made on a
 """
 
 from data_tools.errors import ShardError
-from data_tools.index import ShardIndex, read_index
+from data_tools.index import Shard, ShardIndex
 from data_tools.make import make_shards
 from data_tools.sources import SOURCES
-from data_tools.storage import Storage, open_storage
+from data_tools.store import ShardStore, open_store, read_index
 from data_tools.verify import verify_shards
 
 __all__ = [
     "SOURCES",
+    "Shard",
     "ShardError",
     "ShardIndex",
-    "Storage",
+    "ShardStore",
     "make_shards",
-    "open_storage",
+    "open_store",
     "read_index",
     "verify_shards",
 ]

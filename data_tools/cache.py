@@ -1,8 +1,7 @@
-"""Shards from elsewhere, kept in a local folder of limited size by all processes of a machine together.
+"""An LRU cache of remote shards, which all processes of a machine share.
 
-A file is named by the SHA-256 of its content. While it is being copied, a folder stands for it whose name ends
-in ``.partial`` and tells how many bytes it will have, so that all processes together keep to the limit. Other
-files in the folder are the user's: they are neither counted nor touched.
+A file is named by the SHA-256 of its content. Other files in the folder are the user's: they are neither
+counted nor touched.
 """
 
 import contextlib
@@ -12,22 +11,21 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from data_tools.errors import ShardError
-from data_tools.files import sha256_of
+from data_tools.index import Shard
 
-SHARD = re.compile(r"[0-9a-f]{64}\.tar")
-PARTIAL = re.compile(r"[0-9a-f]{64}\.([0-9]+)\.partial")
-STRIPE = 2  # shards whose checksums agree in so many digits share a lock: so locks do not pile up
-ROOM_LOCK = ".room.lock"
-ROOM_PAUSE = 0.1  # seconds between two looks whether others are done and there is room
-# A shard that nobody used for so many seconds is compared with its checksum before it is used again. 110 MB take
-# 0.06 s: at every opening, each of 8 workers would lose a fifth of its time by it.
+CACHED = re.compile(r"[0-9a-f]{64}\.tar")
+COPYING = re.compile(r"[0-9a-f]{64}\.partial")  # a folder for a shard that is being copied
+STRIPE = 2  # shards whose checksums agree in so many digits share a lock: else locks would pile up
+EVICTION_LOCK = ".evict.lock"
+# A shard that was unused for so many seconds is compared with its checksum before it is used again. 110 MB
+# take 0.06 s: at every opening, each of 8 workers would lose a fifth of its time.
 TRUSTED = 3600.0
 
 
@@ -35,7 +33,7 @@ def default_cache_dir() -> Path:
     """Make and return the user's folder under the system's temporary folder.
 
     Raises:
-        ShardError: it cannot be made, or somebody else made it, who could change what is in it.
+        ShardError: it cannot be made, or somebody else made it, who could change its files.
     """
     folder = Path(tempfile.gettempdir()) / f"dist_prune-{os.getuid()}"
     try:
@@ -52,86 +50,77 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder of shards, of at most ``limit`` bytes."""
+    """A folder of shards of at most ``limit`` bytes; copies in progress come on top."""
 
     folder: Path
     limit: int
 
-    def get(self, sha256: str, size: int, address: str, copy: Callable[[Path], None]) -> Path:
-        """Return the path of a shard, after ``copy`` has brought it unless it is there.
+    def get(self, shard: Shard, address: str, copy: Callable[[Path], None]) -> Path:
+        """Return the path of a shard, after ``copy`` has written it there if it was missing.
 
-        Only one process copies a shard; others wait for it, and for room where too many are on their way.
-        ``address`` is for messages.
+        One process copies a shard; others that want it wait. ``address`` is for messages.
 
         Raises:
-            ShardError: not the size or checksum that was asked for, or larger than the limit, or the
-                folder cannot be written; and whatever ``copy`` raises.
+            ShardError: the copy differs from the index, the shard exceeds the limit, or the folder
+                cannot be written to; and whatever ``copy`` raises.
         """
-        if size > self.limit:
-            raise ShardError(f"{address} has {size} bytes, the cache may hold {self.limit}: allow it more")
-        path = self.folder / f"{sha256}.tar"
+        if shard.size > self.limit:
+            raise ShardError(
+                f"{address} has {shard.size} bytes, the cache may hold {self.limit}: allow it more"
+            )
+        path = self.folder / f"{shard.sha256}.tar"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not _is_used(path, size):
+            if not _was_used_recently(path, shard.size):
                 with FileLock(self._lock_of(path)):
-                    if not _is_used(path, size) and not _is_whole(path, size, sha256):
-                        self._bring(path, sha256, size, address, copy)
+                    # Another process may have copied it meanwhile.
+                    if not _was_used_recently(path, shard.size) and not _is_whole(path, shard):
+                        self._add(path, shard, address, copy)
                     _mark_used(path)
         except OSError as error:
             raise ShardError(f"cannot write to the cache {self.folder}: {error.strerror or error}") from error
         return path
 
-    def _bring(self, path: Path, sha256: str, size: int, address: str, copy: Callable[[Path], None]) -> None:
-        """Copy a shard that nobody else is copying: the caller holds its lock."""
-        with self._room(sha256, size) as workshop:
-            copied = workshop / path.name
+    def _add(self, path: Path, shard: Shard, address: str, copy: Callable[[Path], None]) -> None:
+        """Copy a shard; the caller holds its lock."""
+        self._remove_abandoned(path)
+        with FileLock(self.folder / EVICTION_LOCK):
+            self._reserve(shard.size)
+        partial = path.with_suffix(".partial")
+        partial.mkdir()
+        try:
+            copied = partial / path.name
             copy(copied)
-            _check(copied, size, sha256, address)
+            if problem := shard.mismatch(copied):
+                raise ShardError(f"damaged shard {address}: {problem}; copy it again")
             # The bytes reach the disk before the name does: a crash leaves no shard with holes.
             with open(copied, "rb") as file:
                 os.fsync(file.fileno())
-            copied.replace(path)
-
-    @contextlib.contextmanager
-    def _room(self, sha256: str, size: int) -> Iterator[Path]:
-        """Give a folder to copy a shard to, as soon as it fits."""
-        workshop = self.folder / f"{sha256}.{size}.partial"
-        for left in self._partials():
-            if left.name[:STRIPE] == sha256[:STRIPE]:
-                shutil.rmtree(left, ignore_errors=True)  # its writer is gone, or would hold the lock
-        while not self._reserve(workshop, size):
-            time.sleep(ROOM_PAUSE)
-        try:
-            yield workshop
+            # Again, because other processes may have added shards during the copy.
+            with FileLock(self.folder / EVICTION_LOCK):
+                self._reserve(shard.size)
+                copied.replace(path)
         finally:
-            shutil.rmtree(workshop, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
-    def _reserve(self, workshop: Path, size: int) -> bool:
-        """Promise ``size`` bytes to a shard, for which those used least recently go; if others leave room."""
-        with FileLock(self.folder / ROOM_LOCK):
-            free = self.limit - sum(map(_promised, self._partials()))
-            if free < size:
-                self._remove_abandoned(workshop)
-                return False
-            shards = [(path, path.stat()) for path in self._named(SHARD)]
-            free -= sum(state.st_size for _, state in shards)
-            for path, state in sorted(shards, key=lambda shard: shard[1].st_mtime_ns):
-                if free >= size:
-                    break
-                path.unlink()
-                free += state.st_size
-            workshop.mkdir(exist_ok=True)
-            return True
+    def _reserve(self, size: int) -> None:
+        """Reserve bytes, evicting the least recently used shards; the caller holds the eviction lock."""
+        shards = [(path, path.stat()) for path in self._named(CACHED)]
+        excess = sum(state.st_size for _, state in shards) + size - self.limit
+        for path, state in sorted(shards, key=lambda shard: shard[1].st_mtime_ns):
+            if excess <= 0:
+                break
+            path.unlink()
+            excess -= state.st_size
 
     def _remove_abandoned(self, own: Path) -> None:
-        """Remove what killed processes were copying: they cannot hold the locks any more."""
-        for partial in self._partials():
-            if partial.name[:STRIPE] != own.name[:STRIPE]:
-                with contextlib.suppress(Timeout), FileLock(self._lock_of(partial), blocking=False):
-                    shutil.rmtree(partial, ignore_errors=True)
-
-    def _partials(self) -> list[Path]:
-        return self._named(PARTIAL)
+        """Remove the copies of killed processes: their locks are free."""
+        for partial in self._named(COPYING):
+            if self._lock_of(partial) == self._lock_of(own):
+                shutil.rmtree(partial, ignore_errors=True)
+                continue
+            with contextlib.suppress(Timeout), FileLock(self._lock_of(partial), blocking=False):
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _named(self, pattern: re.Pattern[str]) -> list[Path]:
         """Return the paths of our own files or folders of one kind."""
@@ -141,14 +130,8 @@ class ShardCache:
         return self.folder / f".{path.name[:STRIPE]}.lock"
 
 
-def _promised(partial: Path) -> int:
-    found = PARTIAL.fullmatch(partial.name)
-    assert found is not None, "it was found by its name"
-    return int(found[1])
-
-
-def _is_used(path: Path, size: int) -> bool:
-    """Whether the shard is there and was in use lately; then it counts as just used."""
+def _was_used_recently(path: Path, size: int) -> bool:
+    """Return True if the shard is there and was used lately; then mark it as used."""
     try:
         state = path.stat()
     except FileNotFoundError:
@@ -159,22 +142,14 @@ def _is_used(path: Path, size: int) -> bool:
     return True
 
 
-def _is_whole(path: Path, size: int, sha256: str) -> bool:
+def _is_whole(path: Path, shard: Shard) -> bool:
     try:
-        return path.stat().st_size == size and sha256_of(path) == sha256
+        return shard.mismatch(path) is None
     except FileNotFoundError:
         return False
 
 
 def _mark_used(path: Path) -> None:
-    now = time.time_ns()  # finer than what the kernel would write
-    with contextlib.suppress(FileNotFoundError):  # evicted just now; whoever opens it fetches it again
+    now = time.time_ns()  # finer than the kernel's own time stamps
+    with contextlib.suppress(FileNotFoundError):  # evicted just now; its reader fetches it again
         os.utime(path, ns=(now, now))
-
-
-def _check(path: Path, size: int, sha256: str, address: str) -> None:
-    found = path.stat().st_size
-    if found != size:
-        raise ShardError(f"damaged shard {address}: found {found} bytes, expected {size}; copy it again")
-    if sha256_of(path) != sha256:
-        raise ShardError(f"damaged shard {address}: its checksum differs from the index; copy it again")

@@ -1,78 +1,127 @@
-"""The index of a data set in shards: ``_info.json``, after timm's conventions, plus sizes and checksums."""
+"""The index of a data set in shards: one model of ``_info.json``, after timm's conventions."""
 
-import dataclasses
+import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_tools.errors import ShardError
-from data_tools.files import atomic_writer
-from data_tools.location import INDEX_NAME, Location, locate
-from data_tools.schema import SINCE_VERSION_2, VERSION, check_index
+from data_tools.images import MOST_PIXELS
+from data_tools.statistics import SMALLEST_STD
+from data_tools.tar import BLOCK
 
+INDEX_NAME = "_info.json"
 LARGEST_INDEX = 64 * 2**20  # bytes; a hundred thousand shards take 20 MB
+LARGEST_SHARD = 2**50  # bytes; sums of such sizes and lengths stay within 64 bits
+SEEDS = 2**32  # numpy takes seeds from 0 to this, exclusive
+CHUNK = 2**20
+
+Text = Annotated[str, Field(min_length=1)]
+# Strict, or pydantic would take texts and truth values for numbers.
+Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SHARD)]
+# A file name and nothing else: no folder, no parent, nothing hidden.
+TarName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Mean = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Std = Annotated[float, Field(strict=True, ge=SMALLEST_STD, le=1, allow_inf_nan=False)]
 
 
 class Shard(NamedTuple):
     """One row of a split: file name, number of samples, SHA-256 and bytes."""
 
-    name: str
-    length: int
-    sha256: str
-    size: int
+    name: TarName
+    length: Count
+    sha256: Sha256
+    size: Count
+
+    def mismatch(self, path: Path) -> str | None:
+        """Return how a file differs from the index in size or checksum; None if it does not.
+
+        Raises:
+            OSError: the file is missing or cannot be read.
+        """
+        found = path.stat().st_size
+        if found != self.size:
+            return f"found {found} bytes, expected {self.size}"
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        return None if digest.hexdigest() == self.sha256 else "its checksum differs from the index"
 
 
-@dataclass(frozen=True)
-class ShardSplit:
+class ShardSplit(BaseModel):
     """The shards of one split, in order: file names, samples, SHA-256 and bytes of each."""
 
-    filenames: tuple[str, ...]
-    shard_lengths: tuple[int, ...]
-    sha256: tuple[str, ...]
-    sizes: tuple[int, ...]
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    name: str = ""
+    filenames: tuple[TarName, ...] = Field(min_length=1)
+    shard_lengths: tuple[Count, ...]
+    num_samples: int = Field(strict=True)
+    sha256: tuple[Sha256, ...]
+    sizes: tuple[Count, ...] = Field(alias="bytes")
+
+    @classmethod
+    def of(cls, name: str, shards: Iterable[Shard]) -> "ShardSplit":
+        """Return the split of these shards."""
+        names, lengths, sha256, sizes = zip(*shards, strict=True)
+        return cls(
+            name=name,
+            filenames=names,
+            shard_lengths=lengths,
+            num_samples=sum(lengths),
+            sha256=sha256,
+            sizes=sizes,
+        )
 
     @property
-    def num_samples(self) -> int:
-        """Samples in all shards together."""
-        return sum(self.shard_lengths)
+    def shards(self) -> list[Shard]:
+        """The rows of the split."""
+        return list(map(Shard, self.filenames, self.shard_lengths, self.sha256, self.sizes))
 
-    def keep(self, names: frozenset[str]) -> "ShardSplit":
-        """Return the split with only the shards named."""
-        kept = [number for number, name in enumerate(self.filenames) if name in names]
-        columns = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        return ShardSplit(*(tuple(column[number] for number in kept) for column in columns))
+    @model_validator(mode="after")
+    def _check_columns(self) -> "ShardSplit":
+        if len({len(self.filenames), len(self.shard_lengths), len(self.sha256), len(self.sizes)}) > 1:
+            raise ValueError("its columns differ in length")
+        if len(set(self.filenames)) < len(self.filenames):
+            raise ValueError("it lists a file twice")
+        if self.num_samples != sum(self.shard_lengths):
+            raise ValueError(f"num_samples is {self.num_samples}, its shards hold {sum(self.shard_lengths)}")
+        return self
 
-    def __iter__(self) -> Iterator[Shard]:
-        return map(Shard, self.filenames, self.shard_lengths, self.sha256, self.sizes)
 
+class ShardIndex(BaseModel):
+    """All that is known of a data set in shards without opening one."""
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """All that is known of a data set in shards without opening one.
+    model_config = ConfigDict(frozen=True)
 
-    ``format`` is ``files`` (encoded images) or ``raw`` (arrays of pixels; all images have one shape).
-    ``image_shape`` is (C, H, W), or None if the images differ in size (they are then read as RGB).
-    ``mean`` and ``std`` are per channel, of pixels in [0, 1], measured on the train split.
-    ``fingerprint`` tells the content from that of other data sets; ``seed`` is that of the shuffle.
-    ``class_titles`` are readable names where ``class_names`` are codes, or nothing.
-    ``root`` is the folder (a Path) or the URL (a text) it was read from; it is not stored.
-    """
-
-    name: str
-    source: str
-    seed: int
-    fingerprint: str
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int] | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    splits: Mapping[str, ShardSplit]
-    root: Path | str
-    format: str = "files"
-    class_titles: tuple[str, ...] = ()
+    version: Literal[2] = 2
+    name: Text
+    source: Text
+    # Of the one shuffle.
+    seed: int = Field(strict=True, ge=0, lt=SEEDS)
+    # Tells the content from that of other data sets.
+    fingerprint: Text
+    class_names: tuple[Text, ...] = Field(min_length=1)
+    # (C, H, W), or None if the images differ in size: they are then read as RGB.
+    image_shape: tuple[Literal[1, 3], Count, Count] | None
+    # Per channel, of pixels in [0, 1], measured on the train split.
+    mean: tuple[Mean, ...]
+    std: tuple[Std, ...]
+    # Encoded images, or arrays of pixels, which all have one shape.
+    format: Literal["files", "raw"]
+    # Readable names where ``class_names`` are codes, or nothing.
+    class_titles: tuple[Text, ...]
+    splits: dict[str, ShardSplit] = Field(min_length=1)
+    # The folder (a Path) or the URL (a text) that the index was read from; it is not stored.
+    root: Path | str = Field("", exclude=True)
 
     @property
     def channels(self) -> int:
@@ -83,130 +132,115 @@ class ShardIndex:
         """Return a split.
 
         Raises:
-            ShardError: there is none of that name.
+            ShardError: no split has that name.
         """
         if name not in self.splits:
             raise ShardError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}")
         return self.splits[name]
 
-    def restrict(self, location: Location) -> "ShardIndex":
-        """Return the index with only those shards in every split of which ``location`` names any.
+    def shards(self) -> Iterator[Shard]:
+        """Yield the shards of all splits."""
+        return itertools.chain.from_iterable(split.shards for split in self.splits.values())
+
+    def restrict(self, names: frozenset[str] | None, spec: object) -> "ShardIndex":
+        """Return the index with only the shards ``names`` in each split that has any of them.
 
         Raises:
-            ShardError: it names a shard that is not listed.
+            ShardError: a name is not listed; the message quotes ``spec``, which named it.
         """
-        names = location.names
         if names is None:
             return self
-        unknown = sorted(names - {shard.name for split in self.splits.values() for shard in split})
+        unknown = sorted(names - {shard.name for shard in self.shards()})
         if unknown:
-            raise ShardError(f"{location} names {unknown[0]}, which {INDEX_NAME} there does not list")
-        splits = {
-            name: split.keep(names) if names & set(split.filenames) else split
-            for name, split in self.splits.items()
-        }
-        return dataclasses.replace(self, splits=splits)
+            raise ShardError(f"{spec} names {unknown[0]}, which {INDEX_NAME} there does not list")
+        splits = {}
+        for name, split in self.splits.items():
+            kept = [shard for shard in split.shards if shard.name in names]
+            splits[name] = ShardSplit.of(name, kept) if kept else split
+        return self.model_copy(update={"splits": splits})
 
     def check_files(self) -> None:
-        """Check that every shard is in the local folder with the size it had when it was made.
-
-        Raises:
-            ShardError: names the first shard that is missing or of another size.
-        """
+        """Check that each shard is in the local folder with its size; as ``check_sizes``."""
         with os.scandir(self.root) as entries:
             self.check_sizes({entry.name: entry.stat().st_size for entry in entries if entry.is_file()})
 
     def check_sizes(self, found: Mapping[str, int]) -> None:
-        """Check the sizes ``found`` of the files beside the index; as ``check_files``."""
-        for shard in (shard for split in self.splits.values() for shard in split):
-            place = f"{self.root}/{shard.name}"
+        """Check the sizes ``found`` of the files beside the index.
+
+        Raises:
+            ShardError: names the first shard that is missing or of another size.
+        """
+        for shard in self.shards():
+            path = f"{self.root}/{shard.name}"
             if shard.name not in found:
-                raise ShardError(f"missing shard {place}: {INDEX_NAME} lists it; make or copy it again")
+                raise ShardError(f"missing shard {path}: {INDEX_NAME} lists it; make or copy it again")
             if found[shard.name] != shard.size:
                 raise ShardError(
-                    f"damaged shard {place}: found {found[shard.name]} bytes, expected {shard.size}; "
+                    f"damaged shard {path}: found {found[shard.name]} bytes, expected {shard.size}; "
                     "make or copy it again"
                 )
 
+    def to_json(self) -> bytes:
+        """Return the content of the ``_info.json``."""
+        return (json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n").encode()
 
-def read_index(location: str | Path) -> ShardIndex:
-    """Read the index of a local folder, of an ``_info.json``, or of tars.
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, content: Any) -> Any:
+        # Version 1 said by leaving these keys out what version 2 says with them.
+        if isinstance(content, dict) and content.get("version") == 1:
+            return {"format": "files", "class_titles": []} | content | {"version": 2}
+        return content
 
-    Tars are given as ``FOLDER/X-{000000..000004}.tar``. Every split that they touch is then restricted
-    to those named; other splits stay.
-
-    Raises:
-        ShardError: no such folder, no index, or an index that cannot be right.
-    """
-    found = locate(str(location))
-    folder = Path(found.folder).expanduser()
-    path = folder / INDEX_NAME
-    if not folder.is_dir():
-        raise ShardError(f"no such folder: {folder}")
-    if not path.is_file():
-        raise ShardError(f"no {INDEX_NAME} in {folder}: make shards there with dist-prune shards make")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ShardError(f"cannot read {path}: {error.strerror}") from error
-    return parse_index(content, str(path), folder).restrict(found)
-
-
-def format_index(index: ShardIndex) -> bytes:
-    """Return the content of the ``_info.json`` of an index."""
-    splits = {
-        name: {
-            "name": name,
-            "filenames": split.filenames,
-            "shard_lengths": split.shard_lengths,
-            "num_samples": split.num_samples,
-            "sha256": split.sha256,
-            "bytes": split.sizes,
-        }
-        for name, split in index.splits.items()
-    }
-    plain = [key.name for key in dataclasses.fields(index) if key.name not in ("splits", "root")]
-    content = {"version": VERSION} | {key: getattr(index, key) for key in plain} | {"splits": splits}
-    return (json.dumps(content, indent=1) + "\n").encode()
+    @model_validator(mode="after")
+    def _check(self) -> "ShardIndex":
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError("class_names lists a name twice")
+        if len(self.class_titles) not in (0, len(self.class_names)):
+            raise ValueError("class_titles does not have one title for each class")
+        least = BLOCK  # bytes of a sample: its header in the tar
+        if self.image_shape:
+            height, width = self.image_shape[1:]
+            if height * width > MOST_PIXELS:
+                raise ValueError(f"image_shape has more than {MOST_PIXELS} pixels")
+            if self.format == "raw":
+                least = self.channels * height * width + 8  # pixels and a label
+        elif self.format == "raw":
+            raise ValueError("raw images need an image_shape")
+        if (len(self.mean), len(self.std)) != (self.channels, self.channels):
+            raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
+        for shard in self.shards():
+            if shard.length * least > shard.size:
+                raise ValueError(f"{shard.name} has {shard.length} samples in {shard.size} bytes")
+        # Whoever trains on one of two splits must not test with its images.
+        for (first, one), (second, other) in itertools.combinations(self.splits.items(), 2):
+            for name in set(one.filenames) & set(other.filenames):
+                raise ValueError(f"both {first!r} and {second!r} list {name}")
+        return self
 
 
-def write_index(index: ShardIndex) -> None:
-    """Write an index into its local folder, whole or not at all."""
-    with atomic_writer(Path(index.root) / INDEX_NAME) as file:
-        file.write(format_index(index))
-
-
-def parse_index(data: bytes, path: str, root: Path | str) -> ShardIndex:
-    """Return the index that ``data``, the content of ``path``, holds; ``root`` is where its shards lie.
+def parse_index(data: bytes, path: object, root: Path | str) -> ShardIndex:
+    """Return the index in ``data``, the content of the file ``path``; its shards are in ``root``.
 
     Raises:
         ShardError: it is no index, or one that cannot be right.
     """
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"cannot read {path}: {error}; make the shards again") from error
-    if isinstance(content, dict) and content.get("version") == 1:
-        content = SINCE_VERSION_2 | content
-    problem = check_index(content)
-    if problem:
-        raise ShardError(f"{path} is no index of shards: {problem}; make the shards again")
-    shape = content["image_shape"]
-    return ShardIndex(
-        name=content["name"],
-        source=content["source"],
-        seed=content["seed"],
-        fingerprint=content["fingerprint"],
-        class_names=tuple(content["class_names"]),
-        image_shape=(shape[0], shape[1], shape[2]) if shape else None,
-        mean=tuple(content["mean"]),
-        std=tuple(content["std"]),
-        splits={name: _parse_split(split) for name, split in content["splits"].items()},
-        root=root,
-        format=content["format"],
-        class_titles=tuple(content["class_titles"]),
+        index = ShardIndex.model_validate_json(data)
+    except ValidationError as error:
+        raise ShardError(f"{path} is no index of shards: {describe(error)}; make the shards again") from error
+    return index.model_copy(update={"root": root})
+
+
+def describe(error: ValidationError) -> str:
+    """Return the first problem that pydantic found: where, what, and the value, shortened."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    message = re.sub("^Value error, ", "", first["msg"])
+    # The whole object adds nothing to what a model's own check or a missing key says.
+    shown = (
+        ""
+        if first["type"] in ("value_error", "missing", "json_invalid")
+        else f", found {first['input']!r:.60}"
     )
-
-
-def _parse_split(split: dict[str, Any]) -> ShardSplit:
-    return ShardSplit(*(tuple(split[key]) for key in ("filenames", "shard_lengths", "sha256", "bytes")))
+    return f"{place}: {message}{shown}" if place else f"{message}{shown}"

@@ -1,21 +1,28 @@
-"""Writes a data set as WebDataset shards: shuffled once, checked, atomic, the same bytes every time."""
+"""Write a data set as WebDataset shards: shuffled once, checked, atomic, the same bytes every time."""
 
+import hashlib
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from data_tools.errors import ShardError
-from data_tools.files import atomic_writer
-from data_tools.index import Shard, ShardIndex, ShardSplit, format_index
-from data_tools.journal import Finished, Journal
-from data_tools.location import INDEX_NAME
+from data_tools.errors import ShardError, suggestion
+from data_tools.existing_output import (
+    Sidecar,
+    checked,
+    concurrent_index,
+    find_index,
+    finished_shards,
+    matches_request,
+    remove_sidecars,
+    same_shards,
+)
+from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit
+from data_tools.output import OutputStore, open_output
 from data_tools.parallel import each
-from data_tools.places import Place, open_place
-from data_tools.present import checked, find_index, other_makers_index, same_shards, was_asked_for
-from data_tools.schema import SEEDS
-from data_tools.shard_set import ShardPlan, ShardSet, ShardSize, plan_shards
-from data_tools.sources import find_source, suggestion
+from data_tools.plan import ShardPlan, ShardSet, ShardSize, plan_shards
+from data_tools.sources import find_source
 from data_tools.sources.base import ReadOptions
 from data_tools.statistics import ImageStatistics
 from data_tools.writers import WRITERS
@@ -36,12 +43,12 @@ def make_shards(
 ) -> ShardIndex:
     """Write the shards and the index of a data set into ``out``, a folder or the URL of one.
 
-    If ``out`` already holds just these shards, complete, they stay as they are; if a writer of them was
-    interrupted, this one goes on. The bytes depend neither on that nor on the number of workers.
+    If ``out`` already holds exactly these shards, complete, they stay as they are; if their maker was
+    interrupted, this one continues. The bytes depend neither on that nor on the number of workers.
 
     Args:
         source: a key of ``SOURCES``.
-        folder: where the raw files lie; None for data sets that can be had without.
+        folder: where the raw files are; None for data sets that can be had without.
         out: made if missing.
         format: ``files`` (encoded images), ``raw`` (arrays of pixels: tiny images of one size), or
             ``auto``, which is raw for sources that are arrays themselves.
@@ -57,25 +64,26 @@ def make_shards(
     """
     if workers < 1 or not 0 <= seed < SEEDS:
         raise ShardError(f"workers ({workers}) start at 1, seeds ({seed}) at 0, below {SEEDS}")
-    reader = find_source(source)
-    form = _chosen_format(format, reader.arrays)
-    size = _shard_size(samples_per_shard, bytes_per_shard, reader.samples_per_shard, form)
-    with open_place(out) as place:
-        found = find_index(place)
-        if found and folder is None and was_asked_for(found, source, seed, form, size, test_fraction):
-            return checked(found, place)
-        options = ReadOptions(test_fraction, place.workshop, progress)
-        raw = reader.read(None if folder is None else Path(folder).expanduser(), options)
-        wanted = plan_shards(source, raw, seed, size, WRITERS[form](raw))
-        place.prepare()
-        journal = Journal(place, wanted.fingerprint)
-        found = found or other_makers_index(wanted, place, journal)
-        if found:
-            return same_shards(found, wanted, place)
-        finished = _write_missing(wanted, place, journal, workers, progress)
-        index = _assemble(wanted, finished, place)
-        place.write(INDEX_NAME, format_index(index))
-        journal.close()
+    dataset = find_source(source)
+    form = _chosen_format(format, dataset.arrays)
+    size = ShardSize.of(
+        samples_per_shard, bytes_per_shard, dataset.samples_per_shard or WRITERS[form].samples_per_shard
+    )
+    with open_output(out) as output:
+        index = find_index(output)
+        if index and folder is None and matches_request(index, source, seed, form, size, test_fraction):
+            return checked(index, output)
+        options = ReadOptions(test_fraction, output.staging_dir, progress)
+        raw = dataset.read(None if folder is None else Path(folder).expanduser(), options)
+        wanted = plan_shards(source, raw, seed, size, form)
+        output.prepare()
+        index = index or concurrent_index(wanted, output)
+        if index:
+            return same_shards(index, wanted, output)
+        index = _assemble(wanted, _write_missing(wanted, output, workers, progress), output)
+        output.write(INDEX_NAME, index.to_json())
+        # Last, so that an interruption before the index loses nothing.
+        remove_sidecars(index, output, output.sizes())
     return index
 
 
@@ -88,51 +96,63 @@ def _chosen_format(name: str, arrays: bool) -> str:
     return name
 
 
-def _shard_size(samples: int | None, size: int | None, usual: int | None, form: str) -> ShardSize:
-    if samples is not None and size is not None:
-        raise ShardError("--samples_per_shard and --bytes_per_shard exclude each other: give one of them")
-    for name, value in (("samples", samples), ("bytes", size)):
-        if value is not None and value < 1:
-            raise ShardError(f"{name} per shard start at 1, not {value}")
-    if samples is None and size is None:
-        samples = usual or WRITERS[form].samples_per_shard
-    return ShardSize(samples, size)
+def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress: bool) -> dict[str, Sidecar]:
+    """Write the shards that are not finished; return the sidecars of all by the shard's name."""
 
+    def write(plan: ShardPlan) -> Sidecar:
+        path = output.staging_dir / plan.name
+        try:
+            with open(path, "wb") as stream:
+                file = _HashingFile(stream)
+                with TarWriter(file, encoder=False, mtime=0) as tar:
+                    statistics = wanted.writer.write(tar, plan, wanted.raw.splits[plan.split])
+        except OSError as error:
+            raise ShardError(f"cannot write {path}: {error.strerror or error}") from error
+        shard = Shard(plan.name, len(plan.numbers), file.sha256, file.size)
+        return Sidecar(fingerprint=wanted.fingerprint, shard=shard, statistics=statistics)
 
-def _write_missing(
-    wanted: ShardSet, place: Place, journal: Journal, workers: int, progress: bool
-) -> dict[str, Finished]:
-    """Write the shards that the journal does not know; return all of them by name."""
-
-    def write(plan: ShardPlan) -> Finished:
-        path = place.workshop / plan.name
-        with atomic_writer(path) as file, TarWriter(file, encoder=False, mtime=0) as tar:
-            statistics = wanted.writer.write(tar, plan, wanted.raw.splits[plan.split])
-        return Finished(Shard(plan.name, len(plan.numbers), file.sha256, file.size), statistics)
-
-    finished = journal.open()
+    finished = finished_shards(wanted, output)
     missing = [plan for plan in wanted.plans if plan.name not in finished]
     bar = tqdm(
         total=sum(len(plan.numbers) for plan in wanted.plans),
-        initial=sum(item.shard.length for item in finished.values()),
+        initial=sum(sidecar.shard.length for sidecar in finished.values()),
         unit=" images",
         desc=wanted.raw.name,
         disable=not progress,
     )
     with bar:
-        for item in each(write, missing, workers):
-            place.publish(item.shard.name)
-            journal.add(item)
-            finished[item.shard.name] = item
-            bar.update(item.shard.length)
+        for sidecar in each(write, missing, workers):
+            # The sidecar first: a shard that nothing vouches for would be taken for somebody else's.
+            output.write(sidecar.name, sidecar.to_json())
+            output.publish(sidecar.shard.name)
+            finished[sidecar.shard.name] = sidecar
+            bar.update(sidecar.shard.length)
     return finished
 
 
-def _assemble(wanted: ShardSet, finished: dict[str, Finished], place: Place) -> ShardIndex:
-    """Put together the index of finished shards."""
+class _HashingFile:
+    """A write-only stream that counts and hashes the bytes that are written."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self.size += len(data)
+        return self._stream.write(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _assemble(wanted: ShardSet, finished: dict[str, Sidecar], output: OutputStore) -> ShardIndex:
+    """Return the index of the finished shards."""
     raw, statistics = wanted.raw, ImageStatistics()
-    for item in finished.values():
-        statistics.merge(item.statistics)
+    for sidecar in finished.values():
+        statistics.merge(sidecar.statistics)
     mean, std = statistics.mean_and_std
     shards = {
         name: [finished[plan.name].shard for plan in wanted.plans if plan.split == name]
@@ -147,8 +167,8 @@ def _assemble(wanted: ShardSet, finished: dict[str, Finished], place: Place) -> 
         image_shape=statistics.image_shape,
         mean=mean,
         std=std,
-        splits={name: ShardSplit(*zip(*rows, strict=True)) for name, rows in shards.items()},
-        root=place.root,
         format=wanted.writer.format,
         class_titles=raw.class_titles,
+        splits={name: ShardSplit.of(name, rows) for name, rows in shards.items()},
+        root=output.root,
     )

@@ -1,17 +1,35 @@
-"""Looks at every byte of a data set in shards, and names each broken shard and sample."""
+"""Read every byte of a data set in shards, and name each broken shard and sample."""
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 from tqdm import tqdm
 
-from data_tools.contents import check_contents
 from data_tools.errors import ShardError
-from data_tools.files import sha256_of
+from data_tools.images import ImageError, decode_image
 from data_tools.index import Shard, ShardIndex
 from data_tools.parallel import each
-from data_tools.storage import Storage, open_storage
+from data_tools.raw import map_array, raw_arrays
+from data_tools.store import ShardStore, open_store
+from data_tools.tar import (
+    IMAGES,
+    LABEL,
+    LARGEST_IMAGE,
+    LONGEST_LABEL,
+    Member,
+    Parts,
+    class_labels,
+    images_of,
+    is_sample,
+    members,
+    no_class,
+    samples,
+    split_name,
+)
 
 SHOWN_PER_SHARD = 20
 
@@ -19,28 +37,27 @@ SHOWN_PER_SHARD = 20
 def verify_shards(
     location: str | Path, *, split: str | None = None, workers: int = 1, progress: bool = False
 ) -> list[str]:
-    """Return what is wrong with a data set in shards, a line each; nothing if all is well.
+    """Return the problems of a data set in shards, a line each.
 
-    Looked at are sizes and checksums, the number of samples, keys that come twice, labels that are no
-    classes, and whether every image can be decoded.
+    Checked are sizes and checksums, the number of samples, repeated keys, labels that are no classes, and
+    that every image can be decoded.
 
     Args:
-        location: as for ``open_storage``; what lies elsewhere is copied, shard by shard.
-        split: the only one to look at.
+        location: as for ``open_store``; remote shards are copied one by one.
+        split: the only one to check.
         workers: processes.
         progress: show a bar.
 
     Raises:
         ShardError: there is no index, or it cannot be right, or it has no such split.
     """
-    storage = open_storage(location)
-    index = storage.read_index()
-    parts = index.splits.values() if split is None else [index.split(split)]
-    shards = [shard for part in parts for shard in part]
+    store = open_store(location)
+    index = store.read_index()
+    shards = list(index.shards()) if split is None else index.split(split).shards
     reports = {}
-    samples = sum(shard.length for shard in shards)
-    with tqdm(total=samples, unit=" samples", desc=index.name, disable=not progress) as bar:
-        for report in each(_Verifier(storage, index), shards, workers):
+    total = sum(shard.length for shard in shards)
+    with tqdm(total=total, unit=" samples", desc=index.name, disable=not progress) as bar:
+        for report in each(_Verifier(store, index), shards, workers):
             reports[report.shard.name] = report
             bar.update(report.shard.length)
     in_order = [reports[shard.name] for shard in shards]
@@ -48,41 +65,111 @@ def verify_shards(
     return [f"{index.root}/{name}: {problem}" for name, problem in [*found, *_shared_keys(in_order)]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Report:
+    """The keys of the samples in a shard, and its problems in words."""
+
     shard: Shard
-    keys: tuple[str, ...]
-    problems: tuple[str, ...]
+    keys: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Verifier:
-    storage: Storage
+    """Checks one shard at a time, in any process."""
+
+    store: ShardStore
     index: ShardIndex
 
     def __call__(self, shard: Shard) -> _Report:
+        report = _Report(shard)
         try:
-            with self.storage.lend(shard.name, shard.size) as path:
-                keys, problems = self._look_at(path, shard)
+            with self.store.temporary_copy(shard.name, shard.size) as path:
+                report.problems += [problem] if (problem := shard.mismatch(path)) else []
+                with open(path, "rb", buffering=0) as file:
+                    self._check_contents(file, report)
         except ShardError as error:
-            keys, problems = [], [str(error)]
+            report.problems.append(str(error))
         except OSError as error:
-            keys, problems = [], [error.strerror or str(error)]
-        more = len(problems) - SHOWN_PER_SHARD
+            report.problems.append(error.strerror or str(error))
+        more = len(report.problems) - SHOWN_PER_SHARD
         if more > 0:
-            problems[SHOWN_PER_SHARD:] = [f"and {more} more problems"]
-        return _Report(shard, tuple(keys), tuple(problems))
+            report.problems[SHOWN_PER_SHARD:] = [f"and {more} more problems"]
+        return report
 
-    def _look_at(self, path: Path, shard: Shard) -> tuple[list[str], list[str]]:
-        found = path.stat().st_size
-        if found != shard.size:
-            problems = [f"{found} bytes where the index says {shard.size}"]
-        elif sha256_of(path) != shard.sha256:
-            problems = ["its checksum is not that of the index"]
-        else:
-            problems = []
-        contents = check_contents(path, self.index, shard)
-        return contents.keys, problems + contents.problems
+    def _check_contents(self, file: IO[bytes], report: _Report) -> None:
+        try:
+            found = (
+                self._check_raw(file, report)
+                if self.index.format == "raw"
+                else self._check_files(file, report)
+            )
+        except ValueError as error:  # of the tar, or of an array; nothing behind it can be checked
+            report.problems.append(str(error))
+            return
+        if found != report.shard.length:
+            report.problems.append(f"{found} samples where the index says {report.shard.length}")
+
+    def _check_files(self, file: IO[bytes], report: _Report) -> int:
+        """Check each sample; return their number."""
+        labels = class_labels(len(self.index.class_names))
+        seen: set[str] = set()
+        for key, parts in samples(members(file)):
+            found = []
+            if is_sample(parts):
+                report.keys.append(key)
+                found += [*self._image_problems(file, parts), *_label_problems(file, parts, labels)]
+                found += ["its key comes twice"] if key in seen else []
+                seen.add(key)
+            for extension in parts.keys() - {*IMAGES, LABEL}:
+                found.append(f"member .{extension} is neither an image nor a label")
+            report.problems += [f"sample {key}: {problem}" for problem in found]
+        return len(report.keys)
+
+    def _image_problems(self, file: IO[bytes], parts: Parts) -> Iterator[str]:
+        images = images_of(parts)
+        if len(images) != 1:
+            yield f"{len(images)} images where one is expected"
+        for member in images:
+            if member.size > LARGEST_IMAGE:
+                yield f"an image of {member.size} bytes, {LARGEST_IMAGE} are allowed"
+                continue
+            try:
+                image = decode_image(_read(file, member, LARGEST_IMAGE), self.index.channels)
+            except ImageError as error:
+                yield str(error)
+                continue
+            size = (self.index.channels, image.height, image.width)
+            if self.index.image_shape and size != self.index.image_shape:
+                yield f"the image has the shape {size} where the index says {self.index.image_shape}"
+
+    def _check_raw(self, file: IO[bytes], report: _Report) -> int:
+        """Check the two arrays; return the number of images."""
+        held = raw_arrays(members(file))
+        images = map_array(file, held[0], np.dtype(np.uint8), 4)
+        labels = map_array(file, held[1], np.dtype(np.int64), 1)
+        report.keys.append(split_name(held[0].name)[0])
+        height, width, channels = images.shape[1:]
+        if (channels, height, width) != self.index.image_shape:
+            report.problems.append(
+                f"the images have the shape {(channels, height, width)} where the index says {self.index.image_shape}"
+            )
+        if len(images) != len(labels):
+            report.problems.append(f"{len(images)} images and {len(labels)} labels")
+        classes = len(self.index.class_names)
+        for row in np.flatnonzero((labels < 0) | (labels >= classes)):
+            report.problems.append(f"sample {row}: {no_class(str(labels[row]), classes)}")
+        return len(images)
+
+
+def _label_problems(file: IO[bytes], parts: Parts, labels: dict[str, int]) -> Iterator[str]:
+    label = _read(file, parts[LABEL], LONGEST_LABEL).decode(errors="replace") if LABEL in parts else ""
+    if label not in labels:
+        yield no_class(label, len(labels))
+
+
+def _read(file: IO[bytes], member: Member, limit: int) -> bytes:
+    return os.pread(file.fileno(), min(member.size, limit), member.offset)
 
 
 def _shared_keys(reports: list[_Report]) -> Iterator[tuple[str, str]]:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dist_prune.errors import UserError
     from dist_prune.gates.budget import macs_budget
+    from dist_prune.gates.consensus import collapse, consensus_mask, masked
     from dist_prune.gates.insertion import attach_gates
     from dist_prune.gates.means import gate_means
     from dist_prune.models.build import build_model
-    from dist_prune.pruning.collapse import collapse, masked
-    from dist_prune.pruning.mask import consensus_mask
     from dist_prune.pruning.sliced_checkpoint import load_sliced, save_sliced
     from dist_prune.regularizers import activation, macs_distance, polarization
 
@@ -26,13 +25,13 @@ _HOMES = {
     "activation": "regularizers",
     "attach_gates": "gates.insertion",
     "build_model": "models.build",
-    "collapse": "pruning.collapse",
-    "consensus_mask": "pruning.mask",
+    "collapse": "gates.consensus",
+    "consensus_mask": "gates.consensus",
     "gate_means": "gates.means",
     "load_sliced": "pruning.sliced_checkpoint",
     "macs_budget": "gates.budget",
     "macs_distance": "regularizers",
-    "masked": "pruning.collapse",
+    "masked": "gates.consensus",
     "polarization": "regularizers",
     "save_sliced": "pruning.sliced_checkpoint",
 }

@@ -1,8 +1,6 @@
 """All collectives and rank helpers (a leaf). Everything works unchanged without a process group.
 
-The launcher's environment is read here and nowhere else: torchrun, the deepspeed launcher and accelerate set
-RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; a bare ``srun`` sets SLURM_* only, and plain
-``python`` nothing at all.
+Launchers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; ``runtime.launch`` adds what they leave out.
 """
 
 from __future__ import annotations
@@ -21,26 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError
-
-_SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
-
-
-def complete_environment() -> None:
-    """Fill in the rendezvous variables that the launcher left out (torch and DeepSpeed insist on all five)."""
-    in_step = "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ
-    for name, slurm_name in _SLURM_NAMES.items():
-        fallback = os.environ.get(slurm_name) if in_step else None
-        os.environ.setdefault(name, fallback or ("1" if name == "WORLD_SIZE" else "0"))
-    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    os.environ.setdefault("MASTER_PORT", _default_port())
-
-
-def _default_port() -> str:
-    if int(os.environ["WORLD_SIZE"]) > 1:  # every rank must arrive at the same port
-        return str(20000 + int(os.environ.get("SLURM_JOB_ID", "0")) % 20000)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def start(backend: str, seconds: float) -> None:

@@ -9,6 +9,10 @@ from typing import Any, Protocol
 _LONGEST_SHOWN = 200  # characters of a value in a message
 
 
+class DistPruneWarning(UserWarning):
+    """A warning of this package; our programs show no others (cli/library_messages.py)."""
+
+
 class UserError(Exception):
     """A mistake of the user: the message says in one line what is wrong and how to mend it."""
 

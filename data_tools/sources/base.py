@@ -1,6 +1,6 @@
-"""What every source hands to ``make_shards``: class names, and splits of labelled images."""
+"""The parts of a source: a ``RawDataset`` reads ``RawData``, which holds splits of labelled images."""
 
-import zlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from data_tools.errors import ShardError
-from data_tools.images import ImageFacts, decode_pixels, encode_png, read_header
+from data_tools.images import ImageFacts
 
 # The images set aside for testing must not depend on how the shards are shuffled.
 SPLIT_SEED = 20_260_101
@@ -30,57 +30,53 @@ class RawSplit(Protocol):
         """Return pixels (H, W, ``channels``) in uint8."""
 
     def facts(self, number: int) -> ImageFacts:
-        """Return what can be said of an image without decoding it."""
+        """Return the properties of an image that need no decoding."""
 
     def size(self, number: int) -> int:
         """Return the bytes of the encoded image; of an array those of its pixels, a bound in practice."""
 
     def origin(self, number: int) -> str:
-        """Say where an image comes from, for error messages."""
+        """Return where an image comes from, for error messages."""
 
     def identity(self, number: int) -> str:
-        """Return what tells the image from others wherever its source lies, cheaply."""
+        """Return a text that tells the image from others wherever its source is, cheaply."""
 
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as its source delivers it: ``splits`` holds ``train`` and ``test``.
-
-    ``class_titles`` are readable names where ``class_names`` are codes, or nothing.
-    """
+    """A data set as its source delivers it."""
 
     name: str
     class_names: tuple[str, ...]
+    # ``train`` and ``test``.
     splits: dict[str, RawSplit]
+    # Readable names where ``class_names`` are codes, or nothing.
     class_titles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read: ``test_fraction`` is to be set aside; ``scratch`` is a folder with room for as much as
-    the raw data, made when it is used; ``progress`` shows a bar where reading takes long.
-    """
+    """How a source is read."""
 
+    # The part of the train images to set aside for testing.
     test_fraction: float | None
+    # A folder with room for as much as the raw data; its user makes it.
     scratch: Path
+    # Show a bar where reading takes long.
     progress: bool
 
 
-class Source(Protocol):
+class RawDataset(ABC):
     """A kind of raw data; ``SOURCES`` lists them all."""
 
-    @property
-    def is_dataset(self) -> bool:
-        """Whether it is one particular data set, which can be had without naming a folder."""
+    # One particular data set, which can be had without naming a folder.
+    is_dataset = True
+    # Pixels rather than encoded images.
+    arrays = False
+    # A number that suits it, or None for the one that suits the format.
+    samples_per_shard: int | None = None
 
-    @property
-    def arrays(self) -> bool:
-        """Whether it holds pixels rather than encoded images."""
-
-    @property
-    def samples_per_shard(self) -> int | None:
-        """A number of samples that suits it, or None for what suits the format."""
-
+    @abstractmethod
     def read(self, folder: Path | None, options: ReadOptions) -> RawData:
         """Find the raw data and list its images.
 
@@ -89,54 +85,29 @@ class Source(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class ArraySplit:
-    """Images held in memory: pixels (N, H, W) or (N, H, W, 3) in uint8; encoded as PNG."""
-
-    title: str
-    array: np.ndarray
-    labels: Sequence[int]
-
-    def read(self, number: int) -> bytes:
-        """Encode one image as PNG."""
-        return encode_png(self.array[number])
-
-    def pixels(self, number: int, channels: int) -> np.ndarray:
-        """Return one image as it is; ``channels`` must be those it has."""
-        return self.array[number].reshape(*self.array.shape[1:3], channels)
-
-    def facts(self, number: int) -> ImageFacts:
-        """Return the common shape."""
-        height, width = self.array.shape[1:3]
-        return ImageFacts(height, width, gray=self.array.ndim == 3, extension="png")
-
-    def size(self, number: int) -> int:
-        """Return the bytes of the pixels."""
-        return self.array[number].nbytes
-
-    def origin(self, number: int) -> str:
-        """Name the image by its place in the original order."""
-        return f"{self.title}[{number}]"
-
-    def identity(self, number: int) -> str:
-        """Return a checksum of the pixels."""
-        return f"{zlib.crc32(self.array[number].tobytes()):08x}"
+def data_home() -> Path:
+    """Return the folder of named data sets: ``$DIST_PRUNE_DATA``, or ``~/.cache/dist_prune``."""
+    chosen = os.environ.get("DIST_PRUNE_DATA")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "dist_prune"
 
 
-class EncodedSplit(ABC):
-    """Encoded images, wherever they lie."""
+def download(source: str, url: str, md5: str) -> Path:
+    """Return the folder of an original file, after downloading it if it is not there yet.
 
-    @abstractmethod
-    def read(self, number: int) -> bytes:
-        """Return the encoded image."""
+    Raises:
+        ShardError: no network, or a damaged download.
+    """
+    from torchvision.datasets.utils import download_url  # imports torch: only needed here
 
-    def pixels(self, number: int, channels: int) -> np.ndarray:
-        """Decode one image."""
-        return decode_pixels(self.read(number), channels)
-
-    def facts(self, number: int) -> ImageFacts:
-        """Read the header of one image."""
-        return read_header(self.read(number))
+    folder = data_home() / "downloads"
+    try:
+        download_url(url, str(folder), url.rsplit("/", 1)[-1], md5)
+    except (OSError, RuntimeError) as error:
+        raise ShardError(
+            f"cannot download {source} ({error}): get {url} on a machine with a network "
+            f"and pass its folder on: dist-prune shards make {source} FOLDER --out DIR"
+        ) from error
+    return folder
 
 
 def stratified_split(labels: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
@@ -162,6 +133,6 @@ def stratified_split(labels: Sequence[int], fraction: float) -> tuple[list[int],
 
 
 def refuse_test_fraction(test_fraction: float | None, owner: str) -> None:
-    """Raise a ShardError if a test fraction is asked of data that has a test split of its own."""
+    """Raise a ShardError if a test fraction is requested for data that has a test split of its own."""
     if test_fraction is not None:
         raise ShardError(f"{owner} has its own test images: leave out --test_fraction")

@@ -14,8 +14,15 @@ from typing import Any
 import numpy as np
 
 from data_tools.errors import ShardError
-from data_tools.sources.base import ArraySplit, RawData, RawSplit, ReadOptions, refuse_test_fraction
-from data_tools.sources.downloads import download
+from data_tools.sources.base import (
+    RawData,
+    RawDataset,
+    RawSplit,
+    ReadOptions,
+    download,
+    refuse_test_fraction,
+)
+from data_tools.sources.splits import ArraySplit
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
@@ -32,7 +39,7 @@ _ReadBytes = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
-class Cifar:
+class Cifar(RawDataset):
     """32x32 RGB images, 50,000 to train on and 10,000 to test with; the layout of one of the two sets."""
 
     name: str
@@ -44,9 +51,7 @@ class Cifar:
     names_file: str
     names_key: bytes
 
-    is_dataset = True
     arrays = True
-    samples_per_shard = None
 
     @property
     def archive(self) -> str:

@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.errors import ShardError
-from data_tools.sources.base import ArraySplit, RawData, ReadOptions, refuse_test_fraction, stratified_split
+from data_tools.sources.base import RawData, RawDataset, ReadOptions, refuse_test_fraction, stratified_split
+from data_tools.sources.splits import ArraySplit
 
 TEST_SAMPLES = 360
 BRIGHTEST = 16  # the values are 0..16
 
 
-class Digits:
+class Digits(RawDataset):
     """The embedded data set: 1,437 images to train on and 360 to test with, always the same ones."""
 
-    is_dataset = True
     arrays = True
     samples_per_shard = 360
 

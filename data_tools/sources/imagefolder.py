@@ -4,19 +4,17 @@ import re
 from pathlib import Path
 
 from data_tools.errors import ShardError
-from data_tools.sources.base import RawData, ReadOptions, refuse_test_fraction, stratified_split
-from data_tools.sources.files import FileSplit, list_classes
-from data_tools.sources.tree import refuse_loose_images, subfolders
+from data_tools.sources.base import RawData, RawDataset, ReadOptions, refuse_test_fraction, stratified_split
+from data_tools.sources.folders import class_folders, list_classes, subfolders
+from data_tools.sources.splits import FileSplit
 
 TEST_FOLDERS = ("test", "val", "validation")
 
 
-class ImageFolder:
+class ImageFolder(RawDataset):
     """A tree of JPEG and PNG files whose folders are the classes, sorted by name."""
 
     is_dataset = False
-    arrays = False
-    samples_per_shard = None
 
     def read(self, folder: Path | None, options: ReadOptions) -> RawData:
         """List the images; ``options.test_fraction`` divides a tree that has no test folder."""
@@ -38,15 +36,6 @@ class ImageFolder:
         return RawData(_plain_name(root.name), tuple(classes), {"train": train, "test": test})
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Return the names of the class folders in ``folder``, at least one, and nothing but these hold images."""
-    refuse_loose_images(folder)
-    names = subfolders(folder)
-    if not names:
-        raise ShardError(f"no class folders in {folder}: expected {folder.name}/CLASS/*.jpg")
-    return names
-
-
 def list_test(root: Path, test_folder: str, classes: list[str]) -> FileSplit:
     """List the images of the test folder, which must have the classes of train."""
     odd = sorted(set(classes) ^ set(class_folders(root / test_folder)))
@@ -60,7 +49,7 @@ def list_test(root: Path, test_folder: str, classes: list[str]) -> FileSplit:
 
 
 def divide(split: FileSplit, test_fraction: float | None) -> tuple[FileSplit, FileSplit]:
-    """Set images aside to test with, where there is no test folder."""
+    """Set images aside for testing, where there is no test folder."""
     if test_fraction is None:
         raise ShardError(
             f"{split.root} has train/ but neither test/ nor val/: add one, "
@@ -92,5 +81,5 @@ def _find_test_folder(root: Path) -> str | None:
 
 
 def _plain_name(name: str) -> str:
-    """Turn a folder's name into the first part of shard names."""
+    """Turn the name of a folder into the first part of shard names."""
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "images"

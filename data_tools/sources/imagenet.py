@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from data_tools.errors import ShardError
-from data_tools.sources.base import RawData, ReadOptions, refuse_test_fraction
-from data_tools.sources.files import list_classes, list_labelled, read_titles
-from data_tools.sources.imagefolder import class_folders, divide, list_test
+from data_tools.sources.base import RawData, RawDataset, ReadOptions, refuse_test_fraction
+from data_tools.sources.folders import class_folders, list_classes, list_labelled, read_titles, subfolders
+from data_tools.sources.imagefolder import divide, list_test
 from data_tools.sources.imagenet_lists import DEVKIT_ARCHIVE, find_val_lists
 from data_tools.sources.imagenet_tars import TRAIN_TAR, VAL_TAR, read_tars
 from data_tools.sources.parquet import find_parquet, read_parquet
-from data_tools.sources.tree import subfolders
 
 FORMS = (
     f"{TRAIN_TAR}, {VAL_TAR} and {DEVKIT_ARCHIVE} (from https://image-net.org/download.php), the extracted "
@@ -20,12 +19,8 @@ TREES = (".", "CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
 TITLES = "LOC_synset_mapping.txt"
 
 
-class ImageNet:
+class ImageNet(RawDataset):
     """Its classes are WordNet ids, sorted (of parquet files: the names in them); ``val`` is for testing."""
-
-    is_dataset = True
-    arrays = False
-    samples_per_shard = None
 
     def read(self, folder: Path | None, options: ReadOptions) -> RawData:
         """List the images of whichever form ``folder`` holds; one of the original files names its folder."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_tools.errors import ShardError
 from data_tools.sources.base import RawData, RawSplit, ReadOptions
-from data_tools.sources.packed import PackedSplit
+from data_tools.sources.splits import PackedSplit
 
 FOLDERS = (".", "data")
 TEST_SPLITS = ("validation", "val", "valid")

@@ -5,8 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.errors import ShardError
-from data_tools.sources.base import ArraySplit, RawData, RawSplit, ReadOptions, refuse_test_fraction
-from data_tools.sources.downloads import download
+from data_tools.sources.base import (
+    RawData,
+    RawDataset,
+    RawSplit,
+    ReadOptions,
+    download,
+    refuse_test_fraction,
+)
+from data_tools.sources.splits import ArraySplit
 
 URL = "http://ufldl.stanford.edu/housenumbers"
 FILES = {
@@ -16,12 +23,10 @@ FILES = {
 CLASSES = 10
 
 
-class Svhn:
+class Svhn(RawDataset):
     """House numbers: 73,257 digits to train on and 26,032 to test with, 32x32 RGB; without the extra set."""
 
-    is_dataset = True
     arrays = True
-    samples_per_shard = None
 
     def read(self, folder: Path | None, options: ReadOptions) -> RawData:
         """Read the two files in ``folder``, or download them."""

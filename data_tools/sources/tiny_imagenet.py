@@ -3,20 +3,16 @@
 from pathlib import Path
 
 from data_tools.errors import ShardError
-from data_tools.sources.base import RawData, ReadOptions, refuse_test_fraction
-from data_tools.sources.files import list_classes, list_labelled, read_lines, read_titles
+from data_tools.sources.base import RawData, RawDataset, ReadOptions, refuse_test_fraction
+from data_tools.sources.folders import list_classes, list_labelled, read_lines, read_titles
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 INSIDE = "tiny-imagenet-200"
 CLASS_LIST = "wnids.txt"
 
 
-class TinyImageNet:
+class TinyImageNet(RawDataset):
     """Its classes are WordNet ids, in the order of ``wnids.txt``; ``val`` is what one tests with."""
-
-    is_dataset = True
-    arrays = False
-    samples_per_shard = None
 
     def read(self, folder: Path | None, options: ReadOptions) -> RawData:
         """List the images in ``folder``, which holds ``wnids.txt`` or a ``tiny-imagenet-200`` that does."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from dist_prune.measure.sensors import find_sensors
 from dist_prune.models.build import Architecture
 from dist_prune.pruning.sliced_checkpoint import find_sliced, input_shape_of, load_sliced, read_sliced_config
 
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
 DENSE, SLICED, BY_HAND = "dense", "sliced", "built by hand"
 
 

@@ -18,7 +18,9 @@ from typing import NoReturn
 
 from dist_prune import distributed
 from dist_prune.cli.arguments import Parser, positive
+from dist_prune.cli.library_messages import hide_library_messages
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
+from dist_prune.runtime.launch import complete_environment
 from dist_prune.runtime.streams import outlive_readers
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
@@ -28,12 +30,14 @@ _PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryEr
 def train_main(arguments: Sequence[str]) -> NoReturn:
     """The program of ``launch/train.py``."""
     outlive_readers()
-    distributed.complete_environment()  # so that one rank only speaks, whatever launcher started it
+    hide_library_messages()
+    complete_environment()  # print from rank 0 only, under every launcher
     _exit_with(lambda: _train(arguments))
 
 
 def main() -> NoReturn:
     """The ``dist-prune`` command."""
+    hide_library_messages()
     _exit_with(lambda: _command(sys.argv[1:]))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from data_tools import ShardIndex
 from dist_prune.config import AugmentConfig
 from dist_prune.data.augment import cutmix, mixup, one_hot
-from dist_prune.data.draws import Draws
+from dist_prune.data.batch_rng import BatchRng
 
 Batch = tuple[Tensor, Tensor]
 
@@ -34,7 +34,7 @@ class BatchTransform:
         self._scale = torch.from_numpy(np.tile(1 / (255 * std), width)).float().to(device)
         self._shift = torch.from_numpy(np.tile(-mean / std, width)).float().to(device)
 
-    def __call__(self, pixels: Tensor, labels: Tensor, draws: Draws) -> Batch:
+    def __call__(self, pixels: Tensor, labels: Tensor, rng: BatchRng) -> Batch:
         """Normalize, and mix neighbours if asked for.
 
         labels (B,), int64, become probabilities (B, classes), float32, if images are mixed.
@@ -44,15 +44,15 @@ class BatchTransform:
         rows = pixels.view(-1, len(self._scale))
         images = rows.to(torch.float32).mul_(self._scale).add_(self._shift).view(pixels.shape)
         if self._augment.mixup or self._augment.cutmix:
-            images, labels = self._mixed(images, one_hot(labels, self._classes), draws)
+            images, labels = self._mixed(images, one_hot(labels, self._classes), rng)
         images = images.permute(0, 3, 1, 2)  # which is channels_last
         return (images if self._channels_last else images.contiguous()), labels
 
-    def _mixed(self, images: Tensor, targets: Tensor, draws: Draws) -> Batch:
+    def _mixed(self, images: Tensor, targets: Tensor, rng: BatchRng) -> Batch:
         """Mix by mixup or by cutmix; where both are asked for, half of the steps each."""
         chosen = self._augment
-        by_cutmix, *centre = draws.of_batch("mix", 3)
+        by_cutmix, *centre = rng.of_batch("mix", 3)
         if chosen.cutmix and (by_cutmix < 0.5 or not chosen.mixup):
-            share = draws.beta_of_batch("cutmix", chosen.cutmix)
+            share = rng.beta_of_batch("cutmix", chosen.cutmix)
             return cutmix(images, targets, share, np.array(centre))
-        return mixup(images, targets, draws.beta_of_batch("mixup", chosen.mixup))
+        return mixup(images, targets, rng.beta_of_batch("mixup", chosen.mixup))

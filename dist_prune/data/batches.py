@@ -1,4 +1,4 @@
-"""The batches of one rank by number, read and augmented; what cannot be read ends the run or is left out."""
+"""The batches of one rank by number, read and augmented; unreadable samples end the run or are skipped."""
 
 import traceback
 from dataclasses import dataclass
@@ -12,34 +12,34 @@ from torch.utils.data import Dataset
 
 from data_tools import ShardError
 from data_tools.images import ImageError
-from dist_prune.data.draws import Draws
+from dist_prune.data.batch_rng import BatchRng
 from dist_prune.data.plan import EvalPlan, Part, TrainPlan
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import ImageTransform
 from dist_prune.data.workers import ReadingFailed
 
 
-class Delivery(NamedTuple):
-    """A batch on its way out of a worker.
+class WorkerBatch(NamedTuple):
+    """A batch that a worker has read.
 
-    pixels: (B, H, W, C), uint8; labels: (B,), int64; skipped: a message for each sample that was left out.
+    pixels: (B, H, W, C), uint8; labels: (B,), int64; skipped: a message for each sample that was skipped.
     """
 
     pixels: Tensor
     labels: Tensor
-    draws: Draws
+    rng: BatchRng
     skipped: list[str]
 
 
 class Failure(NamedTuple):
-    """An error on its way out of a worker: raised there, it would arrive wrapped in a traceback."""
+    """An error in a worker: raised there, it would arrive wrapped in a traceback."""
 
     error: ShardError | ReadingFailed
 
 
 @dataclass(frozen=True)
-class Batches(Dataset[Delivery | Failure]):
-    """The batches of a plan. ``skip`` leaves out samples that cannot be read."""
+class Batches(Dataset[WorkerBatch | Failure]):
+    """The batches of a plan. ``skip`` skips samples that cannot be read."""
 
     plan: TrainPlan | EvalPlan
     reader: Reader
@@ -51,29 +51,30 @@ class Batches(Dataset[Delivery | Failure]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, number: int) -> Delivery | Failure:
+    def __getitem__(self, number: int) -> WorkerBatch | Failure:
         try:
             return self._batch(self.plan.part(number))
         except ShardError as error:
             return Failure(ShardError(str(error)))
-        except Exception as error:  # nothing that happens here may leave the ranks waiting
+        except Exception as error:  # an error that escaped here would leave the other ranks waiting
             return Failure(ReadingFailed(f"reading failed: {_described(error)}"))
 
-    def _batch(self, part: Part) -> Delivery:
-        draws = Draws(self.seed, self.epoch, part.step, part.first, len(part.rows))
-        pixels, labels, skipped = self._read(part, draws)
-        pixels = self.transform.augment(pixels, draws)
-        if skipped:  # after the augmentation, which goes by the row
+    def _batch(self, part: Part) -> WorkerBatch:
+        rng = BatchRng(self.seed, self.epoch, part.step, part.first, len(part.rows))
+        pixels, labels, skipped = self._read(part, rng)
+        pixels = self.transform.augment(pixels, rng)
+        # After the augmentation, whose random numbers go by the row.
+        if skipped:
             pixels, labels = pixels[labels >= 0], labels[labels >= 0]
-        return Delivery(torch.from_numpy(pixels), torch.from_numpy(labels), draws, skipped)
+        return WorkerBatch(torch.from_numpy(pixels), torch.from_numpy(labels), rng, skipped)
 
-    def _read(self, part: Part, draws: Draws) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Return pixels (B, H, W, C), labels (B,), -1 where a sample is left out, and why it is."""
+    def _read(self, part: Part, rng: BatchRng) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Return pixels (B, H, W, C), labels (B,), -1 where a sample is skipped, and the reasons."""
         transform = self.transform
         skipped: list[str] = []
         pixels = np.zeros((len(part.rows), *transform.size, transform.channels), np.uint8)
         labels = np.full(len(part.rows), -1)
-        crops = transform.crops(draws)
+        crops = transform.crops(rng)
         for row, (shard, number) in enumerate(zip(part.shards.tolist(), part.rows.tolist(), strict=True)):
             try:
                 pixels[row], labels[row] = self._sample(shard, number, crops[row])
@@ -92,7 +93,7 @@ class Batches(Dataset[Delivery | Failure]):
 
 
 def _described(error: Exception) -> str:
-    """Type, message and place of an error that nobody foresaw, in one line."""
+    """Return type, message and place of an unexpected error in one line."""
     *_, last = traceback.extract_tb(error.__traceback__)
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{text} (in {last.name}, {Path(last.filename).name}, line {last.lineno})"

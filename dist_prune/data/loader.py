@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from data_tools import ShardError, ShardIndex
-from data_tools.storage import Storage
+from data_tools import ShardError, ShardIndex, ShardStore
 from dist_prune.config import AugmentConfig
 from dist_prune.data import plan
 from dist_prune.data.batch_transform import Batch, BatchTransform
@@ -27,12 +26,12 @@ class ImageData:
 
     ``seed`` decides order and augmentation; ``workers`` is the number of reading processes of each
     rank (0: none, the rank reads by itself); ``image_size`` None keeps the size of the images;
-    ``bad_data`` says whether a sample that cannot be read is an ``error``, or is to be left out (``skip``)
-    and told to ``skipped``.
+    ``bad_data`` says whether a sample that cannot be read is an ``error``, or skipped (``skip``)
+    and counted in ``skipped``.
     """
 
     index: ShardIndex
-    storage: Storage
+    store: ShardStore
     seed: int = 1
     workers: int = 1
     image_size: int | None = None
@@ -63,11 +62,11 @@ class ImageData:
 
     @property
     def resized_side(self) -> int | None:
-        """To how many pixels the shorter side is scaled in evaluation; None: images are taken as a whole."""
+        """The length of the shorter side in evaluation, in pixels; None: images are used whole."""
         return resized_side(self.index, self.image_size, self.augment)
 
     def identity(self) -> dict[str, Any]:
-        """What tells these data from others, as plain JSON data: with another one, epochs have other batches."""
+        """Return the identity of these data, as plain JSON data: with another one, epochs have other batches."""
         lengths = {name: list(split.shard_lengths) for name, split in self.index.splits.items()}
         return {"fingerprint": self.index.fingerprint, "shard_lengths": lengths}
 
@@ -118,7 +117,7 @@ class ImageData:
         return self._deliver(batches, skip_steps * train_plan.accumulation, True, device)
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
-        """The training samples of a global batch: their numbers within each shard, from 0, by the shard's name."""
+        """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
         split = self.index.split("train")
         part = plan.Order(split.shard_lengths, self.seed, epoch, global_batch).part(step, 0, global_batch)
         rows: dict[str, list[int]] = {}
@@ -157,7 +156,7 @@ class ImageData:
     def _batches(
         self, split: str, chosen: plan.TrainPlan | plan.EvalPlan, epoch: int, training: bool
     ) -> Batches:
-        reader = Reader(self.storage, self.index, split, chosen.shards)
+        reader = Reader(self.store, self.index, split, chosen.shards)
         transform = ImageTransform(self.index, self.image_size, self.augment, training)
         return Batches(chosen, reader, transform, self.seed, epoch, skip=self.bad_data == "skip")
 
@@ -173,8 +172,8 @@ class ImageData:
                     raise item.error
                 self.skipped.add(item.skipped)
                 if len(item.labels):
-                    yield transform(item.pixels, item.labels, item.draws)
-                elif training:  # ranks that wait for this one would wait for ever
+                    yield transform(item.pixels, item.labels, item.rng)
+                elif training:  # the other ranks would wait for this one forever
                     raise ShardError(
-                        f"nothing is left of a batch of {len(item.skipped)} images: mend the data"
+                        f"all {len(item.skipped)} images of a batch are unreadable: fix the data"
                     )

@@ -1,15 +1,12 @@
-"""From what the user calls the data to its index; the embedded data set is made on first use."""
+"""Find the data that the user names; the embedded data set is made on first use."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from data_tools import SOURCES, ShardError, make_shards
-from data_tools.files import data_home
+from data_tools import SOURCES, ShardError, make_shards, open_store
+from data_tools.errors import suggestion
 from data_tools.index import INDEX_NAME
-from data_tools.sources import suggestion
-from data_tools.storage import open_storage
+from data_tools.sources.base import data_home
 from dist_prune.config import AugmentConfig, CacheConfig
 from dist_prune.data.loader import ImageData
 from dist_prune.data.transforms import output_size
@@ -37,9 +34,9 @@ def open_data(
         seed: of order and augmentation, from 0 up.
         workers: reading processes of each rank.
         image_size: side of the (then square) images in pixels; None keeps theirs.
-        augment: what happens to training images; nothing by default.
+        augment: augmentation of training images; none by default.
         channels_last: memory format of the batches.
-        bad_data: ``error``, or ``skip`` to leave out samples that cannot be read.
+        bad_data: ``error``, or ``skip`` to skip samples that cannot be read.
         cache: where shards of URLs are kept, and how much room they may take.
 
     Raises:
@@ -48,20 +45,20 @@ def open_data(
     if seed < 0 or workers < 0:
         raise ShardError(f"seed ({seed}) and workers ({workers}) must not be negative")
     cache = cache or CacheConfig()
-    storage = open_storage(
+    store = open_store(
         _find(location), cache.folder, int(cache.gigabytes * 1e9), cache.timeout, cache.retries
     )
-    index = storage.read_index()
+    index = store.read_index()
     if isinstance(index.root, Path) and bad_data == "error":
         index.check_files()
     output_size(index, image_size)
     return ImageData(
-        index, storage, seed, workers, image_size, augment or AugmentConfig(), channels_last, bad_data
+        index, store, seed, workers, image_size, augment or AugmentConfig(), channels_last, bad_data
     )
 
 
 def _find(location: str) -> str:
-    """Return where the data of this name are, if it is a name."""
+    """Return the location of the data set of this name, if it is a name."""
     home = data_home()
     is_name = os.path.basename(location) == location and not location.endswith(".tar")
     if is_name and (home / location / INDEX_NAME).is_file():
@@ -71,13 +68,13 @@ def _find(location: str) -> str:
     datasets = [name for name, source in SOURCES.items() if source.is_dataset]
     if location in datasets and not (Path(location) / INDEX_NAME).is_file():
         raise ShardError(
-            f"{location} is not there yet: dist-prune shards make {location} --out {home / location}"
+            f"dataset {location!r} not found; create it with dist-prune shards make {location} --out {home / location}"
         )
     if not is_name or Path(location).exists():
         return location
     known = sorted({*datasets, *_made(home)})
     raise ShardError(
-        f"no data called {location!r}{suggestion(location, known)}: "
+        f"no dataset {location!r}{suggestion(location, known)}: "
         f"expected a folder of shards or one of {', '.join(known)}"
     )
 
@@ -89,23 +86,13 @@ def _made(home: Path) -> list[str]:
 
 
 def _make_embedded(home: Path) -> Path:
-    """Make the embedded data set; of several processes that do so at once, the first to finish wins."""
-    final = home / EMBEDDED
+    """Make the embedded data set; several processes may do so at once."""
+    folder = home / EMBEDDED
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{EMBEDDED}-", dir=home))
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ShardError(
-            f"cannot make {final}: {error.strerror}; set DIST_PRUNE_DATA to a folder that you may write to"
+            f"cannot make {folder}: {error.strerror}; set DIST_PRUNE_DATA to a folder that you may write to"
         ) from error
-    try:
-        made = temporary / EMBEDDED
-        make_shards(EMBEDDED, None, made)
-        try:
-            made.rename(final)
-        except OSError as error:
-            if not (final / INDEX_NAME).is_file():
-                raise ShardError(f"cannot make {final}: {error.strerror}; remove what is there") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return final
+    make_shards(EMBEDDED, None, folder)
+    return folder

@@ -1,17 +1,17 @@
-"""Who reads what and in which order: pure arithmetic on shard lengths, without files.
+"""The order of an epoch: which rank reads which sample when. Pure arithmetic on shard lengths, without files.
 
-The order of an epoch is a function of (seed, epoch, shard lengths, global batch) alone:
+The order is a function of (seed, epoch, shard lengths, global batch) alone:
 
-- The *sequence*: all shards in a drawn order, begun at a drawn place and going round, cut to whole global
-  batches. So another tail is left out in every epoch.
-- The sequence is cut into equal *lanes*, and a global batch takes the next few samples of every lane. So a
-  batch mixes many places of the data, while ranks, which take contiguous parts of it, mostly read their
-  own lanes' shards.
-- Within a lane, *windows* of two mean shard lengths are permuted, each by a key of its own. So any global
-  batch can be had without those before it, and reading stays within a few shards at a time. Lanes begin
-  new windows one after another, so that they do not all want new shards at once.
+- The *sequence*: all shards in a random order, rotated by a random offset, cut to whole global batches. So
+  each epoch drops another tail.
+- The sequence is cut into equal *partitions*, and a global batch takes the next few samples of each. So a
+  batch mixes many parts of the data, while ranks, which take contiguous parts of it, mostly read the shards
+  of their own partitions.
+- Within a partition, *shuffle blocks* of two mean shard lengths are permuted, each by a key of its own. So any
+  global batch can be computed without those before it, and reading stays within a few shards at a time.
+  Partitions begin new blocks one after another, so that they do not all need new shards at once.
 
-Ranks cut up global batches, and workers take turns; neither changes what a global batch holds.
+Ranks divide global batches, and workers alternate; neither changes the content of a global batch.
 """
 
 import functools
@@ -20,18 +20,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_tools import ShardError
-from dist_prune.data.draws import below, permutation
+from dist_prune.data.batch_rng import below, permutation
 
-MAX_LANES = 16
-WINDOW_SHARDS = 2
+MAX_PARTITIONS = 16
+BLOCK_SHARDS = 2
 
 
 class PlanError(ShardError, ValueError):
-    """Batch sizes that do not fit the data or the number of ranks; one line naming both."""
+    """Batch sizes that do not fit the data or the number of ranks."""
 
 
 class Part(NamedTuple):
-    """What is read at a time: samples ``rows`` (B,) of ``shards`` (B,), both int64.
+    """One batch of one rank: samples ``rows`` (B,) of ``shards`` (B,), both int64.
 
     In training they are the rows from ``first`` on of global batch number ``step``.
     """
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 
 def steps_per_epoch(num_samples: int, global_batch: int) -> int:
-    """Return how many whole global batches there are.
+    """Return the number of whole global batches.
 
     Raises:
         PlanError: not even one.
@@ -62,47 +62,47 @@ class Order:
         total = sum(shard_lengths)
         self.steps = steps_per_epoch(total, global_batch)
         self._key = seed, epoch
-        self.sequence = Sequence(
+        self.sequence = ShardSequence(
             shard_lengths,
             permutation(len(shard_lengths), "shards", seed, epoch),
             below(total, "turn", seed, epoch),
         )
-        self._lanes = max(
-            n for n in range(1, min(MAX_LANES, len(shard_lengths)) + 1) if global_batch % n == 0
+        self._partitions = max(
+            n for n in range(1, min(MAX_PARTITIONS, len(shard_lengths)) + 1) if global_batch % n == 0
         )
-        self._from_lane = global_batch // self._lanes  # samples of every global batch
-        self._lane_length = self.steps * self._from_lane
-        self._window_length = max(1, WINDOW_SHARDS * total // len(shard_lengths))
-        # A part meets each of its lanes in one window, or in two where one ends.
-        self._window = functools.lru_cache(2 * self._lanes)(self._permuted_window)
+        self._from_partition = global_batch // self._partitions  # samples of every global batch
+        self._partition_length = self.steps * self._from_partition
+        self._block_length = max(1, BLOCK_SHARDS * total // len(shard_lengths))
+        # A part meets each of its partitions in one block, or in two where one ends.
+        self._block = functools.lru_cache(2 * self._partitions)(self._permuted_block)
 
     def part(self, step: int, first: int, count: int) -> Part:
         """Return rows ``first`` to ``first + count`` (exclusive) of a global batch."""
-        lanes, ahead = np.divmod(np.arange(first, first + count), self._from_lane)
-        places = step * self._from_lane + ahead
-        windows = (places + self._shift(lanes)) // self._window_length
-        for lane, window in sorted(set(zip(lanes.tolist(), windows.tolist(), strict=True))):
-            here = (lanes == lane) & (windows == window)
-            start, permuted = self._window(lane, window)
-            places[here] = permuted[places[here] - start]
-        return Part(step, first, *self.sequence.samples(lanes * self._lane_length + places))
+        partitions, ahead = np.divmod(np.arange(first, first + count), self._from_partition)
+        positions = step * self._from_partition + ahead
+        blocks = (positions + self._shift(partitions)) // self._block_length
+        for partition, block in sorted(set(zip(partitions.tolist(), blocks.tolist(), strict=True))):
+            here = (partitions == partition) & (blocks == block)
+            start, permuted = self._block(partition, block)
+            positions[here] = permuted[positions[here] - start]
+        return Part(step, first, *self.sequence.samples(partitions * self._partition_length + positions))
 
-    def _permuted_window(self, lane: int, window: int) -> tuple[int, np.ndarray]:
-        """Return the first place of a window of a lane, and all its places in their new order."""
-        end = (window + 1) * self._window_length - self._shift(lane)
-        start, end = max(0, end - self._window_length), min(end, self._lane_length)
-        return start, start + permutation(end - start, "window", *self._key, lane, window)
+    def _permuted_block(self, partition: int, block: int) -> tuple[int, np.ndarray]:
+        """Return the first position of a block of a partition, and all its positions in their new order."""
+        end = (block + 1) * self._block_length - self._shift(partition)
+        start, end = max(0, end - self._block_length), min(end, self._partition_length)
+        return start, start + permutation(end - start, "window", *self._key, partition, block)
 
-    def _shift(self, lane: Any) -> Any:
-        """Return by how much the windows of a lane, or of an array of lanes, begin earlier."""
-        return lane * self._window_length // self._lanes
+    def _shift(self, partition: Any) -> Any:
+        """Return by how much the blocks of a partition, or of an array of partitions, begin earlier."""
+        return partition * self._block_length // self._partitions
 
 
-class Sequence:
-    """The samples of a split, shard after shard in a given order, begun at ``turn`` and going round."""
+class ShardSequence:
+    """The samples of a split, shard after shard in a given order, rotated by ``offset``."""
 
-    def __init__(self, shard_lengths: tuple[int, ...], order: np.ndarray, turn: int = 0) -> None:
-        self._order, self._turn = order, turn
+    def __init__(self, shard_lengths: tuple[int, ...], order: np.ndarray, offset: int = 0) -> None:
+        self._order, self._offset = order, offset
         self._ends = np.asarray(shard_lengths)[order].cumsum()
         self._starts = self._ends - np.asarray(shard_lengths)[order]
 
@@ -111,17 +111,17 @@ class Sequence:
         """The shards in the order in which they are read."""
         return self._order.tolist()
 
-    def samples(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (shards, rows) of these places of the sequence; all (B,), int64."""
-        places = (places + self._turn) % self._ends[-1]
-        number = np.searchsorted(self._ends, places, side="right")
-        return self._order[number], places - self._starts[number]
+    def samples(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (shards, rows) of these positions of the sequence; all (B,), int64."""
+        positions = (positions + self._offset) % self._ends[-1]
+        number = np.searchsorted(self._ends, positions, side="right")
+        return self._order[number], positions - self._starts[number]
 
 
 class TrainPlan:
     """The micro-batches of one rank in one epoch, by number.
 
-    In each step every rank reads ``accumulation`` micro-batches. In turn m, rank r of W has the rows
+    In each step every rank reads ``accumulation`` micro-batches. In micro-batch m, rank r of W has the rows
     from (m * W + r) * micro_batch on; the noise of stochastic gates relies on that.
 
     Raises:
@@ -154,8 +154,8 @@ class TrainPlan:
 
     def part(self, number: int) -> Part:
         """Return the batch of this number."""
-        step, turn = divmod(number, self.accumulation)
-        first = (turn * self._world_size + self._rank) * self._micro_batch
+        step, micro = divmod(number, self.accumulation)
+        first = (micro * self._world_size + self._rank) * self._micro_batch
         return self._order.part(step, first, self._micro_batch)
 
 
@@ -178,7 +178,7 @@ class EvalPlan:
         total = sum(shard_lengths) if limit is None else min(sum(shard_lengths), limit)
         self._begin, self._end = rank * total // world_size, (rank + 1) * total // world_size
         self._batch_size = batch_size
-        self._sequence = Sequence(shard_lengths, np.arange(len(shard_lengths)))
+        self._sequence = ShardSequence(shard_lengths, np.arange(len(shard_lengths)))
         self.shards = self._sequence.shards
 
     def __len__(self) -> int:
@@ -187,5 +187,5 @@ class EvalPlan:
     def part(self, number: int) -> Part:
         """Return the batch of this number."""
         first = self._begin + number * self._batch_size
-        places = np.arange(first, min(first + self._batch_size, self._end))
-        return Part(number, 0, *self._sequence.samples(places))
+        positions = np.arange(first, min(first + self._batch_size, self._end))
+        return Part(number, 0, *self._sequence.samples(positions))

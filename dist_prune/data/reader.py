@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_tools import ShardError, ShardIndex
-from data_tools.samples import class_labels, no_class
-from data_tools.storage import Storage
-from dist_prune.data.plan import WINDOW_SHARDS
+from data_tools import ShardError, ShardIndex, ShardStore
+from data_tools.tar import class_labels, no_class
+from dist_prune.data.plan import BLOCK_SHARDS
 from dist_prune.data.shard import MissingShard, OpenShard, open_shard
 
-OPEN_SHARDS = 64  # the windows of all lanes (see plan.py) meet some 50 at a time
+OPEN_SHARDS = 64  # the shuffle blocks of all partitions (see plan.py) span some 50 at a time
 FETCHES = 3  # of a shard that another process evicts from the cache before it is opened
 
 
@@ -35,10 +34,10 @@ class Sample(NamedTuple):
 class Reader:
     """Reads samples of one split in one process. ``order``: of the shards, as reading comes to them."""
 
-    def __init__(self, storage: Storage, index: ShardIndex, split: str, order: Sequence[int]) -> None:
-        self._storage, self._index, self._shards = storage, index, list(index.split(split))
+    def __init__(self, store: ShardStore, index: ShardIndex, split: str, order: Sequence[int]) -> None:
+        self._store, self._index, self._shards = store, index, index.split(split).shards
         self._labels = class_labels(len(index.class_names))
-        self._following = {number: order[at + 1 : at + 1 + WINDOW_SHARDS] for at, number in enumerate(order)}
+        self._following = {number: order[at + 1 : at + 1 + BLOCK_SHARDS] for at, number in enumerate(order)}
         self._open: OrderedDict[int, OpenShard | ShardError] = OrderedDict()
 
     def sample(self, shard: int, number: int) -> Sample:
@@ -55,7 +54,7 @@ class Reader:
         return Sample(opened.image(number), self._labels[label], opened, number)
 
     def _opened(self, number: int) -> OpenShard:
-        """Return a shard, opened now or lately; one that failed is not tried again for each of its samples."""
+        """Return an open shard; one that failed is not tried again for each of its samples."""
         if number not in self._open:
             threading.Thread(target=self._fetch_following, args=(number,), daemon=True).start()
             self._open[number] = self._try_to_open(number)
@@ -73,7 +72,7 @@ class Reader:
         problem: ShardError
         for _ in range(FETCHES):
             try:
-                path = self._storage.fetch(shard.name, shard.size, shard.sha256)
+                path = self._store.fetch(shard)
                 return open_shard(path, shard.length, self._index.format, name)
             except MissingShard as error:
                 problem = error
@@ -82,8 +81,8 @@ class Reader:
         return problem
 
     def _fetch_following(self, number: int) -> None:
-        """Bring the next shards from where they are, so that nobody waits for them when reading gets there."""
+        """Prefetch the next shards."""
         for following in self._following[number]:
-            shard = self._shards[following]
-            with contextlib.suppress(ShardError):  # whoever needs it will be told
-                self._storage.fetch(shard.name, shard.size, shard.sha256)
+            # A failure shows again when the shard is needed.
+            with contextlib.suppress(ShardError):
+                self._store.fetch(self._shards[following])

@@ -1,6 +1,6 @@
-"""One shard, opened so that every sample can be had by its number.
+"""One shard, opened for random access to its samples.
 
-Nothing is extracted and nothing is unpickled. A shard that is not what the index says is found on opening.
+Nothing is extracted and nothing is unpickled. Opening a shard finds out whether it agrees with the index.
 """
 
 import os
@@ -10,21 +10,22 @@ from pathlib import Path
 import numpy as np
 
 from data_tools import ShardError
-from data_tools.npy import map_array
-from data_tools.samples import (
+from data_tools.raw import map_array, raw_arrays
+from data_tools.tar import (
+    BLOCK,
     LABEL,
     LARGEST_IMAGE,
     LONGEST_LABEL,
     Parts,
     images_of,
     is_sample,
-    raw_arrays,
+    member_name,
+    members,
     samples,
     split_name,
 )
-from data_tools.tar import BLOCK, member_name, members
 
-NOWHERE = (0, -1)  # (offset, size) of what a sample lacks
+NOWHERE = (0, -1)  # (offset, size) of a missing part
 
 
 class MissingShard(ShardError):
@@ -70,7 +71,7 @@ def open_shard(path: Path, length: int, format: str, name: str | None = None) ->
     """
     name = name or str(path)
     try:
-        return FORMATS[format](path, length, name)
+        return OPENERS[format](path, length, name)
     except FileNotFoundError as error:
         raise MissingShard(f"missing shard {name}: the index lists it; make or copy it again") from error
     except OSError as error:
@@ -80,7 +81,7 @@ def open_shard(path: Path, length: int, format: str, name: str | None = None) ->
 
 
 class FilesShard(OpenShard):
-    """Members ``KEY.jpg`` or ``KEY.png``, and ``KEY.cls``; others are passed over."""
+    """Members ``KEY.jpg`` or ``KEY.png``, and ``KEY.cls``; others are ignored."""
 
     def __init__(self, path: Path, length: int, name: str) -> None:
         super().__init__(name, length)
@@ -152,7 +153,7 @@ class RawShard(OpenShard):
         return f"{self.name}, sample {number}"
 
 
-FORMATS: dict[str, type[FilesShard] | type[RawShard]] = {"files": FilesShard, "raw": RawShard}
+OPENERS: dict[str, type[FilesShard] | type[RawShard]] = {"files": FilesShard, "raw": RawShard}
 
 
 def _row(parts: Parts) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What was left out because it could not be read: counted, and told once by shard and key."""
+"""Samples that were skipped because they could not be read: counted, and reported once by shard and key."""
 
 import sys
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from tqdm import tqdm
 
 
 class Skipped:
-    """The samples that this rank left out."""
+    """The samples that this rank skipped."""
 
     def __init__(self) -> None:
         self._count = 0
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def add(self, messages: Sequence[str]) -> None:
-        """Count one sample for each message, and print on standard error what was not told before."""
+        """Count one sample for each message, and print on standard error those not reported before."""
         self._count += len(messages)
         for message in messages:
-            if message not in self._told:
-                self._told.add(message)
+            if message not in self._reported:
+                self._reported.add(message)
                 tqdm.write(f"skipped: {message}", file=sys.stderr)
 
     def take(self) -> int:

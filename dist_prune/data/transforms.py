@@ -1,4 +1,4 @@
-"""From stored images to the pixels of a batch: what is done to the images, in which order."""
+"""From stored images to the pixels of a batch: the transforms in their order."""
 
 import functools
 
@@ -8,8 +8,8 @@ from data_tools import ShardError, ShardIndex
 from data_tools.images import ImageError
 from dist_prune.config import AugmentConfig
 from dist_prune.data.augment import apply_policy, cutout, flip, padded_crops
+from dist_prune.data.batch_rng import BatchRng
 from dist_prune.data.decode import CROP_COLUMNS, Box, Size, centre_box, decode_part, random_box, resize
-from dist_prune.data.draws import Draws
 
 EVAL_MARGIN = 256 / 224  # photographs are scaled to this much more than is cut from their centre
 
@@ -32,9 +32,9 @@ class ImageTransform:
         self._stored = Size(*index.image_shape[1:]) if index.image_shape and whole else None
         self._fill = np.round(255 * np.array(index.mean)).astype(np.uint8)
 
-    def crops(self, draws: Draws) -> np.ndarray:
-        """Return what ``prepare`` wants to know of each image, (B, columns)."""
-        return draws.of_rows("resized crop", CROP_COLUMNS if self._augment.random_resized_crop else 0)
+    def crops(self, rng: BatchRng) -> np.ndarray:
+        """Return the random numbers that ``prepare`` needs for each image, (B, columns)."""
+        return rng.of_rows("resized crop", CROP_COLUMNS if self._augment.random_resized_crop else 0)
 
     def prepare(self, image: bytes | np.ndarray, crop: np.ndarray) -> np.ndarray:
         """Return pixels (H, W, C), uint8, of the output size; ``image`` is encoded, or (H, W, C) as well.
@@ -64,17 +64,17 @@ class ImageTransform:
             )
         return centre_box(image, self.size, 1.0)
 
-    def augment(self, pixels: np.ndarray, draws: Draws) -> np.ndarray:
-        """Return the images of ``draws`` (B, H, W, C), uint8, changed at random, perhaps in place."""
+    def augment(self, pixels: np.ndarray, rng: BatchRng) -> np.ndarray:
+        """Augment the images of ``rng``, (B, H, W, C), uint8, perhaps in place."""
         chosen = self._augment
         if chosen.crop_padding:
-            pixels = padded_crops(pixels, chosen.crop_padding, draws.of_rows("padded crop", 2))
+            pixels = padded_crops(pixels, chosen.crop_padding, rng.of_rows("padded crop", 2))
         if chosen.flip:
-            flip(pixels, draws.of_rows("flip", 1)[:, 0])
+            flip(pixels, rng.of_rows("flip", 1)[:, 0])
         if chosen.policy != "none":
-            apply_policy(pixels, chosen.policy, draws.seeds_of_rows("policy"))
+            apply_policy(pixels, chosen.policy, rng.seeds_of_rows("policy"))
         if chosen.cutout:
-            cutout(pixels, chosen.cutout, self._fill, draws.of_rows("cutout", 2))
+            cutout(pixels, chosen.cutout, self._fill, rng.of_rows("cutout", 2))
         return pixels
 
 

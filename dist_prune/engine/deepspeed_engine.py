@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +37,12 @@ with contextlib.redirect_stdout(io.StringIO()):
     with contextlib.suppress(ImportError):  # then there is nothing to compare with
         import deepspeed.runtime.zero.muon.muon_optimizer
     compiler.compile = compile_
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 from dist_prune import distributed  # noqa: E402
 from dist_prune.engine.ds_config import Batching  # noqa: E402
 from dist_prune.errors import UserError, nearest  # noqa: E402
 from dist_prune.runtime.cpu import tune_cpu  # noqa: E402
+from dist_prune.runtime.launch import complete_environment, local_rank  # noqa: E402
 
 _BY_GROUP = ("base_lrs", "_last_lr")  # what torch's schedulers keep for each parameter group
 
@@ -93,10 +91,9 @@ def start_process_group(timeout: float = 600.0) -> torch.device:
 
     timeout: seconds that ranks wait for one another, in this and all that follows.
     """
-    distributed.complete_environment()
-    local_rank = int(os.environ["LOCAL_RANK"])
+    complete_environment()
     on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     else:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +82,11 @@ class Pt2(Format):
         """Weights, graph, and ``config.json`` as an extra file of the archive."""
         program = record(_fp32_outside(model), images)
         extra = {"config.json": json.dumps({key: config.get(key) for key in DESCRIPTION})}
-        with _quiet():
-            torch.export.save(program, path, extra_files=extra)
+        torch.export.save(program, path, extra_files=extra)
 
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
         """Through ``torch.export.load``."""
-        with _quiet():
-            return torch.export.load(path).module()
+        return torch.export.load(path).module()
 
 
 class Onnx(Format):
@@ -102,14 +98,13 @@ class Onnx(Format):
     def write(self, model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
         """One file, with what users need to know as JSON in the model's metadata."""
         program = record(_fp32_outside(model), images)
-        with _quiet():
-            exported = torch.onnx.export(
-                program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
-            )
-            assert exported is not None
-            _name_batch(exported.model)
-            exported.model.metadata_props.update({key: json.dumps(config.get(key)) for key in DESCRIPTION})
-            exported.save(path)
+        exported = torch.onnx.export(
+            program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
+        )
+        assert exported is not None
+        _name_batch(exported.model)
+        exported.model.metadata_props.update({key: json.dumps(config.get(key)) for key in DESCRIPTION})
+        exported.save(path)
 
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
         """Through ONNX Runtime, on the CPU."""
@@ -155,11 +150,3 @@ def _name_batch(model: Any) -> None:
     for value in [v for node in model.graph for v in node.outputs] + list(model.graph.inputs):
         if value.shape is not None and any(str(size) == free for size in value.shape):
             value.shape = onnx_ir.Shape([BATCH if str(size) == free else size for size in value.shape])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings that the libraries have for their own developers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_prune.errors import DistPruneWarning
+
 _kernels: Any = None
 
 
@@ -35,9 +37,8 @@ def compile_kernels() -> bool:
             _kernels = load(f"dist_prune_kernels_{_build_of(source)}", [str(source)], extra_cflags=flags)
         except (RuntimeError, OSError, ImportError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            warnings.warn(
-                f"CPU kernels are not compiled ({reason[0]}); torch's operations serve", stacklevel=2
-            )
+            text = f"CPU kernels are not compiled ({reason[0]}); torch's operations serve"
+            warnings.warn(text, DistPruneWarning, stacklevel=2)
     return _kernels is not None
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import METHOD_FIELDS
 from dist_prune.gates.budget import Budget, Timeline
+from dist_prune.gates.consensus import agrees, collapse, consensus_mask, masked, slice_gated_network
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import attach_gates, follow_logits, set_noise_key
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.methods.base import Method, Phase, Step, Transition
 from dist_prune.methods.dense import Dense
-from dist_prune.pruning.collapse import collapse, masked, slice_network
-from dist_prune.pruning.mask import UnitMask, agrees, consensus_mask
+from dist_prune.pruning.mask import UnitMask
 from dist_prune.regularizers import activation, polarization
 
 _PATIENCE = 50  # steps in which all samples agree, until a unit counts as decided under a budget
@@ -50,7 +50,7 @@ class Consensus(Method):
         mask = UnitMask.from_dict(recorded["collapsed"]) if "collapsed" in recorded else gated.decision
         if mask is None or gated.ended == config.epochs:
             return
-        small, origins = slice_network(gated.trained or gated.module, mask.kept)
+        small, origins = slice_gated_network(gated.trained or gated.module, mask.kept)
         yield CollapsedPhase(
             "collapsed", small, structure=mask.as_dict(), kept=mask.kept, transition=Transition(origins),
             continues=True, mask=mask, **common,

@@ -21,7 +21,7 @@ from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_
 from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies
 from dist_prune.training.finish import collapse_difference, finish
-from dist_prune.training.run import build_method, open_images
+from dist_prune.training.setup import build_method, open_images
 
 
 def collapse_run(

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-from torch import Tensor, nn
+from torch import Tensor
 
-from dist_prune import distributed
-from dist_prune.errors import NothingToEvaluate, UserError, first_problem
-from dist_prune.gates.insertion import gated_modules, sites
-from dist_prune.gates.means import local_gates
-from dist_prune.models.build import in_eval_mode
+from dist_prune.errors import UserError, first_problem
 from dist_prune.pruning.sites import Site
 
 THRESHOLD = 0.5
@@ -178,43 +174,6 @@ def _rounded_up(means: Tensor, stays: Tensor, multiple: int, at_least: int) -> T
     more = min(len(means), -(-count // multiple) * multiple) - int(stays.sum())
     most_active = means.masked_fill(stays, -1).argsort(descending=True, stable=True)
     return stays.index_fill(0, most_active[:more], True)
-
-
-@torch.no_grad()
-def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) -> UnitMask:
-    """The mask of a gated network over a data set; every rank passes its own share and gets the same mask.
-
-    batches: images (B, C, H, W), or tuples that begin with them. The model runs in eval mode and gets its
-    mode back; its buffers (batch-norm statistics) are averaged over ranks first, as engines synchronize
-    parameters only. One all-reduce of sums and counts at the end, whatever the number of batches; a rank may have
-    none. round_to: numbers of channels that stay are multiples of it (see ``vote``). Raises NothingToEvaluate if there
-    is no sample on any rank. Where every gate is frozen, the first batch says what all would.
-    """
-    distributed.average_buffers(model)
-    device = next(model.parameters()).device
-    model_sites = sites(model)
-    totals = torch.zeros(sum(site.units for site in model_sites) + 1, dtype=torch.float64, device=device)
-    with in_eval_mode(model):
-        for batch in batches:
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            model(images.to(device))
-            local = local_gates(model)
-            totals += torch.cat([local.sums, local.sums.new_tensor([local.samples])])
-            if all(gated.gate.frozen for _, gated in gated_modules(model)):
-                break
-    totals = distributed.all_reduce_sum(totals)
-    if totals[-1] == 0:
-        raise NothingToEvaluate("the consensus mask needs at least one sample")
-    return vote(totals[:-1] / totals[-1], model_sites, round_to)
-
-
-def agrees(model: nn.Module, mask: UnitMask) -> bool:
-    """Whether all samples of the latest forward pass have decided as ``mask`` does; takes the gates' decisions."""
-    local = local_gates(model)
-    opened = torch.cat(
-        [torch.zeros(s.units).index_fill(0, torch.tensor(s.kept, dtype=torch.long), 1) for s in mask.sites]
-    )
-    return torch.equal(local.sums.cpu(), opened * local.samples)
 
 
 def load_mask(path: str | Path) -> UnitMask:

@@ -20,10 +20,10 @@ from torch import nn
 
 from dist_prune.errors import UserError, first_problem
 from dist_prune.files import save_tensors, write_atomic
-from dist_prune.gates.insertion import gated_modules
 from dist_prune.models.build import Architecture, architecture_of
 from dist_prune.pruning.fold import fold
 from dist_prune.pruning.model_card import model_card
+from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import remove_units
 
 FORMAT = "dist_prune.sliced"
@@ -208,7 +208,7 @@ def _rebuild(architecture: Architecture, kept: Mapping[str, Any], folded: Mappin
 def _refuse_other_structure(
     small: nn.Module, architecture: Architecture, kept: Mapping[str, Any], folded: Mapping[str, str]
 ) -> None:
-    if any(True for _ in gated_modules(small)):
+    if any(isinstance(getattr(module, "site", None), Site) for module in small.modules()):
         raise UserError("this network still has gates: save what dist_prune.collapse returns")
     with torch.device("meta"):
         rebuilt = _rebuild(architecture, kept, folded)

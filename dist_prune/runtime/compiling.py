@@ -29,9 +29,10 @@ class _Lock:
 def outlast_killed_builds() -> None:
     """Let torch, and so DeepSpeed, compile although a process was killed in the middle of that earlier.
 
-    Later releases of torch need no help; with 2.11 each later start would wait for ever, without a word.
+    The lock's torch needs no help. pyproject.toml allows torch from 2.9 on, though, and up to 2.11 each later start
+    would wait for ever, without a word: this goes when the lowest torch is one without FileBaton.
     """
-    from torch.utils import cpp_extension  # speaks when imported; callers have set how much of that is heard
+    from torch.utils import cpp_extension
 
     if hasattr(cpp_extension, "FileBaton"):
         cpp_extension.FileBaton = _Lock

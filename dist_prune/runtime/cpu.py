@@ -9,15 +9,9 @@ import os
 import joblib
 import torch
 
-from dist_prune.gates.kernels import compile_kernels
+from dist_prune.runtime.launch import ranks_per_node
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-
-
-def ranks_here() -> int:
-    """The ranks on this machine: torchrun and deepspeed tell it under different names."""
-    names = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE")
-    return int(next((os.environ[name] for name in names if os.environ.get(name)), "1"))
 
 
 def threads_of_a_rank() -> int:
@@ -30,11 +24,11 @@ def threads_of_a_rank() -> int:
     allowed = joblib.cpu_count()  # knows the quotas of cgroups
     if allowed < bound:
         cores = min(cores, allowed)
-    return max(1, min(bound, cores // ranks_here()))
+    return max(1, min(bound, cores // ranks_per_node()))
 
 
 def tune_cpu() -> None:
-    """Share the cores among the ranks of this machine, keep freed memory, and compile the gates' kernels.
+    """Share the cores among the ranks of this machine and keep freed memory.
 
     By default glibc gives every large activation back to the system when it is freed and takes it anew in
     the next layer, page by page, which can cost more than the computation. ``OMP_NUM_THREADS`` wins over the sharing.
@@ -45,4 +39,3 @@ def tune_cpu() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**30)
-    compile_kernels()

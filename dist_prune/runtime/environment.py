@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -15,7 +13,7 @@ from dist_prune.runtime.compiling import outlast_killed_builds
 
 
 def prepare_environment() -> None:
-    """Set what DeepSpeed reads, unless the user has, and silence what is no news. To be called before its import."""
+    """Set what DeepSpeed reads, unless the user has. To be called before its import."""
     # Operations are compiled on first use, by a ninja that lies beside this python: an ssh session does not find it,
     # or finds another one, which compiles everything anew.
     os.environ["PATH"] = os.pathsep.join(
@@ -23,9 +21,7 @@ def prepare_environment() -> None:
     )
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions()))
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "no CUDA" is no news on a CPU
     outlast_killed_builds()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
 
 
 def _extensions() -> Path:

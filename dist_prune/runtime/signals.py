@@ -7,7 +7,7 @@ import time
 from types import FrameType
 from typing import NoReturn
 
-from dist_prune.runtime.launcher import Launcher
+from dist_prune.runtime.launch import Launcher
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _ONE_KEY_PRESS = 2.0  # seconds; a terminal and a launcher may both pass on one Ctrl-C

@@ -148,7 +148,8 @@ class Trainer:
         refuse_too_many(self.position, self.setting.config.max_bad_steps)
 
     def _evaluate(self, run: PhaseTrainer, snapshot: TrainState) -> None:
-        speed = self._images / (time.monotonic() - self._training_began)
+        # A run that was stopped after the epoch's last step has trained nothing since, so there is no speed to report.
+        speed = self._images / (time.monotonic() - self._training_began) if self._images else None
         run.load_replica(snapshot)
         mask = run.decide(limit=self.setting.config.mask_samples)
         accuracy = run.evaluate(mask)
@@ -158,7 +159,7 @@ class Trainer:
         self.recorder.evaluation(self._evaluation_record(run.phase, mask, accuracy, speed), mask)
 
     def _evaluation_record(
-        self, phase: Phase, mask: UnitMask | None, accuracy: dict[str, float], speed: float
+        self, phase: Phase, mask: UnitMask | None, accuracy: dict[str, float], speed: float | None
     ) -> dict[str, Any]:
         costs = self.setting.costs
         macs = phase.macs(costs, mask)

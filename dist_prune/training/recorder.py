@@ -35,9 +35,8 @@ class Recorder:
         if self._enabled:
             self._run = setting.folder
             self._run.drop_after(first_step)
-            self._tensorboard = TensorBoardLog(
-                self._run.tensorboard, purge_step=first_step + 1 if first_step else None
-            )
+            # Also at step 0: an earlier invocation may have written events and ended before its first checkpoint.
+            self._tensorboard = TensorBoardLog(self._run.tensorboard, purge_step=first_step + 1)
             self._progress = ProgressBar(total_steps, initial=first_step)
 
     def say(self, text: str) -> None:
@@ -156,5 +155,7 @@ def _evaluation_line(record: Mapping[str, Any]) -> str:
     if record["r_polar"] is not None:
         parts += [f"consensus {record['accuracy_consensus']:.2%}", f"open {record['open_ratio']:.1%}"]
         parts += [f"R_polar {record['r_polar']:.4f}"]
-    parts += [f"MACs {record['macs_ratio']:.1%}", f"{record['images_per_second']:,.0f} images/s"]
+    parts += [f"MACs {record['macs_ratio']:.1%}"]
+    speed = record["images_per_second"]
+    parts += ["speed not measured" if speed is None else f"{speed:,.0f} images/s"]
     return "  ".join(parts)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,24 +16,25 @@ from dist_prune.checkpoints.restore import find_checkpoint
 from dist_prune.checkpoints.writer import Saving
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import without_effect
-from dist_prune.data import ImageData, ShardError, open_data
+from dist_prune.data import ImageData, ShardError
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
-from dist_prune.errors import LocalRankError, UserError, nearest
-from dist_prune.methods import METHODS, Method, Task
-from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError, State
+from dist_prune.errors import UserError
+from dist_prune.gates.kernels import compile_kernels
+from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError
 from dist_prune.runtime.consistency import agree_to_start
-from dist_prune.runtime.launcher import refuse_missing_hostfile
+from dist_prune.runtime.launch import complete_environment, refuse_missing_hostfile, world_size
 from dist_prune.runtime.peers import Peer, translate_rank_failures
+from dist_prune.runtime.provenance import git_commit, package_versions
 from dist_prune.runtime.run_lock import lock_run_folder
 from dist_prune.runtime.signals import StopRequest
-from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.context import RunContext
 from dist_prune.training.finish import advice, finish
 from dist_prune.training.loop import Trainer
 from dist_prune.training.phase_trainer import PhaseTrainer
 from dist_prune.training.recorder import Recorder
-
-_PACKAGES = ("dist-prune", "torch", "torchvision", "deepspeed", "webdataset", "numpy")
+from dist_prune.training.setup import build_method, open_images
+from dist_prune.training.status import RunStatus
 
 
 @dataclass(frozen=True)
@@ -58,14 +55,17 @@ def run(config: RunConfig, options: Options) -> bool:
 
     Raises UserError for what the user can mend.
     """
-    distributed.complete_environment()
+    complete_environment()
     found: tuple[dict[str, Any], ImageData] | UserError | ShardError
     try:
         found = _open(config, options)
     except (UserError, ShardError) as error:
-        if os.environ["WORLD_SIZE"] == "1":
+        if world_size() == 1:
             raise
         found = error  # it may be this rank's alone: the others have to hear of it
+    # A first build takes half a minute, which may be more than ranks wait for one another once they have met.
+    if not torch.cuda.is_available():
+        compile_kernels()
     device = start_process_group(config.rank_timeout)
     peers = agree_to_start(_facts(config, *found) if isinstance(found, tuple) else str(found))
     assert isinstance(found, tuple)
@@ -92,7 +92,7 @@ def _facts(config: RunConfig, ds_config: dict[str, Any], data: ImageData) -> dic
     return {
         **config.model_dump(mode="json"),
         "ds_config": ds_config,
-        "versions": _versions(),
+        "versions": package_versions(),
         "shards": data.identity(),
     }
 
@@ -123,33 +123,11 @@ def _run_together(
         return _train_and_finish(setting, options, checkpoint, peers)
 
 
-def open_images(config: RunConfig) -> ImageData:
-    """The recipe's data, opened by each rank on its own."""
-    return open_data(
-        config.data,
-        seed=config.seed,
-        workers=config.workers,
-        image_size=config.image_size,
-        augment=config.augment,
-        channels_last=config.channels_last,
-        bad_data=config.bad_data,
-        cache=config.cache,
-    )
-
-
-def build_method(config: RunConfig, data: ImageData) -> tuple[Method, Task]:
-    """The recipe's method and the task it is given; raises UserError for an unknown method."""
-    if config.method not in METHODS:
-        raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
-    task = Task(config, data.num_classes, data.input_shape)
-    return METHODS[config.method](task), task
-
-
 def _train_and_finish(
     setting: RunContext, options: Options, checkpoint: Checkpoint | None, peers: list[Peer]
 ) -> bool:
     first_step = checkpoint.state["position"]["step"] if checkpoint else 0
-    status = _Status(setting.folder, first_step, resumed_from=first_step if checkpoint else None)
+    status = RunStatus(setting.folder, first_step, resumed_from=first_step if checkpoint else None)
     total_steps = setting.method.epochs * setting.steps_per_epoch
     with setting.capture_write_errors():
         if distributed.is_main():
@@ -176,7 +154,11 @@ def _train_and_finish(
 
 
 def _work(
-    setting: RunContext, options: Options, checkpoint: Checkpoint | None, recorder: Recorder, status: _Status
+    setting: RunContext,
+    options: Options,
+    checkpoint: Checkpoint | None,
+    recorder: Recorder,
+    status: RunStatus,
 ) -> tuple[PhaseTrainer | None, str | None]:
     """Train and collapse; the last phase, or None and the reason if the run was asked to stop."""
     with StopRequest(options.max_steps, options.max_hours) as stop:
@@ -203,34 +185,6 @@ def _work(
     recorder.summary({**outcome.summary, **rest})
     setting.sync_errors()
     return last, None
-
-
-class _Status:
-    """Keeps status.json; rank 0 writes, and a rank that tells by itself why the run has failed."""
-
-    def __init__(self, folder: RunFolder, first_step: int, resumed_from: int | None) -> None:
-        self._folder, self._resumed_from = folder, resumed_from
-        self.position = Progress(step=first_step)
-
-    def write(self, state: State, reason: str | None = None) -> None:
-        """Say how the run stands, on rank 0."""
-        if distributed.is_main():
-            self._write(state, reason)
-
-    def fail(self, error: BaseException) -> None:
-        """Say why the run has failed: rank 0 may be what was lost, and what it sees last may be a consequence."""
-        speaks = isinstance(error, LocalRankError) and not error.told
-        if speaks or (distributed.is_main() and not self._told()):
-            self._write("failed", " ".join(str(error).split()) or type(error).__name__)
-
-    def _write(self, state: State, reason: str | None) -> None:
-        self._folder.write_status(state, reason, self.position.step, self._resumed_from)
-
-    def _told(self) -> bool:
-        """Whether another rank has written why, since this invocation began and wrote that it is running."""
-        with contextlib.suppress(ValueError):
-            return (self._folder.read_status() or {}).get("state") == "failed"
-        return False
 
 
 @contextlib.contextmanager
@@ -267,28 +221,6 @@ def _record_of(setting: RunContext) -> dict[str, Any]:
         "batching": asdict(setting.batching),
         "world_size": distributed.world_size(),
         "device": str(setting.device.type),
-        "versions": _versions(),
-        "git_commit": _git_commit(),
+        "versions": package_versions(),
+        "git_commit": git_commit(),
     }
-
-
-def _versions() -> dict[str, str | None]:
-    return {name: _version(name) for name in _PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return None
-    return found.stdout.strip() or None

@@ -47,8 +47,8 @@ class OtherVersion:
     def __call__(self) -> None:
         from dist_prune.training import run
 
-        real = run._versions
-        run._versions = lambda: {**real(), "torch": "1.0"}
+        real = run.package_versions
+        run.package_versions = lambda: {**real(), "torch": "1.0"}
 
 
 def test_ranks_with_other_packages_or_another_recipe_are_refused_before_anything_is_written(launch, tmp_path):

@@ -39,5 +39,5 @@ def test_a_hostfile_that_is_not_there_ends_the_run_instead_of_training_on_this_m
     words = ["deepspeed", "--num_accelerators", "1", "--hostfile", "nowhere", "launch/train.py"]
     done = command(*words, "--ds_config", "ds_configs/zero2.json", "--out", folder)
     assert done.code == 2, done.err
-    assert "error: there is no hostfile nowhere, so deepspeed would train on this machine alone" in done.lines
+    assert "error: hostfile nowhere not found, so deepspeed would train on this machine alone" in done.lines
     assert not folder.exists()

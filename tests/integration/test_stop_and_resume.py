@@ -33,6 +33,18 @@ def test_a_stopped_and_resumed_run_has_the_losses_of_an_uninterrupted_one(train,
         assert b["loss/total"] == pytest.approx(a["loss/total"], rel=1e-6), f"step {a['step']}"
 
 
+def test_no_speed_is_recorded_for_an_epoch_of_which_a_resumed_run_trains_no_step(train, tmp_path):
+    folder, steps_per_epoch = tmp_path / "run", 11
+    assert train("--out", folder, "--max_steps", steps_per_epoch).code == 3
+    assert records(folder, "eval") == [], "stopped before the evaluation"
+    resumed = train("--out", folder, "--resume", "--max_steps", 1)
+    assert resumed.code == 3, resumed.err
+    (evaluation,) = records(folder, "eval")
+    assert evaluation["images_per_second"] is None
+    assert "speed not measured" in resumed.out
+    assert json.loads((folder / "status.json").read_text())["last_step"] == steps_per_epoch + 1
+
+
 def test_resuming_with_another_recipe_is_refused_by_the_key_that_differs(train, tmp_path):
     folder = tmp_path / "run"
     assert train("--out", folder, "--max_steps", "1").code == 3

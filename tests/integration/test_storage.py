@@ -18,8 +18,8 @@ import pytest
 from faulty_servers import files_of, serving
 from moto.server import DomainDispatcherApplication, create_backend_app
 
-from data_tools import ShardError, make_shards, open_storage, verify_shards
-from data_tools.origins import Origin
+from data_tools import ShardError, make_shards, open_store, verify_shards
+from data_tools.transports import Transport
 from dist_prune.config import CacheConfig
 
 
@@ -61,8 +61,7 @@ def place(request):
 
 def fetch_all(storage) -> dict[str, bytes]:
     index = storage.read_index()
-    shards = [shard for split in index.splits.values() for shard in split]
-    return {shard.name: storage.fetch(shard.name, shard.size, shard.sha256).read_bytes() for shard in shards}
+    return {shard.name: storage.fetch(shard).read_bytes() for shard in index.shards()}
 
 
 def content(folder) -> dict[str, bytes]:
@@ -72,7 +71,7 @@ def content(folder) -> dict[str, bytes]:
 def test_what_a_server_holds_comes_whole(place, digits, tmp_path):
     url, _ = place
     for location in (url, f"{url}/", f"{url}/_info.json", f"{url}/digits-train-{{000000..000003}}.tar"):
-        assert fetch_all(open_storage(location, cache_dir=tmp_path)) == content(digits)
+        assert fetch_all(open_store(location, cache_dir=tmp_path)) == content(digits)
 
 
 @pytest.mark.parametrize(
@@ -84,65 +83,63 @@ def test_failures_that_pass_change_nothing(place, digits, tmp_path, faults):
     for name in ("digits-train-000001.tar", "digits-test-000000.tar"):
         server.faults[name] = list(faults)
     # Slower in all than the time limit, but never silent for so long.
-    assert fetch_all(open_storage(url, cache_dir=tmp_path, timeout=1.0)) == content(digits)
+    assert fetch_all(open_store(url, cache_dir=tmp_path, timeout=1.0)) == content(digits)
     assert not any(server.faults.values()), "every failure was met"
 
 
 @pytest.mark.parametrize("fault", ["stall", "silence"])
 def test_a_server_that_stalls_is_named_with_its_url(place, tmp_path, fault):
     url, server = place
-    patient = open_storage(url, cache_dir=tmp_path)
-    shard = list(patient.read_index().split("train"))[1]
+    patient = open_store(url, cache_dir=tmp_path)
+    shard = patient.read_index().split("train").shards[1]
     server.faults[shard.name] = [fault]
     begun = time.monotonic()
-    with pytest.raises(ShardError, match=rf"^cannot read {url}/{shard.name}: no byte came for 0\.5 s"):
-        open_storage(url, cache_dir=tmp_path, timeout=0.5, retries=0).fetch(
-            shard.name, shard.size, shard.sha256
-        )
+    with pytest.raises(ShardError, match=rf"^cannot read {url}/{shard.name}: no byte arrived for 0\.5 s"):
+        open_store(url, cache_dir=tmp_path, timeout=0.5, retries=0).fetch(shard)
     assert time.monotonic() - begun < 3
     assert not list(tmp_path.glob("*.partial"))
-    assert patient.fetch(shard.name, shard.size, shard.sha256).stat().st_size == shard.size
+    assert patient.fetch(shard).stat().st_size == shard.size
 
 
 def test_a_server_that_goes_on_failing_is_given_up(place, tmp_path):
     url, server = place
     server.faults["_info.json"] = ["503"] * 100
     with pytest.raises(ShardError, match=rf"^cannot read {url}/_info\.json: .*(503|Service Unavailable)"):
-        open_storage(url, cache_dir=tmp_path, retries=1).read_index()
+        open_store(url, cache_dir=tmp_path, retries=1).read_index()
 
 
 def test_what_is_missing_or_forbidden_is_not_asked_for_again(place, tmp_path):
     url, server = place
     with pytest.raises(ShardError, match=rf"cannot read {url}/nothing/_info\.json: .*not (found|exist)"):
-        open_storage(f"{url}/nothing", cache_dir=tmp_path).read_index()
+        open_store(f"{url}/nothing", cache_dir=tmp_path).read_index()
     server.requests.clear()
     server.faults["_info.json"] = ["403"] * 100
     with pytest.raises(ShardError, match=rf"cannot read {url}/_info\.json: .*(403|[Ff]orbidden|told to)"):
-        open_storage(url, cache_dir=tmp_path).read_index()
+        open_store(url, cache_dir=tmp_path).read_index()
     assert server.requests.count("GET _info.json") == 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """An origin that writes down what it copies: what a server is asked may come late, from the test before."""
+    """A transport that logs what it copies: what a server is asked may come late, from the test before."""
 
-    origin: Origin
+    transport: Transport
     log: Path
 
     def address(self, name: str) -> str:
-        return self.origin.address(name)
+        return self.transport.address(name)
 
     def copy(self, name: str, *how) -> None:
         with open(self.log, "a") as file:
             file.write(f"{name}\n")
-        self.origin.copy(name, *how)
+        self.transport.copy(name, *how)
 
 
 def test_several_processes_fetch_every_shard_once(place, digits, tmp_path):
     url, _ = place
-    storage = open_storage(url, cache_dir=tmp_path / "cache")
+    storage = open_store(url, cache_dir=tmp_path / "cache")
     storage.read_index()
-    counted = dataclasses.replace(storage, origin=Counted(storage.origin, tmp_path / "log"))
+    counted = dataclasses.replace(storage, transport=Counted(storage.transport, tmp_path / "log"))
     with multiprocessing.get_context("fork").Pool(3) as pool:
         assert pool.map(fetch_all, [counted] * 3, chunksize=1) == [content(digits)] * 3
     copied = [name for name in (tmp_path / "log").read_text().split() if name.endswith(".tar")]
@@ -164,9 +161,7 @@ def test_the_query_of_a_web_address_goes_with_every_file(digits, tmp_path):
 
     with serving(application) as (url, _):
         for name in ("digits", "digits/_info.json", "digits/digits-train-{000000..000003}.tar"):
-            assert fetch_all(open_storage(f"{url}/{name}?key=a/b", cache_dir=tmp_path / "c")) == content(
-                digits
-            )
+            assert fetch_all(open_store(f"{url}/{name}?key=a/b", cache_dir=tmp_path / "c")) == content(digits)
 
 
 @pytest.mark.parametrize("faults", [[], ["403"] * 3])
@@ -175,7 +170,7 @@ def test_the_query_of_a_web_address_stands_in_no_message(web_server, tmp_path, f
     server.faults["_info.json"] = list(faults)
     folder = f"{url}/digits" if faults else f"{url}/nothing"
     with pytest.raises(ShardError, match=rf"^cannot read {folder}/_info\.json: (not found|403 .*)$"):
-        open_storage(f"{folder}?X-Amz-Signature=secret", cache_dir=tmp_path).read_index()
+        open_store(f"{folder}?X-Amz-Signature=secret", cache_dir=tmp_path).read_index()
     server.faults.clear()
 
 
@@ -194,12 +189,12 @@ def plain_server(handler):
 
 def test_the_plainest_web_server_will_do(digits, tmp_path):
     with plain_server(functools.partial(Quiet, directory=str(digits))) as url:
-        assert fetch_all(open_storage(url, cache_dir=tmp_path)) == content(digits)
+        assert fetch_all(open_store(url, cache_dir=tmp_path)) == content(digits)
 
 
 @pytest.mark.parametrize("name", ["digits-train-000001.tar", "_info.json"])
 def test_a_server_that_sends_without_end_is_left_with_one_line(digits, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("data_tools.storage.LARGEST_INDEX", 2**20)
+    monkeypatch.setattr("data_tools.store.LARGEST_INDEX", 2**20)
     left = threading.Event()
 
     class Endless(Quiet):
@@ -216,19 +211,19 @@ def test_a_server_that_sends_without_end_is_left_with_one_line(digits, tmp_path,
                 left.set()
 
     with plain_server(functools.partial(Endless, directory=str(digits))) as url:
-        storage = open_storage(url, cache_dir=tmp_path)
-        expected = rf"^cannot read {url}/{name}: more than \d+ bytes came"
+        storage = open_store(url, cache_dir=tmp_path)
+        expected = rf"^cannot read {url}/{name}: more than \d+ bytes arrived"
         with pytest.raises(ShardError, match=expected):
             fetch_all(storage)
         assert left.wait(10)
         assert not list(tmp_path.glob("*.partial"))
         if name.endswith(".tar"):
             (problem,) = verify_shards(url)
-            assert f"{url}/{name}: more than 30720 bytes came" in problem
+            assert f"{url}/{name}: more than 30720 bytes arrived" in problem
 
 
 def test_a_recipe_has_the_same_defaults_as_a_storage():
-    parameters = inspect.signature(open_storage).parameters
+    parameters = inspect.signature(open_store).parameters
     cache = CacheConfig()
     assert cache.gigabytes * 1e9 == parameters["cache_bytes"].default
     assert (cache.timeout, cache.retries) == (parameters["timeout"].default, parameters["retries"].default)
@@ -236,7 +231,7 @@ def test_a_recipe_has_the_same_defaults_as_a_storage():
 
 def test_nobody_at_the_address_is_one_line(tmp_path):
     with pytest.raises(ShardError, match=r"^cannot read http://127\.0\.0\.1:9/x/_info\.json: ") as caught:
-        open_storage("http://127.0.0.1:9/x", cache_dir=tmp_path, retries=1).read_index()
+        open_store("http://127.0.0.1:9/x", cache_dir=tmp_path, retries=1).read_index()
     assert "\n" not in str(caught.value)
 
 
@@ -255,7 +250,7 @@ def test_an_interrupted_writer_to_s3_is_continued_to_the_same_objects(s3_server,
 
 def test_a_bucket_that_is_not_there_is_one_line(s3_server):
     with pytest.raises(
-        ShardError, match=r"^cannot write s3://typo/digits/_journal\.jsonl: .*bucket"
+        ShardError, match=r"^cannot write s3://typo/digits/digits-train-000000\.tar\.json: .*bucket"
     ) as caught:
         make_shards("digits", None, "s3://typo/digits")
     assert "\n" not in str(caught.value)
@@ -287,7 +282,7 @@ def test_the_command_line_makes_and_verifies_shards(dist_prune, tmp_path):
     shard.write_bytes(data)
     code, out, error = dist_prune("shards", "verify", "out", "--workers", 2)
     assert code == 1
-    assert out == "out/digits-train-000002.tar: its checksum is not that of the index\n"
+    assert out == "out/digits-train-000002.tar: its checksum differs from the index\n"
     assert error.endswith("\nerror: out is damaged: 1 problem\n")
     assert dist_prune("shards", "verify", "out", "--split", "test")[:2] == (0, "out is whole\n")
 
@@ -309,7 +304,7 @@ def test_the_command_line_makes_and_verifies_shards(dist_prune, tmp_path):
         (["make", "digits", "--out", ""], "--out is empty: give a folder, or the URL of one"),
         (["make", "digits", "--out", "s3://"], "s3:// names no bucket or server"),
         (["verify", "nowhere"], "no such folder: nowhere"),
-        (["verify", ""], "the place of the shards is empty"),
+        (["verify", ""], "the location of the shards is empty"),
         (["verify", "x/t-{0..3.tar"], "x/t-{0..3.tar: Unbalanced braces"),
         (["verify", "memory://x", "--workers", "1"], "cannot read memory://x/_info.json: not found"),
     ],

@@ -59,9 +59,9 @@ def test_a_damaged_config_is_named_in_one_line(folder):
 
 def images(*lengths: int, fingerprint: str = "0123456789") -> ImageData:
     files = tuple(f"toy-{number}.tar" for number in range(len(lengths)))
-    splits = {"train": ShardSplit(files, lengths, ("0",) * len(lengths), lengths)}
-    index = ShardIndex("toy", "toy", 0, fingerprint, ("a",), (1, 4, 4), (0.0,), (1.0,), splits, "somewhere")
-    return ImageData(index, storage=None)
+    train = ShardSplit.model_construct(filenames=files, shard_lengths=lengths)
+    index = ShardIndex.model_construct(fingerprint=fingerprint, splits={"train": train})
+    return ImageData(index, store=None)
 
 
 def recorded(data: ImageData) -> Checkpoint:
@@ -71,7 +71,7 @@ def recorded(data: ImageData) -> Checkpoint:
 
 def test_the_same_shards_go_on_wherever_they_are_now(folder):
     now = images(30, 20)
-    moved = dataclasses.replace(now, index=dataclasses.replace(now.index, root="elsewhere"))
+    moved = dataclasses.replace(now, index=now.index.model_copy(update={"root": "elsewhere"}))
     assert other_data(folder, CONFIG, recorded(now), moved) is None
 
 

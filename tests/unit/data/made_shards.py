@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools import ShardIndex, read_index
-from data_tools.index import ShardSplit, write_index
+from data_tools import Shard, ShardIndex, read_index
+from data_tools.index import INDEX_NAME, ShardSplit
 
 CLASSES = 10
 
@@ -62,6 +62,10 @@ def members_of(
     ]
 
 
+def write_index(index: ShardIndex) -> None:
+    (Path(index.root) / INDEX_NAME).write_bytes(index.to_json())
+
+
 def make(
     folder: Path,
     splits: Mapping[str, tuple[Sequence[np.ndarray], np.ndarray, Sequence[int]]],
@@ -72,15 +76,15 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     made = {}
     for split, (images, labels, lengths) in splits.items():
-        columns, start = [], 0
+        shards, start = [], 0
         for number, length in enumerate(lengths):
             path = folder / f"toy-{split}-{number:06d}.tar"
             part = slice(start, start + length)
             write_tar(path, members_of(format, images[part], labels[part], number, start))
             data = path.read_bytes()
-            columns.append((path.name, length, hashlib.sha256(data).hexdigest(), len(data)))
+            shards.append(Shard(path.name, length, hashlib.sha256(data).hexdigest(), len(data)))
             start += length
-        made[split] = ShardSplit(*zip(*columns, strict=True))
+        made[split] = ShardSplit.of(split, shards)
     height, width, channels = next(iter(splits.values()))[0][0].shape
     write_index(
         ShardIndex(
@@ -95,6 +99,7 @@ def make(
             splits=made,
             root=folder,
             format=format,
+            class_titles=(),
         )
     )
     return read_index(folder)

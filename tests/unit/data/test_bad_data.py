@@ -1,16 +1,14 @@
 """What cannot be read ends the run with one line, or is left out, counted and named; with and without workers."""
 
-import dataclasses
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from made_shards import make, numbered, numbers, read_tar, write_tar
+from made_shards import make, numbered, numbers, read_tar, write_index, write_tar
 
 from data_tools import ShardError, read_index
-from data_tools.index import write_index
-from data_tools.storage import open_storage
+from data_tools.store import open_store
 from dist_prune.config import AugmentConfig
 from dist_prune.data import ImageData, ReadingFailed, open_data
 from dist_prune.data.reader import Reader
@@ -29,7 +27,7 @@ def folder(tmp_path) -> Path:
 
 
 def data(folder: Path, workers: int = 0, bad_data: str = "skip", **options) -> ImageData:
-    return ImageData(read_index(folder), open_storage(folder), workers=workers, bad_data=bad_data, **options)
+    return ImageData(read_index(folder), open_store(folder), workers=workers, bad_data=bad_data, **options)
 
 
 def evaluate(images: ImageData, **options) -> list[int]:
@@ -158,7 +156,7 @@ def test_a_training_batch_of_which_nothing_is_left_is_an_error_because_other_ran
 ):
     for path in folder.glob("toy-train-*.tar"):
         path.unlink()
-    with pytest.raises(ShardError, match="nothing is left of a batch of 8 images: mend the data"):
+    with pytest.raises(ShardError, match="all 8 images of a batch are unreadable: fix the data"):
         train(data(folder, workers))
 
 
@@ -185,7 +183,7 @@ def test_shards_are_looked_for_on_opening_unless_missing_ones_are_to_be_left_out
 
 
 def test_an_image_of_another_size_than_the_index_says_is_named(folder):
-    write_index(dataclasses.replace(read_index(folder), image_shape=(1, 4, 5)))
+    write_index(read_index(folder).model_copy(update={"image_shape": (1, 4, 5)}))
     with pytest.raises(
         ShardError, match="sample train-00000000: the image is 4 x 4 pixels where the index says 5 x 4"
     ):

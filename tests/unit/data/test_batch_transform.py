@@ -1,19 +1,19 @@
 """Normalization and mixing: bit for bit what they say, on the device that trains."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from data_tools.index import ShardIndex
 from dist_prune.config import AugmentConfig
+from dist_prune.data.batch_rng import BatchRng
 from dist_prune.data.batch_transform import BatchTransform
-from dist_prune.data.draws import Draws
 
 CPU = torch.device("cpu")
-PLAIN = ShardIndex("toy", "toy", 0, "x", tuple("abcd"), None, (0.0,) * 3, (1.0,) * 3, {}, None)
-USUAL = dataclasses.replace(PLAIN, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+PLAIN = ShardIndex.model_construct(
+    name="toy", class_names=tuple("abcd"), image_shape=None, mean=(0.0,) * 3, std=(1.0,) * 3, splits={}
+)
+USUAL = PLAIN.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)})
 
 
 def transform(index=USUAL, width=4, augment=None, channels_last=False, device=CPU) -> BatchTransform:
@@ -24,8 +24,8 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8))
 
 
-def draws(step: int = 0, first: int = 0) -> Draws:
-    return Draws(1, 0, step, first, 4)
+def draws(step: int = 0, first: int = 0) -> BatchRng:
+    return BatchRng(1, 0, step, first, 4)
 
 
 def normalized(pixels: torch.Tensor) -> torch.Tensor:

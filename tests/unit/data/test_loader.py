@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from made_shards import make, numbered, numbers
 
 from data_tools import ShardError, read_index
-from data_tools.storage import open_storage
+from data_tools.store import open_store
 from dist_prune.config import AugmentConfig
 from dist_prune.data import ImageData, loader
 from dist_prune.data.augment import cutmix
-from dist_prune.data.draws import Draws
+from dist_prune.data.batch_rng import BatchRng
 from dist_prune.data.plan import Order, PlanError
 
 LENGTHS, TEST_LENGTHS = (70, 30, 50, 51), (33, 8)
@@ -34,9 +34,7 @@ def folder(tmp_path_factory, request) -> Path:
 
 
 def data(folder: Path, workers: int = 0, augment: AugmentConfig | None = None, seed: int = 1) -> ImageData:
-    return ImageData(
-        read_index(folder), open_storage(folder), seed, workers, None, augment or AugmentConfig()
-    )
+    return ImageData(read_index(folder), open_store(folder), seed, workers, None, augment or AugmentConfig())
 
 
 def train(images: ImageData, epoch: int = 0, rank: int = 0, world_size: int = 1, **options) -> list:
@@ -185,13 +183,13 @@ def test_properties_describe_the_batches(folder):
 @pytest.mark.parametrize("mixed", ["mixup", "cutmix", None])
 def test_batches_are_bit_for_bit_the_stored_pixels_normalized_and_mixed(folder, workers, mixed):
     plain = data(folder, workers, AugmentConfig(**{mixed: 0.5}) if mixed else None)
-    images = dataclasses.replace(plain, index=dataclasses.replace(plain.index, mean=(0.3,), std=(0.7,)))
+    images = dataclasses.replace(plain, index=plain.index.model_copy(update={"mean": (0.3,), "std": (0.7,)}))
     stored, labels = numbered(TRAIN, height=6, width=5)
     scale, shift = torch.tensor(1 / (255 * 0.7)), torch.tensor(-0.3 / 0.7)
     for step, (rows, (found, targets)) in enumerate(zip(planned(1, 0, 40), train(images), strict=True)):
         expected = torch.from_numpy(stored[rows]).float() * scale + shift
         soft = torch.eye(10)[labels[rows]]
-        drawn = Draws(1, 0, step, 0, 40)
+        drawn = BatchRng(1, 0, step, 0, 40)
         if mixed == "mixup":
             share = drawn.beta_of_batch("mixup", 0.5)
             expected, soft = (values.lerp(values.roll(-1, 0), 1 - share) for values in (expected, soft))

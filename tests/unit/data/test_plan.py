@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from data_tools import ShardError
 from dist_prune.data.plan import (
-    MAX_LANES,
-    WINDOW_SHARDS,
+    BLOCK_SHARDS,
+    MAX_PARTITIONS,
     EvalPlan,
     Order,
     PlanError,
@@ -123,7 +123,7 @@ def test_order_depends_on_seed_and_on_epoch():
 def test_a_global_batch_mixes_many_shards_and_a_rank_reads_few_at_a_time():
     lengths, global_batch, world_size = (100,) * 64, 64, 8
     for batch in reference(lengths, 1, 0, global_batch):
-        assert len({shard for shard, _ in batch}) >= MAX_LANES
+        assert len({shard for shard, _ in batch}) >= MAX_PARTITIONS
     for rank in range(world_size):
         plan = TrainPlan(
             lengths,
@@ -137,8 +137,8 @@ def test_a_global_batch_mixes_many_shards_and_a_rank_reads_few_at_a_time():
         for start in range(0, len(plan), 10):
             parts = [plan.part(number) for number in range(start, min(start + 10, len(plan)))]
             met = {shard for part in parts for shard in part.shards.tolist()}
-            lanes = MAX_LANES // world_size
-            assert len(met) <= lanes * (2 * WINDOW_SHARDS + 1)  # two windows, which begin anywhere in a shard
+            lanes = MAX_PARTITIONS // world_size
+            assert len(met) <= lanes * (2 * BLOCK_SHARDS + 1)  # two windows, which begin anywhere in a shard
 
 
 def test_lanes_come_to_new_shards_one_after_another():
@@ -147,7 +147,7 @@ def test_lanes_come_to_new_shards_one_after_another():
         shards = {shard for shard, _ in batch}
         new.append(len(shards - seen))
         seen |= shards
-    assert new[0] >= MAX_LANES
+    assert new[0] >= MAX_PARTITIONS
     assert sum(new) == 64
     assert max(new[10:]) <= 3  # together, all lanes would come to 32 new ones within a few steps
 

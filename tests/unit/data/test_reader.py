@@ -1,6 +1,6 @@
 """Shards are fetched ahead, opened once, found again after an eviction, not asked for in vain, read as verified."""
 
-import dataclasses
+import hashlib
 import io
 import threading
 import zlib
@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_shards import make, npy, numbered, read_tar, write_tar
+from made_shards import make, npy, numbered, read_tar, write_index, write_tar
 from PIL import Image
 
-from data_tools import ShardError, ShardIndex, open_storage, verify_shards
-from data_tools.files import sha256_of
+from data_tools import Shard, ShardError, ShardIndex, open_store, read_index, verify_shards
 from data_tools.images import ImageError, decode_image
-from data_tools.index import ShardSplit, read_index, write_index
+from data_tools.index import ShardSplit
 from dist_prune.data import reader as readers
 from dist_prune.data.reader import FETCHES, Reader
 
@@ -29,7 +28,8 @@ class Shelf:
         self.lost: Counter[str] = Counter()
         self.gone: set[str] = set()
 
-    def fetch(self, name: str, size: int, sha256: str) -> Path:
+    def fetch(self, shard: Shard) -> Path:
+        name = shard.name
         self.fetched[name] += 1
         if name in self.gone:
             raise ShardError(f"{name} is not to be had")
@@ -94,7 +94,7 @@ def test_a_shard_that_cannot_be_had_is_not_asked_for_again_by_each_of_its_sample
 
 def test_not_all_shards_ever_met_stay_open(shelf, monkeypatch):
     monkeypatch.setattr(readers, "OPEN_SHARDS", 2)
-    monkeypatch.setattr(readers, "WINDOW_SHARDS", 0)
+    monkeypatch.setattr(readers, "BLOCK_SHARDS", 0)
     reader = Reader(shelf, shelf.index, "train", range(6))
     for shard in (0, 1, 0, 2, 0, 1):  # shard 1 is the one used least recently when shard 2 comes
         reader.sample(shard, 0)
@@ -104,7 +104,7 @@ def test_not_all_shards_ever_met_stay_open(shelf, monkeypatch):
 def reads(folder: Path) -> bool:
     """Whether every sample of the index can be read and decoded."""
     index = read_index(folder)
-    reader = Reader(open_storage(folder), index, "train", [0])
+    reader = Reader(open_store(folder), index, "train", [0])
     try:
         for row in range(index.split("train").num_samples):
             image = reader.sample(0, row).image
@@ -172,7 +172,8 @@ def test_what_verification_calls_whole_can_be_read_and_nothing_else(tmp_path, fo
     index = make(tmp_path, {"train": (IMAGES, LABELS, (3,))}, format)
     path = tmp_path / name(0)
     write_tar(path, CHANGES[format][change](read_tar(path)))
-    split = ShardSplit((path.name,), (3,), (sha256_of(path),), (path.stat().st_size,))
-    write_index(dataclasses.replace(index, splits={"train": split}))
+    data = path.read_bytes()
+    shard = Shard(path.name, 3, hashlib.sha256(data).hexdigest(), len(data))
+    write_index(index.model_copy(update={"splits": {"train": ShardSplit.of("train", [shard])}}))
     assert (verify_shards(tmp_path) == []) == reads(tmp_path)
     assert reads(tmp_path) == (change in ("none", "samples in folders"))

@@ -9,26 +9,28 @@ from data_tools import ShardError
 from data_tools.images import ImageError
 from data_tools.index import ShardIndex
 from dist_prune.config import AugmentConfig
+from dist_prune.data.batch_rng import BatchRng
 from dist_prune.data.decode import Box, Size, random_box
-from dist_prune.data.draws import Draws
 from dist_prune.data.transforms import ImageTransform
 
 PLAIN = AugmentConfig()
 
 
 def index(shape, mean=(0.0,) * 3) -> ShardIndex:
-    return ShardIndex("toy", "toy", 0, "x", tuple("abcd"), shape, mean, (1.0,) * 3, {}, None)
+    return ShardIndex.model_construct(
+        name="toy", class_names=tuple("abcd"), image_shape=shape, mean=mean, std=(1.0,) * 3, splits={}
+    )
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def draws(rows: int, seed: int = 1, first: int = 0) -> Draws:
-    return Draws(seed, 0, 0, first, rows)
+def draws(rows: int, seed: int = 1, first: int = 0) -> BatchRng:
+    return BatchRng(seed, 0, 0, first, rows)
 
 
-def batch(transform: ImageTransform, images: list, drawn: Draws) -> np.ndarray:
+def batch(transform: ImageTransform, images: list, drawn: BatchRng) -> np.ndarray:
     crops = transform.crops(drawn)
     pixels = np.stack([transform.prepare(image, crop) for image, crop in zip(images, crops, strict=True)])
     return transform.augment(pixels.copy(), drawn)

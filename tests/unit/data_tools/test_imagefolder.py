@@ -105,7 +105,7 @@ def test_a_jpeg_is_read_by_any_of_its_names(tmp_path, tree, extension):
 def test_an_image_beside_the_folders_of_the_classes_is_not_left_out_in_silence(tmp_path, tree, place):
     write_image(tree / "x.jpg", 0)
     (tree / "x.jpg").rename(tree / place)
-    with pytest.raises(ShardError, match=rf"{place} lies beside the folders of the classes: move it into"):
+    with pytest.raises(ShardError, match=rf"{place} is beside the folders of the classes: move it into"):
         make_shards("imagefolder", tree, tmp_path / "out")
 
 

@@ -12,8 +12,9 @@ from sklearn.datasets import load_digits
 
 from data_tools import ShardError, make_shards
 from data_tools.images import ImageFacts, decode_pixels
-from data_tools.shard_set import ShardSize, plan_shards
-from data_tools.sources.base import ArraySplit, RawData
+from data_tools.plan import ShardSize, plan_shards
+from data_tools.sources.base import RawData
+from data_tools.sources.splits import ArraySplit
 from data_tools.statistics import ImageStatistics
 from data_tools.writers import FilesWriter
 
@@ -114,7 +115,7 @@ def test_shards_by_bytes_hold_every_image_once_and_stay_under_the_limit(sides, l
     split = Images("toy", np.zeros((len(sides), 1, 1), np.uint8), [0] * len(sides))
     raw = RawData("toy", ("a",), {"train": split})
     writer = FilesWriter(raw)
-    plans = plan_shards("toy", raw, 0, ShardSize(None, limit), writer).plans
+    plans = plan_shards("toy", raw, 0, ShardSize(None, limit), "files").plans
     assert sorted(number for plan in plans for number in plan.numbers) == list(range(len(sides)))
     assert [plan.start for plan in plans] == np.cumsum(
         [0] + [len(plan.numbers) for plan in plans[:-1]]
@@ -178,7 +179,7 @@ def test_other_shards_are_not_overwritten(tmp_path):
 @pytest.mark.parametrize("name", ["digits-train-000000.tar", "digits-val-000009.tar"])
 def test_tars_of_which_no_index_tells_are_neither_overwritten_nor_left_among_new_ones(tmp_path, name):
     (tmp_path / name).write_bytes(b"precious")
-    with pytest.raises(ShardError, match=rf"already holds {name}, of which no _info\.json there tells"):
+    with pytest.raises(ShardError, match=rf"already holds {name}, which no _info\.json there lists"):
         make_shards("digits", None, tmp_path)
     assert everything(tmp_path) == {name: b"precious"}
 
@@ -193,7 +194,7 @@ def test_old_shards_whose_index_was_removed_are_not_left_among_new_ones(tmp_path
 
 
 def test_other_files_in_the_folder_stay_where_they_are(tmp_path):
-    others = ["mine.tar", "digits-notes.txt", ".digits.partial", "_journal.txt"]
+    others = ["mine.tar", "digits-notes.txt", ".digits.partial", ".making-mine", "notes.tar.json"]
     for name in others:
         (tmp_path / name).write_bytes(b"mine")
     make_shards("digits", None, tmp_path)

@@ -1,6 +1,5 @@
 """An interrupted writer leaves nothing half-written, and its successor ends with the same bytes."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -11,11 +10,10 @@ import pytest
 from shard_helpers import everything, write_image
 
 from data_tools import ShardError, make_shards
-from data_tools.sources.base import ArraySplit
 from data_tools.sources.digits import Digits
+from data_tools.sources.splits import ArraySplit
 from data_tools.writers import RawWriter
 
-JOURNAL = "_journal.jsonl"
 REQUEST = {"samples_per_shard": 50, "seed": 4}
 
 
@@ -60,7 +58,7 @@ def test_a_killed_writer_is_continued_to_the_same_bytes(tmp_path, uninterrupted,
     while any(is_running(helper) for helper in helpers):
         assert time.monotonic() < deadline, "its processes outlive it"
         time.sleep(0.01)
-    left = everything(tmp_path)
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert "_info.json" not in left
     whole = {name: data for name, data in left.items() if name.endswith(".tar")}
     assert len(whole) >= finished
@@ -82,7 +80,7 @@ def test_a_crash_leaves_no_file_under_a_final_name(tmp_path, monkeypatch, uninte
         patch.setattr(ArraySplit, "pixels", crash)
         with pytest.raises(RuntimeError, match="crash"):
             make_shards("digits", None, tmp_path, **REQUEST)
-    assert sorted(everything(tmp_path)) == [JOURNAL, "digits-train-000000.tar"]
+    assert sorted(everything(tmp_path)) == ["digits-train-000000.tar", "digits-train-000000.tar.json"]
     make_shards("digits", None, tmp_path, **REQUEST)
     assert everything(tmp_path) == uninterrupted
 
@@ -117,13 +115,12 @@ def test_finished_shards_that_did_not_stay_whole_are_written_again(
     assert everything(tmp_path) == uninterrupted
 
 
-def test_a_journal_that_was_cut_off_is_good_up_to_its_last_whole_line(tmp_path, interrupted, uninterrupted):
+def test_a_shard_whose_maker_was_killed_before_it_was_in_its_place_is_written_again(
+    tmp_path, interrupted, uninterrupted
+):
     interrupted(5, tmp_path, **REQUEST)
-    journal = tmp_path / JOURNAL
-    journal.write_bytes(journal.read_bytes()[:-10])
-    interrupted(5, tmp_path, **REQUEST)  # the last one of the first five, and four more
-    names = [json.loads(line).get("shard", [None])[0] for line in journal.read_text().splitlines()]
-    assert names == [None, *(f"digits-train-{number:06d}.tar" for number in range(9))]
+    (tmp_path / "digits-train-000004.tar").unlink()  # the sidecar comes first
+    assert interrupted(5, tmp_path, **REQUEST)[0] == "digits-train-000004.tar"
     make_shards("digits", None, tmp_path, **REQUEST)
     assert everything(tmp_path) == uninterrupted
 
@@ -136,9 +133,10 @@ def test_an_unfinished_set_of_other_shards_is_refused(tmp_path, interrupted):
     assert everything(tmp_path) == before
 
 
-def test_a_damaged_journal_is_named(tmp_path):
-    (tmp_path / JOURNAL).write_text("no journal\n")
-    with pytest.raises(ShardError, match=r"cannot read .*_journal\.jsonl.*delete"):
+@pytest.mark.parametrize("content", ["no sidecar", '{"fingerprint": "x"}'])
+def test_a_damaged_sidecar_is_named(tmp_path, content):
+    (tmp_path / "digits-train-000001.tar.json").write_text(content)
+    with pytest.raises(ShardError, match=r"cannot read .*digits-train-000001\.tar\.json.*delete"):
         make_shards("digits", None, tmp_path, **REQUEST)
 
 
@@ -190,7 +188,8 @@ def test_a_maker_that_comes_too_late_takes_what_the_other_one_made(tmp_path, mon
 
 def test_what_the_killed_one_of_two_makers_left_is_removed_by_the_next_one(tmp_path, uninterrupted):
     make_shards("digits", None, tmp_path, **REQUEST)
-    (tmp_path / ".digits-train-000003.tar.0a1b2c3d.partial").write_bytes(b"half")
-    (tmp_path / JOURNAL).write_bytes(b"{}")
+    (tmp_path / ".making-0a1b2c3d").mkdir()
+    (tmp_path / ".making-0a1b2c3d" / "digits-train-000003.tar").write_bytes(b"half")
+    (tmp_path / "digits-train-000003.tar.json").write_bytes(b"{}")
     make_shards("digits", None, tmp_path, **REQUEST)
     assert everything(tmp_path) == uninterrupted

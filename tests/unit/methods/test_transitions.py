@@ -5,9 +5,10 @@ import torch
 from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import build_model
+from dist_prune.gates.consensus import masked, slice_gated_network
 from dist_prune.methods import Transition
 from dist_prune.pruning.channel_sites import channel_sites
-from dist_prune.pruning.collapse import TensorSlice, masked, slice_network
+from dist_prune.pruning.collapse import TensorSlice, slice_network
 
 
 def test_without_indices_the_whole_tensor_is_inherited_as_a_copy():
@@ -43,7 +44,7 @@ def test_indices_work_on_momentum_as_on_weights():
 def test_origins_of_a_cut_carry_every_tensor_over():
     gated = gated_resnet(14)
     mask = mask_closing(gated, ["layer1.1", "layer3.0"])
-    small, origins = slice_network(gated, mask.kept)
+    small, origins = slice_gated_network(gated, mask.kept)
     transition = Transition(origins)
     assert transition.keep_optimizer
     old = gated.state_dict()

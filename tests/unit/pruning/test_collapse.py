@@ -13,6 +13,7 @@ from torch import nn
 from unit_helpers import gated_resnet, images, mask_closing, random_mask, relative_difference, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, masked
+from dist_prune.gates.consensus import slice_gated_network
 from dist_prune.gates.gate import FixedGate, Gate
 from dist_prune.gates.insertion import find_sites, gated_modules, sites, strip_gates
 from dist_prune.gates.wrappers import Gated
@@ -184,7 +185,7 @@ def test_a_sliced_network_trains(gated, name):
 @pytest.mark.parametrize("name", MASKS)
 def test_origins_name_the_tensor_of_the_gated_network_that_each_tensor_was(gated, name):
     mask = MASKS[name](gated)
-    small, origins = slice_network(gated, mask.kept)
+    small, origins = slice_gated_network(gated, mask.kept)
     old = gated.state_dict(keep_vars=True)
     new = small.state_dict(keep_vars=True)
     assert origins.keys() == new.keys()

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.runtime.cpu import ranks_here, threads_of_a_rank
+from dist_prune.runtime.cpu import threads_of_a_rank
 from dist_prune.runtime.environment import prepare_environment
+from dist_prune.runtime.launch import ranks_per_node
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_the_ranks_of_this_machine_are_counted_under_every_launcher(monkeypatch,
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert ranks_here() == ranks
+    assert ranks_per_node() == ranks
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no processor affinity on this system")

@@ -1,15 +1,33 @@
-"""Arrays in numpy's file format 1.0, written into a tar and mapped where they lie there."""
+"""The arrays of raw shards: pixels and labels in numpy's file format, mapped where they are in the tar."""
 
 import io
 import math
+from collections.abc import Iterable
 from typing import IO
 
 import numpy as np
 
-from data_tools.tar import Member
+from data_tools.tar import Member, split_name
 
+RAW = ("images.npy", "labels.npy")  # extensions of the two members of a shard
 HEADER_BYTES = 128  # of the arrays written here
-LONGEST_REASON = 100  # characters: numpy repeats the whole header, which may be a stranger's
+LONGEST_REASON = 100  # characters: numpy quotes the whole header, which may be hostile
+SHOWN_NAMES = 4
+
+
+def raw_arrays(members: Iterable[Member]) -> tuple[Member, Member]:
+    """Return the images and the labels of a raw shard.
+
+    Raises:
+        ValueError: the shard holds anything else.
+    """
+    held = sorted(members)
+    key = split_name(held[0].name)[0] if held else ""
+    if [member.name for member in held] != [f"{key}.{part}" for part in RAW]:
+        shown = ", ".join(member.name for member in held[:SHOWN_NAMES]) or "nothing"
+        shown += f" and {len(held) - SHOWN_NAMES} more" if len(held) > SHOWN_NAMES else ""
+        raise ValueError(f"it holds {shown} where KEY.{RAW[0]} and KEY.{RAW[1]} are expected")
+    return held[0], held[1]
 
 
 def format_array(array: np.ndarray) -> memoryview:
@@ -20,17 +38,17 @@ def format_array(array: np.ndarray) -> memoryview:
 
 
 def map_array(file: IO[bytes], member: Member, dtype: np.dtype, dimensions: int) -> np.ndarray:
-    """Map an array that ``format_array`` or ``numpy.save`` wrote, for reading only; nothing is unpickled.
+    """Map an array that ``format_array`` or ``numpy.save`` wrote, read-only; nothing is unpickled.
 
     Raises:
-        ValueError: it is of another type or number of dimensions, or not as large as its header says.
+        ValueError: another type or number of dimensions, or not as large as its header says.
     """
     file.seek(member.offset)
     try:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("not numpy's format 1.0")
         shape, fortran_order, found = np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # numpy lets errors of Python's own parser through
+    except Exception as error:  # numpy passes on the errors of Python's own parser
         raise ValueError(
             f"{member.name} cannot be read as an array ({str(error)[:LONGEST_REASON]})"
         ) from error

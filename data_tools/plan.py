@@ -7,16 +7,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_tools.errors import ShardError
 from data_tools.sources.base import RawData, RawSplit
-from data_tools.writers import ShardPlan, ShardWriter
+from data_tools.writers import WRITERS, ShardPlan, ShardWriter
 
 
 @dataclass(frozen=True)
 class ShardSize:
-    """The most samples of a shard, or the most bytes (but one sample at the least); the other is None."""
+    """The most samples of a shard, or the most bytes (but one sample at least); the other is None."""
 
     samples: int | None
     bytes: int | None
+
+    @staticmethod
+    def of(samples: int | None, size: int | None, usual: int) -> "ShardSize":
+        """Return the size that the user chose, or ``usual`` samples.
+
+        Raises:
+            ShardError: both were chosen, or less than 1.
+        """
+        if samples is not None and size is not None:
+            raise ShardError("--samples_per_shard and --bytes_per_shard exclude each other: give one of them")
+        for name, value in (("samples", samples), ("bytes", size)):
+            if value is not None and value < 1:
+                raise ShardError(f"{name} per shard start at 1, not {value}")
+        return ShardSize(usual if samples is None and size is None else samples, size)
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class ShardSet:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of all that decides what the shards will hold, without reading image files."""
+        """A hash of everything that decides the content of the shards, without reading image files."""
         raw = self.raw
         digest = hashlib.sha256(repr((raw.class_names, raw.class_titles, self.writer.format)).encode())
         for plan in self.plans:
@@ -43,8 +58,9 @@ class ShardSet:
         return digest.hexdigest()
 
 
-def plan_shards(source: str, raw: RawData, seed: int, size: ShardSize, writer: ShardWriter) -> ShardSet:
+def plan_shards(source: str, raw: RawData, seed: int, size: ShardSize, form: str) -> ShardSet:
     """Shuffle every split once, and cut it into shards."""
+    writer = WRITERS[form](raw)
     plans = []
     for name, split in raw.splits.items():
         # RandomState's streams are frozen: the same shards with every version of numpy.
@@ -60,11 +76,11 @@ def _cuts(
 ) -> Iterator[tuple[int, int]]:
     """Yield the (start, stop) of every shard."""
     start, total = 0, writer.shard_bytes
-    for place, number in enumerate(order):
+    for position, number in enumerate(order):
         more = 0 if size.bytes is None else writer.sample_bytes(split, number)
-        full = place - start == size.samples if size.bytes is None else total + more > size.bytes
-        if full and place > start:
-            yield start, place
-            start, total = place, writer.shard_bytes
+        full = position - start == size.samples if size.bytes is None else total + more > size.bytes
+        if full and position > start:
+            yield start, position
+            start, total = position, writer.shard_bytes
         total += more
     yield start, len(order)

@@ -1,8 +1,8 @@
-"""Random numbers as a function of what they are for: of a purpose, the seed, the epoch, the step, the row.
+"""Random numbers as a function of a key: purpose, seed, epoch, step and row.
 
-So any of them can be had without those before it, on any rank and in any worker. They are made of the raw
-output of numpy's bit generators, which numpy promises to keep; what its distributions draw may change, and
-only the shares of mixed images are left to one (Beta).
+Each can be computed without those before it, on any rank and in any worker. They come from the raw output of
+numpy's bit generators, which numpy promises to keep; its distributions may change, and only the shares of
+mixed images use one (Beta).
 """
 
 import zlib
@@ -29,10 +29,10 @@ def _bits(count: int, skipped: int, purpose: str, *key: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What is random about rows ``first`` to ``first + rows`` (exclusive) of one global batch.
+class BatchRng:
+    """Random numbers for rows ``first`` to ``first + rows`` (exclusive) of one global batch.
 
-    A row's numbers do not depend on which other rows are asked for with it.
+    The numbers of a row do not depend on the other rows.
     """
 
     seed: int

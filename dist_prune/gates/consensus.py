@@ -1,0 +1,106 @@
+"""The consensus mask of a gated network, and what the mask makes of it: fixed gates, or a plain smaller network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_prune import distributed
+from dist_prune.errors import NothingToEvaluate
+from dist_prune.gates.gate import FixedGate
+from dist_prune.gates.insertion import gated_modules, sites, strip_gates
+from dist_prune.gates.means import local_gates
+from dist_prune.models.build import architecture_of, in_eval_mode, remember
+from dist_prune.pruning.collapse import TensorSlice, slice_network
+from dist_prune.pruning.mask import UnitMask, vote
+
+
+@torch.no_grad()
+def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) -> UnitMask:
+    """Return the mask of a gated network over a data set; the same on every rank.
+
+    The model runs in eval mode and gets its mode back. One all-reduce at the end, whatever the number of batches.
+
+    Args:
+        model: The gated network. Its buffers (batch-norm statistics) are averaged over ranks first.
+        batches: This rank's share of the data: images (B, C, H, W), or tuples that begin with them. A rank may
+            have none.
+        round_to: Numbers of kept channels become multiples of it (see ``vote``).
+
+    Raises:
+        NothingToEvaluate: If there is no sample on any rank.
+    """
+    # Engines synchronize parameters only: without this, ranks would vote with different networks.
+    distributed.average_buffers(model)
+    device = next(model.parameters()).device
+    model_sites = sites(model)
+    totals = torch.zeros(sum(site.units for site in model_sites) + 1, dtype=torch.float64, device=device)
+    with in_eval_mode(model):
+        for batch in batches:
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            model(images.to(device))
+            local = local_gates(model)
+            totals += torch.cat([local.sums, local.sums.new_tensor([local.samples])])
+            # Frozen gates decide the same for every sample: further batches would change nothing.
+            if all(gated.gate.frozen for _, gated in gated_modules(model)):
+                break
+    totals = distributed.all_reduce_sum(totals)
+    if totals[-1] == 0:
+        raise NothingToEvaluate("the consensus mask needs at least one sample")
+    return vote(totals[:-1] / totals[-1], model_sites, round_to)
+
+
+def agrees(model: nn.Module, mask: UnitMask) -> bool:
+    """Whether all samples of the latest forward pass have decided as ``mask`` does; takes the gates' decisions."""
+    local = local_gates(model)
+    opened = torch.cat(
+        [torch.zeros(s.units).index_fill(0, torch.tensor(s.kept, dtype=torch.long), 1) for s in mask.sites]
+    )
+    return torch.equal(local.sums.cpu(), opened * local.samples)
+
+
+def masked(model: nn.Module, mask: UnitMask) -> nn.Module:
+    """Return a copy of the gated network with its gates fixed to ``mask`` for every sample; eval mode."""
+    fixed = copy.deepcopy(model)
+    UnitMask.of(mask.kept, sites(fixed))
+    for _, gated in gated_modules(fixed):
+        reference = next(fixed.parameters())
+        open_units = torch.zeros(gated.gate.units, device=reference.device, dtype=reference.dtype)
+        open_units[list(mask.kept[gated.site.name])] = 1
+        gated.gate = FixedGate(open_units)
+    return fixed.eval()
+
+
+def collapse(model: nn.Module, mask: UnitMask) -> nn.Module:
+    """Return a plain network, in eval mode, with the outputs of ``masked(model, mask)``; ``model`` is unchanged.
+
+    Raises UserError if the mask does not fit the model or would leave a site without any path.
+    """
+    UnitMask.of(mask.kept, sites(model))
+    return slice_gated_network(model, mask.kept)[0].eval()
+
+
+def slice_gated_network(
+    model: nn.Module, kept: Mapping[str, Sequence[int]]
+) -> tuple[nn.Module, dict[str, TensorSlice]]:
+    """Return a plain copy of a gated network with only the units ``kept``, and the origin of each of its tensors.
+
+    As ``slice_network``, with origins named as in the gated network, whose optimizer state they select.
+    """
+    plain = copy.deepcopy(model)
+    # Stripping gates changes names, not tensors: identity links the plain names to those with gates.
+    gated_names = {id(tensor): name for name, tensor in _named_tensors(plain)}
+    strip_gates(plain)
+    if (architecture := architecture_of(model)) is not None:
+        remember(plain, architecture)
+    name_before = {name: gated_names[id(tensor)] for name, tensor in _named_tensors(plain)}
+    small, origins = slice_network(plain, kept)
+    return small, {new: TensorSlice(name_before[o.name], o.indices) for new, o in origins.items()}
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]

@@ -1,0 +1,87 @@
+"""The environment that launchers leave, completed for torch and DeepSpeed."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dist_prune.runtime.launch import complete_environment
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SLURM = (
+    "SLURM_STEP_ID",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NTASKS",
+    "SLURM_JOB_ID",
+    "SLURM_LAUNCH_NODE_IPADDR",
+)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in NAMES + SLURM:
+        monkeypatch.delenv(name, raising=False)
+
+    def complete(**given):
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        # A copy, so that what is filled in does not outlast the test.
+        monkeypatch.setattr("os.environ", dict(os.environ))
+        complete_environment()
+        return {name: os.environ[name] for name in NAMES}
+
+    return complete
+
+
+def test_without_a_launcher_there_is_one_rank(environment):
+    seen = environment()
+    assert (seen["RANK"], seen["LOCAL_RANK"], seen["WORLD_SIZE"]) == ("0", "0", "1")
+    assert seen["MASTER_ADDR"] == "127.0.0.1"
+    assert seen["MASTER_PORT"] == "10000"
+
+
+def test_a_bare_srun_is_read_from_slurms_variables(environment):
+    given = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
+    seen = environment(**given, SLURM_JOB_ID="123456", SLURM_LAUNCH_NODE_IPADDR="10.0.0.7")
+    assert (seen["RANK"], seen["LOCAL_RANK"], seen["WORLD_SIZE"]) == ("5", "1", "8")
+    assert seen["MASTER_ADDR"] == "10.0.0.7"
+    assert seen["MASTER_PORT"] == "13456", "the same on all ranks"
+
+
+def test_torchrun_inside_srun_wins(environment):
+    slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}
+    torchrun = {
+        "RANK": "6",
+        "LOCAL_RANK": "2",
+        "WORLD_SIZE": "8",
+        "MASTER_ADDR": "host",
+        "MASTER_PORT": "29500",
+    }
+    assert environment(**slurm, **torchrun) == torchrun
+
+
+def test_a_launcher_that_sets_ranks_is_not_mixed_with_slurms_variables(environment):
+    slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "3", "SLURM_NTASKS": "8"}
+    seen = environment(**slurm, RANK="0")
+    assert (seen["RANK"], seen["LOCAL_RANK"], seen["WORLD_SIZE"]) == ("0", "0", "1")
+
+
+def test_an_sbatch_script_without_a_step_is_one_process(environment):
+    seen = environment(SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NTASKS="8")
+    assert seen["WORLD_SIZE"] == "1"
+
+
+@pytest.mark.parametrize("job", [1, 19_999, 20_000, 123_456, 4_294_967_295])
+def test_the_sbatch_script_and_a_bare_srun_use_the_same_port_below_those_of_outgoing_connections(
+    environment, job
+):
+    script = Path(__file__).resolve().parents[3] / "launch" / "slurm" / "train.sbatch"
+    (line,) = [line for line in script.read_text().splitlines() if line.startswith("port=")]
+    shell = subprocess.run(
+        ["bash", "-c", f"{line}; echo $port"], env={"SLURM_JOB_ID": str(job)}, capture_output=True, check=True
+    )
+    seen = environment(SLURM_STEP_ID="0", SLURM_NTASKS="2", SLURM_JOB_ID=str(job))
+    assert seen["MASTER_PORT"] == shell.stdout.decode().strip()
+    assert 1024 < int(seen["MASTER_PORT"]) < 32768
