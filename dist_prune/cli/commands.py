@@ -85,7 +85,7 @@ def export(arguments: list[str]) -> None:
 
 
 def benchmark(arguments: list[str]) -> None:
-    """Time a run's sliced network, or a sliced checkpoint, next to the dense one and to one built by hand."""
+    """Time a run's sliced network, or a sliced checkpoint, next to the dense one and to a reference of its shape."""
     parser = _parser("benchmark", benchmark)
     parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
     parser.add_argument(

@@ -105,8 +105,8 @@ def unit_costs(plain: nn.Module, input_shape: Sequence[int], sites: Sequence[Sit
     dimensions: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
     needed_by: dict[str, list[int]] = defaultdict(list)
     for number, site in enumerate(sites):
-        for cut in site.cuts:
-            dimensions[cut.module][cut.dim][number] = cut.width
+        for piece in site.slices:
+            dimensions[piece.module][piece.dim][number] = piece.width
         for module in own:
             if any(f"{module}.".startswith(f"{gone}.") for gone in site.branch):
                 needed_by[module].append(number)
@@ -138,4 +138,4 @@ def _size(plain: nn.Module, name: str, dim: str, sites: Sequence[Site]) -> int:
         return module.weight.shape[1 if dim == "in" else 0]
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return module.num_features
-    return next(cut.size for site in sites for cut in site.cuts if cut.module == name)
+    return next(piece.size for site in sites for piece in site.slices if piece.module == name)
