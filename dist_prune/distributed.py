@@ -22,17 +22,19 @@ from dist_prune.errors import UserError
 
 
 def start(backend: str, seconds: float) -> None:
-    """Join the other ranks; each waits up to ``seconds`` for another in any collective.
+    """Create the process group; a rank waits up to ``seconds`` for another in any collective.
 
-    Raises UserError if rank 0 cannot listen on the rendezvous port, or ranks cannot reach one another.
+    Raises:
+        UserError: rank 0 cannot listen on the rendezvous port, or ranks cannot reach one another.
     """
     timeout = timedelta(seconds=seconds)
-    if os.environ["WORLD_SIZE"] == "1":  # meets nobody, so it needs no port that somebody else may have
+    if os.environ["WORLD_SIZE"] == "1":
+        # A single rank has nobody to meet, so a port that another program uses must not stop it.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
     try:
         store, number, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
-        # torchrun keeps one store over its restarts, with the addresses of ranks that are gone.
+        # torchrun keeps one store over its restarts; without a prefix, ranks would find the addresses of dead ones.
         store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
     except RuntimeError as error:
@@ -46,14 +48,14 @@ def _why(error: Exception) -> str:
         return "that port is in use; choose another with the launcher's --master_port, or MASTER_PORT"
     if "connectFullMesh" in text:
         return (
-            "one of them has ended, or listens where it cannot be reached: set GLOO_SOCKET_IFNAME to the interface "
-            "between the machines"
+            "one of them has ended, or listens at an address that cannot be reached: set GLOO_SOCKET_IFNAME to the "
+            "interface between the machines"
         )
     return text
 
 
 def limit_waiting(seconds: float) -> None:
-    """Let ranks wait so long for one another in groups that were made without a limit of their own, too."""
+    """Set the time limit of collectives in every process group, also in those that DeepSpeed has created."""
     # The private one was the only one before torch 2.15.
     set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
     for group in list(dist.distributed_c10d._world.pg_map):
@@ -61,38 +63,39 @@ def limit_waiting(seconds: float) -> None:
 
 
 def rank() -> int:
-    """The global rank of this process; 0 without a process group and without a launcher."""
+    """Return the global rank of this process; 0 without a process group and without a launcher."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
 def address() -> str:
-    """The address at which the other ranks reach this machine; "" where there are none, or it cannot be known."""
+    """Return the address at which other ranks reach this machine; "" for a single rank, or if it is unknown."""
     if world_size() == 1:
         return ""
     master, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "1"))
     try:
         family, kind, *_, place = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(place)  # sends nothing
+            # Connecting a datagram socket sends nothing; it only selects the interface towards rank 0.
+            probe.connect(place)
             return str(probe.getsockname()[0])
     except OSError:
         return ""
 
 
 def world_size() -> int:
-    """The number of ranks of the process group; 1 without one."""
+    """Return the number of ranks of the process group; 1 without one."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """True on the one rank that prints and writes (global rank 0, not once per node)."""
+    """Return True on the one rank that prints and writes: global rank 0, not one per node."""
     return rank() == 0
 
 
 class AsyncAllReduce:
-    """The sum of ``tensor`` over all ranks, detached: one collective, begun here (none on a single rank).
+    """Sum of ``tensor`` over all ranks, detached: one collective, started here (none on a single rank).
 
-    The result keeps the dtype: pass fp32 or wider where counts are added up (bf16 sums saturate at 256).
+    The result keeps the dtype: pass fp32 or wider for counts (bf16 sums saturate at 256).
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -100,19 +103,19 @@ class AsyncAllReduce:
         self._work = dist.all_reduce(self._total, async_op=True) if world_size() > 1 else None
 
     def wait(self) -> Tensor:
-        """The sum, once all ranks have given theirs; on GPUs the device waits for it, not the program."""
+        """Return the sum once all ranks have contributed; on GPUs the device waits for it, not the program."""
         if self._work is not None:
             self._work.wait()
         return self._total
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of ``tensor`` over all ranks, as ``AsyncAllReduce``, waited for."""
+    """Return the sum of ``tensor`` over all ranks, detached."""
     return AsyncAllReduce(tensor).wait()
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's ``value`` on every rank (any picklable object)."""
+    """Return rank 0's ``value`` on every rank (any picklable object)."""
     if world_size() == 1:
         return value
     box = [value]
@@ -121,12 +124,12 @@ def broadcast_object(value: Any) -> Any:
 
 
 def first_object(value: Any) -> Any:
-    """The value of the first rank that has one (any picklable object; None for none), on every rank."""
+    """Return on every rank the value of the first rank whose value is not None; None if there is none."""
     return next((found for found in gather_objects(value) if found is not None), None)
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The values of all ranks (any picklable objects), in their order, on every rank."""
+    """Return the values of all ranks (any picklable objects), in rank order, on every rank."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -134,7 +137,8 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def all_equal(number: int, device: torch.device) -> bool:
-    """Whether all ranks have the same ``number`` (of up to 62 bits); one small collective."""
+    """Return True if all ranks have the same ``number`` (up to 62 bits); one small collective."""
+    # The maximum and the negated minimum cancel if, and only if, all numbers are equal.
     extremes = torch.tensor([number, -number], device=device)
     if world_size() > 1:
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
@@ -142,18 +146,22 @@ def all_equal(number: int, device: torch.device) -> bool:
 
 
 def announce_exit(seconds: float = 5.0) -> bool | None:
-    """Leave word for the other ranks that this one ends alone. Whether it is the first; None if nobody can know."""
+    """Tell the other ranks that this one ends alone.
+
+    Returns:
+        True for the first rank that does; None if the store on rank 0 does not answer.
+    """
     if world_size() == 1:
         return True
     answers: list[bool] = []
     store = dist.distributed_c10d._get_default_store()
 
     def ask() -> None:
-        with contextlib.suppress(RuntimeError):  # who kept it is gone
+        with contextlib.suppress(RuntimeError):  # rank 0, which keeps the store, is gone
             answers.append(store.add("dist_prune/left", 1) == 1)
 
-    # In a thread that may be left behind: where the keeper hangs or cannot be reached any more, torch waits for its
-    # answer until the system gives up the connection, a quarter of an hour, whatever timeout the store has.
+    # In a thread that may be abandoned: if rank 0 hangs or its node is lost, torch waits until the system gives up the
+    # connection, for a quarter of an hour, whatever timeout the store has.
     with _silent():
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
@@ -163,7 +171,7 @@ def announce_exit(seconds: float = 5.0) -> bool | None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep torch's own traces of a connection that is gone from standard error: they come from below Python."""
+    """Discard standard error, where torch prints C++ traces of a lost connection."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -176,7 +184,7 @@ def _silent() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has reached this call."""
     if world_size() > 1:
         dist.barrier()
 
@@ -184,13 +192,13 @@ def barrier() -> None:
 def average_buffers(module: nn.Module) -> None:
     """Make the buffers of all ranks equal, in place: floats are averaged, integers are rank 0's.
 
-    Engines synchronize parameters only, so batch-norm statistics differ between ranks after training steps;
-    averaging uses what every rank has seen. Two collectives, whatever the number of buffers. Modules that say
-    ``is_replicated`` are left out: their own buffers are equal on all ranks, and a difference must not be hidden.
+    Engines synchronize parameters only, so batch-norm statistics differ between ranks after training steps; their
+    average uses the data of every rank. Two collectives, whatever the number of buffers. The buffers of modules with
+    ``is_replicated`` are skipped: they are equal on all ranks, and averaging would hide a difference.
     """
     if world_size() == 1:
         return
-    modules = [m for m in module.modules() if not getattr(m, "computed_alike", False)]
+    modules = [m for m in module.modules() if not getattr(m, "is_replicated", False)]
     buffers = {id(buffer): buffer for m in modules for buffer in m.buffers(recurse=False)}.values()
     floats = [buffer for buffer in buffers if buffer.is_floating_point()]
     others = [buffer for buffer in buffers if not buffer.is_floating_point()]
@@ -212,12 +220,13 @@ def _overwrite(tensors: list[Tensor], flat: Tensor) -> None:
 
 
 def shutdown(seconds: float = 60.0) -> None:
-    """Meet the other ranks before exiting, so that no launcher kills a rank that still has a word to say.
+    """Wait for the other ranks before exiting, because launchers kill the remaining ranks when the first one exits.
 
-    Ranks that failed before the process group existed meet through a gloo group of their own; if the others
-    do not come within ``seconds``, this rank goes alone.
+    Args:
+        seconds: limit of the wait; then this rank exits alone.
     """
     try:
+        # Ranks that failed before there was a process group meet in a temporary one.
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
         if world_size() > 1:
@@ -226,6 +235,6 @@ def shutdown(seconds: float = 60.0) -> None:
                     timeout=timedelta(seconds=seconds)
                 ) if dist.get_backend() == "gloo" else barrier()
     except (RuntimeError, ValueError):
-        pass  # the others are gone; there is nobody left to wait for
+        pass  # the other ranks are gone
     if dist.is_initialized():
         dist.destroy_process_group()

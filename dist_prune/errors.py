@@ -14,26 +14,28 @@ class DistPruneWarning(UserWarning):
 
 
 class UserError(Exception):
-    """A mistake of the user: the message says in one line what is wrong and how to mend it."""
+    """A mistake of the user: the message says in one line what is wrong and how to fix it."""
 
 
 class RunError(Exception):
-    """A run that cannot go on, for a reason that one line can say."""
+    """A run that cannot continue, for a reason that fits in one line."""
 
 
 class LocalRankError(RunError):
-    """A RunError that one rank meets by itself. It ends at once: the others may be waiting for it, or be gone.
+    """A RunError of one rank alone. The rank ends at once: the others may be waiting for it, or be gone.
 
-    told: another rank has said why already.
+    Args:
+        message: cause in one line.
+        reported: another rank has reported the cause already.
     """
 
-    def __init__(self, message: str, told: bool = False) -> None:
+    def __init__(self, message: str, reported: bool = False) -> None:
         super().__init__(message)
-        self.told = told
+        self.reported = reported
 
 
 class NothingToEvaluate(UserError):
-    """There was no sample on any rank; all ranks raise it together."""
+    """No rank had a sample to evaluate; all ranks raise it together."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

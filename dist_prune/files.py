@@ -1,4 +1,4 @@
-"""Files that are never half-written and belong to whom they should, and JSON that every reader accepts."""
+"""Files that are never half-written and have the usual permissions, and strict JSON."""
 
 import json
 import math
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` beside `path`, bring it to the disk, then rename it over `path`.
+    """Write `data` to a temporary file beside `path`, sync it, then rename it to `path`.
 
-    Whatever fails, `path` holds either its old content or the new one; the file beside is removed.
+    On any failure `path` keeps its old content, and the temporary file is removed.
 
     Raises:
         OSError: the folder is missing, full or not writable.
     """
-    # Not tempfile.mkstemp: its files are private to the user, and a run folder is shared with a group.
+    # Not tempfile.mkstemp: its files are private to the user, while a run folder may be shared with a group.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as file:
@@ -35,7 +35,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 def save_tensors(
     path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file, readable for whom any other new file would be.
+    """Write a safetensors file with the permissions of any other new file.
 
     Raises:
         OSError, SafetensorError: the folder is missing, full or not writable.
@@ -45,11 +45,12 @@ def save_tensors(
     path.touch()
     mode = path.stat().st_mode
     safetensors.torch.save_file(dict(tensors), path, dict(metadata) if metadata else None)
-    path.chmod(mode)  # safetensors makes files that are private to the user, as those of tempfile are
+    # safetensors creates files that are private to the user.
+    path.chmod(mode)
 
 
 def write_at_end(path: Path, data: bytes) -> None:
-    """Add `data` to a file, all of it or nothing.
+    """Append `data` to a file, all of it or nothing.
 
     Raises:
         OSError: the disk is full or the file not writable; the file is as it was.
@@ -57,7 +58,8 @@ def write_at_end(path: Path, data: bytes) -> None:
     with open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
-            while data:  # a disk that gets full takes a part
+            # A disk that becomes full accepts a part of the data.
+            while data:
                 data = data[file.write(data) :]
         except OSError:
             file.truncate(before)

@@ -21,7 +21,7 @@ from dist_prune.cli.arguments import Parser, positive
 from dist_prune.cli.library_messages import hide_library_messages
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
 from dist_prune.runtime.launch import complete_environment
-from dist_prune.runtime.streams import outlive_readers
+from dist_prune.runtime.streams import tolerate_broken_pipes
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 _PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -29,7 +29,7 @@ _PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryEr
 
 def train_main(arguments: Sequence[str]) -> NoReturn:
     """The program of ``launch/train.py``."""
-    outlive_readers()
+    tolerate_broken_pipes()
     hide_library_messages()
     complete_environment()  # print from rank 0 only, under every launcher
     _exit_with(lambda: _train(arguments))
@@ -64,7 +64,7 @@ def _exit_with(program: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         code = _report("interrupted; what was saved before can be resumed with --resume", FAILED)
     except LocalRankError as error:
-        if not error.told:
+        if not error.reported:
             print(one_line(f"error: {error}"), file=sys.stderr)
         sys.exit(FAILED)
     except Exception as error:
@@ -105,7 +105,7 @@ def _report_error(error: Exception) -> int:
         return _report(
             f"error: {error.filename}: {error.strerror}", USER_ERROR if isinstance(error, _PATHS) else FAILED
         )
-    from dist_prune.runtime.memory import out_of_memory
+    from dist_prune.runtime.failures import out_of_memory
 
     reason = out_of_memory(error)
     if reason is None:

@@ -114,7 +114,7 @@ def _inverted_residual(name: str, block: Any) -> Iterator[Site]:
     slices += [ChannelSlice(f"{name}.conv.2", "in")]
     units, stage = block.conv[2].in_channels, name.rpartition(".")[0]
     site = _inner(f"{name}.between", stage, units, f"{name}.conv.1", slices)
-    # Without a shortcut an empty site would cut the network in two.
+    # Without a shortcut an empty site would leave no path through the network.
     if not block.use_res_connect:
         yield site
         return

@@ -1,4 +1,4 @@
-"""What ranks must have in common: compared by hash, so that a difference ends the run before it does harm."""
+"""State that all ranks must share: compared by hash, so that a difference ends the run before it is saved."""
 
 from __future__ import annotations
 
@@ -14,71 +14,87 @@ from dist_prune import distributed
 from dist_prune.errors import RunError, UserError
 from dist_prune.runtime.peers import Peer
 
-_SHOWN = 3  # differences in the line
+_MAX_NAMES_SHOWN = 3
 
 
 class RanksDiffer(RunError):
-    """Ranks that must hold the same do not."""
+    """Ranks hold different state where it must be equal."""
 
 
 def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
-    """Compare what ranks were started with, plain data by name, and return who they are.
+    """Compare what the ranks were started with and return all ranks.
 
-    facts: or a text, why this rank cannot start. Raises UserError on all ranks, which says why, or else names the first
-    difference to rank 0.
+    Args:
+        facts: nested plain data; or a text, the reason why this rank cannot start.
+
+    Raises:
+        UserError: on all ranks, with that reason or with the first difference from rank 0.
     """
-    own = facts if isinstance(facts, str) else _flat(facts)
-    peers, told = zip(*distributed.gather_objects((Peer.this(), own)), strict=True)
-    problems = {peer: problem for peer, problem in zip(peers, told, strict=True) if isinstance(problem, str)}
+    own = facts if isinstance(facts, str) else _flatten(facts)
+    peers, gathered = zip(*distributed.gather_objects((Peer.this(), own)), strict=True)
+    problems = {
+        peer: problem for peer, problem in zip(peers, gathered, strict=True) if isinstance(problem, str)
+    }
     if problems:
         first, problem = next(iter(problems.items()))
+        # A mistake in the command line is met by all ranks; only a problem of one node needs the name of a rank.
         raise UserError(problem if len(problems) == len(peers) else f"{first}: {problem}")
-    for peer, theirs in zip(peers[1:], told[1:], strict=True):
-        for key in sorted(theirs.keys() | told[0].keys()):
-            mine, other = told[0].get(key), theirs.get(key)
-            if mine != other:
+    for peer, theirs in zip(peers[1:], gathered[1:], strict=True):
+        for key in sorted(theirs.keys() | gathered[0].keys()):
+            expected, found = gathered[0].get(key), theirs.get(key)
+            if expected != found:
                 raise UserError(
-                    f"{peer} has {key}={other} where rank 0 has {mine}: start all ranks with the same command line, "
-                    "DeepSpeed config, packages and data"
+                    f"{peer} has {key}={found} where rank 0 has {expected}: start all ranks with the same command "
+                    "line, DeepSpeed config, packages and data"
                 )
     return list(peers)
 
 
 def agree_on(state: Mapping[str, Any], moment: str, device: torch.device) -> None:
-    """Compare tensors and plain data by name; one small collective, and one more to say what differs.
+    """Compare tensors and plain data by name, with one small collective if all ranks agree.
 
-    moment: when that is, for the message. Raises RanksDiffer on all ranks.
+    Args:
+        state: tensors and plain data by name.
+        moment: when this is, for the message.
+        device: device of the collective.
+
+    Raises:
+        RanksDiffer: on all ranks, with the names that differ.
     """
     if distributed.world_size() == 1:
         return
     digests = {name: _digest(value) for name, value in state.items()}
+    # One number stands for the whole state. Two bits are cut off because the collective takes up to 62.
     if distributed.all_equal(int(_digest(digests), 16) >> 2, device):
         return
-    everyone = distributed.gather_objects(digests)
-    for number, theirs in enumerate(everyone):
-        names = [name for name in everyone[0] | theirs if everyone[0].get(name) != theirs.get(name)]
+    # Only now, when the run has failed anyway, does every rank send the digest of every tensor.
+    gathered = distributed.gather_objects(digests)
+    for rank, theirs in enumerate(gathered):
+        names = [name for name in gathered[0] | theirs if gathered[0].get(name) != theirs.get(name)]
         if names:
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
             raise RanksDiffer(
-                f"{moment}, rank {number} holds another {', '.join(names[:_SHOWN])}{more} than rank 0, so nothing was "
-                "saved: go on with --resume; if it happens again, look for faulty memory or a rank with other code"
+                f"{moment}, rank {rank} and rank 0 differ in {', '.join(names[:_MAX_NAMES_SHOWN])}{more}, so nothing "
+                "was saved: continue with --resume; if it happens again, check for faulty memory or a rank with "
+                "other code"
             )
 
 
-def _flat(data: Any, key: str = "") -> dict[str, str]:
-    """Nested plain data as texts by dotted key."""
+def _flatten(data: Any, key: str = "") -> dict[str, str]:
+    """Return nested plain data as JSON texts by dotted key."""
     if isinstance(data, Mapping) and data:
         return {
             k: v
             for name, value in data.items()
-            for k, v in _flat(value, f"{key}.{name}" if key else name).items()
+            for k, v in _flatten(value, f"{key}.{name}" if key else name).items()
         }
     return {key: json.dumps(data, default=str)}
 
 
 def _digest(value: Any) -> str:
-    """64 bits of a hash of a tensor, or of plain data, as hexadecimal digits."""
+    """Return a hash of 64 bits, as hexadecimal digits, of a tensor or of plain data."""
     if isinstance(value, Tensor):
+        # As bytes: numpy has no bfloat16, and equal bytes are what is asked for (NaN is not equal to itself).
         content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         return hashlib.blake2b(content.data, digest_size=8).hexdigest()
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

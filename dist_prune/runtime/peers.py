@@ -1,28 +1,25 @@
-"""The ranks of a run, and what becomes of them: one that is killed, hangs or fails by itself ends all of them."""
+"""The ranks of a run as processes: which of them an error of a collective is about."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_prune import distributed
-from dist_prune.errors import LocalRankError, RunError, UserError
-from dist_prune.runtime.memory import out_of_memory
 
+# Wording of gloo and of torch's store. An error class of their own does not exist: all of these are RuntimeErrors.
 _CLOSED = re.compile(
     r"Connection (closed|reset)|Broken pipe|Socket closed|connection was closed", re.IGNORECASE
 )
 _LATE = re.compile(r"Timed out waiting|timed? ?out", re.IGNORECASE)
-_ADDRESS = re.compile(r"\[([0-9a-fA-F.:]+)\]:\d+")  # of the other end, as gloo names it
-_SHOWN = 4  # nodes in the line
-_STATES = {"Z": "is gone", "X": "is gone", "T": "is stopped", "t": "is stopped"}
+_ADDRESS = re.compile(r"\[([0-9a-fA-F.:]+)\]:\d+")  # of the other end, in gloo's messages
+_MAX_HOSTS_SHOWN = 4
+_STATES = {"Z": "is gone", "X": "is gone", "T": "is stopped", "t": "is stopped"}  # letters of /proc/PID/stat
 _SECONDS_TO_DIE = 2.0  # connections close a moment before a process is gone
 
 
@@ -33,12 +30,12 @@ class Peer:
     rank: int
     host: str
     pid: int
-    address: str = ""  # at which the others reach it
-    met: int = 0  # when, in nanoseconds: numbers of processes come again, in containers every time
+    address: str = ""  # at which other machines reach it
+    started_ns: int = 0  # tells processes with the same number apart: in containers numbers always repeat
 
     @staticmethod
     def this() -> Peer:
-        """The rank that this process is."""
+        """Describe this process."""
         return Peer(
             distributed.rank(), socket.gethostname(), os.getpid(), distributed.address(), time.time_ns()
         )
@@ -46,86 +43,72 @@ class Peer:
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
 
-    def trouble(self) -> str | None:
-        """What is wrong with it, as far as can be seen from this machine."""
+    def problem(self) -> str | None:
+        """Return what is wrong with the process, as far as this machine can see; None if nothing is."""
         if self.host != socket.gethostname():
             return None
         try:
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
+            # Without /proc (not Linux) a missing file says nothing about the process.
             state = "X" if Path("/proc/self").exists() else ""
         return _STATES.get(state)
 
 
-@contextlib.contextmanager
-def translate_rank_failures(peers: list[Peer], timeout: float) -> Iterator[None]:
-    """Turn what this rank meets by itself, a lost rank or a lack of memory, into a LoneError that says so.
+def describe_lost_rank(error: Exception, peers: list[Peer], timeout: float) -> str | None:
+    """Name the rank that is lost, if ``error`` says that one is; None for any other error.
 
-    What all ranks raise together passes, and what nobody foresaw. timeout: seconds that ranks wait for one another.
+    Args:
+        error: error of a collective.
+        peers: all ranks of the run.
+        timeout: seconds that ranks wait for one another, for the message.
     """
-    try:
-        yield
-    except (UserError, RunError):
-        raise
-    except Exception as error:
-        lost = _lost(error, peers, timeout)
-        first = distributed.announce_exit()
-        if lost is not None:
-            first = _first_here(peers[0]) if first is None else first
-            raise LocalRankError(f"{lost}; go on with --resume", told=not first) from error
-        if reason := out_of_memory(error):
-            raise LocalRankError(f"rank {distributed.rank()} {reason}") from error
-        raise
-
-
-def _lost(error: Exception, peers: list[Peer], timeout: float) -> str | None:
-    """Which ranks are lost, if ``error`` says that one is."""
     text = str(error)
     closed, late = _CLOSED.search(text), _LATE.search(text)
     if not isinstance(error, RuntimeError) or not (closed or late):
         return None
-    found = _troubles(peers, time.monotonic() + (_SECONDS_TO_DIE if closed else 0))
-    if found:
-        return f"the run has lost {', '.join(found)}"
-    who = _who(_suspects(peers, text))
+    # A rank of this machine can be looked up, which is more certain than what the message says.
+    dead = _find_dead(peers, time.monotonic() + (_SECONDS_TO_DIE if closed else 0))
+    if dead:
+        return f"the run has lost {', '.join(dead)}"
+    who = _name(_suspects(peers, text))
     if late:
         return f"{who} has not answered for {timeout:g} s (rank_timeout): it hangs, or its node cannot be reached"
     return f"{who} has closed its connection: it has failed, or its node is gone"
 
 
+def report_first_on_node(peer: Peer) -> bool:
+    """Return True for the first rank of this machine that asks about ``peer``, by a marker file."""
+    mark = Path(tempfile.gettempdir(), f"dist_prune-{peer.host}-{peer.pid}-{peer.started_ns}.left")
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # no room for a marker: two reports are better than none
+        return True
+    return True
+
+
 def _suspects(peers: list[Peer], text: str) -> list[Peer]:
-    """The ranks that an error can be about: those at the address that it names, or all others."""
+    """Return the ranks that an error can be about: those at the address in its text, or all others."""
     others = [peer for peer in peers if peer.rank != distributed.rank()]
-    named = set(_ADDRESS.findall(text))
-    return [peer for peer in others if peer.address in named] or others
+    addresses = set(_ADDRESS.findall(text))
+    return [peer for peer in others if peer.address in addresses] or others
 
 
-def _who(suspects: list[Peer]) -> str:
-    """Them in a few words."""
+def _name(suspects: list[Peer]) -> str:
     if len(suspects) == 1:
         return str(suspects[0])
     hosts = sorted({peer.host for peer in suspects})
     if len(hosts) == 1:
         return f"one of the ranks {', '.join(str(peer.rank) for peer in suspects)} on {hosts[0]}"
-    more = f" and {len(hosts) - _SHOWN} more" if len(hosts) > _SHOWN else ""
-    return f"a rank on one of {', '.join(hosts[:_SHOWN])}{more}"
+    more = f" and {len(hosts) - _MAX_HOSTS_SHOWN} more" if len(hosts) > _MAX_HOSTS_SHOWN else ""
+    return f"a rank on one of {', '.join(hosts[:_MAX_HOSTS_SHOWN])}{more}"
 
 
-def _troubles(peers: list[Peer], deadline: float) -> list[str]:
+def _find_dead(peers: list[Peer], deadline: float) -> list[str]:
     while True:
-        found = [f"{peer}, which {trouble}" for peer in peers if (trouble := peer.trouble())]
-        if found or time.monotonic() > deadline:
-            return found
+        dead = [f"{peer}, which {problem}" for peer in peers if (problem := peer.problem())]
+        if dead or time.monotonic() > deadline:
+            return dead
         time.sleep(0.05)
-
-
-def _first_here(keeper: Peer) -> bool:
-    """Whether no other rank on this machine has spoken, where ``keeper``, which would know, is gone."""
-    mark = Path(tempfile.gettempdir(), f"dist_prune-{keeper.host}-{keeper.pid}-{keeper.met}.left")
-    try:
-        mark.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:  # better said twice than not at all
-        return True
-    return True

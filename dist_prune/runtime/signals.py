@@ -14,10 +14,14 @@ _ONE_KEY_PRESS = 2.0  # seconds; a terminal and a launcher may both pass on one 
 
 
 class StopRequest:
-    """Watches for reasons to stop; a context manager that puts the old signal handlers back.
+    """Watches for reasons to stop; a context manager that restores the old signal handlers.
 
-    A first signal asks for a stop at the next step on all ranks together (the flag travels in the step's
-    all-reduce); a second Ctrl-C interrupts at once.
+    A first signal requests a stop after the next step, of all ranks together: the flag is part of the step's
+    all-reduce. A second Ctrl-C interrupts at once.
+
+    Args:
+        max_steps: optimizer steps of this invocation; None for no limit.
+        max_hours: hours of this invocation; None for no limit.
     """
 
     def __init__(self, max_steps: int | None = None, max_hours: float | None = None) -> None:
@@ -29,13 +33,15 @@ class StopRequest:
         self.reason: str | None = None
 
     def __enter__(self) -> StopRequest:
-        asked = [number for number in _SIGNALS if not _is_under_nohup(number)]
-        self._old = {number: signal.signal(number, self._on_signal) for number in asked}
+        # nohup ignores SIGHUP for its program; a handler of ours would undo that.
+        handled = [number for number in _SIGNALS if not _is_under_nohup(number)]
+        self._old = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
-            if signal.getsignal(number) == self._on_signal:  # an interruption may have set another
+            # An interruption may have set another handler, which must stay.
+            if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -44,22 +50,24 @@ class StopRequest:
             if self._interrupted is not None and now - self._interrupted > _ONE_KEY_PRESS:
                 self._interrupt(number, frame)
             self._interrupted = self._interrupted or now
+        # The first reason stays: later ones are often consequences, as a launcher's SIGTERM after a Ctrl-C.
         self.reason = self.reason or f"received {signal.Signals(number).name}"
 
     def _interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
-        """Do what the program does about a Ctrl-C outside of training."""
+        """Do what the program does on a Ctrl-C outside of training."""
         old = self._old[signal.SIGINT]
         if callable(old):
             old(number, frame)
         raise KeyboardInterrupt
 
     def count_step(self) -> None:
-        """Tell that an optimizer step begins; sets the reason if it is to be the last."""
+        """Count an optimizer step that begins, and set the reason if it must be the last."""
         self._steps += 1
         if self._max_steps is not None and self._steps >= self._max_steps:
             self.reason = self.reason or f"--max_steps {self._max_steps} reached"
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self.reason = self.reason or "--max_hours reached"
+        # Some launchers end without a signal to their ranks, which would then train on unseen.
         if self._launcher.is_gone():
             self.reason = self.reason or "the launcher is gone"
 

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-_GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # a pipe, a terminal, a socket without a reader
+_NO_READER = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # of a pipe, a terminal, a socket
 
 
 class BrokenPipeTolerantStream:
-    """A text stream that is written to while somebody reads it; what is written after that is lost, and no error."""
+    """A text stream that discards its output, without an error, once its reader is gone."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -22,29 +22,30 @@ class BrokenPipeTolerantStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or do nothing where nobody reads."""
-        with self._perhaps_unheard():
+        """Write, or do nothing if the reader is gone."""
+        with self._discard_if_broken():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or do nothing where nobody reads."""
-        with self._perhaps_unheard():
+        """Flush, or do nothing if the reader is gone."""
+        with self._discard_if_broken():
             self._stream.flush()
 
     @contextlib.contextmanager
-    def _perhaps_unheard(self) -> Iterator[None]:
+    def _discard_if_broken(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno not in _GONE:
+            if error.errno not in _NO_READER:
                 raise
-            # Takes what is still in buffers, and what others write.
+            # Redirect the file descriptor itself: it also takes what is still in buffers, at the interpreter's exit
+            # too, and the output of libraries below Python.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 
 
-def outlive_readers() -> None:
-    """Let no print end the program: a run whose launcher is gone has to save first."""
+def tolerate_broken_pipes() -> None:
+    """Let no print end the program: a run whose launcher is gone must save first."""
     sys.stdout, sys.stderr = BrokenPipeTolerantStream(sys.stdout), BrokenPipeTolerantStream(sys.stderr)

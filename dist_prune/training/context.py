@@ -21,7 +21,7 @@ from dist_prune.errors import NothingToEvaluate, RunError, UserError
 from dist_prune.methods import Method
 from dist_prune.monitor.records import RunFolder
 from dist_prune.pruning.costs import Costs
-from dist_prune.runtime.write_errors import CannotWrite
+from dist_prune.runtime.failures import CannotWrite
 
 Batch = tuple[Tensor, Tensor]
 

@@ -1,4 +1,4 @@
-"""One run from options to results: what happens around the training loop."""
+"""One run from options to results: everything around the training loop."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from dist_prune.errors import UserError
 from dist_prune.gates.kernels import compile_kernels
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError
 from dist_prune.runtime.consistency import agree_to_start
+from dist_prune.runtime.failures import translate_rank_failures
 from dist_prune.runtime.launch import complete_environment, refuse_missing_hostfile, world_size
-from dist_prune.runtime.peers import Peer, translate_rank_failures
+from dist_prune.runtime.peers import Peer
 from dist_prune.runtime.provenance import git_commit, package_versions
 from dist_prune.runtime.run_lock import lock_run_folder
 from dist_prune.runtime.signals import StopRequest
@@ -39,7 +40,7 @@ from dist_prune.training.status import RunStatus
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside the recipe."""
+    """Options of the command line beside the recipe."""
 
     ds_config: str
     out: str | None = None
@@ -51,9 +52,13 @@ class Options:
 
 
 def run(config: RunConfig, options: Options) -> bool:
-    """Train, collapse and record; True when the run is done, False when it stopped on request after saving.
+    """Train, collapse and record.
 
-    Raises UserError for what the user can mend.
+    Returns:
+        True when the run is done; False when it stopped on request, after saving.
+
+    Raises:
+        UserError: for a mistake of the user.
     """
     complete_environment()
     found: tuple[dict[str, Any], ImageData] | UserError | ShardError
@@ -62,7 +67,8 @@ def run(config: RunConfig, options: Options) -> bool:
     except (UserError, ShardError) as error:
         if world_size() == 1:
             raise
-        found = error  # it may be this rank's alone: the others have to hear of it
+        # The error may be this rank's alone. The other ranks wait in the first collective, so it is raised there.
+        found = error
     # A first build takes half a minute, which may be more than ranks wait for one another once they have met.
     if not torch.cuda.is_available():
         compile_kernels()
@@ -75,20 +81,25 @@ def run(config: RunConfig, options: Options) -> bool:
 
 
 def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageData]:
-    """The DeepSpeed config and the data, opened by each rank on its own."""
+    """Open the DeepSpeed config and the data; each rank opens its own."""
     refuse_missing_hostfile()
     ds_config = load_ds_config(options.ds_config)
     check_with_deepspeed(ds_config, config.compile)
+    if config.checkpoint_activations and ds_config.get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(
+            "checkpoint_activations=true needs ZeRO 0, 1 or 2: ZeRO 3 has no whole weights to recompute by"
+        )
     if options.resume and not options.out:
-        raise UserError("--resume needs the run folder to go on with: --out RUN")
+        raise UserError("--resume needs the run folder to continue: --out RUN")
     data = open_images(config)
-    data.steps_per_epoch(config.global_batch_size)  # refuses a batch that is larger than the data
-    data.num_samples("test")  # refuses data that could not be evaluated
+    # Both raise UserError now rather than after an epoch: for a batch larger than the data, for a missing test split.
+    data.steps_per_epoch(config.global_batch_size)
+    data.num_samples("test")
     return ds_config, data
 
 
 def _facts(config: RunConfig, ds_config: dict[str, Any], data: ImageData) -> dict[str, Any]:
-    """What all ranks must have been started with."""
+    """Return the settings that must be equal on all ranks."""
     return {
         **config.model_dump(mode="json"),
         "ds_config": ds_config,
@@ -116,7 +127,7 @@ def _run_together(
             raise UserError(done)
         if done:
             if distributed.is_main():
-                print(f"{folder.path} is finished already; its results are in {folder.sliced}")
+                print(f"{folder.path} is already finished; its results are in {folder.sliced}")
             return True
         checkpoint = find_checkpoint(folder, config, data)
         setting = RunContext(config, ds_config, batching, data, method, costs, device, folder)
@@ -160,16 +171,22 @@ def _work(
     recorder: Recorder,
     status: RunStatus,
 ) -> tuple[PhaseTrainer | None, str | None]:
-    """Train and collapse; the last phase, or None and the reason if the run was asked to stop."""
+    """Train and collapse.
+
+    Returns:
+        The last phase and None; or None and the reason of the stop.
+    """
     with StopRequest(options.max_steps, options.max_hours) as stop:
         with Saving(setting) as saving:
             trainer = Trainer(setting, recorder, stop, saving, checkpoint)
             status.position = trainer.position
             last = trainer.train()
-        setting.sync_errors()  # a second signal must not end a rank while rank 0 still writes
+        # Within StopRequest: a second signal must not end a rank while rank 0 still writes.
+        setting.sync_errors()
     if last is None:
-        reason = distributed.first_object(stop.reason)  # the request may have reached other ranks than rank 0
-        recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, go on with --resume")
+        # The request may have reached any rank, and rank 0 writes the reason.
+        reason = distributed.first_object(stop.reason)
+        recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, continue with --resume")
         return None, reason
     if last.phase.decision:
         recorder.say(advice(last.phase.decision) or "all gates have decided")
@@ -189,7 +206,7 @@ def _work(
 
 @contextlib.contextmanager
 def _open_folder(config: RunConfig, options: Options) -> Iterator[RunFolder]:
-    """The run folder, made and occupied by rank 0; every rank gets the same path or the same error."""
+    """Create and lock the run folder on rank 0; every rank gets the same path or the same error."""
     path, problem = options.out or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", None
     lock = None
     if distributed.is_main():
@@ -206,15 +223,15 @@ def _open_folder(config: RunConfig, options: Options) -> Iterator[RunFolder]:
 
 
 def _is_done(folder: RunFolder) -> bool | str:
-    """Whether the run is over; a text says why nobody can know."""
+    """Return True if the run is finished; an error message if status.json cannot tell."""
     try:
         return (folder.read_status() or {}).get("state") == "done"
     except ValueError as error:
-        return f"{folder.status} is damaged ({error}); remove it to go on with the run"
+        return f"{folder.status} is damaged ({error}); remove it to continue the run"
 
 
 def _record_of(setting: RunContext) -> dict[str, Any]:
-    """The content of config.json."""
+    """Return the content of config.json."""
     return {
         "config": setting.config.model_dump(mode="json"),
         "ds_config": setting.ds_config,

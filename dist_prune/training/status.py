@@ -28,7 +28,7 @@ class RunStatus:
         Rank 0 may be the rank that was lost. If it is not, its own error may be a mere consequence of the cause that
         another rank has written already.
         """
-        knows_cause = isinstance(error, LocalRankError) and not error.told
+        knows_cause = isinstance(error, LocalRankError) and not error.reported
         if knows_cause or (distributed.is_main() and not self._has_failed()):
             self._write("failed", " ".join(str(error).split()) or type(error).__name__)
 

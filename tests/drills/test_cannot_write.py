@@ -32,7 +32,7 @@ def test_a_disk_that_fails_as_a_checkpoint_is_written_ends_the_run_with_one_line
     folder = tmp_path / "run"
     ranks = launch(folder, sabotage={0: AtStep(4, CannotSync())})
     told = ranks.last_words(1, 1)
-    assert told.startswith(f"error: cannot write to the run folder {folder}: Input/output error; mend that")
+    assert told.startswith(f"error: cannot write to the run folder {folder}: Input/output error; fix that")
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["latest", "step-00000002"]
     resume(folder)
     assert_same_course(folder, straight)

@@ -33,7 +33,7 @@ def test_what_cannot_be_written_ends_all_ranks_with_one_line(launch, resume, str
     assert max(ranks.ended.values()) - min(ranks.ended.values()) < 10
     assert len(ranks.told()) == 1, ranks.told()
     (line,) = ranks.told()
-    assert line.startswith(f"error: cannot write to the run folder {folder}: File too large; mend that")
+    assert line.startswith(f"error: cannot write to the run folder {folder}: File too large; fix that")
     whole = folder / "checkpoints" / "step-00000002"
     assert sorted(path.name for path in whole.parent.iterdir()) == ["latest", whole.name]
     resume(folder)
@@ -48,7 +48,7 @@ def test_a_disk_that_fills_up_as_the_sliced_network_is_written_costs_nothing(lau
     ranks = launch(folder, settings=settings, sabotage={0: AtFinish(LimitFiles(9_000))})
     assert ranks.wait() == [1, 1], ranks.told()
     (line,) = ranks.told()
-    assert line.startswith(f"error: cannot write to the run folder {folder}: File too large; mend that")
+    assert line.startswith(f"error: cannot write to the run folder {folder}: File too large; fix that")
     assert status(folder)["state"] == "failed"
     assert not (folder / "sliced").exists()
     assert not list(folder.glob(".*")), "what could not be written is gone"

@@ -119,7 +119,7 @@ def test_a_lost_node_ends_the_other_with_one_line_and_the_run_goes_on_elsewhere(
     print(f"{how}: told after {told:.1f} s, ended after {time.monotonic() - since:.1f} s")
     (line,) = first.errors()
     assert re.match(
-        rf"rank 1 \(process \d+ on node-2\) has {SEEN[how]}, or its node .*; go on with --resume$", line
+        rf"rank 1 \(process \d+ on node-2\) has {SEEN[how]}, or its node .*; continue with --resume$", line
     )
     if how == "cut off":  # that node is alive, and has lost the other
         assert second.wait(30) == 1

@@ -34,8 +34,8 @@ def test_a_rank_whose_state_differs_by_one_number_ends_the_run_before_it_is_save
     folder = tmp_path / "run"
     ranks = launch(folder, sabotage={1: AtStep(3, Disturb(kind))})
     told = ranks.last_words(1, 1)
-    assert told.startswith("error: at step 4, rank 1 holds another ")
-    assert f"{kind} than rank 0, so nothing was saved: go on with --resume" in told
+    assert told.startswith("error: at step 4, rank 1 and rank 0 differ in ")
+    assert f"{kind}, so nothing was saved: continue with --resume" in told
     assert status(folder)["state"] == "failed"
     assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-00000002"]
 

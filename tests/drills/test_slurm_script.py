@@ -137,7 +137,7 @@ def test_a_cancelled_job_is_saved_and_stays_out_of_the_queue(job):
     assert one_node.wait(60) == 3, one_node.log.read_text()[-3000:]
     assert status(one_node.run)["state"] == "stopped"
     assert "requeue" not in one_node.record()
-    assert f"go on by submitting again with OUT={one_node.run}" in one_node.log.read_text()
+    assert f"to continue, submit again with OUT={one_node.run}" in one_node.log.read_text()
 
 
 def test_a_mistake_does_not_go_round_in_the_queue(job):
@@ -146,4 +146,4 @@ def test_a_mistake_does_not_go_round_in_the_queue(job):
     assert one_node.wait() == 1
     assert "error: unknown recipe key 'epohcs'" in one_node.log.read_text()
     assert "requeue" not in one_node.record()
-    assert "not put back into the queue" in one_node.log.read_text()
+    assert "not requeued" in one_node.log.read_text()

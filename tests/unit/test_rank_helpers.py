@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from dist_prune import distributed
+from dist_prune.gates.heads import BernoulliThreshold
 
 
 def test_one_process_is_its_own_group(monkeypatch):
@@ -28,3 +29,20 @@ def test_buffers_of_one_rank_stay():
     norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
     distributed.average_buffers(norm)
     assert norm.running_mean.tolist() == [1, 2, 3]
+
+
+def test_buffers_that_all_ranks_compute_alike_are_not_averaged(monkeypatch):
+    """An average would hide a rank whose value is wrong."""
+    head, norm = BernoulliThreshold(3), nn.BatchNorm1d(3)
+    head.mean.fill_(1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(
+        distributed, "all_reduce_sum", lambda total: 4 * total
+    )  # another rank has three times as much
+    monkeypatch.setattr(distributed.dist, "broadcast", lambda *_, **__: None)
+    buffers = {name: buffer.clone() for name, buffer in head.named_buffers()}
+    distributed.average_buffers(nn.Sequential(head, norm))
+    assert norm.running_var.tolist() == [2, 2, 2]
+    assert buffers
+    for name, buffer in head.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name

@@ -1,4 +1,4 @@
-"""What a rank makes of the environment that a launcher, an ssh session or nobody has prepared for it."""
+"""The environment of a rank under a launcher, in an ssh session, or without either."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.runtime.cpu import threads_of_a_rank
+from dist_prune.runtime.cpu import threads_per_rank
 from dist_prune.runtime.environment import prepare_environment
 from dist_prune.runtime.launch import ranks_per_node
 
 
 @pytest.fixture
 def prepared(monkeypatch):
-    """Prepares the environment of a python in ``prefix`` and returns a variable of it; mends everything at the end."""
+    """Prepare the environment of a python in ``prefix``, return one variable, and restore everything at the end."""
 
     def prepare(variable: str, prefix: str = sys.prefix, **given: str) -> str:
         with monkeypatch.context() as patch, warnings.catch_warnings():
@@ -108,7 +108,7 @@ def test_a_rank_takes_its_share_of_the_cores_and_no_more_than_it_is_bound_to(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
     monkeypatch.setattr("dist_prune.runtime.cpu.joblib.cpu_count", lambda: min(cores, bound))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    assert threads_of_a_rank() == threads
+    assert threads_per_rank() == threads
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no processor affinity on this system")
@@ -121,4 +121,4 @@ def test_the_ranks_of_a_container_share_the_cores_that_it_is_granted(monkeypatch
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     monkeypatch.setattr("joblib.externals.loky.backend.context._cpu_count_cgroup", lambda _: quota)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    assert threads_of_a_rank() == threads
+    assert threads_per_rank() == threads

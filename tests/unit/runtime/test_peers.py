@@ -1,4 +1,4 @@
-"""Which errors say that a rank is lost or that memory is out, and which have to stay what they are."""
+"""Errors about lost ranks and lack of memory are translated; all others pass unchanged."""
 
 import os
 import socket
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dist_prune.errors import LocalRankError, UserError
-from dist_prune.runtime.memory import out_of_memory
-from dist_prune.runtime.peers import Peer, _first_here, translate_rank_failures
+from dist_prune.runtime.failures import out_of_memory, translate_rank_failures
+from dist_prune.runtime.peers import Peer, report_first_on_node
 
 CLOSED = "[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24513"
 LATE = "[.../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation to complete"
@@ -23,9 +23,9 @@ def meets(error: Exception, peers: list[Peer]) -> None:
 
 @pytest.fixture
 def dead():
-    """A process that has ended and that nobody has asked for its exit code yet, as a launcher's may be."""
+    """A zombie: a process that has ended and that its parent has not waited for, as a launcher may not."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    while Peer(1, socket.gethostname(), process.pid).trouble() is None:
+    while Peer(1, socket.gethostname(), process.pid).problem() is None:
         pass
     yield Peer(1, socket.gethostname(), process.pid)
     process.wait()
@@ -33,7 +33,7 @@ def dead():
 
 def test_a_closed_connection_names_the_rank_whose_process_is_gone(dead):
     with pytest.raises(
-        LocalRankError, match=rf"has lost rank 1 \(process {dead.pid} on .*\), which is gone; go on with"
+        LocalRankError, match=rf"has lost rank 1 \(process {dead.pid} on .*\), which is gone; continue with"
     ):
         meets(RuntimeError(CLOSED), [Peer.this(), dead])
 
@@ -49,10 +49,10 @@ FAR = [Peer(1, "far2", 7, "10.0.0.2"), Peer(2, "far1", 8, "10.0.0.1"), Peer(3, "
         ("10.9.9.9", "a rank on one of far1, far2 has closed"),
     ],
 )
-def test_of_ranks_on_other_machines_those_are_named_at_whose_address_the_connection_ended(address, named):
+def test_a_rank_on_another_machine_is_found_by_the_address_in_the_error(address, named):
     error = RuntimeError(CLOSED.replace("127.0.0.1", address))
     with pytest.raises(
-        LocalRankError, match=f"^{named} its connection: it has failed, or its node is gone; go on"
+        LocalRankError, match=f"^{named} its connection: it has failed, or its node is gone; continue"
     ):
         meets(error, [Peer.this(), *FAR])
 
@@ -65,19 +65,17 @@ def test_of_many_machines_some_are_named():
         meets(RuntimeError(CLOSED), [Peer.this(), *many])
 
 
-def test_a_rank_that_does_not_answer_is_told_with_the_time_that_it_had():
+def test_a_rank_that_does_not_answer_is_named_with_the_time_limit():
     with pytest.raises(
         LocalRankError, match=r"^rank 1 \(process .*\) has not answered for 6 s \(rank_timeout\): it "
     ):
         meets(RuntimeError(LATE), [Peer.this(), Peer(1, socket.gethostname(), os.getppid())])
 
 
-def test_one_rank_of_a_machine_speaks_in_each_run_though_numbers_of_processes_come_again(
-    monkeypatch, tmp_path
-):
+def test_one_rank_of_a_machine_reports_in_each_run_even_if_process_numbers_repeat(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    earlier, now = Peer(0, "far", 14, met=1), Peer(0, "far", 14, met=2)
-    assert [_first_here(earlier), _first_here(earlier), _first_here(now)] == [True, False, True]
+    earlier, now = Peer(0, "far", 14, started_ns=1), Peer(0, "far", 14, started_ns=2)
+    assert [report_first_on_node(peer) for peer in (earlier, earlier, now)] == [True, False, True]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError(CLOSED), UserError("yours")])
@@ -87,7 +85,7 @@ def test_other_errors_stay_what_they_are(error):
     assert met.value is error
 
 
-def test_memory_that_the_system_refuses_names_the_setting():
+def test_lack_of_memory_names_the_setting_to_lower():
     with (
         pytest.raises(LocalRankError, match="rank 0 is out of memory: lower train_micro_batch_size_per_gpu"),
         translate_rank_failures([Peer.this()], 6),
