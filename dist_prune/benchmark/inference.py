@@ -1,4 +1,4 @@
-"""The benchmark of inference: dense network, sliced network, and one of the sliced shape built by hand."""
+"""The benchmark of inference: the dense network, the sliced network, and a reference network of the sliced shape."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.benchmark.by_hand import by_hand
-from dist_prune.benchmark.stopwatch import Timing, joules_of, peak_memory, take_turns
+from dist_prune.benchmark.reference_network import reference_network
+from dist_prune.benchmark.stopwatch import Timing, joules_of, peak_memory, time_interleaved
 from dist_prune.errors import UserError
 from dist_prune.measure.energy import EnergyMeter, co2_grams
 from dist_prune.measure.macs import count_macs, count_parameters
@@ -21,7 +21,7 @@ from dist_prune.measure.sensors import find_sensors
 from dist_prune.models.build import Architecture
 from dist_prune.pruning.sliced_checkpoint import find_sliced, input_shape_of, load_sliced, read_sliced_config
 
-DENSE, SLICED, BY_HAND = "dense", "sliced", "built by hand"
+DENSE, SLICED, REFERENCE = "dense", "sliced", "reference"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def measure(
     input_shape: Sequence[int],
     options: Options,
 ) -> dict[str, Any]:
-    """Time ``sliced`` in turns with the dense network it is of and one built by hand, at each batch size.
+    """Time ``sliced`` interleaved with its dense network and its reference network, at each batch size.
 
     kept: its units by site name; input_shape: (C, H, W). Returns JSON data: the setting, each network's MACs and
     parameters, and for each batch size and network latency, throughput, gains, memory and energy; None: not
@@ -70,9 +70,9 @@ def measure(
     device = _device(options.device)
     networks: dict[str, nn.Module | None] = {DENSE: architecture.build().eval(), SLICED: sliced}
     sizes: dict[str, Any] = {name: _size(network, input_shape) for name, network in networks.items()}
-    hand = by_hand(architecture, kept)
-    fits = hand is not None and _size(hand, input_shape) == sizes[SLICED]
-    networks[BY_HAND], sizes[BY_HAND] = (hand, sizes[SLICED]) if fits else (None, None)
+    reference = reference_network(architecture, kept)
+    fits = reference is not None and _size(reference, input_shape) == sizes[SLICED]
+    networks[REFERENCE], sizes[REFERENCE] = (reference, sizes[SLICED]) if fits else (None, None)
     ready = {n: _prepared(network, device, options) for n, network in networks.items() if network is not None}
     meter = EnergyMeter(find_sensors(device), device)
     rows: list[dict[str, Any]] = []
@@ -124,7 +124,7 @@ def _measured_at(
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     images = torch.randn(batch, *input_shape, device=device).contiguous(memory_format=layout)
     runs = {name: _run(network, images, options.bf16) for name, network in networks.items()}
-    timings = take_turns(runs, device, options.seconds)
+    timings = time_interleaved(runs, device, options.seconds)
     joules = joules_of(runs, device, meter, options.seconds)
     # Compiled code makes its tensors unseen on the CPU.
     weighed = device.type == "cuda" or not options.compile
@@ -158,7 +158,7 @@ def _figures(timing: Timing | None, others: Mapping[str, Timing], batch: int) ->
         "images_per_second",
         "images_per_second_quartiles",
     )
-    gains = (("gain_over_dense", DENSE), ("gain_over_by_hand", BY_HAND))
+    gains = (("gain_over_dense", DENSE), ("gain_over_reference", REFERENCE))
     if timing is None:
         return dict.fromkeys([*keys, *(key for key, _ in gains)])
     low, high = timing.quartiles

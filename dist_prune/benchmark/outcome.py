@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table on the terminal, as JSON, and as a picture."""
+"""The results of a benchmark: a table for the terminal, JSON, and a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_prune.files import to_json, write_atomic
 from dist_prune.monitor import style
 from dist_prune.monitor.formatting import NOT_MEASURED, count, plain
 
-_COLOURS = {"dense": style.INK, "sliced": style.BLUE, "built by hand": style.AMBER}
+_COLOURS = {"dense": style.INK, "sliced": style.BLUE, "reference": style.AMBER}
 _HEADER = (
     "batch",
     "network",

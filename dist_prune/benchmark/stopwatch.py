@@ -1,4 +1,4 @@
-"""The stopwatch: several networks timed in turns, and the memory that a forward pass needs."""
+"""Time-interleaved measurement of several networks, and the peak memory of a forward pass."""
 
 from __future__ import annotations
 
@@ -41,13 +41,11 @@ class Timing:
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
-def take_turns(
+def time_interleaved(
     runs: Mapping[str, Callable[[], object]], device: torch.device, seconds: float
 ) -> dict[str, Timing]:
-    """Time ``runs`` in turns for about ``seconds`` in all, after a warm-up; every round has another order.
-
-    A machine whose speed drifts then slows all of them alike.
-    """
+    """Time ``runs`` round by round for about ``seconds`` in all, after a warm-up; every round has another order."""
+    # A machine whose speed drifts slows all networks of a round alike.
     clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     for _ in range(WARM_UP):
         for run in runs.values():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dist_prune.errors import RunError, UserError, nearest
 from dist_prune.export.formats import FORMATS, Format, record
-from dist_prune.pruning.fold import fold, foldable_norms
+from dist_prune.pruning.batch_norm_folding import fold_batch_norms, foldable_norms
 from dist_prune.pruning.sliced_checkpoint import (
     find_sliced,
     input_shape_of,
@@ -57,7 +57,7 @@ def export_sliced(
     with torch.no_grad():
         expected = [model(images[:size]) for size in BATCHES]
         folded = foldable_norms(record(model, images[:RECORDED_AT]), model) if fold_bn else {}
-        fold(model, folded)
+        fold_batch_norms(model, folded)
         model = model.half() if half else model
         with _beside(target) as draft:
             _write(chosen, model, images[:RECORDED_AT], config, draft)

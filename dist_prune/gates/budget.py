@@ -22,7 +22,7 @@ from dist_prune.gates.bids import Memory, margins
 from dist_prune.gates.insertion import gating_modules, shape_gates, sites, strip_gates
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.selection import Selection, protected_groups
-from dist_prune.measure.macs import Costs, unit_costs
+from dist_prune.pruning.costs import Costs, unit_costs
 
 # What ``shape_gates`` gives gates under a budget. All importance scores begin at 0, where weight decay leaves them;
 # a gate that is pushed does not push the network whose maps it reads; and what holds for all samples is learned before

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_prune.errors import UserError
-from dist_prune.measure.macs import Costs
+from dist_prune.pruning.costs import Costs
 
 TOLERANCE = 0.01  # of the dense MACs, around the target
 

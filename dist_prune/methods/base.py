@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from dist_prune.config import OptimizerConfig, RunConfig
 from dist_prune.gates.insertion import find_sites
 from dist_prune.gates.means import GateMeans
-from dist_prune.measure.macs import Costs, unit_costs
 from dist_prune.models.build import build_model
 from dist_prune.pruning.collapse import TensorSlice
+from dist_prune.pruning.costs import Costs, unit_costs
 from dist_prune.pruning.layer_sites import layer_sites
 from dist_prune.pruning.mask import UnitMask
 

@@ -15,10 +15,10 @@ from typing import Any
 from dist_prune.config import RunConfig
 from dist_prune.errors import UserError
 from dist_prune.gates.insertion import find_sites
-from dist_prune.measure.macs import Costs, unit_costs
 from dist_prune.methods.base import Method, Phase, Task
 from dist_prune.models.build import architecture_of
 from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.costs import Costs, unit_costs
 from dist_prune.pruning.mask import UnitMask
 
 _WIDTHS = {"cifar_resnet": ("width", 16.0), "torchvision/mobilenet_v2": ("width_mult", 1.0)}

@@ -1,8 +1,8 @@
-"""Channel sites: feature maps of known families that can be left out, each of them one unit.
+"""Channel sites: feature maps of known families that can be pruned, each of them one unit.
 
-``between``: maps between two layers of a block, in every family. ``before`` and ``after``: what the branch of
-a residual block reads from, and adds to, the maps that flow past it (Figure 3 of arXiv 2302.10798). A further
-family is one more function.
+``between``: maps between two layers of a block, in every family. ``before`` and ``after``: the maps that the branch
+of a residual block reads from, and adds to, its shortcut (Figure 3 of arXiv 2302.10798). A further family is one
+more function.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POSITIONS = ("before", "between", "after")
 
 
 def channel_sites(plain: nn.Module, position: str = "between") -> tuple[Site, ...]:
-    """All channel sites of a plain network at one position, in its order; empty where there are none.
+    """Return all channel sites of a plain network at one position, in its order; empty where there are none.
 
     Grouped convolutions and norms other than batch norm do not work channel by channel: no site touches them.
     """
@@ -36,15 +36,16 @@ def channel_sites(plain: nn.Module, position: str = "between") -> tuple[Site, ..
             sites += list(_residual(name, module, position))
         elif position == "between" and (family := _FAMILIES.get(type(module))):
             sites += list(family(name, module))
-    named = [site for site in sites if not site.name.startswith(".")]  # a block alone could not be replaced
-    return tuple(site for site in named if all(_can_be_cut(plain, cut) for cut in site.cuts))
+    # The root of a network has no parent in which it could be replaced by what remains of it.
+    named = [site for site in sites if not site.name.startswith(".")]
+    return tuple(site for site in named if all(_can_be_sliced(plain, piece) for piece in site.slices))
 
 
-def _can_be_cut(plain: nn.Module, cut: ChannelSlice) -> bool:
-    module = plain.get_submodule(cut.module)
+def _can_be_sliced(plain: nn.Module, piece: ChannelSlice) -> bool:
+    module = plain.get_submodule(piece.module)
     if isinstance(module, nn.Conv2d):
-        return module.groups == (module.in_channels if cut.dim == "channels" else 1)
-    return bool(cut.size) or isinstance(module, nn.Linear | nn.modules.batchnorm._BatchNorm)
+        return module.groups == (module.in_channels if piece.dim == "channels" else 1)
+    return bool(piece.size) or isinstance(module, nn.Linear | nn.modules.batchnorm._BatchNorm)
 
 
 def _residual(name: str, block: Any, position: str) -> Iterator[Site]:
@@ -53,6 +54,7 @@ def _residual(name: str, block: Any, position: str) -> Iterator[Site]:
     plain_convs = all(
         isinstance(getattr(block, c), nn.Conv2d) and getattr(block, c).groups == 1 for c in convs
     )
+    # Attention, anti-aliasing and dropout between the layers would also have to be sliced, or see pruned maps.
     timm_extras = [getattr(block, extra, None) for extra in ("se", "aa", "drop_block", "drop_path")]
     if not plain_convs or any(not isinstance(extra, nn.Identity | None) for extra in timm_extras):
         return
@@ -62,9 +64,9 @@ def _residual(name: str, block: Any, position: str) -> Iterator[Site]:
     stage, last = name.rpartition(".")[0], len(convs)
 
     def site(
-        label: str, units: int, gate_at: str, cuts: list[tuple[str, str]], gone: tuple[str, ...]
+        label: str, units: int, gate_at: str, slices: list[tuple[str, str]], gone: tuple[str, ...]
     ) -> Site:
-        where = tuple(ChannelSlice(f"{name}.{module}", dim) for module, dim in cuts)
+        where = tuple(ChannelSlice(f"{name}.{module}", dim) for module, dim in slices)
         at, behind = f"{name}.{gate_at}", position == "after"
         return Site(f"{name}.{label}", "channel", units, stage, position, name, at, behind, where, gone)
 
@@ -73,13 +75,13 @@ def _residual(name: str, block: Any, position: str) -> Iterator[Site]:
         gone = (f"{name}.conv1", f"{name}.bn1")
         yield site("before", block.conv1.in_channels, "conv1", [("conv1", "in")], gone)
     elif position == "after":
-        cuts = [(f"conv{last}", "out"), (f"bn{last}", "channels")]
-        yield site("after", getattr(block, f"conv{last}").out_channels, f"bn{last}", cuts, branch)
+        slices = [(f"conv{last}", "out"), (f"bn{last}", "channels")]
+        yield site("after", getattr(block, f"conv{last}").out_channels, f"bn{last}", slices, branch)
     else:
         for i in range(1, last):
-            cuts = [(f"conv{i}", "out"), (f"bn{i}", "channels"), (f"conv{i + 1}", "in")]
+            slices = [(f"conv{i}", "out"), (f"bn{i}", "channels"), (f"conv{i + 1}", "in")]
             label = "between" if last == 2 else f"between{i}"
-            yield site(label, getattr(block, f"conv{i}").out_channels, f"conv{i + 1}", cuts, branch)
+            yield site(label, getattr(block, f"conv{i}").out_channels, f"conv{i + 1}", slices, branch)
 
 
 def _vgg(name: str, model: Any) -> Iterator[Site]:
@@ -89,27 +91,30 @@ def _vgg(name: str, model: Any) -> Iterator[Site]:
     for i, following in zip(convs, [*convs[1:], None], strict=True):
         norm = isinstance(model.features[i + 1], nn.BatchNorm2d)
         units = model.features[i].out_channels
-        cuts = [ChannelSlice(f"{prefix}features.{i}", "out")]
-        cuts += [ChannelSlice(f"{prefix}features.{i + 1}", "channels")] if norm else []
+        slices = [ChannelSlice(f"{prefix}features.{i}", "out")]
+        slices += [ChannelSlice(f"{prefix}features.{i + 1}", "channels")] if norm else []
         if following is None:
+            # The classifier reads flattened maps: a channel is as many adjacent inputs as it has pixels.
             pixels = model.classifier[0].in_features // units
-            cuts += [ChannelSlice(f"{prefix}avgpool", "channels", size=units)]
-            cuts += [ChannelSlice(f"{prefix}classifier.0", "in", width=pixels)]
+            slices += [ChannelSlice(f"{prefix}avgpool", "channels", size=units)]
+            slices += [ChannelSlice(f"{prefix}classifier.0", "in", width=pixels)]
         else:
-            cuts += [ChannelSlice(f"{prefix}features.{following}", "in")]
+            slices += [ChannelSlice(f"{prefix}features.{following}", "in")]
         at = f"{prefix}features.{i + 1 + norm}"
-        yield _inner(f"{prefix}features.{i}", f"{prefix}features", units, at, cuts)
+        yield _inner(f"{prefix}features.{i}", f"{prefix}features", units, at, slices)
 
 
 def _inverted_residual(name: str, block: Any) -> Iterator[Site]:
     """MobileNetV2: the expanded channels, which a depthwise convolution passes on one by one."""
-    if len(block.conv) != 4:  # the first block does not expand
+    # The first block does not expand: it has no maps between its layers but those of the depthwise convolution.
+    if len(block.conv) != 4:
         return
-    cuts = [ChannelSlice(f"{name}.conv.0.0", "out"), ChannelSlice(f"{name}.conv.0.1", "channels")]
-    cuts += [ChannelSlice(f"{name}.conv.1.0", "channels"), ChannelSlice(f"{name}.conv.1.1", "channels")]
-    cuts += [ChannelSlice(f"{name}.conv.2", "in")]
+    slices = [ChannelSlice(f"{name}.conv.0.0", "out"), ChannelSlice(f"{name}.conv.0.1", "channels")]
+    slices += [ChannelSlice(f"{name}.conv.1.0", "channels"), ChannelSlice(f"{name}.conv.1.1", "channels")]
+    slices += [ChannelSlice(f"{name}.conv.2", "in")]
     units, stage = block.conv[2].in_channels, name.rpartition(".")[0]
-    site = _inner(f"{name}.between", stage, units, f"{name}.conv.1", cuts)
+    site = _inner(f"{name}.between", stage, units, f"{name}.conv.1", slices)
+    # Without a shortcut an empty site would leave no path through the network.
     if not block.use_res_connect:
         yield site
         return
@@ -129,21 +134,22 @@ def _densenet(name: str, model: DenseNet) -> Iterator[Site]:
         offset = next(iter(layers.values())).norm1.num_features
         tail = "norm5" if number == len(blocks) - 1 else f"transition{number + 1}"
         for position, layer in enumerate(layers.values()):
+            # Every later layer of the block and the transition behind it read these maps from a concatenation.
             readers = [(f"{later}.norm1", f"{later}.conv1") for later in names[position + 1 :]]
             if tail == "norm5":
                 readers.append((f"{prefix}features.norm5", f"{prefix}classifier"))
             else:
                 readers.append((f"{prefix}features.{tail}.norm", f"{prefix}features.{tail}.conv"))
-            cuts = [ChannelSlice(f"{names[position]}.conv2", "out")]
+            slices = [ChannelSlice(f"{names[position]}.conv2", "out")]
             for norm, consumer in readers:
-                cuts += [ChannelSlice(norm, "channels", offset), ChannelSlice(consumer, "in", offset)]
+                slices += [ChannelSlice(norm, "channels", offset), ChannelSlice(consumer, "in", offset)]
             if tail == "norm5":  # pooled by the network itself
-                cuts.append(ChannelSlice(name, "channels", offset, size=model.classifier.in_features))
+                slices.append(ChannelSlice(name, "channels", offset, size=model.classifier.in_features))
             units, at = layer.conv2.out_channels, f"{names[position]}.conv2"
             yield Site(
                 names[position], "channel", units, f"{prefix}features.{child}", "between",
-                block=names[position], gate_at=at, behind=True, cuts=tuple(cuts), branch=(names[position],),
-                folds=tuple(AbsorbedConstant(norm, consumer) for norm, consumer in readers),
+                block=names[position], gate_at=at, behind=True, slices=tuple(slices), branch=(names[position],),
+                absorbed=tuple(AbsorbedConstant(norm, consumer) for norm, consumer in readers),
             )  # fmt: skip
             offset += units
 
@@ -155,15 +161,15 @@ def _chains(*chains: tuple[str, ...]) -> Callable[[str, nn.Module], Iterator[Sit
         for chain in chains:
             for producer, readers in itertools.pairwise(chain):
                 at = f"{name}.{producer}"
-                cuts = [ChannelSlice(f"{at}.conv", "out"), ChannelSlice(f"{at}.bn", "channels")]
-                cuts += [ChannelSlice(f"{name}.{reader}.conv", "in") for reader in readers.split("|")]
+                slices = [ChannelSlice(f"{at}.conv", "out"), ChannelSlice(f"{at}.bn", "channels")]
+                slices += [ChannelSlice(f"{name}.{reader}.conv", "in") for reader in readers.split("|")]
                 units = block.get_submodule(f"{producer}.conv").out_channels
-                yield _inner(at, name, units, at, cuts)  # type: ignore[arg-type]
+                yield _inner(at, name, units, at, slices)  # type: ignore[arg-type]
 
     return sites
 
 
-def _inner(name: str, stage: str, units: int, behind: str, cuts: list[ChannelSlice]) -> Site:
+def _inner(name: str, stage: str, units: int, behind: str, slices: list[ChannelSlice]) -> Site:
     return Site(
         name,
         "channel",
@@ -172,7 +178,7 @@ def _inner(name: str, stage: str, units: int, behind: str, cuts: list[ChannelSli
         "between",
         gate_at=behind,
         behind=True,
-        cuts=tuple(cuts),
+        slices=tuple(slices),
         may_be_empty=False,
     )
 

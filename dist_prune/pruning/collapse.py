@@ -1,7 +1,7 @@
 """Slices of plain networks, and where each of their tensors comes from.
 
 One mechanism serves the end of training, loading a sliced checkpoint and the transitions between phases:
-``slicing.remove_units`` takes units out of a *plain* network and says what was taken from where.
+``slicing.remove_units`` removes units from a *plain* network and returns the origin of every narrowed tensor.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from dist_prune.pruning.slicing import remove_units, take
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """Where a tensor of a smaller network comes from: its old name and, per dimension, the indices that stay."""
+    """The origin of a tensor of a smaller network: its old name and, per dimension, the indices that stay."""
 
     name: str
     indices: tuple[Tensor | None, ...] = ()
 
     def take(self, old: Tensor) -> Tensor:
-        """The part of ``old`` that is inherited."""
+        """Return the part of ``old`` that is inherited."""
         return take(old, self.indices)
 
 
 def slice_network(
     model: nn.Module, kept: Mapping[str, Sequence[int]]
 ) -> tuple[nn.Module, dict[str, TensorSlice]]:
-    """A copy of a plain network with only the units ``kept``.
+    """Return a copy of a plain network with only the units ``kept``, and the origin of each of its tensors.
 
-    Also returns, for each tensor of the small network that comes from ``model``, its origin there: by it a
-    training run carries optimizer state over. (Constants that closed units left behind have none.)
+    A training run carries optimizer state over by these origins. Constants that replace closed units have none.
     """
     small = copy.deepcopy(model)
     architecture = architecture_of(model)
     if architecture is not None:
         remember(small, architecture)
-    tensors = _named_tensors(small)  # held, so that no new tensor comes to lie where one of them was
+    # The list keeps old tensors alive: an id is unique only among living objects.
+    tensors = _named_tensors(small)
     before = {id(tensor): name for name, tensor in tensors}
     narrowed = remove_units(small, kept)
     origins = {key: TensorSlice(name) for key, name in before.items()}

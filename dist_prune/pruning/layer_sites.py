@@ -1,7 +1,7 @@
 """Layer sites: the residual branches of known families, each of them one unit.
 
-ResNet blocks are seen through their ``ResidualForm``. In other families a branch is one child of its block,
-whose output is added to what flows past it: a gate at that child opens and closes the branch.
+ResNet blocks are described by their ``ResidualForm``. In other families a branch is one child of its block, whose
+output is added to the shortcut: a gate at that child opens and closes the branch.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from dist_prune.pruning.sites import Site
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch of a block: the child whose output the gate multiplies, and all children that only it needs."""
+    """A branch of a block: the child whose output the gate multiplies, and all children that only the branch uses."""
 
     child: str
     needs: tuple[str, ...]
 
 
 def branches(block: nn.Module) -> tuple[Branch, ...]:
-    """The branches of a block of a known family, beside ResNets; empty for any other module."""
+    """Return the branches of a block of a known family other than ResNets; empty for any other module."""
+    # Blocks without a shortcut have no branch: closing one would leave no path.
     if isinstance(block, InvertedResidual) and block.use_res_connect:
         return (Branch("conv", ("conv",)),)
     if isinstance(block, CNBlock):
         return (Branch("block", ("block",)),)
+    # Each branch takes its norm along: nothing else reads it. (torchvision's dropout follows attention only.)
     if isinstance(block, EncoderBlock):
         attention = Branch("self_attention", ("ln_1", "self_attention", "dropout"))
         return (attention, Branch("mlp", ("ln_2", "mlp")))
@@ -40,7 +42,7 @@ def branches(block: nn.Module) -> tuple[Branch, ...]:
 
 
 def layer_sites(plain: nn.Module) -> tuple[Site, ...]:
-    """All layer sites of a plain network, in its order."""
+    """Return all layer sites of a plain network, in its order."""
     return tuple(site for name, block in open_to_sites(plain) for site in _sites_of(name, block))
 
 

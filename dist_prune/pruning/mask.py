@@ -1,4 +1,4 @@
-"""The consensus mask: which units stay, decided once for all inputs by the gates' means over a data set."""
+"""Unit masks: the units of every site that stay, the same for all inputs, and the vote that decides them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ DECIDED = 0.99  # a unit counts as decided when at least this share of samples a
 class SiteMask:
     """The decision at one site.
 
-    mean_activation: mean over units, in [0, 1]; kept: indices of the units that stay; agreement: share of
-    (sample, unit) decisions that equal the mask; r_polar: mean over units of g (1 - g), the site's part of
-    equation 9; undecided: number of units that less than ``DECIDED`` of the samples vote alike on; flipped: number
-    of units that stay against the gates' vote; histogram: number of units by mean activation, in ``BINS`` equal
-    bins of [0, 1].
+    mean_activation: mean over units, in [0, 1].
+    kept: indices of the units that stay.
+    agreement: share of (sample, unit) decisions that equal the mask.
+    r_polar: mean over units of g (1 - g), the site's part of equation 9.
+    undecided: number of units on which less than ``DECIDED`` of the samples agree.
+    flipped: number of units that stay against the gates' vote.
+    histogram: number of units by mean activation, in ``BINS`` equal bins of [0, 1].
     """
 
     name: str
@@ -101,7 +103,7 @@ class UnitMask:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> UnitMask:
-        """The mask that ``as_dict`` gave; raises UserError for anything else."""
+        """Return the mask that ``as_dict`` described; raises UserError for anything else."""
         try:
             return UnitMask(_SITES.validate_python(data["sites"]))
         except ValidationError as error:
@@ -112,11 +114,12 @@ class UnitMask:
 
     @staticmethod
     def of(kept: Mapping[str, Sequence[int]], model_sites: Sequence[Site]) -> UnitMask:
-        """A mask given by hand: kept unit indices by site name, every site named.
+        """Build a mask from kept unit indices by site name; every site must be named.
 
-        Raises UserError for missing or unknown sites, indices out of range, and for a site that has no other
-        path but is to be emptied.
+        Raises:
+            UserError: for missing or unknown sites, indices out of range, and an empty site without a shortcut.
         """
+        # A site left out would silently stay whole, and a misspelled one would do nothing.
         names = [site.name for site in model_sites]
         if set(names) != set(kept):
             odd = sorted(set(names) ^ set(kept))[0]
@@ -137,16 +140,20 @@ def _given(site: Site, kept: tuple[int, ...]) -> SiteMask:
 
 
 def vote(means: Tensor, model_sites: Sequence[Site], round_to: int = 1) -> UnitMask:
-    """The mask of mean activations (all units,): a unit stays where its mean exceeds 0.5.
+    """Return the mask of mean activations: a unit stays where its mean exceeds 0.5.
 
-    A site without a shortcut keeps its most active unit when all fall below: no network loses its last path. Of each
-    channel site, closed units come back, the most active first, until their number is a multiple of ``round_to`` or
-    all are there; a site that is closed as a whole stays so.
+    Args:
+        means: of the units of all sites in their order, (all units,), in [0, 1].
+        model_sites: the sites.
+        round_to: closed units of a channel site are restored, the most active first, until the number of open ones is
+            a multiple of this; a site that is closed as a whole stays closed.
     """
     decided = []
+    # float64: means of many samples lie close to the threshold, and every rank must decide alike.
     parts = means.detach().double().cpu().split([site.units for site in model_sites])
     for site, part in zip(model_sites, parts, strict=True):
         voted = part > THRESHOLD
+        # A site without a shortcut keeps its most active unit: no network loses its last path.
         stays = _rounded_up(
             part, voted, 1 if site.kind == "layer" else round_to, at_least=not site.may_be_empty
         )
@@ -169,9 +176,10 @@ def vote(means: Tensor, model_sites: Sequence[Site], round_to: int = 1) -> UnitM
 
 
 def _rounded_up(means: Tensor, stays: Tensor, multiple: int, at_least: int) -> Tensor:
-    """``stays`` (units,) with the most active closed units added, up to a multiple of ``multiple`` and ``at_least``."""
+    """Add the most active closed units to ``stays`` (units,), up to a multiple of ``multiple`` and ``at_least``."""
     count = max(int(stays.sum()), at_least)
     more = min(len(means), -(-count // multiple) * multiple) - int(stays.sum())
+    # Stable: units of equal means are restored in the same order on every machine.
     most_active = means.masked_fill(stays, -1).argsort(descending=True, stable=True)
     return stays.index_fill(0, most_active[:more], True)
 

@@ -1,4 +1,4 @@
-"""Closing: what takes the place of a block, or of a part of it, when all units of a site are gone."""
+"""Replace blocks, or parts of them, that have lost all units of a site."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def replace_closed_blocks(
 
 
 def _is_dense_layer(site: Site) -> bool:
-    """DenseNet: its new maps are joined to those before them, so without any the layer is simply not there."""
+    """DenseNet concatenates new maps to older ones: a layer without any is removed without a replacement."""
     return site.branch == (site.block,)
 
 
 def _is_first(name: str, blocks: Collection[str]) -> bool:
-    """Whether no residual block stands, or stood, directly before this one in the same sequence."""
+    """Tell whether no residual block stands, or stood, directly before this one in the same sequence."""
     parent, _, position = name.rpartition(".")
     before = f"{parent}.{int(position) - 1}" if position.isdigit() else None
     return before is None or not any(f"{name}.".startswith(f"{before}.") for name in blocks)
@@ -70,6 +70,7 @@ def _rest_of(
     # A closed layer, or an output without open channels, adds zero: no constant is left of such a branch.
     if all(site.position in ("before", "between") for site in closed):
         constant = _constant_branch(block, [site for site in closed if site.position == "between"])
+        # The narrowed branch yields its open outputs only; the shortcut has all channels.
         for site, units in kept.items():
             if site.position == "after":
                 constant = constant.new_zeros(site.units).index_copy(
@@ -81,10 +82,10 @@ def _rest_of(
 
 
 def _shortcut_only(block: nn.Module, constant: Tensor | None, keeps_activation: bool) -> nn.Module:
-    """act(shortcut(x) + constant): what remains of a residual block whose branch reads nothing any more.
+    """Return act(shortcut(x) + constant): a residual block whose branch does not depend on x any more.
 
     A ReLU behind an unchanged shortcut repeats the ReLU that ended the block before: relu(relu(x)) = relu(x),
-    so it is left out there and the block costs nothing.
+    so it is dropped there and the block costs nothing.
     """
     form = residual_form(block)
     assert form is not None
@@ -99,10 +100,11 @@ def _shortcut_only(block: nn.Module, constant: Tensor | None, keeps_activation: 
 
 @torch.no_grad()
 def _constant_branch(block: Any, sites: Sequence[Site]) -> Tensor:
-    """What a branch adds to each channel (C,) when the maps at ``sites`` are zero: the same at every pixel."""
+    """Return what a branch adds to each channel (C,) when the maps at ``sites`` are zero: the same at every pixel."""
+    # Zero weights in the reader stand for zero maps in front of it; the rest of the branch then computes the constant.
     silent = copy.deepcopy(block).eval()
     for site in sites:
-        reader = next(cut.module for cut in site.cuts if cut.dim == "in")
+        reader = next(piece.module for piece in site.slices if piece.dim == "in")
         silent.get_submodule(reader.removeprefix(f"{site.block}.")).weight.zero_()
     weight = next(m.weight for m in silent.modules() if isinstance(m, nn.Conv2d))
     nothing = weight.new_zeros(1, weight.shape[1], 8, 8)
@@ -112,10 +114,9 @@ def _constant_branch(block: Any, sites: Sequence[Site]) -> Tensor:
 
 @torch.no_grad()
 def _read_nothing(block: Any) -> None:
-    """The first convolution has no channel left to read: its norm sends a constant on."""
+    """Replace a first convolution that has no channel left to read by the constant that its norm makes."""
     nothing = block.conv1.weight.new_zeros(1, block.conv1.out_channels, 1, 1)
-    constant = (
-        copy.deepcopy(block.bn1).eval()(nothing)[0, :, 0, 0].clone()
-    )  # the activation follows in the block
+    # Without the activation, which still follows in the block.
+    constant = copy.deepcopy(block.bn1).eval()(nothing)[0, :, 0, 0].clone()
     stride = block.conv1.stride[0]
     block.conv1, block.bn1 = ConstantMap(constant, stride), nn.Identity()

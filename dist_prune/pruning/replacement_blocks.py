@@ -1,4 +1,4 @@
-"""What remains of a block when units of it are gone: small plain modules of sliced networks."""
+"""Plain modules that replace blocks, or parts of blocks, in sliced networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dist_prune.pruning.residual import residual_form
 
 
 class Shift(nn.Module):
-    """x + shift, per channel: what a branch adds whose channels are all closed."""
+    """x + shift, per channel: the output of a branch whose channels are all closed."""
 
     def __init__(self, shift: Tensor) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Shift(nn.Module):
 
 
 class ConstantMap(nn.Module):
-    """The same value at every pixel of a channel: a convolution that has nothing to read, with what follows."""
+    """The same value at every pixel of a channel: a convolution without inputs, and the norm behind it."""
 
     def __init__(self, values: Tensor, stride: int) -> None:
         super().__init__()
@@ -36,11 +36,12 @@ class ConstantMap(nn.Module):
         """(B, C_in, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
         height, width = (-(-size // self.stride) for size in x.shape[2:])
         values = self.values.view(1, -1, 1, 1).expand(len(x), -1, height, width)
-        return values.clone()  # an activation behind it may work in place
+        # An activation behind it may work in place, which an expanded view forbids.
+        return values.clone()
 
 
 class SelectChannels(nn.Module):
-    """The channels that a branch reads; a view where they lie side by side."""
+    """The channels that a branch reads; a view where they are adjacent."""
 
     index: Tensor
 
@@ -52,6 +53,7 @@ class SelectChannels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, selected channels, H, W)."""
+        # A view is free; index_select copies the maps.
         if self.side_by_side:
             return x.narrow(1, self.first, self.count)
         return x.index_select(1, self.index)
@@ -77,6 +79,7 @@ class AddToChannels(nn.Module):
         assert form is not None
         shortcut = form.shortcut_of(self.block)
         kept = x if shortcut is None else shortcut(x)
+        # Under autocast the branch computes in half precision and the shortcut may not.
         added = kept.index_add(1, self.index, form.branch(self.block, x).to(kept.dtype))
         return form.activation_of(self.block)(added)
 
@@ -111,10 +114,8 @@ class MlpOnly(nn.Module):
 
 
 def open_to_sites(plain: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules with their qualified names, but those that a slicing has put into another module.
-
-    (They no longer have the names by which the dense network, and so the sliced checkpoint, knows them.)
-    """
+    """Yield all modules with their qualified names, except those that an earlier slicing has wrapped."""
+    # Wrapped modules have lost the names of the dense network, by which a sliced checkpoint describes them.
     inside = [f"{name}." for name, module in plain.named_modules() if isinstance(module, AddToChannels)]
     for name, module in plain.named_modules():
         if not name.startswith(tuple(inside)):
@@ -122,10 +123,8 @@ def open_to_sites(plain: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def own_activation(block: nn.Module) -> nn.Module:
-    """A copy of a residual block's last activation that leaves its input as it is.
-
-    Its input may be a tensor that the block before still needs for its backward pass.
-    """
+    """Return a copy of a residual block's last activation that leaves its input unchanged."""
+    # Without a branch its input may be the output of the previous block, which backward still needs.
     form = residual_form(block)
     assert form is not None
     activation = copy.deepcopy(form.activation_of(block))

@@ -1,6 +1,6 @@
-"""Residual blocks of known families, seen as act(shortcut(x) + F(x)) without editing their code.
+"""Residual blocks of known families, described as act(shortcut(x) + F(x)) without editing their code.
 
-A form says how to compute F from a block's own children, which child is its shortcut and which its last
+A form computes F from a block's own children and names the child that is its shortcut and the one that is its last
 activation. A further family is one more entry of ``_forms``.
 """
 
@@ -19,10 +19,11 @@ from dist_prune.models import cifar_resnet
 
 @dataclass(frozen=True)
 class ResidualForm:
-    """How the blocks of one family compute act(shortcut(x) + F(x)).
+    """The parts of act(shortcut(x) + F(x)) in the blocks of one family.
 
-    branch: (block, x) -> F(x); shortcut: the name of the child that transforms the shortcut (None in blocks
-    that keep x); activation: the name of the child that is applied to the sum.
+    branch: (block, x) -> F(x).
+    activation: name of the child that is applied to the sum.
+    shortcut: name of the child that transforms the shortcut; it is None in blocks that keep x.
     """
 
     branch: Callable[[nn.Module, Tensor], Tensor]
@@ -30,15 +31,15 @@ class ResidualForm:
     shortcut: str = "downsample"
 
     def shortcut_of(self, block: nn.Module) -> nn.Module | None:
-        """The module that transforms the shortcut, or None where x passes unchanged."""
+        """Return the module that transforms the shortcut, or None where x passes unchanged."""
         return getattr(block, self.shortcut)
 
     def activation_of(self, block: nn.Module) -> nn.Module:
-        """The module that is applied to the sum."""
+        """Return the module that is applied to the sum."""
         return getattr(block, self.activation)
 
     def branch_modules(self, block: nn.Module) -> list[str]:
-        """Names of the children that only F uses (and, where it is shared, its activation)."""
+        """Return the names of the children that only F uses (and, where it is shared, its activation)."""
         return [name for name, _ in block.named_children() if name != self.shortcut]
 
 
@@ -75,18 +76,19 @@ def _forms() -> dict[type[nn.Module], ResidualForm]:
         resnet.BasicBlock: ResidualForm(_basic, "relu"),
         resnet.Bottleneck: ResidualForm(_bottleneck, "relu"),
     }
-    if timm_resnet := sys.modules.get("timm.models.resnet"):  # a timm model cannot exist without it
+    # timm is optional and slow to import. Where a timm model exists, its module is loaded.
+    if timm_resnet := sys.modules.get("timm.models.resnet"):
         forms[timm_resnet.BasicBlock] = ResidualForm(_timm_basic, "act2")
         forms[timm_resnet.Bottleneck] = ResidualForm(_timm_bottleneck, "act3")
     return forms
 
 
 def residual_form(module: nn.Module) -> ResidualForm | None:
-    """The form of a residual block, or None for any other module.
+    """Return the form of a residual block, or None for any other module.
 
-    A subclass counts as long as it keeps its family's forward; one with a forward of its own may compute
-    something else and is left alone.
+    A subclass counts as long as it keeps its family's forward.
     """
+    # A forward of its own may compute something else than the form: such a block is no site.
     for family, form in _forms().items():
         if isinstance(module, family) and type(module).forward is family.forward:
             return form
@@ -94,5 +96,5 @@ def residual_form(module: nn.Module) -> ResidualForm | None:
 
 
 def residual_blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """All residual blocks of known families by qualified name, in the order of the network."""
+    """Return all residual blocks of known families by qualified name, in the order of the network."""
     return {name: module for name, module in model.named_modules() if residual_form(module) is not None}

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChannelSlice:
-    """Where a site's units lie in one module.
+    """The entries of one module that a site's units occupy.
 
-    module: qualified name in the plain network (``""``: the network's own operations); dim: ``out`` or ``in``
-    of a convolution or linear layer, ``channels`` of what works channel by channel (norm, depthwise
-    convolution, pooling); offset: position of the first unit; width: entries a unit takes (pixels of a
-    flattened map in front of a linear layer); size: of what has no tensors to tell it (pooling), the number
-    of all its entries.
+    module: qualified name in the plain network; ``""`` for the network's own operations.
+    dim: ``out`` or ``in`` of a convolution or linear layer; ``channels`` of what works channel by channel (norm,
+        depthwise convolution, pooling).
+    offset: position of the first unit.
+    width: entries of one unit: pixels of a flattened map in front of a linear layer, else 1.
+    size: number of all entries, where no tensor has it (pooling).
     """
 
     module: str
@@ -27,14 +28,14 @@ class ChannelSlice:
     size: int = 0
 
     def entries(self, unit: int) -> range:
-        """The indices that a unit occupies."""
+        """Return the indices that a unit occupies."""
         start = self.offset + unit * self.width
         return range(start, start + self.width)
 
 
 @dataclass(frozen=True)
 class AbsorbedConstant:
-    """A norm that turns closed units (zeros) into constants, and the layer behind it that takes them up."""
+    """A norm that turns closed units (zeros) into constants, and the layer behind it whose bias absorbs them."""
 
     norm: str
     consumer: str
@@ -42,17 +43,20 @@ class AbsorbedConstant:
 
 @dataclass(frozen=True)
 class Site:
-    """One place that a gate controls.
+    """One place where units can be switched off.
 
-    name: for layer sites the block, or the branch of it that the gate stands at; for channel sites the block
-    or layer with the position, for example ``layer1.0.between``;
-    kind: ``layer`` (a residual branch, one unit) or ``channel`` (feature maps, one unit each);
-    units: number of units that open and close on their own; stage: the part of the network it belongs to;
-    position: of channel sites, ``before``, ``between`` or ``after`` (Figure 3 of arXiv 2302.10798);
-    block: the residual block it lies in, if it does: what is replaced when all units are closed;
-    gate_at, behind: the module in front of which (or behind which) the gate stands;
-    cuts: what goes with a closed unit; branch: modules that go when every unit is closed; folds: constants
-    that closed units leave behind; may_be_empty: whether a path remains when every unit is closed.
+    name: for layer sites the block, or its gated branch; for channel sites the block or layer with the position,
+        for example ``layer1.0.between``.
+    kind: ``layer`` (a residual branch, one unit) or ``channel`` (feature maps, one unit each).
+    units: number of units that open and close independently.
+    stage: the part of the network that the site belongs to.
+    position: of channel sites, ``before``, ``between`` or ``after`` (Figure 3 of arXiv 2302.10798).
+    block: the residual block around the site, which is replaced when all units are closed.
+    gate_at: the module at which a gate is inserted, in front of it or ``behind`` it.
+    slices: entries of modules that are removed with a closed unit.
+    branch: modules that are removed when every unit is closed.
+    absorbed: constants that closed units turn into.
+    may_be_empty: true where a path remains when every unit is closed.
     """
 
     name: str
@@ -63,7 +67,7 @@ class Site:
     block: str = ""
     gate_at: str = ""
     behind: bool = False
-    cuts: tuple[ChannelSlice, ...] = ()
+    slices: tuple[ChannelSlice, ...] = ()
     branch: tuple[str, ...] = ()
-    folds: tuple[AbsorbedConstant, ...] = ()
+    absorbed: tuple[AbsorbedConstant, ...] = ()
     may_be_empty: bool = True

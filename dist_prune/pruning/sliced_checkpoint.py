@@ -21,7 +21,7 @@ from torch import nn
 from dist_prune.errors import UserError, first_problem
 from dist_prune.files import save_tensors, write_atomic
 from dist_prune.models.build import Architecture, architecture_of
-from dist_prune.pruning.fold import fold
+from dist_prune.pruning.batch_norm_folding import fold_batch_norms
 from dist_prune.pruning.model_card import model_card
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import remove_units
@@ -32,7 +32,7 @@ _Size = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class _Description(BaseModel):
-    """What a config.json says, beside its format."""
+    """The content of a config.json, beside its format."""
 
     model_config = ConfigDict(strict=True)
 
@@ -97,13 +97,14 @@ def save_sliced(
             (beside / name).write_text(text)
         replace_folder(beside, target)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)  # a full disk is to have its room back
+        # A half-written folder on a full disk must not keep it full.
+        shutil.rmtree(beside, ignore_errors=True)
         raise
     return target
 
 
 def add_results(folder: str | Path, results: Mapping[str, Any]) -> None:
-    """Put further figures (plain JSON data) on the card of a sliced checkpoint, each file whole at any moment."""
+    """Add figures (plain JSON data) to the card of a sliced checkpoint; each file is replaced atomically."""
     config = read_sliced_config(folder)
     config["results"] = {**config.get("results", {}), **results}
     for name, text in _texts(config).items():
@@ -111,12 +112,12 @@ def add_results(folder: str | Path, results: Mapping[str, Any]) -> None:
 
 
 def _texts(config: Mapping[str, Any]) -> dict[str, str]:
-    """The files that describe a checkpoint, by name."""
+    """Return the files that describe a checkpoint, by name."""
     return {"config.json": json.dumps(config, indent=2) + "\n", "README.md": model_card(config)}
 
 
 def load_sliced(folder: str | Path) -> nn.Module:
-    """The network of a sliced checkpoint: a plain ``nn.Module`` in eval mode, on CPU, without gates.
+    """Return the network of a sliced checkpoint: a plain ``nn.Module`` in eval mode, on CPU, without gates.
 
     Raises UserError if the folder is no sliced checkpoint or its files do not belong together.
     """
@@ -127,11 +128,13 @@ def load_sliced(folder: str | Path) -> nn.Module:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}/model.safetensors cannot be read: {error}") from error
     architecture = Architecture(config["builder"], config["arguments"])
+    # On the meta device nothing is allocated: the description may be untrusted, and weights come from the file anyway.
     with torch.device("meta"):
         small = _rebuild(architecture, config["kept_units"], folded)
         _refuse_other_images(small, config["input_shape"], folder)
     if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
-        with torch.random.fork_rng(devices=[]):  # buffers that no file holds are made by the builder
+        # Buffers that no file holds (indices of channels) need real memory, so the network is built once more.
+        with torch.random.fork_rng(devices=[]):
             small = _rebuild(architecture, config["kept_units"], folded)
         small.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
     try:
@@ -157,7 +160,7 @@ def _refuse_other_images(small: nn.Module, shape: Sequence[int] | None, folder: 
 
 
 def read_sliced_config(folder: str | Path) -> dict[str, Any]:
-    """The description of a sliced checkpoint; raises UserError if it is missing or not one."""
+    """Return the description of a sliced checkpoint; raises UserError if it is missing or not one."""
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -180,7 +183,7 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
 
 
 def input_shape_of(source: str | Path) -> tuple[int, ...]:
-    """The images (C, H, W) that a sliced checkpoint takes; raises UserError if it does not say."""
+    """Return the input shape (C, H, W) of a sliced checkpoint; raises UserError if it is not recorded."""
     shape = read_sliced_config(source)["input_shape"]
     if shape is None:
         raise UserError(
@@ -190,7 +193,7 @@ def input_shape_of(source: str | Path) -> tuple[int, ...]:
 
 
 def find_sliced(folder: str | Path) -> Path:
-    """The sliced checkpoint of a run folder; any other folder must be one itself. Raises UserError if none is there."""
+    """Return the sliced checkpoint of a run folder; any other folder must be one itself. UserError if there is none."""
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"there is no folder {path}")
@@ -202,14 +205,16 @@ def find_sliced(folder: str | Path) -> Path:
 def _rebuild(architecture: Architecture, kept: Mapping[str, Any], folded: Mapping[str, str]) -> nn.Module:
     small = architecture.build()
     remove_units(small, kept)
-    return fold(small, folded) if folded else small
+    return fold_batch_norms(small, folded) if folded else small
 
 
 def _refuse_other_structure(
     small: nn.Module, architecture: Architecture, kept: Mapping[str, Any], folded: Mapping[str, str]
 ) -> None:
+    # Modules with gates carry their site; the test needs no import of gates/, which stands above.
     if any(isinstance(getattr(module, "site", None), Site) for module in small.modules()):
         raise UserError("this network still has gates: save what dist_prune.collapse returns")
+    # What the description does not rebuild would fail in load_sliced, months after training.
     with torch.device("meta"):
         rebuilt = _rebuild(architecture, kept, folded)
     if repr(rebuilt) != repr(small):
@@ -220,7 +225,8 @@ def _refuse_other_structure(
 
 
 def replace_folder(beside: Path, target: Path) -> None:
-    """Rename the folder ``beside`` to ``target``, in place of a folder that may be there."""
+    """Rename the folder ``beside`` to ``target``, replacing an existing folder."""
+    # No system renames over a folder that is not empty: the old one moves aside first.
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
         os.replace(target, old)

@@ -1,7 +1,7 @@
-"""Slicing: takes units out of a *plain* network, in place, by what its sites say.
+"""Slicing: remove units from a *plain* network, in place, as its sites describe.
 
-Tensors that stay whole are the same objects as before; those that are narrowed come with a note of where they
-were taken from, so that optimizer state can follow.
+Tensors that stay whole remain the same objects; narrowed ones come with the indices that they keep of the old
+tensor, so that optimizer state can follow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dist_prune.pruning.sites import Site
 
 @dataclass(frozen=True)
 class SlicedTensor:
-    """A tensor that was taken out of a larger one: per dimension the indices that stayed, or None."""
+    """A tensor taken from a larger one: per dimension the kept indices, None for all of them."""
 
     new: Tensor
     old: Tensor
@@ -33,11 +33,19 @@ class SlicedTensor:
 
 
 def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[SlicedTensor]:
-    """Remove all units but ``kept`` (by site name) from a plain network, in place.
+    """Remove all units but ``kept`` from a plain network, in place.
 
-    Returns the tensors that became smaller; all others stay the same objects. The network remembers ``kept``
-    for its sliced checkpoint. Raises UserError for a site that the network does not have, or one that would
-    be left without any path.
+    The network remembers ``kept`` for its sliced checkpoint.
+
+    Args:
+        plain: a network without gates.
+        kept: the units that stay, by site name; sites that are not named stay whole.
+
+    Returns:
+        The tensors that became smaller; all others are the same objects as before.
+
+    Raises:
+        UserError: for a site that the network does not have, or one that would be left without any path.
     """
     known = {site.name: site for site in all_sites(plain)}
     for name, units in kept.items():
@@ -50,8 +58,9 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Sl
         if not units and not known[name].may_be_empty:
             raise UserError(f"'{name}' has no shortcut, so one unit at least must stay")
     chosen = {known[name]: sorted(units) for name, units in kept.items()}
+    # Order matters: constants are computed from whole layers, and blocks are replaced by what is left of narrow ones.
     changed = {site: units for site, units in chosen.items() if len(units) < site.units}
-    _fold_constants(plain, changed)
+    _absorb_constants(plain, changed)
     narrowed = _narrow_modules(plain, changed)
     gone = replace_closed_blocks(plain, changed, {*known, *getattr(plain, "dist_prune_kept", {})})
     _connect(plain, {site: units for site, units in changed.items() if units and site.block not in gone})
@@ -68,19 +77,21 @@ def all_sites(plain: nn.Module) -> tuple[Site, ...]:
 def _remember(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
     before: dict[str, list[int]] = dict(getattr(plain, "dist_prune_kept", {}))
     for name, units in kept.items():
+        # Units are counted from the dense network: a checkpoint slices that in one step, whatever the steps here.
         before[name] = [before[name][unit] for unit in units] if name in before else list(units)
     plain.dist_prune_kept = before  # type: ignore[assignment]
 
 
 def _dropped(changed: Mapping[Site, Sequence[int]]) -> dict[tuple[str, str], set[int]]:
-    """By module and dimension, the entries that go; modules that go as a whole are left out."""
+    """Return the entries to remove, by module and dimension; modules that are removed as a whole are not named."""
     dropped: dict[tuple[str, str], set[int]] = defaultdict(set)
     for site, units in changed.items():
-        for cut in site.cuts:
-            if not units and any(f"{cut.module}.".startswith(f"{gone}.") for gone in site.branch):
+        for piece in site.slices:
+            # An emptied site removes its branch; only what lies outside of it still has something to narrow.
+            if not units and any(f"{piece.module}.".startswith(f"{gone}.") for gone in site.branch):
                 continue
             closed = set(range(site.units)) - set(units)
-            dropped[cut.module, cut.dim] |= {entry for unit in closed for entry in cut.entries(unit)}
+            dropped[piece.module, piece.dim] |= {entry for unit in closed for entry in piece.entries(unit)}
     return dropped
 
 
@@ -92,7 +103,7 @@ def _narrow_modules(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> 
 
 
 def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[SlicedTensor]:
-    """Take entries out of a convolution, linear layer or norm; others (pooling) have nothing to take out of."""
+    """Remove entries from a convolution, linear layer or norm; others (pooling) hold no tensors."""
     rows = dropped.get("out", dropped.get("channels"))
     columns = dropped.get("in")
     if isinstance(module, nn.Conv2d | nn.Linear):
@@ -119,6 +130,7 @@ def _replace(module: nn.Module, name: str, *dropped: set[int] | None) -> SlicedT
     old = getattr(module, name)
     indices = tuple(_rest(old.shape[dim], gone, old.device) for dim, gone in enumerate(dropped))
     new = take(old.detach(), indices)
+    # A new object, not new data in the old one: optimizers and transitions know tensors by identity.
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(module, name, new)
@@ -138,8 +150,9 @@ def take(old: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
 
 
 def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
-    """Branches that read from, or add to, some of the channels that flow past them."""
+    """Connect branches that read from, or add to, only some of the channels between blocks."""
     for site, units in changed.items():
+        # Between blocks all channels stay: a branch that uses some of them selects them, or adds to them.
         if site.position == "before":
             reader = plain.get_submodule(site.gate_at)
             plain.set_submodule(site.gate_at, nn.Sequential(SelectChannels(units), reader))
@@ -148,18 +161,19 @@ def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
 
 
 @torch.no_grad()
-def _fold_constants(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
-    """A closed map is zero, but the norms behind it make a constant of it: their readers' biases take it up."""
+def _absorb_constants(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
+    """Add to the biases of readers what norms make of closed maps: a zero becomes a constant there."""
     for site, units in changed.items():
         closed = torch.tensor(sorted(set(range(site.units)) - set(units)))
-        for fold in site.folds:
-            norm: Any = plain.get_submodule(fold.norm)
-            reader: Any = plain.get_submodule(fold.consumer)
-            offset = next(cut.offset for cut in site.cuts if cut.module == fold.norm)
+        for absorbed in site.absorbed:
+            norm: Any = plain.get_submodule(absorbed.norm)
+            reader: Any = plain.get_submodule(absorbed.consumer)
+            offset = next(piece.offset for piece in site.slices if piece.module == absorbed.norm)
             entries = (closed + offset).to(norm.weight.device)
             scale = norm.weight[entries] / (norm.running_var[entries] + norm.eps).sqrt()
             constant = F.relu(norm.bias[entries] - norm.running_mean[entries] * scale)
             added = reader.weight[:, entries].flatten(1) @ constant
+            # relu(shift) of a closed map is the same at every pixel, and the reader is a 1x1 layer: a bias holds it.
             if reader.bias is None:
                 reader.bias = nn.Parameter(torch.zeros_like(added))
             reader.bias += added

@@ -18,9 +18,9 @@ from dist_prune.config import RunConfig
 from dist_prune.data import ImageData, ReadingFailed, ShardError
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import NothingToEvaluate, RunError, UserError
-from dist_prune.measure.macs import Costs
 from dist_prune.methods import Method
 from dist_prune.monitor.records import RunFolder
+from dist_prune.pruning.costs import Costs
 from dist_prune.runtime.failures import CannotWrite
 
 Batch = tuple[Tensor, Tensor]

@@ -67,6 +67,7 @@ def finish(
         "macs": macs,
         "macs_dense": setting.costs.dense,
         "macs_ratio": macs / setting.costs.dense,
+        "macs_not_counted": list(setting.costs.not_counted),
         **_budget(setting, mask),
         "parameters": count_parameters(small),
         "parameters_dense": setting.costs.parameters,

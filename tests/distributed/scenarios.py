@@ -16,9 +16,9 @@ from dist_prune.config import RunConfig
 from dist_prune.gates.budget import Budget, Timeline
 from dist_prune.gates.insertion import gated_modules
 from dist_prune.gates.means import GateMeans
-from dist_prune.measure.macs import unit_costs
 from dist_prune.methods import Phase, Step
 from dist_prune.methods.consensus import GatedPhase
+from dist_prune.pruning.costs import unit_costs
 from dist_prune.pruning.layer_sites import layer_sites
 from dist_prune.regularizers import macs_distance
 

@@ -42,12 +42,12 @@ def test_the_command_shows_and_writes_all_three_networks_at_each_batch_size(laye
     run = layers.parent
     COMMANDS["benchmark"]([str(run), "--batch", "1,3", "--seconds", "0.01"])
     shown = capsys.readouterr().out
-    assert shown.count("built by hand") == 2
+    assert shown.count("reference") == 2
     assert "not measured" not in shown
     result = json.loads((run / "benchmark" / "speed.json").read_text())
     assert (run / "benchmark" / "speed.png").read_bytes().startswith(b"\x89PNG")
     rows = result["measured"]
-    names = ["dense", "sliced", "built by hand"]
+    names = ["dense", "sliced", "reference"]
     assert [(row["batch"], row["network"]) for row in rows] == [(b, n) for b in (1, 3) for n in names]
     for row in rows:
         low, high = row["latency_ms_quartiles"]
@@ -57,22 +57,22 @@ def test_the_command_shows_and_writes_all_three_networks_at_each_batch_size(laye
         assert row["joules_per_image"] > 0
     sizes = result["sizes"]
     assert sizes["dense"]["macs"] == count_macs(build_model("resnet8", num_classes=10, width=4), SHAPE)
-    assert sizes["sliced"] == sizes["built by hand"]
+    assert sizes["sliced"] == sizes["reference"]
     assert sizes["sliced"]["macs"] < sizes["dense"]["macs"]
     dense, small, _ = (row["peak_memory"] for row in rows[3:])
     assert small < dense
 
 
-def test_what_cannot_be_built_by_hand_is_not_measured_and_never_zero(tmp_path):
+def test_what_has_no_reference_network_is_not_measured_and_never_zero(tmp_path):
     folder = checkpoint(tmp_path / "net", {"layer1.0.before": (0, 2)})
     result = benchmark(folder, Options(batches=(2,), seconds=0.01))
     row = result["measured"][2]
     assert {value for key, value in row.items() if key not in ("batch", "network")} == {None}
-    line = next(line for line in table(result).splitlines() if "built by hand" in line)
+    line = next(line for line in table(result).splitlines() if "reference" in line)
     assert line.count("not measured") == 7
     assert not any(word == "0" for word in line.split())
     write_benchmark(result, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "speed.json").read_text())["sizes"]["built by hand"] is None
+    assert json.loads((tmp_path / "out" / "speed.json").read_text())["sizes"]["reference"] is None
 
 
 def test_energy_of_an_image_is_that_of_the_time_it_takes(layers, sensor, monkeypatch):
@@ -99,7 +99,7 @@ def test_without_a_sensor_no_energy_is_shown_and_no_time_is_spent_on_it(layers, 
 
 
 def test_options_reach_the_networks(layers, monkeypatch):
-    seen, real = set(), inference.take_turns
+    seen, real = set(), inference.time_interleaved
 
     def look(module, inputs, output):
         if isinstance(module, torch.nn.Conv2d):
@@ -111,7 +111,7 @@ def test_options_reach_the_networks(layers, monkeypatch):
         with torch.nn.modules.module.register_module_forward_hook(look):
             return real(*arguments)
 
-    monkeypatch.setattr(inference, "take_turns", watched)
+    monkeypatch.setattr(inference, "time_interleaved", watched)
     options = Options(batches=(2,), seconds=0.01, bf16=True, channels_last=True)
     result = benchmark(layers, options)
     assert seen == {(torch.bfloat16, True, True)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dist_prune.benchmark.stopwatch import LEAST_ROUNDS, WARM_UP, Timing, peak_memory, take_turns
+from dist_prune.benchmark.stopwatch import LEAST_ROUNDS, WARM_UP, Timing, peak_memory, time_interleaved
 
 CPU = torch.device("cpu")
 
@@ -14,14 +14,14 @@ CPU = torch.device("cpu")
 def test_networks_take_turns_and_each_is_first_equally_often():
     called = []
     runs = {name: (lambda name=name: called.append(name)) for name in "abc"}
-    timings = take_turns(runs, CPU, seconds=0)
+    timings = time_interleaved(runs, CPU, seconds=0)
     rounds = ["".join(called[i : i + 3]) for i in range(0, len(called), 3)]
     assert rounds == ["abc"] * WARM_UP + ["abc", "bca", "cab", "abc", "bca"]
     assert {len(timing.seconds) for timing in timings.values()} == {LEAST_ROUNDS}
 
 
 def test_a_slower_network_is_measured_to_be_slower():
-    timings = take_turns({"slow": lambda: time.sleep(0.02), "quick": lambda: None}, CPU, seconds=0)
+    timings = time_interleaved({"slow": lambda: time.sleep(0.02), "quick": lambda: None}, CPU, seconds=0)
     assert timings["slow"].median >= 0.02
     assert timings["quick"].gain_over(timings["slow"]) > 2
 

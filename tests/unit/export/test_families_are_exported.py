@@ -10,7 +10,7 @@ from unit_helpers import images, shaken
 
 from dist_prune.export import formats
 from dist_prune.export.formats import FORMATS, record
-from dist_prune.pruning.fold import fold, foldable_norms
+from dist_prune.pruning.batch_norm_folding import fold_batch_norms, foldable_norms
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -29,7 +29,7 @@ def test_folded_norms_change_no_output(family):
     norms = [n for n, module in small.named_modules() if isinstance(module, nn.BatchNorm2d)]
     found = foldable_norms(program, small)
     assert len(found) == (len(norms) if expected == "all" else expected)
-    folded = fold(copy.deepcopy(small), found)
+    folded = fold_batch_norms(copy.deepcopy(small), found)
     left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert left == len(norms) - len(found)
     torch.testing.assert_close(folded(x), small(x), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ import torch
 
 from dist_prune import build_model
 from dist_prune.gates.insertion import find_sites
-from dist_prune.measure.macs import Costs, unit_costs
+from dist_prune.pruning.costs import Costs, unit_costs
 
 SHAPE = (3, 16, 16)
 TARGET = 0.7

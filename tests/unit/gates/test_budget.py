@@ -15,7 +15,7 @@ from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import gated_modules, gating_modules
 from dist_prune.gates.means import gate_means
 from dist_prune.gates.selection import protected_groups
-from dist_prune.measure.macs import Costs
+from dist_prune.pruning.costs import Costs
 
 LINE = Timeline(listen=0.2, begin=0.4, end=0.6, settled=0.8)
 

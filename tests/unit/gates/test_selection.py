@@ -8,13 +8,13 @@ from torchvision.models import DenseNet, MobileNetV2
 from dist_prune import UserError, build_model
 from dist_prune.gates.insertion import find_sites
 from dist_prune.gates.selection import Selection, outcome, protected_groups
-from dist_prune.measure.macs import Costs, Part, unit_costs
+from dist_prune.pruning.costs import Costs, ModuleCost, unit_costs
 from dist_prune.pruning.sites import Site
 
 
 def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_meets_it():
     sites = tuple(Site(name, "layer", 1) for name in "abcd")
-    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((40, 24, 20, 16))))
+    costs = Costs(100, 0, sites, tuple(ModuleCost(macs, (), (s,)) for s, macs in enumerate((40, 24, 20, 16))))
     selection, none = Selection(costs, 0.8, []), torch.zeros(4, dtype=torch.bool)
     assert selection.closed_after(torch.tensor([1.0, 2, 3, 4]), none, 0.8).tolist() == [
         False,
@@ -40,7 +40,7 @@ def test_where_the_lowest_bid_would_miss_the_target_the_next_one_leaves_that_mee
 
 def test_the_last_one_may_be_the_highest_bid_of_its_stage_if_the_stage_keeps_another():
     sites = tuple(Site(name, "layer", 1) for name in "abcd")
-    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((35, 15, 35, 15))))
+    costs = Costs(100, 0, sites, tuple(ModuleCost(macs, (), (s,)) for s, macs in enumerate((35, 15, 35, 15))))
     selection, none = Selection(costs, 0.85, [torch.tensor([0, 1]), torch.tensor([2, 3])]), torch.zeros(4)
     bids = torch.tensor([1.0, 2, 3, 4])  # one of the 15s has to leave, and both bid most in their stages
     assert selection.closed_after(bids, none.bool(), 0.85).tolist() == [False, True, False, False]
@@ -113,7 +113,7 @@ def test_a_target_out_of_reach_is_refused_with_the_smallest_share_there_is(make)
 
 def test_the_outcome_says_whether_another_unit_would_have_come_nearer():
     sites = tuple(Site(name, "layer", 1) for name in "abc")
-    costs = Costs(100, 0, sites, tuple(Part(macs, (), (s,)) for s, macs in enumerate((40, 30, 5))))
+    costs = Costs(100, 0, sites, tuple(ModuleCost(macs, (), (s,)) for s, macs in enumerate((40, 30, 5))))
 
     def kept(names: str) -> dict[str, tuple[int, ...]]:
         return {site.name: (0,) if site.name in names else () for site in sites}

@@ -8,9 +8,10 @@ from torchvision.models.mobilenetv2 import MobileNetV2
 from dist_prune import UserError
 from dist_prune.config import RunConfig
 from dist_prune.gates.insertion import find_sites, gated_modules
-from dist_prune.measure.macs import count_macs, unit_costs
+from dist_prune.measure.macs import count_macs
 from dist_prune.methods import METHODS, Phase, Task
 from dist_prune.methods.uniform import uniform_channels, uniform_depth, uniform_width
+from dist_prune.pruning.costs import unit_costs
 from dist_prune.pruning.residual import residual_blocks
 
 CIFAR = (3, 32, 32)

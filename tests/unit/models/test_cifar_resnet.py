@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from unit_helpers import shaken
 
-from dist_prune.measure.macs import Costs, count_macs, unit_costs
+from dist_prune.measure.macs import count_macs
 from dist_prune.models.cifar_resnet import CifarResNet, PadShortcut
 from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.costs import Costs, unit_costs
 from dist_prune.pruning.layer_sites import layer_sites
 from dist_prune.pruning.residual import residual_blocks
 

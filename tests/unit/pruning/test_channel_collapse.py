@@ -20,7 +20,7 @@ from dist_prune import attach_gates, build_model, collapse, load_sliced, masked,
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.insertion import find_sites, sites
 from dist_prune.gates.wrappers import Gated
-from dist_prune.measure.macs import unit_costs
+from dist_prune.pruning.costs import unit_costs
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.replacement_blocks import AddToChannels, ConstantMap, SelectChannels, Shift
 

@@ -17,8 +17,8 @@ from dist_prune.gates.consensus import slice_gated_network
 from dist_prune.gates.gate import FixedGate, Gate
 from dist_prune.gates.insertion import find_sites, gated_modules, sites, strip_gates
 from dist_prune.gates.wrappers import Gated
-from dist_prune.measure.macs import unit_costs
 from dist_prune.pruning.collapse import TensorSlice, slice_network
+from dist_prune.pruning.costs import unit_costs
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.residual import residual_blocks
 from dist_prune.pruning.slicing import remove_units
@@ -110,7 +110,7 @@ def test_predicted_macs_are_fvcores_count_of_the_sliced_network(gated):
         counter = FlopCountAnalysis(collapse(gated, mask), torch.zeros(1, *shape))
         counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         assert costs.of(mask.kept) == counter.total(), name
-    branches = sum(part.macs for part in costs.parts)
+    branches = sum(module.macs for module in costs.modules)
     assert costs.of(MASKS["all closed"](gated).kept) == costs.dense - branches
     assert costs.of({}) == costs.dense
 

@@ -14,8 +14,9 @@ from torchvision.models.resnet import Bottleneck
 from unit_helpers import images, relative_difference, shaken
 
 from dist_prune import build_model, load_sliced, save_sliced
-from dist_prune.measure.macs import count_macs, unit_costs
+from dist_prune.measure.macs import count_macs
 from dist_prune.pruning.channel_sites import channel_sites
+from dist_prune.pruning.costs import unit_costs
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import remove_units
 

@@ -1,7 +1,7 @@
-"""Networks of a sliced shape as one would write them by hand: what slicing is measured against.
+"""Reference networks: the shape of a sliced network, written as plain torch layers with fresh weights.
 
-Nothing here is taken from the sliced network: torch's own layers with its numbers of layers and channels, fresh
-weights. If the sliced network is slower than this, slicing has left something behind.
+Nothing here is taken from the sliced network but its numbers of layers and channels. If the sliced network is slower
+than its reference, slicing has left overhead behind.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dist_prune.pruning.residual import residual_blocks
 Kept = Mapping[str, Sequence[int]]
 
 
-def by_hand(architecture: Architecture, kept: Kept) -> nn.Module | None:
-    """A plain network of the shape that is left of ``architecture`` when only the units ``kept`` stay; eval mode.
+def reference_network(architecture: Architecture, kept: Kept) -> nn.Module | None:
+    """Return a plain network of the shape of ``architecture`` with only the units ``kept``; eval mode.
 
     None where no plain network has this shape (branches that read from, or add to, some of the channels; sites
     without any channel), and for families other than CIFAR and torchvision ResNets and VGG.
@@ -41,7 +41,7 @@ def by_hand(architecture: Architecture, kept: Kept) -> nn.Module | None:
 
 
 class _Shape:
-    """What is left of a residual block: whether its branch stands, and the channels between its layers."""
+    """The shape of a sliced residual block: its branch, if it has one, and the channels between its layers."""
 
     def __init__(self, name: str, block: Any, kept: Kept) -> None:
         self.convs = [getattr(block, c) for c in ("conv1", "conv2", "conv3") if hasattr(block, c)]

@@ -1,37 +1,19 @@
-"""MACs are fvcore's count in eval mode, and each site's share of them."""
+"""Costs of units: each site's share of the MACs."""
 
 import itertools
 
 import pytest
 import torch
-from torch import nn
 from torchvision.models import DenseNet
 from unit_helpers import shaken, small_vgg
 
 from dist_prune import build_model
 from dist_prune.gates.insertion import find_sites
-from dist_prune.measure.macs import Costs, Part, count_macs, count_parameters, unit_costs
 from dist_prune.pruning.channel_sites import channel_sites
+from dist_prune.pruning.costs import Costs, ModuleCost, unit_costs
 from dist_prune.pruning.layer_sites import layer_sites
 from dist_prune.pruning.sites import Site
-
-
-def test_macs_of_single_layers_are_those_by_hand():
-    assert count_macs(nn.Conv2d(3, 8, 3, padding=1), (3, 10, 6)) == 8 * 3 * 9 * 60
-    assert count_macs(nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), (4, 9, 9)) == 8 * 2 * 9 * 25
-    assert count_macs(nn.BatchNorm2d(4), (4, 5, 5)) == 2 * 4 * 25
-    assert count_macs(nn.Sequential(nn.Flatten(), nn.Linear(12, 7)), (3, 2, 2)) == 12 * 7
-    assert count_macs(nn.ReLU(), (4, 5, 5)) == 0
-
-
-def test_counting_leaves_the_model_as_it_is():
-    model = build_model("resnet8", num_classes=10, width=4).double().train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    count_macs(model, (3, 8, 8))
-    unit_costs(model, (3, 8, 8), layer_sites(model))
-    assert model.training
-    assert all(module.training for module in model.modules())
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+from dist_prune.recipes import recipe
 
 
 def by_unit(costs: Costs) -> dict[str, int]:
@@ -87,14 +69,16 @@ def test_squeeze_and_excitation_belongs_to_the_branch():
 LAYERS = Site("a", "layer", 1), Site("b", "layer", 1)
 CHANNELS = Site("p", "channel", 4), Site("q", "channel", 2, may_be_empty=False)
 PARTS = (  # makes p; reads p and makes q; reads q, two entries a unit; and is gone without p
-    Part(40, ((4, {0: 1}),), ()),
-    Part(80, ((4, {0: 1}), (2, {1: 1})), (0,)),
-    Part(30, ((6, {1: 2}),), (0,)),
+    ModuleCost(40, ((4, {0: 1}),), ()),
+    ModuleCost(80, ((4, {0: 1}), (2, {1: 1})), (0,)),
+    ModuleCost(30, ((6, {1: 2}),), (0,)),
 )
 
 
 def test_masks_of_layers_are_priced_by_what_they_close():
-    costs = Costs(100, 5, LAYERS, (Part(20, (), (0,)), Part(30, (), (1,)), Part(8, (), (0, 1))))
+    costs = Costs(
+        100, 5, LAYERS, (ModuleCost(20, (), (0,)), ModuleCost(30, (), (1,)), ModuleCost(8, (), (0, 1)))
+    )
     assert costs.of({}) == costs.of({"a": (0,), "b": (0,)}) == 100
     assert costs.of({"a": ()}) == 72
     assert costs.of({"a": (), "b": ()}) == 42
@@ -146,7 +130,9 @@ def test_the_expected_share_of_decided_units_is_that_of_the_mask(name):
 
 
 def test_the_expected_share_is_the_mean_over_masks_of_units_that_open_on_their_own():
-    costs = Costs(200, 5, CHANNELS, PARTS[:1] + tuple(Part(p.macs, p.dimensions, ()) for p in PARTS[1:]))
+    costs = Costs(
+        200, 5, CHANNELS, PARTS[:1] + tuple(ModuleCost(p.macs, p.dimensions, ()) for p in PARTS[1:])
+    )
     chances = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.3, 0.8], dtype=torch.float64)
     mean = 0.0
     for mask in itertools.product((0.0, 1.0), repeat=6):
@@ -170,7 +156,12 @@ def test_the_gradient_of_the_share_is_that_of_finite_differences(name):
     torch.testing.assert_close(costs.unit_shares(), torch.autograd.grad(costs.share(ones), ones)[0])
 
 
-def test_parameters_count_trainable_or_not():
-    model = nn.Linear(3, 4)
-    model.bias.requires_grad_(False)
-    assert count_parameters(model) == 16
+@pytest.mark.parametrize(("position", "expected"), [("between", 131.4e6), ("after", 192.5e6)])
+def test_the_papers_channel_row_of_cifar100_fits_gates_between_the_convolutions(position, expected):
+    """Table 2 has 135.41 M MACs with 51.14 % of the units open."""
+    config = recipe("cifar100_resnet110_channel")
+    plain = build_model(config.model, num_classes=100, **config.model_args)
+    costs = unit_costs(plain, (3, 32, 32), channel_sites(plain, position))
+    opened = torch.full((sum(site.units for site in costs.sites),), 0.5114, dtype=torch.float64)
+    assert costs.share(opened).item() * costs.dense == pytest.approx(expected, rel=1e-3)
+    assert (abs(expected - 135.41e6) < 10e6) == (config.gates.position == position)

@@ -8,7 +8,7 @@ import torchvision
 from unit_helpers import images, shaken
 
 from dist_prune import build_model
-from dist_prune.benchmark.by_hand import by_hand
+from dist_prune.benchmark.reference_network import reference_network
 from dist_prune.measure.macs import count_macs, count_parameters
 from dist_prune.models.build import architecture_of
 from dist_prune.pruning.channel_sites import channel_sites
@@ -44,7 +44,7 @@ def test_with_the_weights_of_the_sliced_network_it_has_its_outputs(name, positio
     plain = shaken(NETWORKS[name]()).eval()
     for seed, share in ((0, 0.5), (1, 0.0)):
         small, kept = sliced(plain, position, share, seed)
-        hand = by_hand(architecture_of(plain), kept)
+        hand = reference_network(architecture_of(plain), kept)
         ours = hand.state_dict()
         hand.load_state_dict(dict(zip(ours, small.state_dict().values(), strict=True)))
         x = images(2, 32)
@@ -56,11 +56,11 @@ def test_with_the_weights_of_the_sliced_network_it_has_its_outputs(name, positio
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
-def test_vgg_is_built_by_hand_as_well(name):
+def test_vgg_has_a_reference_network_as_well(name):
     with torch.device("meta"):  # 120 million parameters in the classifier
         plain = build_model(name, num_classes=10)
         small, kept = sliced(plain, "between", 0.5)
-        hand = by_hand(architecture_of(plain), kept)
+        hand = reference_network(architecture_of(plain), kept)
     shapes = [tensor.shape for tensor in small.state_dict().values()]
     assert [tensor.shape for tensor in hand.state_dict().values()] == shapes
 
@@ -68,13 +68,13 @@ def test_vgg_is_built_by_hand_as_well(name):
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_a_shape_that_needs_index_operations_is_not_built(position):
     plain = build_model("resnet8", num_classes=10)
-    assert by_hand(architecture_of(plain), sliced(plain, position, 0.5)[1]) is None
+    assert reference_network(architecture_of(plain), sliced(plain, position, 0.5)[1]) is None
 
 
 def test_a_site_without_any_channel_and_other_families_are_not_built():
     plain = build_model("resnet8", num_classes=10)
-    assert by_hand(architecture_of(plain), {"layer1.0.between": []}) is None
+    assert reference_network(architecture_of(plain), {"layer1.0.between": []}) is None
     with torch.device("meta"):
         densenet = build_model("densenet121", num_classes=10)
     assert isinstance(densenet, torchvision.models.DenseNet)
-    assert by_hand(architecture_of(densenet), {}) is None
+    assert reference_network(architecture_of(densenet), {}) is None

@@ -1,4 +1,4 @@
-"""Folding: a batch norm that only scales and shifts what one convolution computes becomes part of that convolution."""
+"""Fold batch norms that only scale and shift the output of one convolution into that convolution."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def foldable_norms(program: ExportedProgram, model: nn.Module) -> dict[str, str]:
-    """The batch norms of ``model`` that can be folded exactly, each with its convolution, by qualified name.
+    """Return the batch norms of ``model`` that can be folded exactly, each with its convolution, by qualified name.
 
-    program: the model as ``torch.export`` recorded it, in eval mode. The data flow decides, not the order in which
-    modules stand: the norm reads the convolution's output, nothing else does, and both are used once. Only
-    ``nn.Conv2d`` and ``nn.BatchNorm2d`` themselves count; a subclass may compute something else as well.
+    Args:
+        program: the model as ``torch.export`` recorded it, in eval mode.
+        model: the model itself; only ``nn.Conv2d`` and ``nn.BatchNorm2d`` count, not their subclasses.
     """
     names = program.graph_signature.inputs_to_parameters
     found = {}
     for node in program.graph.nodes:
         if node.target is not torch.ops.aten.batch_norm.default:
             continue
+        # The data flow decides, not the order of modules: only the norm reads the convolution's output.
         source, scale = node.args[:2]
         if source.target is not torch.ops.aten.conv2d.default or len(source.users) != 1:
             continue
         weight = source.args[1]
+        # A module that is called twice would be scaled for both calls.
         if scale is None or any(len(tensor.users) != 1 for tensor in (weight, scale)):
             continue
         conv, norm = (names[tensor.name].rpartition(".")[0] for tensor in (weight, scale))
@@ -35,19 +37,21 @@ def foldable_norms(program: ExportedProgram, model: nn.Module) -> dict[str, str]
 
 
 def _are_plain(model: nn.Module, conv: str, norm: str) -> bool:
+    # A subclass may compute something else as well.
     wanted = {conv: nn.Conv2d, norm: nn.BatchNorm2d}
     return all(type(model.get_submodule(name)) is kind for name, kind in wanted.items())
 
 
-def fold(model: nn.Module, norms: Mapping[str, str]) -> nn.Module:
+def fold_batch_norms(model: nn.Module, norms: Mapping[str, str]) -> nn.Module:
     """Fold batch norms (name of the norm -> name of its convolution), in place; returns the model, in eval mode.
 
-    The convolutions get biases, the norms give way to ``nn.Identity``. The model remembers ``norms`` for its sliced
-    checkpoint; norms that a slicing has removed are passed over.
+    The convolutions get biases, the norms become ``nn.Identity``. The model remembers ``norms`` for its sliced
+    checkpoint.
     """
     model.eval()
     there = dict(model.named_modules())
     for norm, conv in norms.items():
+        # Slicing may have removed the block of a norm.
         if norm in there:
             model.set_submodule(conv, fuse_conv_bn_eval(there[conv], there[norm]))
             model.set_submodule(norm, nn.Identity())
