@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dist_prune.engine.deepspeed_engine import Engine, TrainState
+from dist_prune.gates.activation_checkpointing import checkpoint_blocks
 from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase
 from dist_prune.pruning.mask import UnitMask
@@ -44,6 +45,8 @@ class PhaseTrainer:
         unplaced = phase.module.load_state_dict(start.weights, strict=False).unexpected_keys
         assert not unplaced, f"tensors without a place in phase {phase.name}: {unplaced}"
         self.replica = copy.deepcopy(phase.module).to(setting.device)
+        if setting.config.checkpoint_activations:
+            checkpoint_blocks(phase.module)  # the replica, a copy made before, stays plain
         optimizer = build_optimizer(phase.module, setting.config)
         scheduler = build_scheduler(optimizer, setting.config, phase.epochs, setting.steps_per_epoch)
         self.engine = Engine(
