@@ -11,7 +11,7 @@ from dist_prune.cli.arguments import command_parser, positive
 
 
 def benchmark(arguments: list[str]) -> None:
-    """Time a run's sliced network, or a sliced checkpoint, next to the dense one and to one built by hand."""
+    """Time a run's sliced network, or a sliced checkpoint, next to the dense one and to a reference of its shape."""
     parser = command_parser("benchmark", benchmark.__doc__)
     parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
     parser.add_argument(
