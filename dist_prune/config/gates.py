@@ -33,7 +33,20 @@ class GatesConfig(Section):
         description="channel gates: read flattened maps instead of pooled ones; null: where that is cheap",
     )
     open_bias: float | None = Field(
-        1.0, ge=-100, le=100, description="initial bias of the last dense layer; null: torch's own"
+        None,
+        ge=-100,
+        le=100,
+        description="initial bias of the last dense layer; null: 0 under a budget, else 1 as in the paper",
+    )
+    backprop_to_input: bool | None = Field(
+        None,
+        description="gradients of gates flow into the maps they read; null: not under a budget, else as in the paper",
+    )
+    logit_scale: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="factor on what the last dense layer reads; null: 0.1 under a budget, else 1 as in the paper",
     )
 
 

@@ -20,6 +20,7 @@ from dist_prune.config.schedules import Constant, WeightSchedule
 RESUMABLE_FIELDS = frozenset({
     "data", "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "mask_samples",
     "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache", "grid_intensity",
+    "checkpoint_activations",
     "compile",
 })  # fmt: skip
 
@@ -98,9 +99,17 @@ class RunConfig(OptimizerConfig):
         None, gt=0, le=10**5, description="grams of CO2 per kWh of electricity, to report emissions"
     )
     compile: bool = Field(False, description="train through torch.compile")
+    checkpoint_activations: bool = Field(
+        False,
+        description="recompute blocks in backward instead of keeping their activations: less memory, more time",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
+        if self.compile and self.checkpoint_activations:
+            raise ValueError(
+                "checkpoint_activations=true needs compile=false: the compiler recomputes by itself"
+            )
         # A collapse before the budget is met would keep more than the budget allows.
         at, first = self.freeze.collapse_epoch, math.ceil(self.budget.end * self.epochs)
         if at is not None and self.target_macs is not None and at < first:

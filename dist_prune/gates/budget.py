@@ -12,20 +12,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError
 from dist_prune.gates.bids import Memory, margins
-from dist_prune.gates.insertion import gating_modules, sites, strip_gates
+from dist_prune.gates.insertion import gating_modules, shape_gates, sites, strip_gates
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.selection import Selection, protected_groups
 from dist_prune.measure.macs import Costs, unit_costs
 
-_SENSITIVITY = (
-    0.1  # of gates under a budget: what holds for all samples is learned before what holds for some
-)
+# What ``shape_gates`` gives gates under a budget. All importance scores begin at 0, where weight decay leaves them;
+# a gate that is pushed does not push the network whose maps it reads; and what holds for all samples is learned before
+# what holds for some.
+BUDGET_FORM: dict[str, Any] = {"open_bias": 0.0, "backprop_to_input": False, "logit_scale": 0.1}
 _EXPLORED = 0.1  # of the samples, by each gate, while it learns its bids
 _FAR = 1e4  # below every logit by so much, a threshold holds the gate open, and the gate learns nothing
 
@@ -49,7 +51,8 @@ class Budget:
 
     model: gated; costs: ``unit_costs`` of its sites; target: the share; allow_empty: let channel sites lose
     their last channel and stages their last layer. (Stages lose it without being asked where the target cannot
-    be met otherwise.) All that it remembers lies in buffers of the gates, so that checkpoints hold it. Raises
+    be met otherwise.) Gates take the form ``BUDGET_FORM``; ``shape_gates`` afterwards gives them another.
+    All that it remembers lies in buffers of the gates, so that checkpoints hold it. Raises
     UserError if the target is out of reach.
     """
 
@@ -65,10 +68,8 @@ class Budget:
                 "these gate heads open for about half of the samples, whatever the budget; use 'ste'"
             )
         for gate in gates:
-            gate.feedback = False  # a gate that is pushed must not push the network whose maps it reads
-            gate.sensitivity.fill_(_SENSITIVITY)
             gate.threshold.fill_(-_FAR)
-            nn.init.zeros_(gate.last.bias)  # all bids begin at 0, where weight decay leaves them
+        shape_gates(model, **BUDGET_FORM)
         self._selection = Selection(costs, target, protected_groups(costs, target, allow_empty))
         shares = costs.unit_shares().float()
         self._prices = shares / shares.mean()  # what a unit costs, next to the others

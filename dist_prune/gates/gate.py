@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_prune.gates.recompute import in_recomputation
+
 
 class Gate(nn.Module):
     """What every gate has in common: it keeps the decisions of its latest forward pass.
@@ -40,6 +42,9 @@ class Gate(nn.Module):
 
     def keep(self, decisions: Tensor, logits: Tensor) -> Tensor:
         """Remember the decisions of this forward pass, and pass them on."""
+        # A recomputation repeats a pass whose decisions have been taken already.
+        if in_recomputation():
+            return decisions
         self._latest = decisions, logits.detach()
         if not torch.compiler.is_compiling() and self.listener is not None:
             self.listener(self)

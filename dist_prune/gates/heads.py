@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.gates.noise import NoiseKey, logistic_noise
+from dist_prune.gates.recompute import in_recomputation
 
 
 class _StraightThroughFunction(torch.autograd.Function):
@@ -89,14 +90,18 @@ class BernoulliThreshold(Head):
     def __init__(self, units: int, number: int = 0) -> None:
         super().__init__(units, number)
         self.register_buffer("mean", torch.zeros(units))
+        self._mean_in_forward = self.mean
 
     def forward(self, logits: Tensor, moment: NoiseKey | None = None) -> Tensor:
         """Logits (B, units) -> zeros and ones of the same shape and dtype."""
-        return _StraightThroughFunction.apply(logits - self.mean)
+        if not in_recomputation():
+            self._mean_in_forward = self.mean
+        return _StraightThroughFunction.apply(logits - self._mean_in_forward)
 
     def follow(self, logits: Tensor) -> None:
         """Move the running mean."""
-        self.mean.lerp_(logits.to(self.mean), self.momentum)
+        # Not in place: a recomputation needs the mean that the forward pass has used.
+        self.mean = self.mean.lerp(logits.to(self.mean), self.momentum)
 
 
 HEADS: dict[str, type[Head]] = {

@@ -173,6 +173,21 @@ def gating_modules(model: nn.Module) -> list[GatingModule]:
     return [gated.gate for _, gated in gated_modules(model) if isinstance(gated.gate, GatingModule)]
 
 
+def shape_gates(model: nn.Module, open_bias: float, backprop_to_input: bool, logit_scale: float) -> None:
+    """Set how gates begin and learn, before training.
+
+    Args:
+        model: The gated network.
+        open_bias: Initial bias of the last dense layer.
+        backprop_to_input: Whether the gradient of gates flows into the maps that they read.
+        logit_scale: Factor on what the last dense layer reads.
+    """
+    for gate in gating_modules(model):
+        nn.init.constant_(gate.last.bias, open_bias)
+        gate.feedback = backprop_to_input
+        gate.sensitivity.fill_(logit_scale)
+
+
 def set_noise_key(model: nn.Module, moment: NoiseKey) -> None:
     """Say what the noise of gates is keyed by in the next forward pass."""
     for gate in gating_modules(model):

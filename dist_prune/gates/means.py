@@ -146,8 +146,10 @@ class AsyncGateMeans:
             self._begin()
 
     def _begin(self) -> None:
-        if self._gates:
-            self._local = _add_up(self._gates)
+        # The last gate may decide inside a reentrant checkpoint, which runs without a graph.
+        with torch.enable_grad():
+            if self._gates:
+                self._local = _add_up(self._gates)
         self._pending = self._window.begin(self._local, self._scalars)
 
 

@@ -17,6 +17,14 @@ from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.ops import fan_out, pixel_mean
+from dist_prune.gates.recompute import (
+    in_recomputation,
+    norms_by_running_statistics,
+    with_means_gradient,
+    without_norm_updates,
+)
+
+_AS_IT_IS = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -44,7 +52,8 @@ class GatingModule(Gate):
     last dense layer reads is scaled by ``sensitivity``, and the gate's gradient flows into the map that it reads
     if ``feedback`` is set. For a share of ``exploration`` of the samples, units are closed in training whatever the
     gate decides (``explored``). These are 0, 1, 1, true and 0, as in the paper, unless a ``Budget`` changes
-    them. ``moment``: of the next forward pass, where the caller sets it.
+    them. ``moment``: of the next forward pass, where the caller sets it. In training on a batch of one sample, batch
+    norms use their running statistics: one sample has no variance.
     """
 
     threshold: Tensor
@@ -69,6 +78,8 @@ class GatingModule(Gate):
         self.feedback = True
         self.exploration = 0.0
         self.moment: NoiseKey | None = None
+        self._latest_moment: NoiseKey | None = None
+        self._leaf: Tensor | None = None  # decisions recorded without a graph
         self._passes = torch.zeros((), dtype=torch.int64)  # a number would be compiled into the graph
         self._frozen: Tensor | None = None
         self.open_bias = open_bias
@@ -91,14 +102,32 @@ class GatingModule(Gate):
         if self._frozen is not None:
             decisions = self._frozen.expand(x.shape[0], -1)
             return x, x, self.keep(decisions, decisions)
-        moment = self._take_moment(len(x)) if self.training else None
+        recomputed = in_recomputation()
+        moment = self._take_moment(len(x), recomputed) if self.training else None
         # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding.
         with _without_autocast(x.device.type):
             first, second, features = self._features(x)
             features = features.to(self.last.weight.dtype)
-            obeyed, own, logits = fused_gating(self, features, moment) or self._decided(features, moment)
-            self.keep(own, logits)
-            return first, second, obeyed
+            with self._norm_mode(len(x), recomputed):
+                obeyed, own, logits = fused_gating(self, features, moment) or self._decided(features, moment)
+        return first, second, self._recorded(obeyed, own, logits, recomputed)
+
+    def _norm_mode(self, batch: int, recomputed: bool) -> contextlib.AbstractContextManager[None]:
+        if self.training and batch == 1:
+            return norms_by_running_statistics(self.body)
+        return without_norm_updates(self.body) if recomputed else _AS_IT_IS
+
+    def _recorded(self, obeyed: Tensor, own: Tensor, logits: Tensor, recomputed: bool) -> Tensor:
+        """Record the gate's own decisions, and return those to be obeyed."""
+        if recomputed:
+            return obeyed if self._leaf is None else with_means_gradient(obeyed, own, self._leaf)
+        self._leaf = None
+        # Without a graph in training, a reentrant checkpoint may follow, whose recomputation needs the gradient of
+        # the gate means (``with_means_gradient``).
+        if self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._leaf = own = own.detach().clone().requires_grad_()
+        self.keep(own, logits)
+        return obeyed
 
     def freeze(self, opened: Tensor | None) -> None:
         """From now on decide so for every sample: opened (units,), bool; None: ask the gating module again."""
@@ -110,15 +139,19 @@ class GatingModule(Gate):
         """Whether it decides without looking at what it reads: see ``freeze``."""
         return self._frozen is not None
 
-    def _take_moment(self, batch: int) -> NoiseKey | None:
-        """The moment that the caller has set for this forward pass; else, if there is noise, one that counts passes."""
-        if self.moment is not None:
-            moment, self.moment = self.moment, None
-            return moment
-        if not (self.head.draws or self.exploration):
-            return None
-        self._passes = self._passes + 1
-        return NoiseKey(0, self._passes, distributed.rank() * batch)
+    def _take_moment(self, batch: int, recomputed: bool) -> NoiseKey | None:
+        """The moment that the caller has set for this forward pass; else, if there is noise, one that counts passes.
+
+        In a recomputation: that of the latest forward pass.
+        """
+        if recomputed:
+            return self._latest_moment
+        moment, self.moment = self.moment, None
+        if moment is None and (self.head.draws or self.exploration):
+            self._passes = self._passes + 1
+            moment = NoiseKey(0, self._passes, distributed.rank() * batch)
+        self._latest_moment = moment
+        return moment
 
     def _decided(self, features: Tensor, moment: NoiseKey | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, units) each: decisions to be obeyed, the gate's own, and their logits."""

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import METHOD_FIELDS
-from dist_prune.gates.budget import Budget, Timeline
+from dist_prune.gates.budget import BUDGET_FORM, Budget, Timeline
 from dist_prune.gates.consensus import agrees, collapse, consensus_mask, masked, slice_gated_network
 from dist_prune.gates.freezer import Freezer
-from dist_prune.gates.insertion import attach_gates, follow_logits, set_noise_key
+from dist_prune.gates.insertion import attach_gates, follow_logits, set_noise_key, shape_gates
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.methods.base import Method, Phase, Step, Transition
 from dist_prune.methods.dense import Dense
@@ -21,6 +21,11 @@ from dist_prune.pruning.mask import UnitMask
 from dist_prune.regularizers import activation, polarization
 
 _PATIENCE = 50  # steps in which all samples agree, until a unit counts as decided under a budget
+# How gates learn (``shape_gates``): as in the paper, and as a budget needs it unless the recipe says otherwise.
+_FORMS: dict[str, dict[str, Any]] = {
+    "paper": {"open_bias": 1.0, "backprop_to_input": True, "logit_scale": 1.0},
+    "budget": BUDGET_FORM,
+}
 
 
 class Consensus(Method):
@@ -35,14 +40,16 @@ class Consensus(Method):
         if config.gates.kind == "none":
             yield from Dense(self.task).phases(recorded)
             return
-        options = config.gates.model_dump(exclude={"temperature"})
+        options = config.gates.model_dump(exclude={"temperature", *_FORMS["paper"]})
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
+        budget = self._budget(module)
+        shape_gates(module, **_form(config))
         common: dict[str, Any] = {"epochs": config.epochs}
         gated = GatedPhase(
             "gated",
             module,
             config=config,
-            budget=self._budget(module),
+            budget=budget,
             freezer=_freezer(module, config),
             **common,
         )
@@ -63,6 +70,13 @@ class Consensus(Method):
         settings = config.budget.model_dump()
         allow_empty = settings.pop("allow_empty")
         return Budget(module, self.task.costs, config.target_macs, Timeline(**settings), allow_empty)
+
+
+def _form(config: RunConfig) -> dict[str, Any]:
+    """Options of ``shape_gates``: the recipe's; where it says nothing, what a budget needs or the paper has."""
+    default = _FORMS["paper" if config.target_macs is None else "budget"]
+    given = {name: getattr(config.gates, name) for name in default}
+    return default | {name: value for name, value in given.items() if value is not None}
 
 
 def _freezer(module: nn.Module, config: RunConfig) -> Freezer | None:

@@ -8,6 +8,7 @@ import torch
 
 from dist_prune.engine.deepspeed_engine import Engine
 from dist_prune.engine.zero_state import TrainState
+from dist_prune.gates.activation_checkpointing import checkpoint_blocks
 from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase
 from dist_prune.pruning.mask import UnitMask
@@ -54,6 +55,8 @@ class PhaseTrainer:
         if phase.label_smoothing is None:
             phase.label_smoothing = setting.config.label_smoothing
         self.learning_rate = LearningRate(optimizer, phase.epochs, setting.steps_per_epoch)
+        if setting.config.checkpoint_activations:
+            checkpoint_blocks(phase.module)  # the replica, a copy made before, stays plain
         self.engine = Engine(
             phase.module,
             build_optimizer(phase.module, optimizer),

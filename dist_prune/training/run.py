@@ -85,6 +85,10 @@ def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageDat
     refuse_missing_hostfile()
     ds_config = load_ds_config(options.ds_config)
     check_with_deepspeed(ds_config, config.compile)
+    if config.checkpoint_activations and ds_config.get("zero_optimization", {}).get("stage") == 3:
+        raise UserError(
+            "checkpoint_activations=true needs ZeRO 0, 1 or 2: ZeRO 3 has no whole weights to recompute by"
+        )
     if options.resume and not options.out:
         raise UserError("--resume needs the run folder to continue: --out RUN")
     data = open_images(config)

@@ -173,11 +173,6 @@ def test_what_the_gate_does_not_push_stays_what_it_is(compiled):
     assert gate(held)[0] is held
 
 
-def test_a_single_sample_is_refused_as_by_torchs_norm(compiled):
-    with pytest.raises(ValueError, match="more than 1 value"):
-        gating_module(8)(maps((1, 8, 2, 2), "channels_last", torch.float32))
-
-
 def test_second_derivatives_are_refused(compiled):
     gate, x = gating_module(8), maps((4, 8, 2, 2), "channels_last", torch.float32)
     with pytest.raises(RuntimeError, match="once_differentiable"):

@@ -199,3 +199,20 @@ def test_units_of_earlier_phases_and_of_the_mask_count_together():
 def test_gates_of_kind_none_train_the_dense_network():
     config = override(task().config, ["gates.kind=none"])
     assert only_phase(Task(config, 10, SHAPE)).has_gates is False
+
+
+@pytest.mark.parametrize("target", [None, 0.6])
+def test_the_papers_form_of_gates_is_one_setting_away_with_or_without_a_budget(target):
+    def gate(**settings):
+        recipe = RunConfig(
+            name="t", data="d", model="resnet8", target_macs=target, gates=GatesConfig(**settings)
+        )
+        module = next(METHODS["consensus"](Task(recipe, 10, (3, 16, 16))).phases({})).module
+        found = next(gated_modules(module))[1].gate
+        return found.last.bias.item(), found.feedback, round(found.sensitivity.item(), 6)
+
+    paper, budget = (1.0, True, 1.0), (0.0, False, 0.1)
+    assert gate() == (paper if target is None else budget)
+    for form in (paper, budget):
+        keys = ("open_bias", "backprop_to_input", "logit_scale")
+        assert gate(**dict(zip(keys, form, strict=True))) == form
