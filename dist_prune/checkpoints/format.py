@@ -1,8 +1,8 @@
 """Portable checkpoints: full fp32 tensors and plain JSON, independent of world size and ZeRO stage, no pickle.
 
     checkpoints/step-00000120/model.safetensors      parameters and buffers by name
-                              optimizer.safetensors  momentum by parameter name
-                              state.json             phase and structure first, then position, schedules, which data
+                              optimizer.safetensors  optimizer state, as STATE/PARAMETER (momentum_buffer/conv1.weight)
+                              state.json             phase and structure first, then position and which data
                               manifest.json          sizes and sha256, written last
     checkpoints/latest                               name of the newest, moved last
     checkpoints/best                                 name of the best, where it is kept
@@ -35,7 +35,7 @@ class Checkpoint:
     """A state of training. ``state`` is plain JSON data; tensors are full, fp32 and on the CPU."""
 
     weights: dict[str, Tensor]
-    momentum: dict[str, Tensor]
+    optimizer_state: dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
     state: dict[str, Any]
 
 
@@ -90,7 +90,10 @@ def _before(folder: Path, newest: Path) -> list[Path]:
 
 def _write_files(beside: Path, checkpoint: Checkpoint) -> None:
     save_tensors(beside / "model.safetensors", checkpoint.weights)
-    save_tensors(beside / "optimizer.safetensors", checkpoint.momentum)
+    flat = {
+        f"{key}/{name}": t for name, state in checkpoint.optimizer_state.items() for key, t in state.items()
+    }
+    save_tensors(beside / "optimizer.safetensors", flat)
     (beside / "state.json").write_text(json.dumps(checkpoint.state, indent=2))
     manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
     (beside / "manifest.json").write_text(json.dumps(manifest, indent=2))
@@ -107,10 +110,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 raise UserError(f"checkpoint {path} is damaged: {name} does not match its checksum")
         state = json.loads((path / "state.json").read_text())
         weights = safetensors.torch.load_file(path / "model.safetensors")
-        momentum = safetensors.torch.load_file(path / "optimizer.safetensors")
+        flat = safetensors.torch.load_file(path / "optimizer.safetensors")
     except (OSError, ValueError, AttributeError, safetensors.SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error
-    return Checkpoint(weights, momentum, state)
+    return Checkpoint(weights, _by_parameter(flat), state)
+
+
+def _by_parameter(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in flat.items():
+        key, slash, parameter = name.partition("/")
+        if not slash:  # written before there were optimizers with several states: momentum by parameter name
+            key, parameter = "momentum_buffer", name
+        states.setdefault(parameter, {})[key] = tensor
+    return states
 
 
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:

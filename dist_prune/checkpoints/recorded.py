@@ -15,11 +15,6 @@ from dist_prune.monitor.records import RunFolder
 from dist_prune.training.context import Progress
 
 
-class _Schedule(BaseModel):
-    scheduler: dict[str, Any]
-    settings: dict[str, float]
-
-
 class _Spent(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +39,6 @@ class _State(BaseModel):
     phase: str
     structures: dict[str, dict[str, Any]]
     position: dict[str, Any]
-    schedule: _Schedule
     data: _Data | None = None  # runs begun earlier did not record these
     energy: _Energy | None = None
 

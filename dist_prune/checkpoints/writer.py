@@ -56,7 +56,9 @@ class Saving:
         if distributed.is_main():
             config = self._setting.config
             best = at.best_step if config.keep_best else None
-            still = Checkpoint(checkpoint.weights, checkpoint.momentum, copy.deepcopy(checkpoint.state))
+            still = Checkpoint(
+                checkpoint.weights, checkpoint.optimizer_state, copy.deepcopy(checkpoint.state)
+            )
             self._written = self._pool.submit(self._save, still, at.step, config.keep_checkpoints, best)
         self._began = time.monotonic()
 

@@ -35,6 +35,9 @@ _NEEDS: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
         lambda c: c.lr_schedule.kind == "one_cycle",
         "lr_schedule.kind is not one_cycle",
     ),
+    "momentum": (lambda c: c.optimizer == "sgd", "optimizer is not sgd"),
+    "nesterov": (lambda c: c.optimizer == "sgd", "optimizer is not sgd"),
+    "betas": (lambda c: c.optimizer == "adamw", "optimizer is not adamw"),
     "decay_gates_and_norms": (lambda c: c.weight_decay > 0, "weight_decay is 0"),
     "max_skipped": (lambda c: c.bad_data == "skip", "bad_data is not skip"),
 }

@@ -1,4 +1,4 @@
-"""DeepSpeed behind one seam: the only file that imports it.
+"""DeepSpeed behind one seam.
 
 What the rest of the program sees is an engine that computes forward, backward and steps, and that can hand
 out and take back its whole state as full fp32 tensors by name, independent of world size and ZeRO stage.
@@ -8,54 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dist_prune.runtime.environment import prepare_environment
-
-prepare_environment()
-with contextlib.redirect_stdout(io.StringIO()):
-    import deepspeed
-    from deepspeed.runtime import compiler
-    from deepspeed.runtime.config import DeepSpeedConfig
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from deepspeed.utils import (
-        safe_get_full_fp32_param,
-        safe_get_full_optimizer_state,
-        safe_set_full_optimizer_state,
-        safe_set_local_optimizer_state,
-    )
-
-    # Every optimizer is compared with DeepSpeed's Muon, whose decorators load torch's whole compiler, which adds a
-    # quarter to what it takes to start. Imported here, it is not compiled.
-    compile_, compiler.compile = compiler.compile, lambda: lambda function: function
-    with contextlib.suppress(ImportError):  # then there is nothing to compare with
-        import deepspeed.runtime.zero.muon.muon_optimizer
-    compiler.compile = compile_
-
-from dist_prune import distributed  # noqa: E402
-from dist_prune.engine.ds_config import Batching  # noqa: E402
-from dist_prune.errors import UserError, nearest  # noqa: E402
-from dist_prune.runtime.cpu import tune_cpu  # noqa: E402
-from dist_prune.runtime.launch import complete_environment, local_rank  # noqa: E402
-
-_BY_GROUP = ("base_lrs", "_last_lr")  # what torch's schedulers keep for each parameter group
-
-
-@dataclass
-class TrainState:
-    """The whole state of a module in training, equal on all ranks: full fp32 tensors on the CPU by name.
-
-    weights: parameters and buffers; momentum: the optimizer's state of the parameters that have one.
-    """
-
-    weights: dict[str, Tensor]
-    momentum: dict[str, Tensor]
+from dist_prune import distributed
+from dist_prune.engine import zero_state
+from dist_prune.engine.deepspeed_import import DeepSpeedConfig, DeepSpeedZeroConfig, deepspeed
+from dist_prune.engine.ds_config import Batching
+from dist_prune.engine.zero_state import OptimizerState, TrainState
+from dist_prune.errors import UserError, nearest
+from dist_prune.runtime.cpu import tune_cpu
+from dist_prune.runtime.launch import complete_environment, local_rank
 
 
 def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> None:
@@ -113,7 +80,6 @@ class Engine:
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
         ds_config: dict[str, Any],
         batching: Batching,
         device: torch.device,
@@ -124,12 +90,10 @@ class Engine:
         self.stage = ds_config.get("zero_optimization", {}).get("stage", 0)
         self._autocast = _autocast_dtype(ds_config)
         self._clipping = ds_config.get("gradient_clipping", 0.0) if _settles_gradients(ds_config) else None
-        self._scheduler = scheduler
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, *_ = deepspeed.initialize(
                 model=module.to(device),
                 optimizer=optimizer,
-                lr_scheduler=scheduler,
                 config=_complete(ds_config, batching),
                 dist_init_required=False,
             )
@@ -145,10 +109,10 @@ class Engine:
         """Whether forward passes have collectives of their own, beside which there should be no other (NCCL)."""
         return self.stage == 3
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next step (of the first parameter group)."""
-        return float(self._engine.optimizer.param_groups[0]["lr"])
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step; a parameter group's own ``lr_scale`` multiplies it."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def autocast(self) -> torch.autocast:
         """The precision of training, for forward passes outside the engine (evaluation)."""
@@ -174,10 +138,9 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> bool:
-        """Called after every ``backward``; steps optimizer and schedule at the end of the window.
+        """Called after every ``backward``; steps the optimizer at the end of the window.
 
-        False if it did not, on all ranks alike, since gradients are not finite: weights, optimizer and schedule are
-        as they were.
+        False if it did not, on all ranks alike, since gradients are not finite: weights and optimizer are as they were.
         """
         at_end = self._engine.is_gradient_accumulation_boundary()
         if at_end and self._clipping is not None:
@@ -197,43 +160,50 @@ class Engine:
         elif clipping:
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), clipping, norm)
 
+    def project(self, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+        """Put ``functions`` of parameters, by name, into the weights that train; all ranks call it after a step.
+
+        Each function takes the whole weight in fp32 and returns its new value, the same on all ranks. What is written
+        into the module alone would be undone at ZeRO 1 to 3, whose next step copies its own fp32 weights over it.
+        """
+        parameters = dict(self.module.named_parameters())
+        for name in functions:
+            if name not in parameters:
+                raise UserError(f"no parameter '{name}' to project; {nearest(name, parameters)}")
+        chosen = {name: parameters[name] for name in functions}
+        with torch.no_grad():
+            with self._gathered(list(chosen.values())):
+                values = {n: functions[n](zero_state.full_fp32(p).clone()) for n, p in chosen.items()}
+            for name, parameter in chosen.items():
+                zero_state.set_weight(parameter, self.stage, values[name])
+
+    def refusing_partitioned_weights(self) -> contextlib.AbstractContextManager:
+        """A context in which reading a weight that ZeRO 3 has partitioned is refused in one line."""
+        return zero_state.PartitionedWeightsRefused() if self.stage == 3 else contextlib.nullcontext()
+
     def snapshot(self) -> TrainState:
         """The whole state, equal on all ranks; averages the buffers of all ranks first (collective)."""
         distributed.average_buffers(self.module)
         parameters = dict(self.module.named_parameters())
         with self._gathered(list(parameters.values())):
-            weights = {name: _to_host(_full_fp32(p)) for name, p in parameters.items()}
+            weights = {name: zero_state.to_host(zero_state.full_fp32(p)) for name, p in parameters.items()}
         persistent = self.module.state_dict().keys()
-        weights |= {n: _to_host(b) for n, b in self.module.named_buffers() if n in persistent}
-        return TrainState(weights, self._momentum(parameters))
+        weights |= {n: zero_state.to_host(b) for n, b in self.module.named_buffers() if n in persistent}
+        if self.stage and self._engine.global_steps == self._engine.skipped_steps:
+            return TrainState(weights, {})  # ZeRO creates the state with the first step that it takes
+        return TrainState(weights, zero_state.optimizer_state(self._engine.optimizer, self.stage, parameters))
 
-    def restore_optimizer(
-        self, momentum: dict[str, Tensor], schedule: dict[str, Any] | None, images: Tensor
-    ) -> None:
-        """Put optimizer state and schedule back (weights are loaded before the engine is built).
+    def restore_optimizer(self, state: OptimizerState, images: Tensor) -> None:
+        """Put the optimizer's state back (weights are loaded before the engine is built).
 
-        schedule: as ``schedule_state`` returned it, None to begin it; images: a batch for the priming step by
-        which ZeRO creates its partitions of the state.
+        images: a batch for the priming step by which ZeRO creates its partitions of the state.
         """
-        schedule = schedule or self.schedule_state()  # the priming step must not count
-        if momentum:
-            if self.stage > 0:
-                self._prime(images)
-            for name, parameter in self.module.named_parameters():
-                if name in momentum:
-                    self._set_momentum(parameter, momentum[name].to(self.device))
-        groups = self._engine.optimizer.param_groups
-        # What a phase left may have another number of groups: without gates and norms there is one less.
-        by_group = {k: v[:1] * len(groups) for k, v in schedule["scheduler"].items() if k in _BY_GROUP}
-        self._scheduler.load_state_dict({**schedule["scheduler"], **by_group})
-        for group in groups:
-            group.update(schedule["settings"])
-
-    def schedule_state(self) -> dict[str, Any]:
-        """The schedule as plain data: its own state, and what it has set in all parameter groups alike."""
-        group = self._engine.optimizer.param_groups[0]
-        settings = {key: group[key] for key in ("lr", "momentum")}
-        return {"scheduler": dict(self._scheduler.state_dict()), "settings": settings}
+        if not state:
+            return
+        if self.stage > 0:
+            self._prime(images)
+        parameters = dict(self.module.named_parameters())
+        zero_state.set_optimizer_state(self._engine.optimizer, self.stage, parameters, state)
 
     def close(self) -> None:
         """Release the engine's memory and hooks, and what was compiled; the module is not usable afterwards."""
@@ -246,50 +216,15 @@ class Engine:
             return contextlib.nullcontext()
         return deepspeed.zero.GatheredParameters(parameters)
 
-    def _momentum(self, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-        if self.stage == 0:
-            state = self._engine.optimizer.state
-            found = {name: state[p].get("momentum_buffer") for name, p in parameters.items() if p in state}
-        elif self._engine.global_steps == self._engine.skipped_steps:
-            found = {}  # ZeRO creates the state with the first step that it takes
-        else:
-            self._link_states()
-            found = {
-                name: safe_get_full_optimizer_state(p, "momentum_buffer") for name, p in parameters.items()
-            }
-        return {name: _to_host(tensor) for name, tensor in found.items() if tensor is not None}
-
-    def _set_momentum(self, parameter: Any, value: Tensor) -> None:
-        if self.stage == 0:
-            self._engine.optimizer.state[parameter]["momentum_buffer"] = value.clone()
-        elif self.stage == 3:
-            # The setter for whole tensors of DeepSpeed 0.19.8 fails where the ranks do not divide the size.
-            size = parameter.ds_tensor.ds_numel
-            padded = F.pad(value.flatten(), (0, size * distributed.world_size() - value.numel()))
-            part = padded.narrow(0, size * distributed.rank(), size)
-            safe_set_local_optimizer_state(parameter, part, "momentum_buffer")
-        else:
-            safe_set_full_optimizer_state(parameter, value, "momentum_buffer")
-
     def _prime(self, images: Tensor) -> None:
         """A window of zero gradients at learning rate 0: changes no weight, creates every state tensor."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = 0.0
+        self.set_lr(0.0)
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         for _ in range(self.batching.accumulation):
             self.backward(self.forward(images).float().sum() * 0.0)
             self.step()
         for buffer, before in zip(self.module.buffers(), buffers, strict=True):
             buffer.detach().copy_(before)
-        self._link_states()
-
-    def _link_states(self) -> None:
-        # DeepSpeed 0.19.8 links lazily created states of the first parameter group only; linking again
-        # reaches all of them. Private, therefore pinned in pyproject.toml and covered by a test.
-        optimizer = self._engine.optimizer
-        if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
-            optimizer._hp_optimizer_states_linked = False
-            optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
@@ -323,14 +258,3 @@ def _autocast_dtype(ds_config: dict[str, Any]) -> torch.dtype | None:
         return torch.float16
     autocast = ds_config.get("torch_autocast", {})
     return getattr(torch, autocast.get("dtype", "bfloat16")) if autocast.get("enabled") else None
-
-
-def _full_fp32(parameter: nn.Parameter) -> Tensor:
-    if parameter.dtype == torch.float32:
-        return parameter
-    master = safe_get_full_fp32_param(parameter)
-    return parameter.float() if master is None else master
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_prune.config import RunConfig
+from dist_prune.config import OptimizerConfig, RunConfig
 from dist_prune.gates.insertion import find_sites
 from dist_prune.gates.means import GateMeans
 from dist_prune.models.build import build_model
@@ -88,6 +88,7 @@ class Phase:
     back to the method on resume. kept: units that earlier phases left, by site name; empty while all stand.
     continues: the phase goes on in the epochs and the learning-rate schedule of the one before, to the end that both
     have in common; otherwise it begins its own.
+    optimizer, label_smoothing: the recipe's where they are None.
     When the phase is over, the trainer sets ``trained`` (a plain copy of the module with its final weights),
     ``decision`` (its mask over the training images, if it has one) and ``ended`` (after how many epochs): the next
     phase is built from them.
@@ -100,7 +101,8 @@ class Phase:
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     transition: Transition | None = None
     continues: bool = False
-    label_smoothing: float = 0.0
+    optimizer: OptimizerConfig | None = None
+    label_smoothing: float | None = None
     trained: nn.Module | None = None
     decision: UnitMask | None = None
     ended: int | None = None
@@ -133,14 +135,24 @@ class Phase:
 
         logits: (B, classes); labels: (B,), or probabilities (B, classes) where images are mixed.
         """
-        return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)
+        return F.cross_entropy(
+            logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing or 0.0
+        )
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         """Further terms of the loss by name (names become metric names), weights included."""
         return {}
 
+    def project(self, module: nn.Module) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """By name of a parameter, a function of its value that is put in its place after every optimizer step.
+
+        For what weights must satisfy (clamps, proximal steps). The engine applies it to the fp32 weights that train,
+        at every ZeRO stage; each function takes the whole tensor and must return the same on all ranks.
+        """
+        return {}
+
     def after_step(self, module: nn.Module, means: Tensor, logits: Tensor, epoch: float) -> None:
-        """Called after every optimizer step, for example to clamp weights.
+        """Called after every optimizer step to observe it; weights are changed in ``project``.
 
         means, logits: of the gates' units over the global batch, (all units,), on the CPU (empty without gates).
         """

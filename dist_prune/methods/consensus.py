@@ -44,7 +44,7 @@ class Consensus(Method):
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
         budget = self._budget(module)
         shape_gates(module, **_form(config))
-        common: dict[str, Any] = {"epochs": config.epochs, "label_smoothing": config.label_smoothing}
+        common: dict[str, Any] = {"epochs": config.epochs}
         gated = GatedPhase(
             "gated",
             module,

@@ -14,4 +14,4 @@ class Dense(Method):
     def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
         """One phase."""
         config = self.task.config
-        yield Phase("dense", self.task.build(), config.epochs, label_smoothing=config.label_smoothing)
+        yield Phase("dense", self.task.build(), config.epochs)

@@ -34,7 +34,7 @@ class UniformDepth(Method):
         config = self.task.config
         kept = uniform_depth(self.task.costs, _target(config))
         small, _ = slice_network(self.task.build(), kept)
-        yield Phase("dense", small, config.epochs, kept=kept, label_smoothing=config.label_smoothing)
+        yield Phase("dense", small, config.epochs, kept=kept)
 
 
 class UniformWidth(Method):
@@ -50,7 +50,6 @@ class UniformWidth(Method):
             "dense",
             small.build(),
             config.epochs,
-            label_smoothing=config.label_smoothing,
             own_macs=small.costs.dense,
         )
 
@@ -66,8 +65,8 @@ class UniformChannels(Method):
         costs = unit_costs(plain, self.task.input_shape, find_sites(plain, "channel"))
         kept = uniform_channels(costs, _target(config))
         small, _ = slice_network(plain, kept)
-        smoothing, macs = config.label_smoothing, costs.of(kept)
-        yield _NarrowPhase("dense", small, config.epochs, label_smoothing=smoothing, own_macs=macs)
+        macs = costs.of(kept)
+        yield _NarrowPhase("dense", small, config.epochs, own_macs=macs)
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 from dist_prune.checkpoints.format import Checkpoint
 from dist_prune.checkpoints.recorded import check_weights
 from dist_prune.checkpoints.writer import Saving, note_best
-from dist_prune.engine.deepspeed_engine import TrainState
+from dist_prune.engine.zero_state import TrainState
 from dist_prune.errors import UserError
 from dist_prune.measure.energy import EnergyMeter
 from dist_prune.measure.sensors import find_sensors
@@ -46,8 +46,8 @@ class Trainer:
         self.position = Progress(**resume.state["position"]) if resume else Progress()
         self.structures: dict[str, Mapping[str, Any]] = dict(resume.state["structures"]) if resume else {}
         self._resume = resume
+        self._begun: set[str] = set()  # names of the phases so far
         self._before: TrainState | None = None  # how the phase before ended
-        self._schedule: dict[str, Any] | None = None  # and how far its learning rate had come
         self._clock = time.monotonic() - self.position.seconds
         meter = EnergyMeter(find_sensors(setting.device), setting.device)
         self.energy = EnergyAccount(meter, resume)
@@ -82,6 +82,11 @@ class Trainer:
 
     def _is_over(self, phase: Phase) -> bool:
         """Whether the checkpoint to resume lies in a later phase than this one."""
+        if phase.name in self._begun:  # a resume could not know which of the two was interrupted
+            raise UserError(
+                f"the method has two phases called '{phase.name}': give each phase a name of its own"
+            )
+        self._begun.add(phase.name)
         return self._resume is not None and self.position.phase != phase.name
 
     def _begin(self, phase: Phase) -> PhaseTrainer:
@@ -89,15 +94,15 @@ class Trainer:
         if self._resume is not None:
             checkpoint, self._resume = self._resume, None
             check_weights(checkpoint, phase.module)
-            start = TrainState(checkpoint.weights, checkpoint.momentum)
-            run = PhaseTrainer(self.setting, phase, start, checkpoint.state["schedule"])
+            start = TrainState(checkpoint.weights, checkpoint.optimizer_state)
+            run = PhaseTrainer(self.setting, phase, start)
             phase.loaded(run.engine.module)
             return run
         self.position.phase = phase.name
         if not phase.continues:
             self.position.epoch = self.position.batch = self.position.skipped_in_epoch = 0
         start = inherit(phase, self._before) if self._before else TrainState({}, {})
-        return PhaseTrainer(self.setting, phase, start, self._schedule if phase.continues else None)
+        return PhaseTrainer(self.setting, phase, start)
 
     def _rest_of_epoch(self, run: PhaseTrainer) -> Iterator[tuple[Batch, ...]]:
         """This rank's micro-batches that are left of the epoch, as many at a time as make a step."""
@@ -110,8 +115,10 @@ class Trainer:
     def _step(self, run: PhaseTrainer, batches: tuple[Batch, ...]) -> StepMetrics:
         self.stop.count_step()
         self.saving.check()
-        self._lr = run.engine.lr
-        epoch = self.position.epoch + self.position.batch / self.setting.steps_per_epoch
+        steps_per_epoch = self.setting.steps_per_epoch
+        epoch = self.position.epoch + self.position.batch / steps_per_epoch
+        self._lr = run.learning_rate.at(self.position.epoch * steps_per_epoch + self.position.batch)
+        run.engine.set_lr(self._lr)
         said = RankFlags(
             stop=self.stop.reason is not None,
             failed=bool(self.setting.pending_errors),
@@ -200,18 +207,17 @@ class Trainer:
             "phase": run.phase.name,
             "structures": self.structures,
             "position": asdict(self.position),
-            "schedule": run.engine.schedule_state(),
             "data": self.setting.data.identity(),
         }
         clockless = {**state, "position": {**asdict(self.position), "seconds": None}}
         agree_on({**snapshot.weights, **clockless}, f"at step {self.position.step}", self.setting.device)
         state["energy"] = self.energy.state()
-        self.saving.write(Checkpoint(snapshot.weights, snapshot.momentum, state), self.position)
+        self.saving.write(Checkpoint(snapshot.weights, snapshot.optimizer_state, state), self.position)
         self._count_skipped(self.setting.sync_errors())
 
     def _end(self, run: PhaseTrainer, snapshot: TrainState) -> None:
         """Hand the trained module to the method, and its state (``snapshot``) to the phase that follows."""
-        self._before, self._schedule = snapshot, run.engine.schedule_state()
+        self._before = snapshot
         run.load_replica(snapshot)
         run.phase.trained, run.phase.ended = run.replica, self.position.epoch
         run.phase.decision = run.decide()

@@ -1,24 +1,31 @@
-"""The optimizer and learning-rate schedule that a recipe asks for."""
+"""The optimizer that a phase asks for, and its learning rate as a pure function of progress."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim import SGD, AdamW
 
-from dist_prune.config import RunConfig
+from dist_prune.config import OptimizerConfig
 from dist_prune.gates.gate import Gate
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+# The two figures of torch's OneCycleLR that a recipe does not set.
+_ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4  # shares of the highest rate
 
 
-def build_optimizer(module: nn.Module, config: RunConfig) -> SGD:
-    """SGD with momentum; gate and norm parameters without weight decay if the recipe says so."""
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW; gate and norm parameters without weight decay if the recipe says so."""
+    groups = parameter_groups(module, config)
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     return SGD(
-        parameter_groups(module, config),
+        groups,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
@@ -26,7 +33,14 @@ def build_optimizer(module: nn.Module, config: RunConfig) -> SGD:
     )
 
 
-def parameter_groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+def state_names(config: OptimizerConfig) -> frozenset[str]:
+    """The names of the states that the optimizer keeps for each parameter."""
+    if config.optimizer == "adamw":
+        return frozenset({"exp_avg", "exp_avg_sq", "step"})
+    return frozenset({"momentum_buffer"} if config.momentum else ())
+
+
+def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """All parameters in one group, or two: those with weight decay, and those of gates and norms without."""
     parameters = list(module.parameters())
     if config.decay_gates_and_norms:
@@ -39,17 +53,44 @@ def parameter_groups(module: nn.Module, config: RunConfig) -> list[dict[str, Any
     return [group for group in groups if group["params"]]
 
 
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, config: RunConfig, epochs: int, steps_per_epoch: int
-) -> LRScheduler:
-    """The schedule over a phase of ``epochs``, counted in optimizer steps."""
-    schedule = config.lr_schedule
-    steps = epochs * steps_per_epoch
-    if schedule.kind == "steps":
-        milestones = [epoch * steps_per_epoch for epoch in schedule.milestones]
-        return MultiStepLR(optimizer, milestones, schedule.gamma)
-    if schedule.kind == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=steps)
-    return OneCycleLR(
-        optimizer, config.lr, total_steps=steps, pct_start=schedule.warmup_share, cycle_momentum=False
-    )
+@dataclass(frozen=True)
+class LearningRate:
+    """The learning rate of every step of a phase of ``epochs``.
+
+    A pure function of progress: there is no scheduler whose state a checkpoint could lose.
+    """
+
+    config: OptimizerConfig
+    epochs: int
+    steps_per_epoch: int
+
+    def at(self, step: int) -> float:
+        """The rate of the phase's ``step``-th optimizer step, counted from 0."""
+        schedule = self.config.lr_schedule
+        warmup = round(schedule.warmup_epochs * self.steps_per_epoch)
+        # Cosine and one cycle span what the warm-up leaves, so that the rate has no jump; milestones are epochs of
+        # the whole phase.
+        passed, steps = max(step - warmup, 0), max(self.epochs * self.steps_per_epoch - warmup, 1)
+        if schedule.kind == "cosine":
+            rate = _cosine(self.config.lr, 0.0, passed / steps)
+        elif schedule.kind == "one_cycle":
+            rate = _one_cycle(self.config.lr, passed, steps, schedule.warmup_share)
+        else:
+            gammas = schedule.gamma if isinstance(schedule.gamma, tuple) else repeat(schedule.gamma)
+            fallen = zip(schedule.milestones, gammas, strict=False)
+            reached = (gamma for epoch, gamma in fallen if step >= epoch * self.steps_per_epoch)
+            rate = self.config.lr * math.prod(reached)
+        return rate * min((step + 1) / warmup, 1.0) if warmup else rate
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    """Half a cosine wave from ``start`` to ``end``."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _one_cycle(highest: float, step: int, steps: int, warmup_share: float) -> float:
+    """The rates of torch's OneCycleLR, whose last step of each half has the half's last rate."""
+    top, last = warmup_share * steps - 1, steps - 1
+    if step <= top:
+        return _cosine(_ONE_CYCLE_START * highest, highest, step / top if top else 1.0)
+    return _cosine(highest, _ONE_CYCLE_END * highest, (step - top) / (last - top))

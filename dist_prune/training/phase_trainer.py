@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 
-from dist_prune.engine.deepspeed_engine import Engine, TrainState
+from dist_prune.engine.deepspeed_engine import Engine
+from dist_prune.engine.zero_state import TrainState
 from dist_prune.gates.activation_checkpointing import checkpoint_blocks
 from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies
-from dist_prune.training.optimizer import build_optimizer, build_scheduler
+from dist_prune.training.optimizer import LearningRate, build_optimizer, state_names
 
 
 def inherit(phase: Phase, old: TrainState) -> TrainState:
@@ -22,11 +22,19 @@ def inherit(phase: Phase, old: TrainState) -> TrainState:
     if phase.transition is None:
         return TrainState({}, {})
     tensors = phase.transition.tensors
-    kept = tensors if phase.transition.keep_optimizer else {}
-    return TrainState(
-        {new: origin.take(old.weights[origin.name]) for new, origin in tensors.items()},
-        {new: o.take(old.momentum[o.name]) for new, o in kept.items() if o.name in old.momentum},
-    )
+    weights = {new: origin.take(old.weights[origin.name]) for new, origin in tensors.items()}
+    if not phase.transition.keep_optimizer:
+        return TrainState(weights, {})
+    states = {
+        new: {
+            # A count of steps belongs to the weight as a whole; all other states have a value per weight.
+            key: value if key == "step" else origin.take(value)
+            for key, value in old.optimizer_state[origin.name].items()
+        }
+        for new, origin in tensors.items()
+        if origin.name in old.optimizer_state
+    }
+    return TrainState(weights, states)
 
 
 class PhaseTrainer:
@@ -36,30 +44,35 @@ class PhaseTrainer:
     snapshot, so that ZeRO 3 needs no collective per forward pass there and ranks may see unequal batches.
     """
 
-    def __init__(
-        self, setting: RunContext, phase: Phase, start: TrainState, schedule: dict[str, Any] | None
-    ) -> None:
+    def __init__(self, setting: RunContext, phase: Phase, start: TrainState) -> None:
         self.setting = setting
         self.phase = phase
         self.sites = sites(phase.module)
         unplaced = phase.module.load_state_dict(start.weights, strict=False).unexpected_keys
         assert not unplaced, f"tensors without a place in phase {phase.name}: {unplaced}"
         self.replica = copy.deepcopy(phase.module).to(setting.device)
+        optimizer = phase.optimizer or setting.config
+        if phase.label_smoothing is None:
+            phase.label_smoothing = setting.config.label_smoothing
+        self.learning_rate = LearningRate(optimizer, phase.epochs, setting.steps_per_epoch)
         if setting.config.checkpoint_activations:
             checkpoint_blocks(phase.module)  # the replica, a copy made before, stays plain
-        optimizer = build_optimizer(phase.module, setting.config)
-        scheduler = build_scheduler(optimizer, setting.config, phase.epochs, setting.steps_per_epoch)
         self.engine = Engine(
             phase.module,
-            optimizer,
-            scheduler,
+            build_optimizer(phase.module, optimizer),
             setting.ds_config,
             setting.batching,
             setting.device,
             setting.config.rank_timeout,
         )
         images = torch.zeros(setting.batching.micro, *setting.data.input_shape, device=setting.device)
-        self.engine.restore_optimizer(start.momentum, schedule, images)
+        names = state_names(optimizer)  # a phase with another optimizer than the one before begins it anew
+        known = {
+            parameter: {key: state[key] for key in names}
+            for parameter, state in start.optimizer_state.items()
+            if names and names <= state.keys()
+        }
+        self.engine.restore_optimizer(known, images)
         if setting.config.compile:
             self.engine.compile()
 

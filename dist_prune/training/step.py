@@ -102,13 +102,18 @@ def train_step(
         right = (logits.detach().argmax(1) == _most_likely(labels)).sum()
         scores = scores + torch.stack([task_sum.detach(), right.float()])
         task = task_sum * (distributed.world_size() / window.micro_samples)
-        terms = phase.loss_terms(Step(engine.module, images, labels, logits, means if gates else None, epoch))
+        with engine.refusing_partitioned_weights():
+            terms = phase.loss_terms(
+                Step(engine.module, images, labels, logits, means if gates else None, epoch)
+            )
         engine.backward(_spreading(sum(terms.values(), start=task)))
         applied = engine.step()
         for name, value in terms.items():
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
     if not applied:  # norms have averaged what is not finite
         buffers_before.put_back()
+    elif projections := phase.project(engine.module):
+        engine.project(projections)
     return _record(window, means, distributed.all_reduce_sum(scores), terms_seen, applied)
 
 

@@ -19,7 +19,7 @@ _context.set_forkserver_preload(["dist_prune.training.run"])
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 120
+    world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 300
 ) -> list[Any]:
     """Call ``function(*arguments)`` on each of ``world_size`` gloo ranks and return their results by rank.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import defaultdict
 from typing import Any
 
@@ -101,21 +102,23 @@ def share(images: Tensor, labels: Tensor, sizes: list[int]) -> tuple[Tensor, Ten
 
 
 def engine_for(
-    phase: Phase, stage: int, micro: int = 4, accumulation: int = 1, ds: dict[str, Any] | None = None
+    phase: Phase,
+    stage: int,
+    micro: int = 4,
+    accumulation: int = 1,
+    ds: dict[str, Any] | None = None,
+    optimizer: str = "sgd",
 ) -> Any:
-    """A DeepSpeed engine for a phase, with the optimizer of the recipe."""
+    """A DeepSpeed engine for a phase, with the optimizer of the recipe or another one."""
     from dist_prune.engine.deepspeed_engine import Engine, start_process_group
     from dist_prune.engine.ds_config import Batching
-    from dist_prune.training.optimizer import build_optimizer, build_scheduler
+    from dist_prune.training.optimizer import build_optimizer
 
     device = start_process_group()
-    optimizer = build_optimizer(phase.module, CONFIG)
-    scheduler = build_scheduler(optimizer, CONFIG, epochs=4, steps_per_epoch=10)
     config = {"zero_optimization": {"stage": stage}, **(ds or {})}
     return Engine(
         phase.module,
-        optimizer,
-        scheduler,
+        build_optimizer(phase.module, CONFIG.model_copy(update={"optimizer": optimizer})),
         config,
         Batching(micro, accumulation, distributed.world_size()),
         device,
@@ -144,7 +147,7 @@ def one_step(stage: int, sizes: list[int], repeats: int = 1) -> dict[str, Any]:
         "means": record.means,
         "logits": record.logits,
         "loss": record.losses["total"],
-        "gradients": snapshot.momentum,
+        "gradients": {name: state["momentum_buffer"] for name, state in snapshot.optimizer_state.items()},
         "collectives": dict(calls),
     }
 
@@ -185,30 +188,31 @@ class _Counting:
         return counted
 
 
-def train_then_continue(first_stage: int, second_stage: int) -> dict[str, Any]:
+def train_then_continue(optimizer: str, first_stage: int, second_stage: int) -> dict[str, Any]:
     """Two steps at one stage, a snapshot, a third step; and the third step again from the snapshot elsewhere."""
     phase = undecided_phase()
-    engine = engine_for(phase, first_stage, micro=8 // distributed.world_size())
+    engine = engine_for(phase, first_stage, micro=8 // distributed.world_size(), optimizer=optimizer)
     for _ in range(2):
         _plain_step(engine, phase)
-    snapshot, schedule = engine.snapshot(), engine.schedule_state()
+    snapshot = engine.snapshot()
     _plain_step(engine, phase)
     straight = engine.snapshot()
     engine.close()
     return {
         "snapshot": snapshot,
-        "schedule": schedule,
         "straight": straight,
-        "again": continue_from(snapshot, schedule, second_stage),
+        "again": continue_from(optimizer, pickle.dumps(snapshot), second_stage),
     }
 
 
-def continue_from(snapshot: Any, schedule: dict[str, Any], stage: int) -> Any:
-    """One step from a snapshot; returns the snapshot after it."""
+def continue_from(optimizer: str, snapshot: bytes, stage: int) -> Any:
+    """One step from a snapshot (pickled: processes cannot pass on so many tensors); the snapshot after it."""
+    state = pickle.loads(snapshot)
     phase = undecided_phase()
-    phase.module.load_state_dict(snapshot.weights)
-    engine = engine_for(phase, stage, micro=8 // distributed.world_size())
-    engine.restore_optimizer(snapshot.momentum, schedule, batch(8)[0])
+    phase.module.load_state_dict(state.weights)
+    engine = engine_for(phase, stage, micro=8 // distributed.world_size(), optimizer=optimizer)
+    engine.restore_optimizer(state.optimizer_state, batch(8)[0])
+    engine.set_lr(CONFIG.lr)  # the priming step has none
     _plain_step(engine, phase)
     after = engine.snapshot()
     engine.close()

@@ -13,10 +13,10 @@ import torch
 from ranks import run_ranks
 
 from dist_prune import distributed
+from dist_prune.gates.consensus import slice_gated_network
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase, Transition
-from dist_prune.pruning.collapse import slice_network
 
 STEPS = 20
 OPENED = torch.tensor([1.0, 0, 0, 1, 1, 0])  # of the six layers of a ResNet-14
@@ -45,21 +45,22 @@ def with_and_without_collapse(stage: int) -> tuple[list[float], list[float], int
     engine = scenarios.engine_for(gated, stage, micro=micro)
     losses_of(engine, gated, steps=5)
     Freezer(engine.module, patience=1).update(engine.module, OPENED)
-    before, schedule = engine.snapshot(), engine.schedule_state()
+    before = engine.snapshot()
     fixed = losses_of(engine, Silent("gated", engine.module, 4))
     engine.close()
 
     plain = scenarios.undecided_phase().module
     kept = {site.name: [0] * int(opened) for site, opened in zip(sites(plain), OPENED, strict=True)}
-    small, origins = slice_network(plain, kept)
+    small, origins = slice_gated_network(plain, kept)
     phase = Phase("collapsed", small, 4, transition=Transition(origins))
     start = inherit(phase, before)
     small.load_state_dict(start.weights)
     engine = scenarios.engine_for(phase, stage, micro=micro)
-    engine.restore_optimizer(start.momentum, schedule, scenarios.batch(micro)[0])
+    engine.restore_optimizer(start.optimizer_state, scenarios.batch(micro)[0])
+    engine.set_lr(scenarios.CONFIG.lr)  # the priming step has none
     collapsed = losses_of(engine, phase)
     engine.close()
-    return fixed, collapsed, len(start.momentum)
+    return fixed, collapsed, len(start.optimizer_state)
 
 
 class Silent(Phase):

@@ -174,11 +174,18 @@ def assert_same_course(folder: Path, straight: Path) -> None:
     assert mine is not None
     assert theirs is not None
     assert passed_over == []
-    for kind in ("weights", "momentum"):
-        ours, expected = getattr(mine, kind), getattr(theirs, kind)
+    for kind, ours, expected in (
+        ("weights", mine.weights, theirs.weights),
+        ("optimizer state", flat(mine.optimizer_state), flat(theirs.optimizer_state)),
+    ):
         assert ours.keys() == expected.keys()
         different = [name for name in expected if not torch.equal(ours[name], expected[name])]
         assert not different, f"{kind} of {different[:3]}"
+
+
+def flat(states: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Optimizer state by parameter and state name in one."""
+    return {f"{key}/{name}": tensor for name, state in states.items() for key, tensor in state.items()}
 
 
 def status(folder: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def write_for_ever(folder: Path, began) -> None:
     while True:
         step += 1
         weights = {str(i): torch.full((50_000,), float(step)) for i in range(20)}
-        save_checkpoint(folder, Checkpoint(weights, weights, {"position": {"step": step}}), step)
+        save_checkpoint(folder, Checkpoint(weights, {"w": weights}, {"position": {"step": step}}), step)
         began.set()
 
 

@@ -89,15 +89,11 @@ def _make_run(material: Material) -> None:
     run.append("train", {"epoch": 1, "step": 1, "steps_skipped": 0, "samples_skipped": 0, **means})
     run.append("eval", {**dict.fromkeys(EVAL_KEYS, 0.5), "epoch": 1, "step": 1, "gate_means": {}})
     weights = {name: tensor.clone() for name, tensor in phase.module.state_dict().items()}
-    momentum = {name: torch.zeros_like(p) for name, p in phase.module.named_parameters()}
+    momentum = {name: {"momentum_buffer": torch.zeros_like(p)} for name, p in phase.module.named_parameters()}
     state = {
         "phase": phase.name,
         "structures": {phase.name: dict(phase.structure)},
         "position": asdict(Progress(phase=phase.name, batch=0, epoch=1, step=1)),
-        "schedule": {
-            "scheduler": {"last_epoch": 1, "_step_count": 2, "base_lrs": [0.1]},
-            "settings": {"lr": 0.1, "momentum": 0.9},
-        },
         "data": images.identity(),
     }
     save_checkpoint(run.checkpoints, Checkpoint(weights, momentum, state), 1)

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import safetensors.torch
 import torch
 
 from dist_prune import UserError
@@ -14,7 +15,7 @@ from dist_prune.checkpoints.format import Checkpoint, load_checkpoint, load_newe
 def state(step: int) -> Checkpoint:
     return Checkpoint(
         weights={"w": torch.full((3, 2), float(step)), "n": torch.tensor(step)},
-        momentum={"w": torch.full((3, 2), -float(step))},
+        optimizer_state={"w": {"exp_avg": torch.full((3, 2), -float(step)), "step": torch.tensor(step)}},
         state={"phase": "gated", "position": {"step": step}, "schedule": {"last_lr": [0.1]}},
     )
 
@@ -23,7 +24,11 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
     def equal(x, y):
         return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
 
-    return equal(a.weights, b.weights) and equal(a.momentum, b.momentum) and a.state == b.state
+    def flat(states):
+        return {(name, key): t for name, state in states.items() for key, t in state.items()}
+
+    same_optimizer = equal(flat(a.optimizer_state), flat(b.optimizer_state))
+    return equal(a.weights, b.weights) and same_optimizer and a.state == b.state
 
 
 def folders(path):
@@ -44,10 +49,20 @@ def test_what_was_saved_is_loaded(folder):
     assert passed_over == []
 
 
-def test_a_state_without_momentum_round_trips(folder):
-    """Before the first step, and for optimizers without one."""
+def test_a_state_without_optimizer_round_trips(folder):
+    """Before the first step, and for optimizers without a state."""
     start = Checkpoint({"w": torch.zeros(2)}, {}, {})
     assert same(load_checkpoint(save_checkpoint(folder, start, 0)), start)
+
+
+def test_momentum_of_the_first_format_is_still_read(folder):
+    """Then the file held one tensor a parameter, by its name alone."""
+    path = save_checkpoint(folder, state(1), 1)
+    safetensors.torch.save_file({"conv.weight": torch.ones(2)}, path / "optimizer.safetensors")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["optimizer.safetensors"] = module._fingerprint(path / "optimizer.safetensors")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert load_checkpoint(path).optimizer_state["conv.weight"]["momentum_buffer"].tolist() == [1, 1]
 
 
 def test_whoever_may_read_other_files_of_the_run_may_read_its_tensors(folder):

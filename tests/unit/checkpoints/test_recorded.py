@@ -20,7 +20,6 @@ STATE = {
     "phase": "gated",
     "structures": {"gated": {}},
     "position": asdict(Progress(phase="gated", step=3)),
-    "schedule": {"scheduler": {"last_epoch": 3}, "settings": {"lr": 0.1, "momentum": 0.9}},
 }
 
 
@@ -45,7 +44,7 @@ def test_a_recorded_command_is_not_run_and_recorded_places_are_found(run):
 def test_a_config_json_that_is_none_is_refused_in_one_line(run, changes):
     record(run, **changes)
     with pytest.raises(
-        UserError, match=r"config\.json is not the config\.json of a run: recipe key"
+        UserError, match=r"config\.json is not the config\.json of a run: (unknown )?recipe key"
     ) as refused:
         config_of(run)
     assert "\n" not in str(refused.value)
@@ -65,7 +64,6 @@ def test_anything_else_in_the_place_of_config_json_is_refused(run, content):
         {"structures": []},
         {"position": {**STATE["position"], "step": "x"}},
         {"position": {**STATE["position"], "more": 1}},
-        {"schedule": {"scheduler": {}}},
         {"data": {"fingerprint": 1, "shard_lengths": {}}},
     ],
 )

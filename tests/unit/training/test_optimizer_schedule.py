@@ -9,7 +9,7 @@ from torch import nn
 from dist_prune import attach_gates, build_model
 from dist_prune.config import LrConfig, RunConfig
 from dist_prune.gates.gate import Gate
-from dist_prune.training.optimizer import build_optimizer, build_scheduler
+from dist_prune.training.optimizer import LearningRate, build_optimizer
 
 
 def config(**changes) -> RunConfig:
@@ -69,90 +69,76 @@ def test_there_is_no_empty_group(module):
 
 def rates(epochs=10, steps_per_epoch=4, **changes):
     """The learning rate of each step of a run, and the one that the schedule would give after the last."""
-    weight = nn.Parameter(torch.zeros(1))
-    settings = config(**{"lr": 0.5, **changes})
-    optimizer = torch.optim.SGD([weight], lr=settings.lr, momentum=settings.momentum)
-    scheduler = build_scheduler(optimizer, settings, epochs, steps_per_epoch)
-    seen = []
-    for _ in range(epochs * steps_per_epoch):
+    learning_rate = LearningRate(config(**{"lr": 0.5, **changes}), epochs, steps_per_epoch)
+    seen = [learning_rate.at(step) for step in range(epochs * steps_per_epoch + 1)]
+    return seen[:-1], seen[-1]
+
+
+def torch_rates(build, steps=40, lr=0.5):
+    """The rates of one of torch's own schedulers."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler, seen = build(optimizer), []
+    for _ in range(steps):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return seen, optimizer.param_groups[0]["lr"]
+    return seen
 
 
 def test_steps_fall_at_the_milestones_and_nowhere_else():
     seen, _ = rates(lr_schedule=LrConfig(kind="steps", milestones=(3, 7), gamma=0.1))
     assert seen == pytest.approx([0.5] * 12 + [0.05] * 16 + [0.005] * 12)
+    assert seen == pytest.approx(
+        torch_rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [12, 28], 0.1))
+    )
+
+
+def test_each_milestone_may_have_a_factor_of_its_own():
+    """As in arXiv 2006.07253 (SGD at 0.01, 0.1 from epoch 1 on, then a fifth at each milestone)."""
+    schedule = LrConfig(kind="steps", milestones=(1, 5, 8), gamma=(10, 0.2, 0.2))
+    seen, _ = rates(lr=0.01, lr_schedule=schedule)
+    assert seen == pytest.approx([0.01] * 4 + [0.1] * 16 + [0.02] * 12 + [0.004] * 8)
+    with pytest.raises(ValueError, match="3 milestones need as many factors in gamma, not 2"):
+        LrConfig(kind="steps", milestones=(1, 5, 8), gamma=(10, 0.2))
 
 
 def test_cosine_is_half_a_wave_that_ends_at_zero():
     seen, after = rates(lr_schedule=LrConfig(kind="cosine"))
     assert seen == pytest.approx([0.25 * (1 + math.cos(math.pi * step / 40)) for step in range(40)])
+    assert seen == pytest.approx(torch_rates(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 40)))
     assert after == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5])
-def test_one_cycle_rises_to_the_recipes_rate_and_ends_near_zero(share):
-    seen, _ = rates(lr_schedule=LrConfig(kind="one_cycle", warmup_share=share))
-    top = seen.index(max(seen))
-    assert top == 40 * share - 1
-    assert max(seen) == pytest.approx(0.5)
-    assert seen[0] == pytest.approx(0.5 / 25)
-    assert seen[: top + 1] == sorted(seen[: top + 1])
-    assert seen[top:] == sorted(seen[top:], reverse=True)
-    assert seen[-1] < 1e-4 * 0.5
+@pytest.mark.parametrize(("epochs", "share"), [(10, 0.3), (10, 0.25), (10, 0.5), (1, 0.3), (1, 0.01)])
+def test_one_cycle_has_the_rates_of_torchs_own_scheduler(epochs, share):
+    seen, _ = rates(epochs, lr_schedule=LrConfig(kind="one_cycle", warmup_share=share))
+    theirs = torch_rates(
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(
+            o, 0.5, total_steps=4 * epochs, pct_start=share, cycle_momentum=False
+        ),
+        steps=4 * epochs - 1,
+    )
+    assert seen[: 4 * epochs - 1] == pytest.approx(theirs)
+    assert seen[-1] == pytest.approx(0.5 / 25 / 1e4)
 
 
 @pytest.mark.parametrize("kind", ["steps", "cosine", "one_cycle"])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_recipe_owns_the_momentum_whatever_the_schedule(kind, momentum):
-    weight = nn.Parameter(torch.zeros(1))
-    settings = config(momentum=momentum, lr_schedule=LrConfig(kind=kind))
-    optimizer = torch.optim.SGD([weight], lr=settings.lr, momentum=settings.momentum)
-    scheduler = build_scheduler(optimizer, settings, 10, 4)
-    seen = set()
-    for _ in range(40):
-        seen.add(optimizer.param_groups[0]["momentum"])
-        optimizer.step()
-        scheduler.step()
-    assert seen == {momentum}
+def test_a_linear_warmup_precedes_every_schedule(kind):
+    schedule = LrConfig(kind=kind, milestones=(5,), warmup_epochs=2)
+    seen, _ = rates(lr_schedule=schedule)
+    after, _ = rates(
+        epochs=8, lr_schedule=schedule.model_copy(update={"warmup_epochs": 0, "milestones": (3,)})
+    )
+    assert seen[:8] == pytest.approx([after[0] * (step + 1) / 8 for step in range(8)])
+    assert seen[8:] == pytest.approx(after)
 
 
-@pytest.mark.parametrize("kind", ["steps", "cosine", "one_cycle"])
-def test_a_schedule_goes_on_where_its_state_was_taken(kind):
-    settings = config(lr_schedule=LrConfig(kind=kind, milestones=(3, 7)))
-
-    def start():
-        optimizer = torch.optim.SGD(
-            [nn.Parameter(torch.zeros(1))], lr=settings.lr, momentum=settings.momentum
-        )
-        return optimizer, build_scheduler(optimizer, settings, 10, 4)
-
-    optimizer, scheduler = start()
-    for _ in range(17):
-        optimizer.step()
-        scheduler.step()
-    resumed_optimizer, resumed = start()
-    resumed.load_state_dict(dict(scheduler.state_dict()))
-    now = optimizer.param_groups[0]  # what the engine stores beside the schedule
-    resumed_optimizer.param_groups[0].update(lr=now["lr"], momentum=now["momentum"])
-    for _ in range(23):
-        ours, theirs = resumed_optimizer.param_groups[0], optimizer.param_groups[0]
-        assert ours["lr"] == pytest.approx(theirs["lr"], rel=1e-12)
-        assert ours["momentum"] == theirs["momentum"]
-        for o, s in ((optimizer, scheduler), (resumed_optimizer, resumed)):
-            o.step()
-            s.step()
-
-
-def test_every_group_follows_the_schedule():
-    module = gated()
-    settings = config(lr=0.5, decay_gates_and_norms=False, lr_schedule=LrConfig(kind="one_cycle"))
-    optimizer = build_optimizer(module, settings)
-    scheduler = build_scheduler(optimizer, settings, 2, 5)
-    for _ in range(9):
-        first, second = (group["lr"] for group in optimizer.param_groups)
-        assert first == second
-        optimizer.step()
-        scheduler.step()
+def test_adamw_takes_its_figures_from_the_recipe():
+    settings = config(
+        optimizer="adamw", lr=1e-3, betas=(0.8, 0.95), weight_decay=0.02, decay_gates_and_norms=False
+    )
+    decayed, spared = build_optimizer(gated(), settings).param_groups
+    assert (decayed["lr"], decayed["betas"], decayed["weight_decay"]) == (1e-3, (0.8, 0.95), 0.02)
+    assert spared["weight_decay"] == 0.0
+    with pytest.raises(ValueError, match="betas"):
+        config(optimizer="adamw", betas=(0.8, 1.0))

@@ -1,5 +1,6 @@
 """One step on one process: soft labels, images that were left out, and what the record says of both."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ class BareEngine:
     """What a step needs of an engine, in plain torch: gradients add up in the module."""
 
     gathers_weights = False
+    refusing_partitioned_weights = contextlib.nullcontext
 
     def __init__(self, module: nn.Module, micro: int) -> None:
         self.module, self.forward = module, module
