@@ -1,4 +1,4 @@
-"""Naive baselines (arXiv 2302.10798, section 5.3, Figure 4): a trained network that loses a random share of itself."""
+"""Naive baselines (arXiv 2302.10798, section 5.3, Figure 4): random pruning of a trained network."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ _BASELINES = {"dropout": ("naive dropout", drop_weights), "layers": ("naive laye
 
 
 def _drawn(count: int, share: float, seed: int) -> Tensor:
-    """Which of ``count`` things are taken out (int64): the first of one order of all of them."""
+    """Return the numbers of the pruned ones of ``count`` (int64): a prefix of one random order, so that shares nest."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[: round(share * count)]
 

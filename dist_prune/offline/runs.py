@@ -1,4 +1,4 @@
-"""Work on finished or interrupted runs without a training engine: collapse a checkpoint, evaluate a network."""
+"""Commands on finished or interrupted runs, without a training engine: collapse a checkpoint, evaluate a network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def collapse_run(
     Returns the summary. Raises UserError where there is no gate left for a mask or a vote to round.
     """
     if mask and round_to:
-        raise UserError("a mask.json is taken as it is: leave out --mask or --round_to")
+        raise UserError("a mask.json is used unchanged: remove --mask or --round_to")
     run, checkpoint = _find(Path(source))
     config = config_of(run)
     data = data or data_of(run)
@@ -47,7 +47,7 @@ def collapse_run(
     method, task = build_method(config, images)
     phase = _trained_phase(method, checkpoint)
     if (mask or round_to) and not phase.has_gates:
-        raise UserError(f"{source} has no gates left that could vote: leave out --mask and --round_to")
+        raise UserError(f"{source} has no gates left to vote: remove --mask and --round_to")
     folder = RunFolder(out) if out else run
     folder.path.mkdir(parents=True, exist_ok=True)
     setting = RunContext(
@@ -63,7 +63,7 @@ def collapse_run(
 
 
 def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -> dict[str, Any]:
-    """Top-1 accuracy of a sliced checkpoint (or of a run folder's ``sliced/``) on a split."""
+    """Return the top-1 accuracy of a sliced checkpoint (or of a run folder's ``sliced/``) on a split."""
     path = find_sliced(folder)
     config = read_sliced_config(path)
     if data is None:
@@ -75,8 +75,16 @@ def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -
 
 
 def open_for_sliced(config: dict[str, Any], data: str) -> ImageData:
-    """The images as a sliced checkpoint (its config) expects them; raises UserError where they are not so."""
-    # Evaluation scales images with a margin where training cut parts of any size out of them.
+    """Open the images as a sliced checkpoint expects them.
+
+    Args:
+        config: config.json of the sliced checkpoint.
+        data: location of the shards.
+
+    Raises:
+        UserError: the images have another shape or normalization.
+    """
+    # If training used random resized crops, evaluation scales images with a margin and crops the center.
     augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
     images = open_data(data, image_size=(config["input_shape"] or [None])[-1], augment=augment)
     shape = config["input_shape"]
@@ -102,7 +110,7 @@ def _find(source: Path) -> tuple[RunFolder, Checkpoint]:
 
 
 def _trained_phase(method: Method, checkpoint: Checkpoint) -> Phase:
-    """The phase that the checkpoint is of, with its weights in place."""
+    """Return the phase of the checkpoint, with its weights loaded."""
     for phase in method.phases(checkpoint.state["structures"]):
         if phase.name == checkpoint.state["phase"]:
             check_weights(checkpoint, phase.module)

@@ -31,7 +31,7 @@ class Peer:
     host: str
     pid: int
     address: str = ""  # at which other machines reach it
-    started_ns: int = 0  # tells processes with the same number apart: in containers numbers always repeat
+    started_ns: int = 0  # separates processes with one number: in containers numbers always repeat
 
     @staticmethod
     def this() -> Peer:

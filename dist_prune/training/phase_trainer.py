@@ -51,12 +51,12 @@ class PhaseTrainer:
         unplaced = phase.module.load_state_dict(start.weights, strict=False).unexpected_keys
         assert not unplaced, f"tensors without a place in phase {phase.name}: {unplaced}"
         self.replica = copy.deepcopy(phase.module).to(setting.device)
-        if setting.config.checkpoint_activations:
-            checkpoint_blocks(phase.module)  # the replica, a copy made before, stays plain
         optimizer = phase.optimizer or setting.config
         if phase.label_smoothing is None:
             phase.label_smoothing = setting.config.label_smoothing
         self.learning_rate = LearningRate(optimizer, phase.epochs, setting.steps_per_epoch)
+        if setting.config.checkpoint_activations:
+            checkpoint_blocks(phase.module)  # the replica, a copy made before, stays plain
         self.engine = Engine(
             phase.module,
             build_optimizer(phase.module, optimizer),

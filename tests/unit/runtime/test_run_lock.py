@@ -25,7 +25,7 @@ time.sleep(60)
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that occupies the folder ``run``, and has a child that outlives it for a minute."""
+    """Another process that has locked the folder ``run``; its child outlives it for a minute."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True
     )
@@ -36,7 +36,7 @@ def holder(tmp_path):
     os.kill(int(child), signal.SIGKILL)
 
 
-def test_a_folder_that_another_process_occupies_is_refused_by_all_its_names(holder, tmp_path):
+def test_a_folder_that_another_process_has_locked_is_refused_by_all_its_names(holder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "run")
     for name in ("run", "link"):
