@@ -1,4 +1,4 @@
-"""What a run is made of, and where it stands."""
+"""Run context and training progress; no engine is imported here, so that offline commands can use both."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dist_prune import distributed
 from dist_prune.config import RunConfig
-from dist_prune.data import ImageData, ReadingFailed, ShardError
+from dist_prune.data import ImageData, ReadingFailed, ShardError, open_data
 from dist_prune.engine.ds_config import Batching
-from dist_prune.errors import NothingToEvaluate, RunError, UserError
+from dist_prune.errors import NothingToEvaluate, RunError, UserError, nearest
 from dist_prune.measure.macs import Costs
-from dist_prune.methods import Method
+from dist_prune.methods import METHODS, Method, Task
 from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.failures import CannotWrite
 
@@ -165,3 +165,29 @@ class Progress:
     bad_in_a_row: int = 0
     best_accuracy: float = -1.0
     best_step: int | None = None
+
+
+def open_images(config: RunConfig) -> ImageData:
+    """Open the recipe's data; each rank opens its own."""
+    return open_data(
+        config.data,
+        seed=config.seed,
+        workers=config.workers,
+        image_size=config.image_size,
+        augment=config.augment,
+        channels_last=config.channels_last,
+        bad_data=config.bad_data,
+        cache=config.cache,
+    )
+
+
+def build_method(config: RunConfig, data: ImageData) -> tuple[Method, Task]:
+    """Build the recipe's method and the task that it is given.
+
+    Raises:
+        UserError: no method has that name.
+    """
+    if config.method not in METHODS:
+        raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
+    task = Task(config, data.num_classes, data.input_shape)
+    return METHODS[config.method](task), task

@@ -24,6 +24,7 @@ from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.errors import UserError
 from dist_prune.gates.kernels import compile_kernels
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError
+from dist_prune.monitor.status import RunStatus
 from dist_prune.runtime.consistency import agree_to_start
 from dist_prune.runtime.failures import translate_rank_failures
 from dist_prune.runtime.launch import complete_environment, refuse_missing_hostfile, world_size
@@ -31,13 +32,11 @@ from dist_prune.runtime.peers import Peer
 from dist_prune.runtime.provenance import git_commit, package_versions
 from dist_prune.runtime.run_lock import lock_run_folder
 from dist_prune.runtime.signals import StopRequest
-from dist_prune.training.context import RunContext
+from dist_prune.training.context import RunContext, build_method, open_images
 from dist_prune.training.finish import advice, finish
 from dist_prune.training.loop import Trainer
 from dist_prune.training.phase_trainer import PhaseTrainer
 from dist_prune.training.recorder import Recorder
-from dist_prune.training.setup import build_method, open_images
-from dist_prune.training.status import RunStatus
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def _work(
     with StopRequest(options.max_steps, options.max_hours) as stop:
         with Saving(setting) as saving:
             trainer = Trainer(setting, recorder, stop, saving, checkpoint)
-            status.position = trainer.position
+            status.last_step = lambda: trainer.position.step
             last = trainer.train()
         # Within StopRequest: a second signal must not end a rank while rank 0 still writes.
         setting.sync_errors()

@@ -19,8 +19,7 @@ from dist_prune.gates.consensus import consensus_mask
 from dist_prune.monitor.records import EVAL_KEYS, RunFolder
 from dist_prune.pruning.sliced_checkpoint import save_sliced
 from dist_prune.recipes import recipe
-from dist_prune.training.context import Progress
-from dist_prune.training.setup import build_method, open_images
+from dist_prune.training.context import Progress, build_method, open_images
 
 TINY = (
     "model=resnet8", "model_args.width=2", "epochs=1", "mask_samples=8", "workers=0", "log_every=1", "target_macs=null",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 from dist_prune import distributed
 from dist_prune.errors import LocalRankError
 from dist_prune.monitor.records import RunFolder, State
-from dist_prune.training.context import Progress
 
 
 class RunStatus:
@@ -15,7 +15,7 @@ class RunStatus:
 
     def __init__(self, folder: RunFolder, first_step: int, resumed_from: int | None) -> None:
         self._folder, self._resumed_from = folder, resumed_from
-        self.position = Progress(step=first_step)
+        self.last_step: Callable[[], int] = lambda: first_step
 
     def write(self, state: State, reason: str | None = None) -> None:
         """Write the state of the run, on rank 0."""
@@ -33,7 +33,7 @@ class RunStatus:
             self._write("failed", " ".join(str(error).split()) or type(error).__name__)
 
     def _write(self, state: State, reason: str | None) -> None:
-        self._folder.write_status(state, reason, self.position.step, self._resumed_from)
+        self._folder.write_status(state, reason, self.last_step(), self._resumed_from)
 
     def _has_failed(self) -> bool:
         """Return True if another rank has written a failure; this invocation began by writing "running"."""
