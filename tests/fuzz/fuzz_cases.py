@@ -23,7 +23,7 @@ from fuzz_guard import Broken, guarded
 from fuzz_material import Material
 from fuzz_mutations import json_bytes, mutate_bytes, mutate_json, mutate_words, near, value
 
-from dist_prune.cli import main as cli
+import dist_prune.cli.main as cli
 from dist_prune.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+import dist_prune.cli.main as cli
 from data_tools import make_shards
-from dist_prune.cli import main as cli
 
 GOOD = ["--ds_config", "ds_configs/zero2.json"]
 

@@ -259,7 +259,7 @@ def test_a_bucket_that_is_not_there_is_one_line(s3_server):
 @pytest.fixture
 def dist_prune(capsys, monkeypatch, tmp_path):
     """The command, in this process and in an empty folder; returns exit code, output and errors."""
-    from dist_prune.cli import main as cli
+    import dist_prune.cli.main as cli
 
     def run(*words) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["dist-prune", *map(str, words)])

@@ -23,7 +23,7 @@ def warn():
 """
 PROGRAM = """
 import os, sys, warnings
-from dist_prune.cli import main as cli
+import dist_prune.cli.main as cli
 from dist_prune.errors import DistPruneWarning
 
 def command(arguments):
