@@ -68,7 +68,7 @@ _ONE_PASS = {"layer": ("cifar10_resnet20_half",), "channel": ("cifar10_resnet20_
 _BOTH = ("layer", "channel")
 STUDIES = {
     "resnet20": Study(
-        "ResNet-20, 15 epochs: dense, the honest rivals, and one pass at half of the MACs",
+        "ResNet-20, 15 epochs: dense, the uniform baselines, and one pass at half of the MACs",
         {"dense": ("cifar10_resnet20_dense",), **_RIVALS, **_ONE_PASS},
         settings=("epochs=15",),
         seeds=(1, 2, 3),

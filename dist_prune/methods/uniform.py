@@ -1,4 +1,4 @@
-"""The honest rivals: dense networks of the budget's MACs, trained from scratch (by depth, width or inner channels).
+"""Uniform baselines: dense networks of the budget's MACs, trained from scratch (by depth, width or inner channels).
 
 Whoever wants half of the MACs could train a plain network of that size. What gates find must beat it.
 """

@@ -1,4 +1,4 @@
-"""The honest rivals: dense networks of the budget's MACs, by depth, by width and by inner channels."""
+"""Uniform baselines: dense networks of the budget's MACs, by depth, by width and by inner channels."""
 
 import itertools
 
@@ -54,7 +54,7 @@ def test_a_plain_network_of_the_budgets_macs_is_trained_from_scratch(method, tar
 
 
 @pytest.mark.parametrize("method", UNIFORM)
-def test_without_a_target_the_rivals_are_refused(method):
+def test_without_a_target_the_baselines_are_refused(method):
     with pytest.raises(UserError, match=rf"'{method}'.*target_macs"):
         only_phase(task(None, method))
 
