@@ -100,8 +100,9 @@ def _read_naive(path: Path) -> list[_NaiveDraw]:
 def _is_dense(runs: pd.DataFrame) -> pd.Series:
     # A gated method without gates trains the plain network, too.
     return runs["settings"].map(
-        lambda of: of.get("method") == "dense"
-        or (of.get("method"), of.get("gates.kind")) == ("consensus", "none")
+        lambda of: (
+            of.get("method") == "dense" or (of.get("method"), of.get("gates.kind")) == ("consensus", "none")
+        )
     )
 
 
