@@ -38,6 +38,19 @@ class Checkpoint:
     optimizer_state: dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
     state: dict[str, Any]
 
+    def pop_extra_state(self) -> dict[str, Tensor]:
+        """Take out of ``weights`` what ``with_extra_state`` has put beside them."""
+        names = [name for name in self.weights if name.startswith(_EXTRA)]
+        return {name.removeprefix(_EXTRA): self.weights.pop(name) for name in names}
+
+
+_EXTRA = "phase/"  # no module's name has a slash
+
+
+def with_extra_state(weights: dict[str, Tensor], extra: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a module together with the tensors that its phase keeps beside them."""
+    return weights | {f"{_EXTRA}{name}": tensor for name, tensor in extra.items()}
+
 
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, step: int, keep: int = KEEP, best: int | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def margins(bids: Tensor, closed: Tensor) -> Tensor:
 
 
 class Memory:
-    """What a budget remembers from step to step, for all units, kept in buffers of the gates.
+    """What a budget remembers from step to step, for all units.
 
     logits: mean logits of the latest step in which the unit's gate was asked; asked: whether that was the latest
     step (bool); bids: averaged; closed: who has left (bool); reach: of all gates; progress: of the latest step,
@@ -39,8 +39,6 @@ class Memory:
         self.asked, self.closed = torch.zeros(2, sum(self.sizes), dtype=torch.bool)
         self.reach = 1.0
         self.progress: float | None = None
-        device = gates[0].threshold.device
-        gates[0].register_buffer("budget", torch.zeros(5, sum(self.sizes), device=device))
 
     def expect(self, logits: Tensor, asked: Tensor) -> Tensor:
         """Take note of a step's logits, and return those to expect in the next one (units,).
@@ -64,14 +62,20 @@ class Memory:
         for gate, part in zip(gates, thresholds.split(self.sizes), strict=True):
             gate.threshold.copy_(part)
             gate.reach.fill_(self.reach)
-        assert self.progress is not None
-        when = torch.full_like(self.bids, self.progress)
-        self.progress = when[0].item()  # as a checkpoint will hold it
-        rows = [self.logits, self.bids, self.closed.float(), self.asked.float(), when]
-        gates[0].get_buffer("budget").copy_(torch.stack(rows))
 
-    def load(self, gates: Sequence[GatingModule]) -> None:
-        """Take over what the gates hold."""
-        self.logits, self.bids, closed, asked, when = gates[0].get_buffer("budget").cpu().clone().unbind()
-        self.closed, self.asked = closed > 0, asked > 0
-        self.progress, self.reach = when[0].item(), gates[0].reach.item()
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything as tensors on the CPU, copied."""
+        numbers = {"reach": self.reach} | ({} if self.progress is None else {"progress": self.progress})
+        units = {"logits": self.logits, "bids": self.bids, "closed": self.closed, "asked": self.asked}
+        # Full precision: a resumed run must compute the very numbers of the uninterrupted one.
+        return {
+            **{name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()},
+            **{name: values.to(torch.float32, copy=True) for name, values in units.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what ``state_dict`` returned."""
+        self.logits, self.bids = state["logits"].clone(), state["bids"].clone()
+        self.closed, self.asked = state["closed"] > 0, state["asked"] > 0
+        self.reach = state["reach"].item()
+        self.progress = state["progress"].item() if "progress" in state else None

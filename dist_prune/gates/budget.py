@@ -10,7 +10,7 @@ the network adapts to each loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Budget:
     model: gated; costs: ``unit_costs`` of its sites; target: the share; allow_empty: let channel sites lose
     their last channel and stages their last layer. (Stages lose it without being asked where the target cannot
     be met otherwise.) Gates take the form ``BUDGET_FORM``; ``shape_gates`` afterwards gives them another.
-    All that it remembers lies in buffers of the gates, so that checkpoints hold it. Raises
+    ``state_dict`` holds all that it remembers, as an optimizer's does. Raises
     UserError if the target is out of reach.
     """
 
@@ -106,11 +106,17 @@ class Budget:
         memory.store(gates, thresholds)
         self._explore(gates)
 
-    def resume(self, model: nn.Module) -> None:
-        """Go on from the buffers of a model that was loaded from a checkpoint."""
-        gates = gating_modules(model)
-        self._memory.load(gates)
-        self._explore(gates)
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state as tensors on the CPU; thresholds are buffers of the model."""
+        return self._memory.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from ``state``; then call ``apply`` with the model, which has its own weights and buffers."""
+        self._memory.load_state_dict(state)
+
+    def apply(self, model: nn.Module) -> None:
+        """Let the gates of a model that has just been loaded explore as the budget's progress demands."""
+        self._explore(gating_modules(model))
 
     def _explore(self, gates: Sequence[GatingModule]) -> None:
         progress = self._memory.progress

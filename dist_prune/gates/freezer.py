@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class Freezer:
     the branch of a layer that it closes, and equation 5 no longer gives it a gradient. ``thaw_after`` steps
     later, if given, its units have to decide anew.
 
-    All that it remembers lies in a buffer of the first gate, so that checkpoints hold it. freezes: False only
+    ``state_dict`` holds all that it remembers, as an optimizer's does. freezes: False only
     remembers what is decided, for compiled networks: each frozen gate would be another graph to compile.
     """
 
@@ -30,7 +30,6 @@ class Freezer:
         self._patience, self._thaw_after, self._freezes = patience, thaw_after, freezes
         self._sizes = [gate.units for gate in gates]
         self._streaks = torch.zeros(sum(self._sizes))  # steps in a row: open above 0, closed below
-        gates[0].register_buffer("streaks", self._streaks.to(gates[0].threshold.device, copy=True))
 
     @property
     def all_decided(self) -> bool:
@@ -48,14 +47,19 @@ class Freezer:
         self._streaks = torch.where(opened, self._streaks.clamp(min=0) + 1, streaks)
         if self._thaw_after is not None:
             self._streaks[self._streaks.abs() >= self._patience + self._thaw_after] = 0
-        gates = gating_modules(model)
-        gates[0].get_buffer("streaks").copy_(self._streaks)
-        self._apply(gates)
+        self._apply(gating_modules(model))
 
-    def resume(self, model: nn.Module) -> None:
-        """Go on from the buffer of a model that was loaded from a checkpoint; freeze its gates accordingly."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state as tensors on the CPU."""
+        return {"streaks": self._streaks.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from ``state``; then call ``apply`` with the model."""
+        self._streaks = state["streaks"].clone()
+
+    def apply(self, model: nn.Module) -> None:
+        """Freeze the gates of a model that has just been loaded, or is a copy, by what is decided."""
         gates = gating_modules(model)
-        self._streaks = gates[0].get_buffer("streaks").cpu().clone()
         for gate in gates:  # which may have been frozen otherwise
             gate.freeze(None)
         self._apply(gates)

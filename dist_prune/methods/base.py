@@ -127,6 +127,16 @@ class Phase:
     def loaded(self, module: nn.Module) -> None:
         """Called when a checkpoint or a snapshot of this phase has been put into a module of its kind."""
 
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors beside the module's that the phase needs to continue after a resume; equal on all ranks, on the CPU.
+
+        Checkpoints store them with the weights; ``load_extra_state`` gets them back before ``loaded``.
+        """
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what ``extra_state`` returned."""
+
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Called before every micro-batch. step: optimizer steps so far; first_sample: see ``NoiseKey``."""
 

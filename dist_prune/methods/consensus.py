@@ -122,10 +122,29 @@ class GatedPhase(Phase):
         return epoch >= self.epochs or decided or epoch == freeze.collapse_epoch
 
     def loaded(self, module: nn.Module) -> None:
-        """Budget and freezer go on from the gates' buffers."""
+        """Budget and freezer set the gates of a module that was loaded."""
         for keeper in (self.budget, self.freezer):
             if keeper is not None:
-                keeper.resume(module)
+                keeper.apply(module)
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """State of budget and freezer."""
+        keepers = {"budget": self.budget, "freezer": self.freezer}
+        return {
+            f"{name}.{key}": tensor
+            for name, keeper in keepers.items()
+            if keeper is not None
+            for key, tensor in keeper.state_dict().items()
+        }
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue with budget and freezer."""
+        for name, keeper in (("budget", self.budget), ("freezer", self.freezer)):
+            if keeper is not None:
+                prefix = f"{name}."
+                keeper.load_state_dict(
+                    {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+                )
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Stochastic heads learn what their noise is keyed by."""

@@ -113,6 +113,7 @@ def _trained_phase(method: Method, checkpoint: Checkpoint) -> Phase:
     """Return the phase of the checkpoint, with its weights loaded."""
     for phase in method.phases(checkpoint.state["structures"]):
         if phase.name == checkpoint.state["phase"]:
+            phase.load_extra_state(checkpoint.pop_extra_state())
             check_weights(checkpoint, phase.module)
             phase.module.load_state_dict(checkpoint.weights)
             phase.loaded(phase.module)

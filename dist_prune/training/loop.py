@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from dist_prune.checkpoints.format import Checkpoint
+from dist_prune.checkpoints.format import Checkpoint, with_extra_state
 from dist_prune.checkpoints.recorded import check_weights
 from dist_prune.checkpoints.writer import Saving, note_best
 from dist_prune.engine.zero_state import TrainState
@@ -93,6 +93,7 @@ class Trainer:
         self.structures[phase.name] = dict(phase.structure)
         if self._resume is not None:
             checkpoint, self._resume = self._resume, None
+            phase.load_extra_state(checkpoint.pop_extra_state())
             check_weights(checkpoint, phase.module)
             start = TrainState(checkpoint.weights, checkpoint.optimizer_state)
             run = PhaseTrainer(self.setting, phase, start)
@@ -210,9 +211,10 @@ class Trainer:
             "data": self.setting.data.identity(),
         }
         clockless = {**state, "position": {**asdict(self.position), "seconds": None}}
-        agree_on({**snapshot.weights, **clockless}, f"at step {self.position.step}", self.setting.device)
+        weights = with_extra_state(snapshot.weights, run.phase.extra_state())
+        agree_on({**weights, **clockless}, f"at step {self.position.step}", self.setting.device)
         state["energy"] = self.energy.state()
-        self.saving.write(Checkpoint(snapshot.weights, snapshot.optimizer_state, state), self.position)
+        self.saving.write(Checkpoint(weights, snapshot.optimizer_state, state), self.position)
         self._count_skipped(self.setting.sync_errors())
 
     def _end(self, run: PhaseTrainer, snapshot: TrainState) -> None:

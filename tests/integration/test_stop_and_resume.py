@@ -142,7 +142,7 @@ def test_a_second_ctrl_c_does_not_interrupt_what_the_first_one_ends(tmp_path):
     finally:
         process.kill()
     assert (process.returncode, out) == (1, "clean\n")
-    assert errors == "interrupted; what was saved before can be resumed with --resume\n"
+    assert errors == "interrupted; continue with --resume from what was saved before\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -110,7 +110,7 @@ def test_bids_are_averaged_over_the_latest_steps():
         ahead = logits if latest is None else 2 * logits - latest
         bids, latest = bids_by_hand(budget.costs, ahead), logits
         expected = bids if expected is None else expected + (1 - math.exp(-0.01 / 0.03)) * (bids - expected)
-    found = next(gated_modules(gated))[1].gate.get_buffer("budget")[1]
+    found = budget.state_dict()["bids"]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -137,7 +137,8 @@ def test_gates_explore_while_they_learn_their_bids_also_after_a_resume(progress,
     budget.update(gated, torch.randn(units(budget.costs)), progress)
     again, resumed = budget_at("between")
     again.load_state_dict(gated.state_dict())
-    resumed.resume(again)
+    resumed.load_state_dict(budget.state_dict())
+    resumed.apply(again)
     for model in (gated, again):
         assert all((wrapper.gate.exploration > 0) == explores for _, wrapper in gated_modules(model))
 
@@ -197,13 +198,14 @@ def test_thresholds_are_for_the_logits_that_the_last_two_steps_let_expect(progre
     torch.testing.assert_close(state(gated)[0], state(still)[0])
 
 
-def test_a_budget_goes_on_from_the_buffers_of_a_checkpoint():
+def test_a_budget_continues_from_its_state():
     gated, budget = budget_at("layer")
     for progress in (0.54, 0.55):
         budget.update(gated, 9 * torch.randn(6), progress)
     again, resumed = budget_at("layer")
     again.load_state_dict(gated.state_dict())
-    resumed.resume(again)
+    resumed.load_state_dict(budget.state_dict())
+    resumed.apply(again)
     assert resumed.polarization_weight(0.9) == pytest.approx(budget.polarization_weight(0.9))
     logits = torch.randn(6)
     for model, its in ((gated, budget), (again, resumed)):

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 from unit_helpers import images, shaken, undecided
 
-from dist_prune import attach_gates, build_model, consensus_mask, gate_means
+from dist_prune import attach_gates, build_model, consensus_mask, gate_means, macs_budget
 from dist_prune.gates.consensus import masked
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import gated_modules, gating_modules, sites
@@ -59,17 +59,19 @@ def test_thawed_units_decide_anew():
     assert seen == [None, 0, 0, 0, None, None, 0, 0, 0]
 
 
-def test_a_freezer_goes_on_from_the_buffer_of_a_checkpoint():
+def test_a_freezer_continues_from_its_state():
     model, other = gated(), gated()
     freezer, resumed = Freezer(model, patience=3), Freezer(other, patience=3)
     watch(model, freezer, [0, 1, 0, 1, 0, 1], steps=2)
     other.load_state_dict(model.state_dict())
-    resumed.resume(other)
+    resumed.load_state_dict(freezer.state_dict())
+    resumed.apply(other)
     assert constants(other) == [None] * 6
     watch(other, resumed, [0, 1, 0, 1, 0.5, 1], steps=1)
     assert constants(other) == [0, 1, 0, 1, None, 1]
     model.load_state_dict(other.state_dict())
-    freezer.resume(model)
+    freezer.load_state_dict(resumed.state_dict())
+    freezer.apply(model)
     assert constants(model) == constants(other)
 
 
@@ -144,3 +146,10 @@ def test_channels_that_are_all_open_cost_nothing_once_frozen():
     assert "_ScaleChannelsBackward" not in operations
     gates[0].freeze(torch.arange(gates[0].units) > 0)
     assert constants(model)[0] is None
+
+
+def test_a_network_under_a_budget_and_a_freezer_loads_strictly_into_one_without():
+    """An own loop saves the model as always; budget and freezer have a state of their own."""
+    model = gated()
+    Freezer(model, patience=2), macs_budget(model, (3, 16, 16), 0.7)
+    gated().load_state_dict(model.state_dict(), strict=True)

@@ -86,6 +86,6 @@ def test_a_freezer_that_does_not_freeze_knows_what_is_decided_and_leaves_the_gra
         freezer.update(model, torch.zeros(units))
     assert freezer.all_decided
     assert all(gate.constant is None for gate in gating_modules(model))
-    freezer.resume(model)
+    freezer.apply(model)
     assert freezer.all_decided
     assert all(gate.constant is None for gate in gating_modules(model))
