@@ -43,8 +43,11 @@ def runs(request):
     return run_ranks(2, all_cases, request.param)
 
 
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(one, other) -> bool:
+    """Compare tensors, or dictionaries of them, of any depth."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("case", CASES)

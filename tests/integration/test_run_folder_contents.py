@@ -82,7 +82,7 @@ def test_resuming_a_finished_run_exits_0_and_says_so(finished_run, train):
     before = (folder / "metrics.jsonl").read_bytes()
     done = train("--out", folder, "--resume")
     assert done.code == 0, done.err
-    assert "finished already" in done.out
+    assert "already finished" in done.out
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 

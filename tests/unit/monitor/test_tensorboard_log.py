@@ -3,6 +3,7 @@
 import io
 import sys
 import threading
+import time
 
 import numpy as np
 from PIL import Image
@@ -49,6 +50,7 @@ def test_a_resumed_log_hides_what_it_writes_again(tmp_path):
     for step in (1, 2, 3):
         first.scalars(step, {"loss/total": 1.0})
     first.close()
+    time.sleep(1.1)  # event files are read in the order of their names, which hold whole seconds
     second = TensorBoardLog(tmp_path, purge_step=2)
     second.scalars(2, {"loss/total": 9.0})
     second.close()
