@@ -46,7 +46,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: str) -> str:
-    """``text`` with whatever would break or garble a line (what is quoted in it may be a stranger's) as blanks."""
+    """``text`` with unprintable characters replaced by spaces: quoted text may be untrusted."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 

@@ -36,7 +36,7 @@ class Architecture:
     def build(self) -> nn.Module:
         """The plain network with fresh weights; raises UserError for an unknown builder or bad arguments.
 
-        A description may be a stranger's, so nothing is downloaded and no other file is read.
+        A description may be untrusted, so nothing is downloaded and no other file is read.
         """
         for name in _FETCHING & self.arguments.keys():
             raise UserError(f"model '{self.builder}': '{name}' would fetch weights; leave it out")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_DEEPEST = 2000  # the deepest of the paper has 1202 layers; a stranger's description may ask for billions
+_DEEPEST = 2000  # the deepest of the paper has 1202 layers; an untrusted description may ask for billions
 
 
 class PadShortcut(nn.Module):

@@ -94,7 +94,7 @@ class RunContext:
         images, _ = next(self._while_readable(batches), (None, None))
         self.sync_errors()
         if images is None:
-            raise NothingToEvaluate(f"none of the images of the {split} split could be read: mend the data")
+            raise NothingToEvaluate(f"none of the images of the {split} split could be read: fix the data")
         return images
 
     def _while_readable(self, batches: Iterator[Batch]) -> Iterator[Batch]:

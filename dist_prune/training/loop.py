@@ -143,7 +143,7 @@ class Trainer:
         if at.skipped_in_epoch > limit:
             raise UserError(
                 f"{at.skipped_in_epoch} images of this epoch could not be read, more than max_skipped={limit}: "
-                "mend the data (lines above that begin with 'skipped:' name them) or raise max_skipped"
+                "fix the data (lines above that begin with 'skipped:' name them) or raise max_skipped"
             )
 
     def _observe(self, run: PhaseTrainer, record: StepMetrics) -> None:

@@ -77,7 +77,7 @@ def test_a_disk_that_turns_read_only_ends_the_run_with_one_line(
     (small_disk / "run").mkdir()
     ranks = launch(folder, sabotage={0: AtStep(3, MakeReadOnly(small_disk))})
     told = ranks.last_words(1, 1)
-    assert "Read-only file system; mend that, then continue with --resume" in told
+    assert "Read-only file system; fix that, then continue with --resume" in told
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     resume(folder)
     assert_same_course(folder, straight)

@@ -1,4 +1,4 @@
-"""A user's mistake is one line that says what is wrong and how to mend it, with exit code 2."""
+"""A user's mistake is one line that says what is wrong and how to fix it, with exit code 2."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_test_split_of_which_no_image_can_be_read_is_one_line(train, tmp_path)
     assert done.code == 2
     lines = [line for line in done.lines if not line.startswith(("skipped: ", "step "))]
     assert len(lines) == 1, done.err
-    assert "nothing to evaluate: no image could be read; mend the data" in lines[0]
+    assert "nothing to evaluate: no image could be read; fix the data" in lines[0]
 
 
 def test_a_mistake_that_one_rank_has_is_told_by_all(command, tmp_path):

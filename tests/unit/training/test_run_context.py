@@ -44,7 +44,7 @@ def remove(folder, *numbers: int) -> None:
 def test_where_every_image_is_left_out_there_is_nothing_to_evaluate(folder):
     chosen = setting(folder, "skip")
     remove(folder, 0, 1)
-    with pytest.raises(NothingToEvaluate, match="nothing to evaluate: no image could be read; mend the data"):
+    with pytest.raises(NothingToEvaluate, match="nothing to evaluate: no image could be read; fix the data"):
         evaluate(chosen)
     with pytest.raises(NothingToEvaluate, match="none of the images of the test split could be read"):
         chosen.first_images("test")
