@@ -1,6 +1,5 @@
 """The parts of a source: a ``RawDataset`` reads ``RawData``, which holds splits of labelled images."""
 
-import hashlib
 import os
 import shutil
 import urllib.request
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.errors import ShardError, reported
+from data_tools.index import checksum
 from data_tools.sources.splits import RawSplit
 
 # The images set aside for testing must not depend on how the shards are shuffled.
@@ -77,27 +77,19 @@ def download(source: str, url: str, md5: str) -> Path:
         f"dist-prune shards make {source} FOLDER --out DIR"
     )
     with reported(f"cannot download {source}", fix=advice):
-        if path.is_file() and _md5(path) == md5:
+        if path.is_file() and checksum(path, "md5") == md5:
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, open(partial, "wb") as file:
                 shutil.copyfileobj(answer, file)
-            if _md5(partial) != md5:
+            if checksum(partial, "md5") != md5:
                 raise OSError(f"{url} is not the original: its MD5 is not {md5}")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     return folder
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def read_file(path: Path, fix: str = "") -> bytes:
