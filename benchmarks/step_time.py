@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dist_prune
+from dist_prune.gates.cpu_kernels.build import compile_kernels
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import set_noise_key
-from dist_prune.gates.kernels import compile_kernels
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.runtime.cpu import tune_cpu
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dist_prune.gates.kernels import kernels_for
+from dist_prune.gates.cpu_kernels.build import kernels_for
 
 _ROW = 512  # elements that a broadcast should run over in one go: far fewer (few channels) are slow
 

@@ -8,7 +8,7 @@ from torch import nn
 from unit_helpers import images, maps, same, shaken
 
 from dist_prune import attach_gates, build_model, gate_means
-from dist_prune.gates.at_once import fused_gating
+from dist_prune.gates.cpu_kernels.fused_gating import fused_gating
 from dist_prune.gates.insertion import gated_modules
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import NoiseKey
@@ -43,8 +43,10 @@ def seen(gate: GatingModule, x: torch.Tensor, used: tuple[str, ...] = OUTPUTS) -
 
 
 def at_once(gate: GatingModule, x: torch.Tensor) -> bool:
-    features = gate._features(x)[2].to(gate.last.weight.dtype)
-    return fused_gating(copy.deepcopy(gate), features, gate.moment) is not None
+    copied = copy.deepcopy(gate)
+    features = copied._features(x)[2].to(gate.last.weight.dtype)
+    buffers = copied.threshold, copied.reach, copied.sensitivity
+    return fused_gating(features, copied.body, copied.last, copied.head, buffers, 0.0, None) is not None
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_other_gating_modules_are_asked_layer_by_layer(name, compiled, monkeypat
     gate.moment = NoiseKey(1, 2, 3)
     reference = copy.deepcopy(gate)
     ours = gate(x)[2]
-    monkeypatch.setattr("dist_prune.gates.kernels._kernels", None)
+    monkeypatch.setattr("dist_prune.gates.cpu_kernels.build._kernels", None)
     assert torch.equal(ours, reference(x)[2])
     same(list(gate.buffers()), list(reference.buffers()), 1e-6)
 
@@ -185,7 +187,7 @@ def test_a_network_trains_as_with_torchs_operations(kind, compiled, monkeypatch)
     losses = []
     for kernels in (True, False):
         if not kernels:
-            monkeypatch.setattr("dist_prune.gates.kernels._kernels", None)
+            monkeypatch.setattr("dist_prune.gates.cpu_kernels.build._kernels", None)
         torch.manual_seed(0)
         model = attach_gates(build_model("resnet8", num_classes=10), kind)
         for _, gated in gated_modules(model):

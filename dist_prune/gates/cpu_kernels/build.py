@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels of ``native/``, on request and once for each kind of processor.
+"""Compile the C++ kernels of this folder, on request and once for each kind of processor.
 
 Without them everything works by torch's own operations, only slower (benchmarks/step_time.py).
 """
@@ -31,7 +31,7 @@ def compile_kernels() -> bool:
         from dist_prune.runtime.compiling import outlast_killed_builds
 
         outlast_killed_builds()
-        source = Path(__file__).with_name("native") / "kernels.cpp"
+        source = Path(__file__).with_name("kernels.cpp")
         flags = ["-O3", "-march=native", "-fopenmp"]
         try:
             _kernels = load(f"dist_prune_kernels_{_build_of(source)}", [str(source)], extra_cflags=flags)
