@@ -157,7 +157,7 @@ def test_wrong_values_are_refused_in_one_line_that_names_key_and_value(setting, 
 def test_a_collapse_before_the_budget_is_met_is_refused():
     settings = ["epochs=20", "target_macs=0.5", "budget.prune_end=0.4"]
     assert override(config(), [*settings, "freeze.collapse_epoch=8"]).freeze.collapse_epoch == 8
-    with pytest.raises(UserError, match=r"collapse_epoch=7 comes before budget\.end"):
+    with pytest.raises(UserError, match=r"collapse_epoch=7 comes before budget\.prune_end"):
         override(config(), [*settings, "freeze.collapse_epoch=7"])
 
 
