@@ -28,9 +28,6 @@ def compile_kernels() -> bool:
     if _kernels is None:
         from torch.utils.cpp_extension import load
 
-        from dist_prune.runtime.compiling import outlast_killed_builds
-
-        outlast_killed_builds()
         source = Path(__file__).with_name("kernels.cpp")
         flags = ["-O3", "-march=native", "-fopenmp"]
         try:
