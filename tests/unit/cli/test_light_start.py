@@ -60,4 +60,4 @@ def test_help_lists_and_typos_answer_within_a_second_and_load_no_torch():
 
 
 def test_the_help_of_shards_make_names_every_source():
-    assert SOURCE_NAMES == tuple(SOURCES)
+    assert tuple(SOURCES) == SOURCE_NAMES
