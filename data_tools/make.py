@@ -120,7 +120,7 @@ def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress
     )
     with bar:
         for sidecar in each(write, missing, workers):
-            # The sidecar first: a shard that nothing vouches for would be taken for somebody else's.
+            # The sidecar first: a shard without one would be refused as made by somebody else.
             output.write(sidecar.shard.name + SUFFIX, sidecar.to_json())
             output.publish(sidecar.shard.name)
             finished[sidecar.shard.name] = sidecar

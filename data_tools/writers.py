@@ -16,7 +16,7 @@ from data_tools.sources.base import RawData, RawSplit
 from data_tools.statistics import ImageStatistics
 from data_tools.tar import BLOCK, LABEL
 
-MEASURED_IMAGES = 5000  # the first ones of train decide mean and deviation
+MEASURED_IMAGES = 5000  # the first ones of train decide mean and std
 TAR_END = 10_240  # tars are padded to a multiple of this
 
 
@@ -31,7 +31,7 @@ class ShardPlan:
     numbers: Sequence[int]
 
     def is_measured(self, offset: int) -> bool:
-        """Return True if the pixels of the image at this offset of the shard count for mean and deviation."""
+        """Return True if the pixels of the image at this offset of the shard count for mean and std."""
         return self.split == "train" and self.start + offset < MEASURED_IMAGES
 
 
@@ -127,7 +127,7 @@ def _common_shape(raw: RawData) -> tuple[int, int, int]:
             if size != first[0]:
                 raise ShardError(
                     f"raw shards need images of one size: {first[1]} has {first[0]} pixels (height, width), "
-                    f"{split.origin(number)} {size}; leave out --format raw"
+                    f"{split.origin(number)} {size}; remove --format raw"
                 )
             gray = gray and facts.gray
     assert first is not None, "sources have images"

@@ -38,7 +38,7 @@ def _shards_make(arguments: list[str]) -> None:
     parser.add_argument(
         "--samples_per_shard", type=positive(int), metavar="N", help="default: 1000, raw 5000"
     )
-    parser.add_argument("--bytes_per_shard", type=_bytes, metavar="N[k|M|G]", help="instead: so many bytes")
+    parser.add_argument("--bytes_per_shard", type=_bytes, metavar="N[k|M|G]", help="instead: a size in bytes")
     parser.add_argument(
         "--test_fraction", type=float, help="share of the images to hold out, if there is no test split"
     )

@@ -48,7 +48,7 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
             whole = _complete(ds_config, Batching(1, 1, 1))
             del whole["train_batch_size"]  # the ranks have not met yet
             DeepSpeedConfig(whole)
-    except Exception as error:  # values that it does not expect fail somewhere in it, in whatever way
+    except Exception as error:  # unexpected values raise errors of any kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"DeepSpeed cannot use the DeepSpeed config: {reason}") from error
 
@@ -74,7 +74,7 @@ def start_process_group(timeout: float = 600.0) -> torch.device:
 
 
 class Engine:
-    """One module in training under DeepSpeed. All methods but ``forward`` are called by all ranks alike."""
+    """One module in training under DeepSpeed. All ranks call all methods but ``forward`` together."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Engine:
 
     @property
     def gathers_weights(self) -> bool:
-        """Whether forward passes have collectives of their own, beside which there should be no other (NCCL)."""
+        """True if forward passes have collectives of their own; no other may run beside them (NCCL)."""
         return self.stage == 3
 
     def set_lr(self, lr: float) -> None:
@@ -138,7 +138,7 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> bool:
-        """Called after every ``backward``; steps the optimizer at the end of the window.
+        """Finish a micro-batch, after its ``backward``; step the optimizer at the end of the window.
 
         False if it did not, on all ranks alike, since gradients are not finite: weights and optimizer are as they were.
         """
@@ -149,7 +149,7 @@ class Engine:
         return not at_end or self._engine.was_step_applied()
 
     def _settle_gradients(self, clipping: float) -> None:
-        # ZeRO looks at the norm of all gradients by itself. Without ZeRO, DeepSpeed would put bad ones into the
+        # ZeRO checks the norm of all gradients itself. Without ZeRO, DeepSpeed would put bad ones into the
         # weights, but it takes an optimizer's word for it. Gradients are averaged: all ranks find the same.
         optimizer = self._engine.optimizer
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -234,10 +234,10 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # SGD at ZeRO >= 1
         "zero_force_ds_cpu_optimizer": False,  # SGD with offload
         "steps_per_print": 10**9,
-        "gradient_clipping": 0.0,  # DeepSpeed's own default is 1.0: it would clip where nobody asked for it
+        "gradient_clipping": 0.0,  # DeepSpeed's own default is 1.0: it would clip unasked
         **ds_config,
         **({"gradient_clipping": 0.0} if _settles_gradients(ds_config) else {}),  # the engine clips
-        # ZeRO 3 would put its own linear in the place of torch's in the whole process, for good.
+        # ZeRO 3 would replace torch's linear layer in the whole process, permanently.
         "zero_optimization": {**zero, "memory_efficient_linear": False} if zero.get("stage") == 3 else zero,
         "train_batch_size": batching.global_batch,
         "train_micro_batch_size_per_gpu": batching.micro,
@@ -246,7 +246,7 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
 
 
 def _settles_gradients(ds_config: dict[str, Any]) -> bool:
-    """Whether nobody but our engine refuses bad gradients, and clips good ones: no ZeRO, and no scaler of torch's."""
+    """Return True if only our engine can refuse bad gradients and clip good ones: no ZeRO, no scaler of torch."""
     stage = ds_config.get("zero_optimization", {}).get("stage", 0)
     return stage == 0 and _autocast_dtype(ds_config) != torch.float16
 

@@ -1,4 +1,4 @@
-"""The import of DeepSpeed, silent and quick; whatever else needs a part of it takes it from here."""
+"""The only import of DeepSpeed, silent and quick; other files import its parts from here."""
 
 from __future__ import annotations
 

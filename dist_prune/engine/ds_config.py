@@ -24,7 +24,7 @@ _REFUSED = {
     "optimizer": "the recipe owns the optimizer (lr, momentum, weight_decay)",
     "scheduler": "the recipe owns the schedule (lr_schedule)",
     "compression_training": "DeepSpeed removed it; gates are set in the recipe",
-    "elasticity": "DeepSpeed removed it; stop and go on with --resume at another world size",
+    "elasticity": "DeepSpeed removed it; stop and continue with --resume at another world size",
     "tensorboard": "the run folder has its own TensorBoard records",
 }
 _AUTOCAST = {"enabled", "dtype", "lower_precision_safe_modules"}
@@ -32,7 +32,7 @@ _AUTOCAST = {"enabled", "dtype", "lower_precision_safe_modules"}
 
 @dataclass(frozen=True)
 class Batching:
-    """How a global batch is cut: ``micro`` images per rank and forward pass, ``accumulation`` passes a step."""
+    """Division of a global batch: ``micro`` images per rank and forward pass, ``accumulation`` passes a step."""
 
     micro: int
     accumulation: int
@@ -135,7 +135,7 @@ def _check_precision(config: dict[str, Any]) -> None:
 
 
 def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int) -> Batching:
-    """How the recipe's global batch is cut for ``world_size`` ranks.
+    """Divide the recipe's global batch over ``world_size`` ranks.
 
     The JSON owns the micro-batch; without one each rank takes its whole share at once. Raises UserError where
     the numbers do not divide or where the JSON contradicts the recipe.
@@ -157,7 +157,7 @@ def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int)
             f"= {micro * world_size}; change global_batch_size, the micro-batch or the number of ranks"
         )
     if micro < 2:
-        raise UserError("a micro-batch of 1 image leaves batch norm nothing to average; use 2 or more")
+        raise UserError("a micro-batch of 1 image gives batch norm nothing to average; use 2 or more")
     batching = Batching(micro, global_batch // (micro * world_size), world_size)
     _refuse_contradiction(config, "gradient_accumulation_steps", batching.accumulation)
     _refuse_contradiction(config, "train_batch_size", global_batch)

@@ -1,4 +1,4 @@
-"""Weights and optimizer state as full fp32 tensors by name, whatever a ZeRO stage has made of them.
+"""Weights and optimizer state as full fp32 tensors by name, at every ZeRO stage.
 
 Stage 0 keeps both as torch does. Stages 1 and 2 train flat fp32 copies, of which each rank holds a part; stage 3
 partitions the module's own weights too.

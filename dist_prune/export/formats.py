@@ -66,7 +66,7 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
-        """Write ``model`` (all of it fp32 or fp16) to ``path``; config: of the sliced checkpoint it comes from."""
+        """Write ``model`` (all of it fp32 or fp16) to ``path``; config: that of its sliced checkpoint."""
 
     @abstractmethod
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
@@ -85,12 +85,12 @@ class Pt2(Format):
         torch.export.save(program, path, extra_files=extra)
 
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Through ``torch.export.load``."""
+        """Load it by ``torch.export.load``."""
         return torch.export.load(path).module()
 
 
 class Onnx(Format):
-    """ONNX, for ONNX Runtime and whatever else reads it; the input is called images, the output logits."""
+    """ONNX, for ONNX Runtime and others; the input is called images, the output logits."""
 
     suffix, default = ".onnx", "model.onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
@@ -107,7 +107,7 @@ class Onnx(Format):
         exported.save(path)
 
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Through ONNX Runtime, on the CPU."""
+        """Load it into ONNX Runtime, on the CPU."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -129,7 +129,7 @@ class Safetensors(Format):
         save_sliced(model, path, **description, results=config.get("results"))
 
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Through ``load_sliced``: the network is given what its weights are."""
+        """Load it by ``load_sliced``; images get the precision of the weights."""
         model = load_sliced(path)
         dtype = next(model.parameters()).dtype
         return lambda images: model(images.to(dtype)).float()
@@ -143,7 +143,7 @@ def _fp32_outside(model: nn.Module) -> nn.Module:
 
 
 def _name_batch(model: Any) -> None:
-    """Call the free dimension "batch" everywhere, which torch calls by a number of its own."""
+    """Rename the free dimension to "batch" everywhere; torch numbers it."""
     import onnx_ir
 
     free = str(model.graph.inputs[0].shape[0])

@@ -1,6 +1,6 @@
 """The energy sensors of a machine, found through Zeus (the optional extra ``energy``): NVML and RAPL counters.
 
-Zeus says which there are and how a GPU is asked. RAPL's counters are read here: Zeus starts a process for each of
+Zeus lists the sensors and queries GPUs. RAPL's counters are read here: Zeus starts a process for each of
 them, to see when it begins at 0 again, which a killed rank would leave behind, and until that process has looked, its
 readings are too low by the whole range of the counter.
 """
@@ -44,7 +44,7 @@ class Found:
 
 @dataclass
 class Counter:
-    """A counter that only ever rises. joules: what it says."""
+    """A counter that only rises. joules: reads it."""
 
     key: str
     kind: Kind
@@ -146,7 +146,7 @@ def _gpu(device: torch.device) -> Found:
             break
     else:
         return Found(missing=("GPU: NVML does not know this process's device (a MIG slice has no counter)",))
-    with contextlib.suppress(pynvml.NVMLError):  # GPUs without MIG say so by an error
+    with contextlib.suppress(pynvml.NVMLError):  # GPUs without MIG raise an error
         if pynvml.nvmlDeviceGetMigMode(gpu.handle)[0]:
             return Found(missing=("GPU: it is divided by MIG, and NVML counts for the whole of it",))
     if not gpu.supports_get_total_energy_consumption():
@@ -156,13 +156,13 @@ def _gpu(device: torch.device) -> Found:
 
 
 def _machine() -> str:
-    """Tells machines apart, and is the same in all containers of one."""
+    """Identifier of the machine, the same in all its containers."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what Zeus says about sensors that are not there, and about how to get them, from standard error."""
+    """Suppress the messages of Zeus about missing sensors."""
     logger = logging.getLogger("zeus")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -68,14 +68,10 @@ def polarization_picture(
     figure = style.new_figure(8, 4.2)
     axes = figure.add_subplot()
     style.quiet(axes)
-    closed: list[_Line] = []
-    opened: list[_Line] = []
-    between: list[_Line] = []
-    for line in table.T:
-        if np.isfinite(line).any():
-            end = line[_end(line)]
-            group = closed if end <= _NEARLY else opened if end >= 1 - _NEARLY else between
-            group.append(line)
+    lines = [line for line in table.T if np.isfinite(line).any()]
+    closed = [line for line in lines if line[_end(line)] <= _NEARLY]
+    opened = [line for line in lines if line[_end(line)] >= 1 - _NEARLY]
+    between = [line for line in lines if _NEARLY < line[_end(line)] < 1 - _NEARLY]
     width = 1.7 if len(site_names) <= 20 else 1.1
     _draw(axes, positions, between, "in between", style.QUIET, width)
     _draw(axes, positions, closed, "closed", style.CLOSED, width)
@@ -112,17 +108,9 @@ def _draw(
         height = float(np.median([line[_end(line)] for line in lines]))
         if _NEARLY < height < 1 - _NEARLY:
             height = min(max(height, 0.08), 0.92)  # clear of the counts at 0 and 1
-        axes.annotate(
-            f"{len(lines)} {label}",
-            (1, height),
-            xycoords=("axes fraction", "data"),
-            xytext=(10, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            fontsize=11,
-            fontweight="bold",
-        )
+        place = {"xycoords": ("axes fraction", "data"), "xytext": (10, 0), "textcoords": "offset points"}
+        look = {"va": "center", "color": color, "fontsize": 11, "fontweight": "bold"}
+        axes.annotate(f"{len(lines)} {label}", (1, height), **place, **look)
 
 
 def _checked(history: npt.ArrayLike, site_names: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -18,33 +18,13 @@ Record = dict[str, Any]
 
 TRAIN_KEYS = ("epoch", "step")
 EVAL_KEYS = (
-    "epoch",
-    "step",
-    "seconds",
-    "images_per_second",
-    "accuracy",
-    "accuracy_consensus",
-    "open_ratio",
-    "r_polar",
-    "macs",
-    "macs_dense",
-    "macs_ratio",
-    "energy_joules",
-)
+    "epoch", "step", "seconds", "images_per_second", "accuracy", "accuracy_consensus", "open_ratio", "r_polar",
+    "macs", "macs_dense", "macs_ratio", "energy_joules",
+)  # fmt: skip
 SUMMARY_KEYS = (
-    "accuracy_sliced",
-    "macs",
-    "macs_dense",
-    "macs_ratio",
-    "parameters",
-    "parameters_dense",
-    "agreement",
-    "units_flipped_by_rounding",
-    "max_abs_difference",
-    "seconds_total",
-    "energy_joules",
-    "world_size",
-)
+    "accuracy_sliced", "macs", "macs_dense", "macs_ratio", "parameters", "parameters_dense", "agreement",
+    "units_flipped_by_rounding", "max_abs_difference", "seconds_total", "energy_joules", "world_size",
+)  # fmt: skip
 _REQUIRED: dict[str, tuple[str, ...]] = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "summary": SUMMARY_KEYS}
 
 
@@ -149,11 +129,8 @@ class RunFolder:
         if not self.status.exists():
             return None
         status = json.loads(self.status.read_text("utf-8"))
-        if (
-            not isinstance(status, dict)
-            or not isinstance(status.get("last_step"), int)
-            or "state" not in status
-        ):
+        whole = isinstance(status, dict) and isinstance(status.get("last_step"), int) and "state" in status
+        if not whole:
             raise ValueError(f"{self.status} does not hold the state of a run")
         return status
 
@@ -172,13 +149,12 @@ class RunFolder:
             raise ValueError(f"{self.mask} is not a mask.json: '{where}': {problem}") from error
 
     def append(self, kind: Kind, record: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl: the kind, the keys of the contract in their order, then the rest.
+        """Append one line to metrics.jsonl: the kind, its required keys in their order, then the others.
 
-        Train records need `epoch` and `step`, eval records `EVAL_KEYS`, the summary `SUMMARY_KEYS`; other
-        keys may follow. None stands for what was not measured.
+        None means not measured.
 
         Raises:
-            ValueError: the kind is unknown, or a key of the contract is missing.
+            ValueError: the kind is unknown, or a required key is missing.
             OSError: the line cannot be written; the file is as it was.
         """
         if kind not in _REQUIRED:

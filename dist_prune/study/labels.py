@@ -17,7 +17,7 @@ _AMOUNTS = ("target_macs", "target_weight", "activation")  # how much is pruned,
 
 
 def settings(content: Mapping[str, Any], macs_dense: int | None) -> Settings:
-    """Return what decides the outcome of a run with this config.json, apart from its seed.
+    """Return what decides the result of a run with this config.json, apart from its seed.
 
     MACs of the dense network distinguish data sets: their paths differ from machine to machine.
     """

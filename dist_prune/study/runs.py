@@ -70,7 +70,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no run")
     evals, summaries = run.read_metrics("eval"), run.read_metrics("summary")
     if not evals and not summaries:
-        raise ValueError(f"{folder} is unfinished and has no evaluation yet; leave it out")
+        raise ValueError(f"{folder} is unfinished and has no evaluation yet; remove it")
     row = {"run": name, "finished": bool(summaries), "evals": evals, "sites": run.read_sites()}
     row["naive"] = _read_naive(folder / "naive.json")
     gates = {key: e[key] for e in evals for key in _GATES if e.get(key) is not None}
