@@ -10,7 +10,7 @@ from torch import nn
 
 from dist_prune import distributed
 from dist_prune.errors import RunError
-from dist_prune.gates.selection import outcome
+from dist_prune.gates.selection import budget_status
 from dist_prune.measure.macs import count_macs, count_parameters
 from dist_prune.methods import Phase
 from dist_prune.pruning.mask import UnitMask
@@ -98,7 +98,7 @@ def _budget(setting: RunContext, mask: UnitMask | None) -> dict[str, Any]:
     target = setting.config.target_macs
     if mask is None or target is None:
         return {}
-    return {"target_macs": target, "budget": outcome(setting.costs, mask.kept, target)}
+    return {"target_macs": target, "budget": budget_status(setting.costs, mask.kept, target)}
 
 
 def _write(

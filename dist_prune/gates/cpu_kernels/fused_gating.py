@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from dist_prune.gates.cpu_kernels.build import kernels_for_features
-from dist_prune.gates.exploration import stream_of
 from dist_prune.gates.heads import Head, StraightThrough
 from dist_prune.gates.noise import NoiseKey
+from dist_prune.gates.random_drop import drop_stream
 
 
 def fused_gating(
@@ -20,19 +20,19 @@ def fused_gating(
     last: nn.Linear,
     head: Head,
     buffers: tuple[Tensor, Tensor, Tensor],
-    exploration: float,
-    moment: NoiseKey | None,
+    random_drop: float,
+    noise_key: NoiseKey | None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return decisions to be obeyed, its own, and logits (B, units) of a gating module for features (B, F).
+    """Return applied decisions, decisions, and logits (B, units) of a gating module for features (B, F).
 
     Args:
         features: input of the first dense layer.
         body: the dense layers but the last, each with norm and activation.
         last: the last dense layer.
         head: the binary head.
-        buffers: threshold, reach and sensitivity of the gating module.
-        exploration: share of the samples in which units are closed at random.
-        moment: key of the noise; None in evaluation.
+        buffers: ``threshold``, ``ste_window`` and ``logit_scale`` of the gating module.
+        random_drop: share of the samples in which units are dropped at random.
+        noise_key: key of the noise; None in evaluation.
 
     Returns:
         None where the layers have to be called one by one.
@@ -43,8 +43,8 @@ def fused_gating(
         return None
     dense, norm, _ = body
     drop = (0.0, 0, 0)
-    if moment is not None and exploration:
-        drop = exploration, moment.key(stream_of(head.number)), moment.first_sample
+    if noise_key is not None and random_drop:
+        drop = random_drop, noise_key.of_stream(drop_stream(head.number)), noise_key.first_sample
     return kernels.decide(
         features, dense.weight, dense.bias, norm.weight, norm.bias, last.weight, last.bias,
         norm.running_mean, norm.running_var, norm.num_batches_tracked,
