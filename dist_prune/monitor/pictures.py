@@ -108,9 +108,9 @@ def _draw(
         height = float(np.median([line[_end(line)] for line in lines]))
         if _NEARLY < height < 1 - _NEARLY:
             height = min(max(height, 0.08), 0.92)  # clear of the counts at 0 and 1
-        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (10, 0), "textcoords": "offset points"}
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         look: dict[str, Any] = {"va": "center", "color": color, "fontsize": 11, "fontweight": "bold"}
-        axes.annotate(f"{len(lines)} {label}", (1, height), **place, **look)
+        axes.annotate(f"{len(lines)} {label}", (1, height), xytext=(10, 0), **place, **look)
 
 
 def _checked(history: npt.ArrayLike, site_names: Sequence[str]) -> npt.NDArray[np.float64]:
