@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dist_prune import distributed
 from dist_prune.engine import zero_state
 from dist_prune.engine.deepspeed_import import DeepSpeedConfig, DeepSpeedZeroConfig, deepspeed
-from dist_prune.engine.ds_config import Batching
+from dist_prune.engine.ds_config import Batching, zero_stage
 from dist_prune.engine.zero_state import OptimizerState, TrainState
 from dist_prune.errors import UserError, nearest
 from dist_prune.runtime.cpu import tune_cpu
@@ -28,7 +28,7 @@ from dist_prune.runtime.launch import complete_environment, local_rank
 def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> None:
     """Raise UserError for what only DeepSpeed itself or this machine can refuse, before anything is written."""
     _autocast_dtype(ds_config)
-    if compiled and ds_config.get("zero_optimization", {}).get("stage") == 3:
+    if compiled and zero_stage(ds_config) == 3:
         raise UserError(
             "compile=true needs ZeRO 0, 1 or 2: ZeRO 3 fetches weights layer by layer, between graphs"
         )
@@ -37,18 +37,17 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        hint = (
-            nearest(key, DeepSpeedZeroConfig.model_fields)
-            if first["type"] == "extra_forbidden"
-            else first["msg"]
-        )
+        unknown = first["type"] == "extra_forbidden"
+        hint = nearest(key, DeepSpeedZeroConfig.model_fields) if unknown else first["msg"]
         raise UserError(f"'zero_optimization.{key}' is not what DeepSpeed takes: {hint}") from error
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             whole = _complete(ds_config, Batching(1, 1, 1))
-            del whole["train_batch_size"]  # the ranks have not met yet
+            # The ranks have not met yet, and DeepSpeed checks it against their number.
+            del whole["train_batch_size"]
             DeepSpeedConfig(whole)
-    except Exception as error:  # unexpected values raise errors of any kind
+    # DeepSpeed raises errors of any kind for values that it does not expect.
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"DeepSpeed cannot use the DeepSpeed config: {reason}") from error
 
@@ -87,7 +86,7 @@ class Engine:
     ) -> None:
         self.device = device
         self.batching = batching
-        self.stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+        self.stage = zero_stage(ds_config)
         self._autocast = _autocast_dtype(ds_config)
         self._clipping = ds_config.get("gradient_clipping", 0.0) if _settles_gradients(ds_config) else None
         with contextlib.redirect_stdout(io.StringIO()):
@@ -97,7 +96,8 @@ class Engine:
                 config=_complete(ds_config, batching),
                 dist_init_required=False,
             )
-        distributed.limit_waiting(timeout)  # in DeepSpeed's own groups, too
+        # In DeepSpeed's own groups, too.
+        distributed.limit_waiting(timeout)
 
     @property
     def module(self) -> nn.Module:
@@ -247,8 +247,7 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
 
 def _settles_gradients(ds_config: dict[str, Any]) -> bool:
     """Return True if only our engine can refuse bad gradients and clip good ones: no ZeRO, no scaler of torch."""
-    stage = ds_config.get("zero_optimization", {}).get("stage", 0)
-    return stage == 0 and _autocast_dtype(ds_config) != torch.float16
+    return zero_stage(ds_config) == 0 and _autocast_dtype(ds_config) != torch.float16
 
 
 def _autocast_dtype(ds_config: dict[str, Any]) -> torch.dtype | None:

@@ -50,8 +50,10 @@ def full_fp32(parameter: nn.Parameter) -> Tensor:
 
 def set_weight(parameter: Any, stage: int, value: Tensor) -> None:
     """Overwrite a weight: what the module computes with, and the fp32 copy that trains."""
-    if parameter.numel() == value.numel():  # at stage 3 only small weights stay whole between forward passes
+    # At stage 3 only small weights stay whole between forward passes.
+    if parameter.numel() == value.numel():
         parameter.data.copy_(value)
+    # ZeRO's next step copies its own fp32 weights over the module's, so both must change.
     if stage == 3:
         part = _own_part(parameter, value)
         parameter.ds_tensor.data.copy_(part)
@@ -68,6 +70,7 @@ def optimizer_state(optimizer: Any, stage: int, parameters: Mapping[str, nn.Para
     else:
         _link_states(optimizer)
         flat = _flat_states(optimizer)[0]
+        # ZeRO counts steps once for all weights; checkpoints hold the number for each, as stage 0 does.
         common = {_STEP: flat[_STEP]} if _STEP in flat else {}
         each = [key for key, value in flat.items() if key != _STEP and value is not None]
         found = {
