@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -110,22 +110,12 @@ class RunFolder:
     def write_status(
         self, state: State, reason: str | None = None, last_step: int = 0, resumed_from: int | None = None
     ) -> None:
-        """Write status.json, for people and for launchers that flatten exit codes.
-
-        Raises:
-            ValueError: `state` is none of running, done, stopped, failed.
-        """
-        if state not in get_args(State):
-            raise ValueError(f"state {state!r} is none of {', '.join(get_args(State))}")
+        """Write status.json, for people and for launchers that flatten exit codes."""
         status = {"state": state, "reason": reason, "last_step": last_step, "resumed_from": resumed_from}
         self.write_json(self.status, status)
 
     def read_status(self) -> Record | None:
-        """Return the content of status.json, or None where no run has begun.
-
-        Raises:
-            ValueError: it is damaged.
-        """
+        """Return the content of status.json, or None where no run has begun; ValueError if it is damaged."""
         if not self.status.exists():
             return None
         status = json.loads(self.status.read_text("utf-8"))
@@ -135,11 +125,7 @@ class RunFolder:
         return status
 
     def read_sites(self) -> list[MaskSite]:
-        """Return the sites of mask.json, none where there is no such file.
-
-        Raises:
-            ValueError: the file is not that of a mask.
-        """
+        """Return the sites of mask.json, none without that file; ValueError if it is not that of a mask."""
         if not self.mask.exists():
             return []
         try:
@@ -154,11 +140,9 @@ class RunFolder:
         None means not measured.
 
         Raises:
-            ValueError: the kind is unknown, or a required key is missing.
+            ValueError: a required key is missing.
             OSError: the line cannot be written; the file is as it was.
         """
-        if kind not in _REQUIRED:
-            raise ValueError(f"record kind {kind!r} is none of {', '.join(_REQUIRED)}")
         missing = [key for key in _REQUIRED[kind] if key not in record]
         if missing:
             raise ValueError(f"{kind} record lacks {', '.join(missing)}")
@@ -170,10 +154,7 @@ class RunFolder:
     def read_metrics(self, kind: Kind | None = None) -> list[Record]:
         """Return the records in the order in which they were written, all or those of one kind.
 
-        A half-written last line, left by a process that was killed, is ignored.
-
-        Raises:
-            ValueError: any other line is not JSON.
+        A half-written last line of a killed process is ignored; any other damaged line raises ValueError.
         """
         return [record for record in self._records() if kind in (None, record["kind"])]
 
