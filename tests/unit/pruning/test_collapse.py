@@ -87,7 +87,7 @@ def test_masked_output_equals_sliced_output_in_float64(gated):
 
 
 def test_a_mask_by_itself_is_the_gated_network_with_these_decisions():
-    """An independent view of ``masked``: the blocks' outputs composed by hand."""
+    """An independent view of ``masked``: the blocks' outputs composed by a reference network."""
     gated = gated_resnet(14, dtype=torch.float64)
     mask = mask_closing(gated, ["layer1.0", "layer2.0", "layer3.1"])
     x = images(3, dtype=torch.float64)
