@@ -139,7 +139,7 @@ def _report_error(error: Exception) -> int:
 
 
 def _is_shard_error(error: Exception) -> bool:
-    # Importing data_tools takes seconds; an error of its own means that it has been imported.
+    # Importing data_tools takes half a second; an error of its own means that it has been imported.
     tools = sys.modules.get("data_tools")
     return tools is not None and isinstance(error, tools.ShardError)
 

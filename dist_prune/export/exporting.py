@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.errors import RunError, UserError, nearest
+from dist_prune.errors import RunError, UserError, first_line, nearest
 from dist_prune.export.formats import FORMATS, Format, record
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms, foldable_norms
 from dist_prune.pruning.sliced_checkpoint import (
@@ -122,11 +122,7 @@ def _write(format: Format, model: nn.Module, images: Tensor, config: Mapping[str
     except OSError:
         raise
     except Exception as error:  # each library has errors of its own
-        raise RunError(f"the network cannot be written in this format: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"the network cannot be written in this format: {first_line(error)}") from error
 
 
 def _checked(
@@ -137,7 +133,7 @@ def _checked(
         network = format.read(path)
         found = [(network(images[: len(logits)]) - logits).abs().max() for logits in expected]
     except Exception as error:  # each library has errors of its own
-        reason = f"{_first_line(error)}{advice}"
+        reason = f"{first_line(error)}{advice}"
         raise RunError(f"the exported network cannot be run, so no file is kept: {reason}") from error
     difference = float(torch.stack(found).max())  # NaN where one is
     if not difference <= tolerance:

@@ -13,16 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from dist_prune.errors import RunError, UserError
+from dist_prune.errors import RunError, UserError, first_line
 from dist_prune.pruning.sliced_checkpoint import load_sliced, save_sliced
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
-DESCRIPTION = (
-    "input_shape",
-    "resized_side",
-    "normalization",
-    "class_names",
-)  # what users of a file need to know
+# What users of a file need to know.
+DESCRIPTION = ("input_shape", "resized_side", "normalization", "class_names")
 
 
 def record(model: nn.Module, images: Tensor) -> ExportedProgram:
@@ -33,8 +29,8 @@ def record(model: nn.Module, images: Tensor) -> ExportedProgram:
     try:
         return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim(BATCH)},))
     except Exception as error:  # torch raises errors of many kinds here
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"torch.export cannot record this {type(model).__name__}: {reason}") from error
+        name = type(model).__name__
+        raise RunError(f"torch.export cannot record this {name}: {first_line(error)}") from error
 
 
 class _Fp16(nn.Module):

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dist_prune.errors import UserError, nearest
+from dist_prune.errors import UserError, first_line, nearest
 from dist_prune.models.cifar_resnet import CifarResNet
 
 # What torchvision and timm take to load weights from elsewhere.
@@ -45,8 +45,8 @@ class Architecture:
         except UserError:
             raise
         except Exception as error:  # builders raise errors of any kind for bad arguments
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UserError(f"model '{self.builder}' does not accept {self.arguments}: {reason}") from error
+            text = f"model '{self.builder}' does not accept {self.arguments}: {first_line(error)}"
+            raise UserError(text) from error
         return remember(model, self)
 
     def as_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_prune.errors import DistPruneWarning
+from dist_prune.errors import DistPruneWarning, first_line
 
 _kernels: Any = None
 
@@ -37,9 +37,8 @@ def compile_kernels() -> bool:
         try:
             _kernels = load(f"dist_prune_kernels_{_build_of(source)}", [str(source)], extra_cflags=flags)
         except (RuntimeError, OSError, ImportError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             # Kernels only save time, so training continues without them.
-            text = f"CPU kernels are not compiled ({reason[0]}); torch's operations are used"
+            text = f"CPU kernels are not compiled ({first_line(error)}); torch's operations are used"
             warnings.warn(text, DistPruneWarning, stacklevel=2)
     return _kernels is not None
 

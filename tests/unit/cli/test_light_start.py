@@ -61,3 +61,9 @@ def test_help_lists_and_typos_answer_within_a_second_and_load_no_torch():
 
 def test_the_help_of_shards_make_names_every_source():
     assert tuple(SOURCES) == SOURCE_NAMES
+
+
+def test_the_shard_tools_load_no_torch_before_they_write():
+    code = "import data_tools, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
