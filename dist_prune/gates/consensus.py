@@ -26,13 +26,13 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
     The model runs in eval mode and gets its mode back. One all-reduce at the end, whatever the number of batches.
 
     Args:
-        model: The gated network. Its buffers (batch-norm statistics) are averaged over ranks first.
-        batches: This rank's share of the data: images (B, C, H, W), or tuples that begin with them. A rank may
+        model: the gated network. Its buffers (batch-norm statistics) are averaged over ranks first.
+        batches: this rank's share of the data: images (B, C, H, W), or tuples that begin with them. A rank may
             have none.
-        round_to: Numbers of kept channels become multiples of it (see ``vote``).
+        round_to: numbers of kept channels become multiples of it (see ``vote``).
 
     Raises:
-        NothingToEvaluate: If there is no sample on any rank.
+        NothingToEvaluate: there is no sample on any rank.
     """
     # Engines synchronize parameters only: without this, ranks would vote with different networks.
     distributed.average_buffers(model)
