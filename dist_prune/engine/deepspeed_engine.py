@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dist_prune import distributed
 from dist_prune.engine import zero_state
 from dist_prune.engine.deepspeed_import import DeepSpeedConfig, DeepSpeedZeroConfig, deepspeed
-from dist_prune.engine.ds_config import Batching
+from dist_prune.engine.ds_config import Batching, zero_stage
 from dist_prune.engine.zero_state import OptimizerState, TrainState
 from dist_prune.errors import UserError, nearest
 from dist_prune.runtime.cpu import tune_cpu
@@ -28,7 +28,7 @@ from dist_prune.runtime.launch import complete_environment, local_rank
 def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> None:
     """Raise UserError for what only DeepSpeed itself or this machine can refuse, before anything is written."""
     _autocast_dtype(ds_config)
-    if compiled and ds_config.get("zero_optimization", {}).get("stage") == 3:
+    if compiled and zero_stage(ds_config) == 3:
         raise UserError(
             "compile=true needs ZeRO 0, 1 or 2: ZeRO 3 fetches weights layer by layer, between graphs"
         )
@@ -37,18 +37,17 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        hint = (
-            nearest(key, DeepSpeedZeroConfig.model_fields)
-            if first["type"] == "extra_forbidden"
-            else first["msg"]
-        )
+        unknown = first["type"] == "extra_forbidden"
+        hint = nearest(key, DeepSpeedZeroConfig.model_fields) if unknown else first["msg"]
         raise UserError(f"'zero_optimization.{key}' is not what DeepSpeed takes: {hint}") from error
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             whole = _complete(ds_config, Batching(1, 1, 1))
-            del whole["train_batch_size"]  # the ranks have not met yet
+            # The ranks have not met yet, and DeepSpeed checks it against their number.
+            del whole["train_batch_size"]
             DeepSpeedConfig(whole)
-    except Exception as error:  # values that it does not expect fail somewhere in it, in whatever way
+    # DeepSpeed raises errors of any kind for values that it does not expect.
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"DeepSpeed cannot use the DeepSpeed config: {reason}") from error
 
@@ -74,7 +73,7 @@ def start_process_group(timeout: float = 600.0) -> torch.device:
 
 
 class Engine:
-    """One module in training under DeepSpeed. All methods but ``forward`` are called by all ranks alike."""
+    """One module in training under DeepSpeed. All ranks call all methods but ``forward`` together."""
 
     def __init__(
         self,
@@ -87,7 +86,7 @@ class Engine:
     ) -> None:
         self.device = device
         self.batching = batching
-        self.stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+        self.stage = zero_stage(ds_config)
         self._autocast = _autocast_dtype(ds_config)
         self._clipping = ds_config.get("gradient_clipping", 0.0) if _settles_gradients(ds_config) else None
         with contextlib.redirect_stdout(io.StringIO()):
@@ -97,7 +96,8 @@ class Engine:
                 config=_complete(ds_config, batching),
                 dist_init_required=False,
             )
-        distributed.limit_waiting(timeout)  # in DeepSpeed's own groups, too
+        # In DeepSpeed's own groups, too.
+        distributed.limit_waiting(timeout)
 
     @property
     def module(self) -> nn.Module:
@@ -106,7 +106,7 @@ class Engine:
 
     @property
     def gathers_weights(self) -> bool:
-        """Whether forward passes have collectives of their own, beside which there should be no other (NCCL)."""
+        """True if forward passes have collectives of their own; no other may run beside them (NCCL)."""
         return self.stage == 3
 
     def set_lr(self, lr: float) -> None:
@@ -138,7 +138,7 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> bool:
-        """Called after every ``backward``; steps the optimizer at the end of the window.
+        """Finish a micro-batch, after its ``backward``; step the optimizer at the end of the window.
 
         False if it did not, on all ranks alike, since gradients are not finite: weights and optimizer are as they were.
         """
@@ -149,7 +149,7 @@ class Engine:
         return not at_end or self._engine.was_step_applied()
 
     def _settle_gradients(self, clipping: float) -> None:
-        # ZeRO looks at the norm of all gradients by itself. Without ZeRO, DeepSpeed would put bad ones into the
+        # ZeRO checks the norm of all gradients itself. Without ZeRO, DeepSpeed would put bad ones into the
         # weights, but it takes an optimizer's word for it. Gradients are averaged: all ranks find the same.
         optimizer = self._engine.optimizer
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -234,10 +234,10 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # SGD at ZeRO >= 1
         "zero_force_ds_cpu_optimizer": False,  # SGD with offload
         "steps_per_print": 10**9,
-        "gradient_clipping": 0.0,  # DeepSpeed's own default is 1.0: it would clip where nobody asked for it
+        "gradient_clipping": 0.0,  # DeepSpeed's own default is 1.0: it would clip unasked
         **ds_config,
         **({"gradient_clipping": 0.0} if _settles_gradients(ds_config) else {}),  # the engine clips
-        # ZeRO 3 would put its own linear in the place of torch's in the whole process, for good.
+        # ZeRO 3 would replace torch's linear layer in the whole process, permanently.
         "zero_optimization": {**zero, "memory_efficient_linear": False} if zero.get("stage") == 3 else zero,
         "train_batch_size": batching.global_batch,
         "train_micro_batch_size_per_gpu": batching.micro,
@@ -246,9 +246,8 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
 
 
 def _settles_gradients(ds_config: dict[str, Any]) -> bool:
-    """Whether nobody but our engine refuses bad gradients, and clips good ones: no ZeRO, and no scaler of torch's."""
-    stage = ds_config.get("zero_optimization", {}).get("stage", 0)
-    return stage == 0 and _autocast_dtype(ds_config) != torch.float16
+    """Return True if only our engine can refuse bad gradients and clip good ones: no ZeRO, no scaler of torch."""
+    return zero_stage(ds_config) == 0 and _autocast_dtype(ds_config) != torch.float16
 
 
 def _autocast_dtype(ds_config: dict[str, Any]) -> torch.dtype | None:
