@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dist_prune import distributed
+from dist_prune.checkpoints.train_state import ModelState, OptimizerState
 from dist_prune.engine import zero_state
 from dist_prune.engine.deepspeed_import import DeepSpeedConfig, DeepSpeedZeroConfig, deepspeed
 from dist_prune.engine.ds_config import Batching
-from dist_prune.engine.zero_state import OptimizerState, TrainState
 from dist_prune.errors import UserError, nearest
 from dist_prune.runtime.cpu import tune_cpu
 from dist_prune.runtime.launch import complete_environment, local_rank
@@ -181,7 +181,7 @@ class Engine:
         """A context in which reading a weight that ZeRO 3 has partitioned is refused in one line."""
         return zero_state.PartitionedWeightsRefused() if self.stage == 3 else contextlib.nullcontext()
 
-    def snapshot(self) -> TrainState:
+    def snapshot(self) -> ModelState:
         """The whole state, equal on all ranks; averages the buffers of all ranks first (collective)."""
         distributed.average_buffers(self.module)
         parameters = dict(self.module.named_parameters())
@@ -190,18 +190,18 @@ class Engine:
         persistent = self.module.state_dict().keys()
         weights |= {n: zero_state.to_host(b) for n, b in self.module.named_buffers() if n in persistent}
         if self.stage and self._engine.global_steps == self._engine.skipped_steps:
-            return TrainState(weights, {})  # ZeRO creates the state with the first step that it takes
-        return TrainState(weights, zero_state.optimizer_state(self._engine.optimizer, self.stage, parameters))
+            return ModelState(weights, {})  # ZeRO creates the state with the first step that it takes
+        return ModelState(weights, zero_state.optimizer_state(self._engine.optimizer, self.stage, parameters))
 
-    def restore_optimizer(self, state: OptimizerState, images: Tensor) -> None:
+    def restore_optimizer(self, state: OptimizerState, forward: Callable[[], Tensor]) -> None:
         """Put the optimizer's state back (weights are loaded before the engine is built).
 
-        images: a batch for the priming step by which ZeRO creates its partitions of the state.
+        forward: a forward pass, for the priming step by which ZeRO creates its partitions of the state.
         """
         if not state:
             return
         if self.stage > 0:
-            self._prime(images)
+            self._prime(forward)
         parameters = dict(self.module.named_parameters())
         zero_state.set_optimizer_state(self._engine.optimizer, self.stage, parameters, state)
 
@@ -216,12 +216,12 @@ class Engine:
             return contextlib.nullcontext()
         return deepspeed.zero.GatheredParameters(parameters)
 
-    def _prime(self, images: Tensor) -> None:
+    def _prime(self, forward: Callable[[], Tensor]) -> None:
         """A window of zero gradients at learning rate 0: changes no weight, creates every state tensor."""
         self.set_lr(0.0)
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         for _ in range(self.batching.accumulation):
-            self.backward(self.forward(images).float().sum() * 0.0)
+            self.backward(forward().float().sum() * 0.0)
             self.step()
         for buffer, before in zip(self.module.buffers(), buffers, strict=True):
             buffer.detach().copy_(before)

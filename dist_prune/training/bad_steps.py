@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dist_prune.checkpoints.train_state import Progress
 from dist_prune.errors import RunError
-from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.context import RunContext
 from dist_prune.training.step import StepMetrics
 
 _SHOWN = 8  # samples of the batch in the line; metrics.jsonl has all of them
@@ -15,14 +16,14 @@ class TrainingDiverged(RunError):
     """Loss or gradients are no longer numbers."""
 
 
-def count_bad_steps(setting: RunContext, at: Progress, record: StepMetrics) -> dict[str, list[int]] | None:
+def count_bad_steps(context: RunContext, at: Progress, record: StepMetrics) -> dict[str, list[int]] | None:
     """Take note of a step that was just made; the samples of its batch (by shard) if it was skipped, else None."""
     if record.applied:
         at.bad_in_a_row = 0
         return None
     at.steps_skipped += 1
     at.bad_in_a_row += 1
-    return setting.data.samples_of_step(at.epoch, at.batch - 1, setting.config.global_batch_size)
+    return context.data.samples_of_step(at.epoch, at.batch - 1, context.config.global_batch_size)
 
 
 def refuse_too_many(at: Progress, limit: int) -> None:

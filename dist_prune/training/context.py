@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
-from pydantic import ConfigDict, with_config
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -40,20 +39,25 @@ class RunContext:
     batching: Batching
     data: ImageData
     method: Method
-    costs: Costs
     device: torch.device
     folder: RunFolder
     pending_errors: list[ShardError | ReadingFailed | RunError | UserError] = field(default_factory=list)
+
+    @property
+    def costs(self) -> Costs:
+        """MACs of the dense network, by the units that the method prunes."""
+        return self.method.costs
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
         return self.data.steps_per_epoch(self.config.global_batch_size)
 
-    def train_batches(self, epoch: int, skip_steps: int) -> Iterator[Batch]:
-        """This rank's micro-batches of an epoch, on its device, without those of its first ``skip_steps`` steps.
+    def train_batches(self, epoch: int, skip_steps: int, views: int = 1) -> Iterator[Batch]:
+        """Yield this rank's micro-batches of an epoch, on its device, without those of its first ``skip_steps`` steps.
 
-        Black images stand in where the data cannot be read; the step tells all ranks.
+        images: (views * B, C, H, W), view after view; labels: (B,). Black images stand in where the data cannot be
+        read; the step tells all ranks.
         """
         batching = self.batching
         batches = self.data.train_batches(
@@ -63,13 +67,14 @@ class RunContext:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             skip_steps=skip_steps,
+            views=views,
             device=self.device,
         )
         try:
             yield from batches
         except (ShardError, ReadingFailed) as error:
             self.pending_errors.append(error)
-            black = torch.zeros(batching.micro, *self.data.input_shape, device=self.device)
+            black = torch.zeros(views * batching.micro, *self.data.input_shape, device=self.device)
             labels = torch.zeros(batching.micro, dtype=torch.int64, device=self.device)
             yield from itertools.repeat((black, labels))
 
@@ -142,31 +147,6 @@ class RunContext:
         raise UserError(f"{error}{hint}")
 
 
-@with_config(ConfigDict(extra="forbid"))
-@dataclass
-class Progress:
-    """Where a run stands. step counts over all phases, batch the optimizer steps within the epoch.
-
-    skipped: samples that could not be read, over all ranks, each time that one was met, in training and in the
-    evaluations of its epochs; skipped_in_epoch: those of this epoch. max_abs_difference: between masked and sliced
-    outputs at the ends of phases so far. steps_skipped: steps whose loss or gradients were not finite;
-    bad_in_a_row: how many of them came last. best_accuracy: on the test split, of the epoch that ended at best_step.
-    """
-
-    phase: str = ""
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    skipped_in_epoch: int = 0
-    max_abs_difference: float = 0.0
-    steps_skipped: int = 0
-    bad_in_a_row: int = 0
-    best_accuracy: float = -1.0
-    best_step: int | None = None
-
-
 def open_images(config: RunConfig) -> ImageData:
     """Open the recipe's data; each rank opens its own."""
     return open_data(
@@ -181,13 +161,12 @@ def open_images(config: RunConfig) -> ImageData:
     )
 
 
-def build_method(config: RunConfig, data: ImageData) -> tuple[Method, Task]:
-    """Build the recipe's method and the task that it is given.
+def build_method(config: RunConfig, data: ImageData) -> Method:
+    """Build the recipe's method.
 
     Raises:
-        UserError: no method has that name.
+        UserError: no method has that name, or its options are wrong.
     """
     if config.method not in METHODS:
         raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
-    task = Task(config, data.num_classes, data.input_shape)
-    return METHODS[config.method](task), task
+    return METHODS[config.method](Task(config, data.num_classes, data.input_shape))

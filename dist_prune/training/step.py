@@ -93,15 +93,18 @@ def train_step(
     terms_seen: dict[str, Tensor] = {}
     for turn, (images, labels) in enumerate(batches):
         place = turn * distributed.world_size() + distributed.rank()
-        phase.before_forward(engine.module, number, place * engine.batching.micro, epoch)
+        # Every view of an image has gate noise of its own.
+        first_sample = place * engine.batching.micro * phase.views
+        phase.before_forward(engine.module, number, first_sample, epoch)
         told = control.as_tensor(engine.device) if turn == 0 else torch.zeros_like(window.scalars)
-        with AsyncGateMeans(window, gates, len(labels), told, early=not engine.gathers_weights) as upcoming:
-            logits = engine.forward(images)
+        with AsyncGateMeans(window, gates, len(images), told, early=not engine.gathers_weights) as upcoming:
+            logits = phase.forward(engine.forward, images)
         means = upcoming.wait()
         task_sum = phase.task_loss(logits, labels)
-        right = (logits.detach().argmax(1) == _most_likely(labels)).sum()
+        right = (logits.detach()[: len(labels)].argmax(1) == _most_likely(labels)).sum()
         scores = scores + torch.stack([task_sum.detach(), right.float()])
-        task = task_sum * (distributed.world_size() / window.micro_samples)
+        # The window counts views; the loss is one of images.
+        task = task_sum * (distributed.world_size() * phase.views / window.micro_samples)
         with engine.refusing_partitioned_weights():
             terms = phase.loss_terms(
                 Step(engine.module, images, labels, logits, means if gates else None, epoch)
@@ -114,7 +117,7 @@ def train_step(
         buffers_before.put_back()
     elif projections := phase.project(engine.module):
         engine.project(projections)
-    return _record(window, means, distributed.all_reduce_sum(scores), terms_seen, applied)
+    return _record(window, means, distributed.all_reduce_sum(scores), terms_seen, applied, phase.views)
 
 
 class _Buffers:
@@ -149,14 +152,20 @@ def _most_likely(labels: Tensor) -> Tensor:
 
 
 def _record(
-    window: MeanAccumulator, means: GateMeans, scores: Tensor, terms: dict[str, Tensor], applied: bool
+    window: MeanAccumulator,
+    means: GateMeans,
+    scores: Tensor,
+    terms: dict[str, Tensor],
+    applied: bool,
+    views: int,
 ) -> StepMetrics:
     """Read the figures off the device, all at once: each time, one waits for it."""
     values, logits = means.values.detach(), means.logits
     of_step = [window.samples.reshape(1), scores, window.scalars, *(t.reshape(1) for t in terms.values())]
     seen = torch.cat([values, logits, *of_step]).cpu()
     values, logits, rest = seen.split([values.numel(), logits.numel(), seen.numel() - 2 * values.numel()])
-    count, loss_sum, right, stops, failures, skipped, saves, *of_terms = rest.tolist()
+    counted, loss_sum, right, stops, failures, skipped, saves, *of_terms = rest.tolist()
+    count = counted / views
     losses = {"task": loss_sum / count, **dict(zip(terms, of_terms, strict=True))}
     losses["total"] = sum(losses.values())
     return StepMetrics(
