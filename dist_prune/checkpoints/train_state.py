@@ -64,7 +64,7 @@ class Progress:
 
 @_STRICT
 @dataclass
-class Energy:
+class SpentEnergy:
     """Energy that was spent.
 
     joules: None from the moment on that a part was not measured.
@@ -97,8 +97,8 @@ class TrainState:
 
     progress: Progress
     data: dict[str, Any]
-    energy_run: Energy = field(default_factory=Energy)
-    energy_epoch: Energy = field(default_factory=Energy)
+    energy_run: SpentEnergy = field(default_factory=SpentEnergy)
+    energy_epoch: SpentEnergy = field(default_factory=SpentEnergy)
     finished: dict[str, FinishedPhase] = field(default_factory=dict)
     model: ModelState = field(default_factory=ModelState)
     phase_state: dict[str, Tensor] = field(default_factory=dict)
@@ -186,8 +186,8 @@ class _StateFile:
     version: int
     progress: Progress
     data: _Data
-    energy_run: Energy
-    energy_epoch: Energy
+    energy_run: SpentEnergy
+    energy_epoch: SpentEnergy
     finished: dict[str, _Finished]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_prune.checkpoints.train_state import Energy, TrainState
+from dist_prune.checkpoints.train_state import SpentEnergy, TrainState
 from dist_prune.measure.energy import EnergyMeter, co2_grams
 
 
@@ -29,7 +29,7 @@ class EnergyAccount:
     def end_epoch(self) -> dict[str, Any]:
         """Measure up to now; return what an eval record says of the epoch. All ranks call it."""
         self.add()
-        ended, self._state.energy_epoch = self._state.energy_epoch, Energy()
+        ended, self._state.energy_epoch = self._state.energy_epoch, SpentEnergy()
         return {**_record(ended), "energy_joules_total": self._state.energy_run.joules}
 
     def summary(self, grid_intensity: float | None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class EnergyAccount:
         return found
 
 
-def _record(spent: Energy) -> dict[str, Any]:
+def _record(spent: SpentEnergy) -> dict[str, Any]:
     return {
         "energy_joules": spent.joules,
         "energy_ranks": spent.ranks or 0,
