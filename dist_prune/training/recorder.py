@@ -126,8 +126,10 @@ class Recorder:
         if decision is not None:
             self._run.write_json(self._run.mask, decision.as_dict())
             history, sites, records = gate_history(self._run.read_metrics("eval"))
-            picture = mean_activation_picture(history, sites, [r["epoch"] for r in records])
-            self._tensorboard.figure(names.MEAN_ACTIVATION_PICTURE, picture, step)
+            # A mask of weights has no sites.
+            if sites:
+                picture = mean_activation_picture(history, sites, [r["epoch"] for r in records])
+                self._tensorboard.figure(names.MEAN_ACTIVATION_PICTURE, picture, step)
 
     def summary(self, record: Mapping[str, Any]) -> None:
         """Record the end of the run and show its table."""

@@ -6,9 +6,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dist_prune.checkpoints.train_state import Progress
 from dist_prune.config import RunConfig
 from dist_prune.monitor.records import EVAL_KEYS, RunFolder
-from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.context import RunContext
 from dist_prune.training.recorder import Recorder
 from dist_prune.training.step import StepMetrics
 
