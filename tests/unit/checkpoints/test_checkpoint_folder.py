@@ -4,7 +4,6 @@ import json
 import os
 
 import pytest
-import safetensors.torch
 import torch
 
 from dist_prune import UserError
@@ -13,7 +12,6 @@ from dist_prune.checkpoints.format import load_checkpoint, load_newest, save_che
 from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, SpentEnergy, TrainState
 from dist_prune.pruning.mask import SiteMask, UnitMask
 from dist_prune.pruning.weight_mask import WeightMask
-
 
 DATA = {"fingerprint": "abc", "shard_lengths": {"train": [3, 4]}}
 UNITS = UnitMask((SiteMask("layer1.0", "layer", 1, 0.75, (0,), 0.75),))
@@ -43,7 +41,9 @@ def tensors_of(state: TrainState) -> dict[str, torch.Tensor]:
 
 def same(a: TrainState, b: TrainState) -> bool:
     x, y = tensors_of(a), tensors_of(b)
-    same_tensors = x.keys() == y.keys() and all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
+    same_tensors = x.keys() == y.keys() and all(
+        torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x
+    )
     return same_tensors and a.as_json() == b.as_json()
 
 
@@ -81,17 +81,23 @@ def test_a_state_without_optimizer_round_trips(folder):
 def rewrite(path, **changes) -> None:
     """Change state.json and vouch for it."""
     data = {**json.loads((path / "state.json").read_text()), **changes}
-    (path / "state.json").write_text(json.dumps({key: value for key, value in data.items() if value != "gone"}))
+    (path / "state.json").write_text(
+        json.dumps({key: value for key, value in data.items() if value != "gone"})
+    )
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["state.json"] = module._fingerprint(path / "state.json")
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(("version", "said"), [("gone", 1), (3, 3)])
-def test_a_checkpoint_of_another_format_is_refused_by_its_version_and_no_older_one_is_taken(folder, version, said):
+def test_a_checkpoint_of_another_format_is_refused_by_its_version_and_no_older_one_is_taken(
+    folder, version, said
+):
     save_checkpoint(folder, state(1))
     rewrite(save_checkpoint(folder, state(2)), version=version)
-    with pytest.raises(UserError, match=f"step-00000002 cannot be used: its format is version {said}, this program"):
+    with pytest.raises(
+        UserError, match=f"step-00000002 cannot be used: its format is version {said}, this program"
+    ):
         load_newest(folder)
 
 
@@ -107,7 +113,11 @@ PROGRESS = state(1).as_json()["progress"]
         {"finished": []},
         {"finished": {"gated": {"epochs_run": 1, "decision": {"kind": "units"}}}},
         {"finished": {"gated": {"epochs_run": 1, "decision": {"kind": "feelings"}}}},
-        {"finished": {"other": {"epochs_run": 1, "decision": {"kind": "weights", "weights": [{"name": "w"}]}}}},
+        {
+            "finished": {
+                "other": {"epochs_run": 1, "decision": {"kind": "weights", "weights": [{"name": "w"}]}}
+            }
+        },
         {"energy_run": 3},
         {"more": 1},
     ],
@@ -124,7 +134,10 @@ def test_a_state_that_no_run_can_continue_from_is_refused_in_one_line(folder, ch
     ("change", "said"),
     [
         (lambda weights: weights.pop("bias"), r"for bias it has nothing, where \(2,\) is needed"),
-        (lambda weights: weights.update(more=torch.zeros(1)), r"for more it has \(1,\), where nothing is needed"),
+        (
+            lambda weights: weights.update(more=torch.zeros(1)),
+            r"for more it has \(1,\), where nothing is needed",
+        ),
         (lambda weights: weights.update(weight=torch.zeros(2, 4)), r"has \(2, 4\), where \(2, 3\) is needed"),
     ],
 )
@@ -148,7 +161,12 @@ def test_whoever_may_read_other_files_of_the_run_may_read_its_tensors(folder):
 def test_the_manifest_lists_every_other_file_with_size_and_checksum(folder):
     path = save_checkpoint(folder, state(1))
     manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest.keys() == {"model.safetensors", "optimizer.safetensors", "phase.safetensors", "state.json"}
+    assert manifest.keys() == {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "phase.safetensors",
+        "state.json",
+    }
     assert {p.name for p in path.iterdir()} == {*manifest, "manifest.json"}
     for name, entry in manifest.items():
         assert entry["bytes"] == (path / name).stat().st_size

@@ -18,7 +18,7 @@ from dist_prune.training.step import StepMetrics
 def context(tmp_path) -> RunContext:
     config = RunConfig(name="test", data="digits", model="resnet8", log_every=1)
     folder = RunFolder.create(tmp_path / "run", resume=False)
-    return RunContext(config, {}, None, None, None, None, torch.device("cpu"), folder)
+    return RunContext(config, {}, None, None, None, torch.device("cpu"), folder)
 
 
 def record(context: RunContext, first_step: int, steps: range, loss: float) -> None:
