@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --images FOLDER [--model resnet56] [--steps 40] [--repeats 3]
 
 The real program under torchrun with ZeRO 2 on CIFAR-10, 128 images a rank (weak scaling), the first steps of a run:
-gates are asked, and nothing has been decided. All four take turns, so that a machine whose speed drifts slows
+gates are evaluated, and nothing has been decided. All four take turns, so that a machine whose speed drifts slows
 all of them. Results: benchmarks/results/scaling.json.
 """
 

@@ -4,7 +4,7 @@
 
 Both networks train in one process, steps alternating, so that a machine whose speed drifts slows both. A
 gated step includes all that the method adds: gating modules, gate means, polarization and activation terms; with
---target_macs also a budget's exploration and bookkeeping, and the freezer's, as in the run before units leave.
+--target_macs also a budget's random drop and bookkeeping, and the freezer's, as in a run before units are pruned.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dist_prune
+from dist_prune.gates.cpu_kernels.build import compile_kernels
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import set_noise_key
-from dist_prune.gates.kernels import compile_kernels
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.runtime.cpu import tune_cpu
 
-EXPLORING = 0.1  # of the run is over: gates explore, and nothing is decided yet
+LEARNING = 0.1  # of the run is over: units are dropped at random, and nothing is decided yet
 
 
 def make_step(
@@ -54,7 +54,7 @@ def make_step(
         optimizer.step()
         optimizer.zero_grad()
         if budget is not None and freezer is not None:
-            budget.update(model, means.logits, EXPLORING)
+            budget.update(model, means.logits, LEARNING)
             freezer.update(model, means[0].detach().cpu(), open_counts=False)
         if images.is_cuda:
             torch.cuda.synchronize()

@@ -1,10 +1,10 @@
 """Studies on CIFAR-10: named sets of runs with equal data, epochs and seeds, and one file of results for each.
 
-    python benchmarks/study.py NAME --images FOLDER [--arms A B] [--seeds 1 2 3] [--at_once 2]
+    python benchmarks/study.py NAME --images FOLDER [--arms A B] [--seeds 1 2 3] [--parallel 2]
 
 NAME is one of STUDIES. FOLDER holds {train,test}/CLASS/*.jpg or the original CIFAR-10 files (--source cifar10).
 Resumable, on another machine too: what benchmarks/results/study_NAME.json holds is not run again (--again does),
-and an interrupted run goes on from the work folder. --at_once trains several at a time, each on its share of the
+and an interrupted run goes on from the work folder. --parallel trains several at a time, each on its share of the
 cores, which is faster than one after another on all of them. Accuracies are those of the last epoch on the test
 set, never of the best one.
 """
@@ -201,10 +201,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "study")
     parser.add_argument("--arms", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--at_once", type=int, default=1)
+    parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="also what the results hold already")
     options = parser.parse_args()
-    study, results, cores = STUDIES[options.name], Results(options.name), Cores(options.at_once)
+    study, results, cores = STUDIES[options.name], Results(options.name), Cores(options.parallel)
     shards = make_shards(options.work.resolve() / "cifar10", options.source, options.images)
 
     def train(arm: str, seed: int) -> None:
@@ -219,7 +219,7 @@ def main() -> None:
 
     done = {} if options.again else results.load()
     seeds = options.seeds or study.seeds
-    with ThreadPoolExecutor(options.at_once) as pool:
+    with ThreadPoolExecutor(options.parallel) as pool:
         jobs = [
             pool.submit(train, arm, seed)
             for seed in seeds

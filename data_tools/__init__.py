@@ -1,6 +1,8 @@
 """Raw image data sets -> WebDataset shards, and the one owner of their index (``_info.json``).
 
 Imports nothing of ``dist_prune``, and no torch, so that shards can be made on any machine.
+
+Faults that a user can fix are raised as ShardError, those of one image as ImageError, whose caller says where.
 """
 
 from data_tools.errors import ShardError

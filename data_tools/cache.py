@@ -30,11 +30,7 @@ TRUSTED = 3600.0
 
 
 def default_cache_dir() -> Path:
-    """Make and return the user's folder under the system's temporary folder.
-
-    Raises:
-        ShardError: it cannot be made, or somebody else made it, who could change its files.
-    """
+    """Make and return the user's folder under the system's temporary folder."""
     folder = Path(tempfile.gettempdir()) / f"dist_prune-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

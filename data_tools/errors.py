@@ -1,8 +1,9 @@
-"""The one exception for faults of data that a user can fix, and hints for mistyped names."""
+"""The exception for every fault of data that a user can fix, and the helpers that word its messages."""
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class ShardError(Exception):
@@ -17,3 +18,19 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'X'?)"`` for the known name nearest to ``name``, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+Kind = type[Exception]
+
+
+@contextlib.contextmanager
+def reported(what: str, kinds: Kind | tuple[Kind, ...] = OSError, fix: str = "") -> Iterator[None]:
+    """Turn errors of ``kinds`` into a ShardError: ``what``, the reason, and how to ``fix`` it."""
+    try:
+        yield
+    except ShardError:
+        raise
+    except kinds as error:
+        # The message of an OSError repeats the path.
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ShardError(f"{what}: {reason}{fix}") from error

@@ -24,27 +24,13 @@ class Sidecar(BaseModel):
     shard: Shard
     statistics: ImageStatistics
 
-    @property
-    def name(self) -> str:
-        """The name of its file."""
-        return sidecar_name(self.shard.name)
-
     def to_json(self) -> bytes:
         """Return the content of its file."""
         return f"{self.model_dump_json()}\n".encode()
 
 
-def sidecar_name(shard: str) -> str:
-    """Return the name of the sidecar of a shard."""
-    return shard + SUFFIX
-
-
 def find_index(output: OutputStore) -> ShardIndex | None:
-    """Return the index that is there, if any.
-
-    Raises:
-        ShardError: it cannot be right.
-    """
+    """Return the index that is there, if any."""
     data = output.read(INDEX_NAME)
     return parse_index(data, f"{output.root}/{INDEX_NAME}", output.root) if data else None
 
@@ -74,7 +60,7 @@ def concurrent_index(wanted: ShardSet, output: OutputStore) -> ShardIndex | None
     tars = sorted(name for name in output.sizes() if name.startswith(prefix) and name.endswith(".tar"))
     # Listed again: a listing may miss a sidecar, but not the tar behind it, written while it was made.
     listed = output.sizes()
-    unknown = [name for name in tars if sidecar_name(name) not in listed]
+    unknown = [name for name in tars if name + SUFFIX not in listed]
     # Read after the listings: makers write the index before they remove their sidecars.
     index = find_index(output)
     if index is None and unknown:
@@ -117,11 +103,7 @@ def finished_shards(wanted: ShardSet, output: OutputStore) -> dict[str, Sidecar]
 
 
 def same_shards(index: ShardIndex, wanted: ShardSet, output: OutputStore) -> ShardIndex:
-    """Return the index of existing shards, after checking that they are the wanted ones.
-
-    Raises:
-        ShardError: they are others, or not whole.
-    """
+    """Return the index of existing shards, after checking that they are the wanted ones."""
     if index.fingerprint != wanted.fingerprint:
         raise ShardError(
             f"{index.root} already holds other shards ({index.name} from {index.source}, seed {index.seed}): "
@@ -131,11 +113,7 @@ def same_shards(index: ShardIndex, wanted: ShardSet, output: OutputStore) -> Sha
 
 
 def checked(index: ShardIndex, output: OutputStore) -> ShardIndex:
-    """Return an index whose shards are all there, after removing what a killed second maker of them left.
-
-    Raises:
-        ShardError: a shard is missing or of another size.
-    """
+    """Return an index whose shards are all there, after removing what a killed second maker of them left."""
     output.prepare()
     sizes = output.sizes()
     index.check_sizes(sizes)
@@ -145,5 +123,5 @@ def checked(index: ShardIndex, output: OutputStore) -> ShardIndex:
 
 def remove_sidecars(index: ShardIndex, output: OutputStore, listed: dict[str, int]) -> None:
     """Remove the sidecars of an index: it holds the same and is read at once."""
-    names = (sidecar_name(shard.name) for shard in index.shards())
+    names = (shard.name + SUFFIX for shard in index.shards())
     output.remove_all(name for name in names if name in listed)

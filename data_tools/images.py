@@ -10,7 +10,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import numpy as np
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG")
+READABLE = ("JPEG", "PNG")
 # Gray PNGs of 16 bits; Pillow's name depends on its version, and its own conversion cuts values off at 255.
 DEEP_GRAY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 GRAY_MODES = ("1", "L", *DEEP_GRAY_MODES)
@@ -58,42 +58,26 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def decode_image(data: bytes, channels: int) -> Image.Image:
-    """Decode to a loaded gray (``channels`` 1) or RGB (3) image.
-
-    Raises:
-        ImageError: empty, truncated, corrupt, or of another format.
-    """
+    """Decode to a loaded gray (``channels`` 1) or RGB (3) image."""
     with open_image(data) as image:
         load_pixels(image)
         return with_channels(image, channels)
 
 
 def decode_pixels(data: bytes, channels: int) -> np.ndarray:
-    """Decode to pixels (H, W, ``channels``) in uint8.
-
-    Raises:
-        ImageError: as ``decode_image``.
-    """
+    """Decode to pixels (H, W, ``channels``) in uint8."""
     pixels = np.asarray(decode_image(data, channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def read_header(data: bytes) -> ImageFacts:
-    """Return what the header says, without decoding.
-
-    Raises:
-        ImageError: it is not the header of a JPEG or PNG image.
-    """
+    """Return what the header says, without decoding."""
     with open_image(data) as image:
         return _facts(image)
 
 
 def inspect_image(data: bytes) -> ImageFacts:
-    """Return what the header says, after checking that all of the image can be decoded.
-
-    Raises:
-        ImageError: as ``decode_image``.
-    """
+    """Return what the header says, after checking that all of the image can be decoded."""
     with open_image(data) as image:
         facts = _facts(image)
         # All of a JPEG is read at an eighth of its size too, for a fraction of the time.
@@ -109,21 +93,13 @@ def _facts(image: Image.Image) -> ImageFacts:
 
 @_one_error
 def load_pixels(image: Image.Image) -> None:
-    """Decode an opened image.
-
-    Raises:
-        ImageError: as ``decode_image``.
-    """
+    """Decode an opened image."""
     image.load()
 
 
 @_one_error
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Return a loaded image as gray (``channels`` 1) or RGB (3); gray of 16 bits is scaled to 8.
-
-    Raises:
-        ImageError: as ``decode_image``.
-    """
+    """Return a loaded image as gray (``channels`` 1) or RGB (3); gray of 16 bits is scaled to 8."""
     if image.mode in DEEP_GRAY_MODES:
         values = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 becomes 255
@@ -133,14 +109,10 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
 
 @_one_error
 def open_image(data: bytes) -> Image.Image:
-    """Read the header of an image; what is so large that it must be an attack is refused.
-
-    Raises:
-        ImageError: as ``read_header``.
-    """
+    """Read the header of an image; what is so large that it must be an attack is refused."""
     if not data:
         raise ImageError("empty image (0 bytes)")
     with warnings.catch_warnings():
         # Pillow warns above its limit, and refuses above twice as much.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=READABLE)

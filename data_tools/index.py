@@ -20,7 +20,6 @@ INDEX_NAME = "_info.json"
 LARGEST_INDEX = 64 * 2**20  # bytes; a hundred thousand shards take 20 MB
 LARGEST_SHARD = 2**50  # bytes; sums of such sizes and lengths stay within 64 bits
 SEEDS = 2**32  # numpy takes seeds from 0 to this, exclusive
-CHUNK = 2**20
 
 Text = Annotated[str, Field(min_length=1)]
 # Strict, or pydantic would take texts and truth values for numbers.
@@ -49,11 +48,10 @@ class Shard(NamedTuple):
         found = path.stat().st_size
         if found != self.size:
             return f"found {found} bytes, expected {self.size}"
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-        return None if digest.hexdigest() == self.sha256 else "its checksum differs from the index"
+        return None if checksum(path, "sha256") == self.sha256 else "its checksum differs from the index"
+
+
+COLUMNS = ("filenames", "shard_lengths", "sha256", "sizes")  # of a split: the fields of its shards, in order
 
 
 class ShardSplit(BaseModel):
@@ -71,24 +69,17 @@ class ShardSplit(BaseModel):
     @classmethod
     def of(cls, name: str, shards: Iterable[Shard]) -> "ShardSplit":
         """Return the split of these shards."""
-        names, lengths, sha256, sizes = zip(*shards, strict=True)
-        return cls(
-            name=name,
-            filenames=names,
-            shard_lengths=lengths,
-            num_samples=sum(lengths),
-            sha256=sha256,
-            sizes=sizes,
-        )
+        columns = dict(zip(COLUMNS, zip(*shards, strict=True), strict=True))
+        return cls(name=name, num_samples=sum(columns["shard_lengths"]), **columns)
 
     @property
     def shards(self) -> list[Shard]:
         """The rows of the split."""
-        return list(map(Shard, self.filenames, self.shard_lengths, self.sha256, self.sizes))
+        return list(map(Shard, *(getattr(self, column) for column in COLUMNS)))
 
     @model_validator(mode="after")
     def _check_columns(self) -> "ShardSplit":
-        if len({len(self.filenames), len(self.shard_lengths), len(self.sha256), len(self.sizes)}) > 1:
+        if len({len(getattr(self, column)) for column in COLUMNS}) > 1:
             raise ValueError("its columns differ in length")
         if len(set(self.filenames)) < len(self.filenames):
             raise ValueError("it lists a file twice")
@@ -129,11 +120,7 @@ class ShardIndex(BaseModel):
         return self.image_shape[0] if self.image_shape else 3
 
     def split(self, name: str) -> ShardSplit:
-        """Return a split.
-
-        Raises:
-            ShardError: no split has that name.
-        """
+        """Return a split."""
         if name not in self.splits:
             raise ShardError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}")
         return self.splits[name]
@@ -165,11 +152,7 @@ class ShardIndex(BaseModel):
             self.check_sizes({entry.name: entry.stat().st_size for entry in entries if entry.is_file()})
 
     def check_sizes(self, found: Mapping[str, int]) -> None:
-        """Check the sizes ``found`` of the files beside the index.
-
-        Raises:
-            ShardError: names the first shard that is missing or of another size.
-        """
+        """Check the sizes ``found`` of the files beside the index."""
         for shard in self.shards():
             path = f"{self.root}/{shard.name}"
             if shard.name not in found:
@@ -219,12 +202,17 @@ class ShardIndex(BaseModel):
         return self
 
 
-def parse_index(data: bytes, path: object, root: Path | str) -> ShardIndex:
-    """Return the index in ``data``, the content of the file ``path``; its shards are in ``root``.
+def checksum(path: Path, algorithm: str) -> str:
+    """Return a checksum of a file, by one of hashlib's algorithms."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
-    Raises:
-        ShardError: it is no index, or one that cannot be right.
-    """
+
+def parse_index(data: bytes, path: object, root: Path | str) -> ShardIndex:
+    """Return the index in ``data``, the content of the file ``path``; its shards are in ``root``."""
     try:
         index = ShardIndex.model_validate_json(data)
     except ValidationError as error:
@@ -238,9 +226,6 @@ def describe(error: ValidationError) -> str:
     place = ".".join(map(str, first["loc"]))
     message = re.sub("^Value error, ", "", first["msg"])
     # The whole object adds nothing to what a model's own check or a missing key says.
-    shown = (
-        ""
-        if first["type"] in ("value_error", "missing", "json_invalid")
-        else f", found {first['input']!r:.60}"
-    )
-    return f"{place}: {message}{shown}" if place else f"{message}{shown}"
+    if first["type"] not in ("value_error", "missing", "json_invalid"):
+        message += f", found {first['input']!r:.60}"
+    return f"{place}: {message}" if place else message

@@ -7,8 +7,9 @@ from typing import BinaryIO
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from data_tools.errors import ShardError, suggestion
+from data_tools.errors import ShardError, reported, suggestion
 from data_tools.existing_output import (
+    SUFFIX,
     Sidecar,
     checked,
     concurrent_index,
@@ -101,13 +102,10 @@ def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress
 
     def write(plan: ShardPlan) -> Sidecar:
         path = output.staging_dir / plan.name
-        try:
-            with open(path, "wb") as stream:
-                file = _HashingFile(stream)
-                with TarWriter(file, encoder=False, mtime=0) as tar:
-                    statistics = wanted.writer.write(tar, plan, wanted.raw.splits[plan.split])
-        except OSError as error:
-            raise ShardError(f"cannot write {path}: {error.strerror or error}") from error
+        with reported(f"cannot write {path}"), open(path, "wb") as stream:
+            file = _HashingFile(stream)
+            with TarWriter(file, encoder=False, mtime=0) as tar:
+                statistics = wanted.writer.write(tar, plan, wanted.raw.splits[plan.split])
         shard = Shard(plan.name, len(plan.numbers), file.sha256, file.size)
         return Sidecar(fingerprint=wanted.fingerprint, shard=shard, statistics=statistics)
 
@@ -123,7 +121,7 @@ def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress
     with bar:
         for sidecar in each(write, missing, workers):
             # The sidecar first: a shard that nothing vouches for would be taken for somebody else's.
-            output.write(sidecar.name, sidecar.to_json())
+            output.write(sidecar.shard.name + SUFFIX, sidecar.to_json())
             output.publish(sidecar.shard.name)
             finished[sidecar.shard.name] = sidecar
             bar.update(sidecar.shard.length)

@@ -22,11 +22,7 @@ STAGING = re.compile(r"\.making-[0-9a-f]{8}")
 
 @contextlib.contextmanager
 def open_output(out: str | Path) -> Iterator["OutputStore"]:
-    """Give the folder or URL that the user calls ``out``.
-
-    Raises:
-        ShardError: an empty text, or a URL that cannot be written to.
-    """
+    """Give the folder or URL that the user calls ``out``."""
     text = str(out).removeprefix("file://")
     if not text:
         raise ShardError("--out is empty: give a folder, or the URL of one")
@@ -56,11 +52,11 @@ class OutputStore(ABC):
 
     def sizes(self) -> dict[str, int]:
         """Return name and size of every file; nothing if there is no folder."""
-        return self._do(f"list {self.root}", self._sizes)
+        return self._do("list", self._sizes)
 
     def read(self, name: str) -> bytes:
         """Return the content of a small file, nothing if there is none."""
-        return self._do(f"read {self.root}/{name}", lambda: self._read(name))
+        return self._do("read", self._read, name)
 
     def read_all(self, names: Iterable[str]) -> list[bytes]:
         """Read many small files."""
@@ -68,32 +64,35 @@ class OutputStore(ABC):
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file."""
-        self._do(f"write {self.root}/{name}", lambda: self._write(name, data))
+
+        def stage_and_publish(name: str) -> None:
+            (self.staging_dir / name).write_bytes(data)
+            self._publish(name)
+
+        self._do("write", stage_and_publish, name)
 
     def publish(self, name: str) -> None:
         """Move a finished shard from the staging folder to its place."""
-        self._do(f"write {self.root}/{name}", lambda: self._publish(name))
+        self._do("write", self._publish, name)
 
     def remove_all(self, names: Iterable[str]) -> None:
         """Remove files; those that are missing are passed over."""
-        self._at_once(lambda name: self._do(f"remove {self.root}/{name}", lambda: self._remove(name)), names)
+        self._at_once(lambda name: self._do("remove", self._remove, name), names)
 
     def _at_once(self, action: Callable[[str], Result], names: Iterable[str]) -> list[Result]:
         # One request after the other would take minutes for the sidecars of a large data set.
         with ThreadPoolExecutor(REQUESTS) as pool:
             return list(pool.map(action, names))
 
-    def _do(self, what: str, action: Callable[[], Result]) -> Result:
-        return with_retries(action, what, self._retries)
+    def _do(self, verb: str, action: Callable[..., Result], *names: str) -> Result:
+        what = f"{verb} {'/'.join([str(self.root), *names])}"
+        return with_retries(lambda: action(*names), what, self._retries)
 
     @abstractmethod
     def _sizes(self) -> dict[str, int]: ...
 
     @abstractmethod
     def _read(self, name: str) -> bytes: ...
-
-    @abstractmethod
-    def _write(self, name: str, data: bytes) -> None: ...
 
     @abstractmethod
     def _publish(self, name: str) -> None: ...
@@ -112,7 +111,7 @@ class FolderOutput(OutputStore):
 
     def prepare(self) -> None:
         """Make the folders, and remove the staging folders of killed writers."""
-        self._do(f"make the folder {self._folder}", self._make_folders)
+        self._do("make the folder", self._make_folders)
 
     def close(self) -> None:
         """Remove the staging folder, and release its lock."""
@@ -126,7 +125,9 @@ class FolderOutput(OutputStore):
             # A writer that is alive holds the lock of its folder. Not every file system has locks:
             # there, abandoned folders stay.
             if STAGING.fullmatch(path.name):
-                with contextlib.suppress(OSError), _opened(path) as lock:
+                with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+                    lock = os.open(path, os.O_RDONLY)
+                    opened.callback(os.close, lock)
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path, ignore_errors=True)
         # Another writer may take the new folder for an abandoned one until it is locked.
@@ -146,11 +147,6 @@ class FolderOutput(OutputStore):
     def _read(self, name: str) -> bytes:
         path = self._folder / name
         return path.read_bytes() if path.exists() else b""
-
-    def _write(self, name: str, data: bytes) -> None:
-        with open(self.staging_dir / name, "wb") as file:
-            file.write(data)
-        self._publish(name)
 
     def _publish(self, name: str) -> None:
         staged = self.staging_dir / name
@@ -188,9 +184,6 @@ class UrlOutput(OutputStore):
         except FileNotFoundError:
             return b""
 
-    def _write(self, name: str, data: bytes) -> None:
-        self._files.pipe_file(f"{self._path}/{name}", data)
-
     def _publish(self, name: str) -> None:
         staged = self.staging_dir / name
         self._files.put_file(str(staged), f"{self._path}/{name}")
@@ -199,12 +192,3 @@ class UrlOutput(OutputStore):
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(f"{self._path}/{name}")
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

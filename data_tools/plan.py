@@ -21,11 +21,7 @@ class ShardSize:
 
     @staticmethod
     def of(samples: int | None, size: int | None, usual: int) -> "ShardSize":
-        """Return the size that the user chose, or ``usual`` samples.
-
-        Raises:
-            ShardError: both were chosen, or less than 1.
-        """
+        """Return the size that the user chose, or ``usual`` samples."""
         if samples is not None and size is not None:
             raise ShardError("--samples_per_shard and --bytes_per_shard exclude each other: give one of them")
         for name, value in (("samples", samples), ("bytes", size)):

@@ -42,21 +42,13 @@ def is_url(text: str) -> bool:
 
 
 def check_url(url: str) -> None:
-    """Refuse a URL that consists of a protocol alone.
-
-    Raises:
-        ShardError: it names no server or bucket.
-    """
+    """Refuse a URL that consists of a protocol alone."""
     if not url.split("://", 1)[1].strip("/"):
         raise ShardError(f"{url} names no bucket or server: expected PROTOCOL://PLACE/FOLDER")
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, made in this process, and the path in it.
-
-    Raises:
-        ShardError: no such protocol, or its library is not installed.
-    """
+    """Return the fsspec file system of a URL, made in this process, and the path in it."""
     protocol = url.split("://")[0]
     try:
         return fsspec.core.url_to_fs(url, **OPTIONS.get(protocol, {}))

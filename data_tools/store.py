@@ -65,9 +65,6 @@ class ShardStore:
         """Return the index, restricted to the shards that the user named.
 
         Every split of which any shard is named keeps those only; other splits stay.
-
-        Raises:
-            ShardError: no index, or one that cannot be right.
         """
         folder = Path(self.spec.folder).expanduser()
         path = folder / INDEX_NAME
@@ -95,11 +92,7 @@ class ShardStore:
 
     @contextlib.contextmanager
     def temporary_copy(self, name: str, size: int) -> Iterator[Path]:
-        """Give the local path of a file as it is, unchecked and uncached, for the length of a block.
-
-        Raises:
-            ShardError: the file cannot be fetched, or a remote one has more than ``size`` bytes.
-        """
+        """Give the local path of a file as it is, unchecked and uncached, for the length of a block."""
         yield Path(self.spec.folder).expanduser() / name
 
 

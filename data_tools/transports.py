@@ -4,12 +4,11 @@ import contextlib
 import os
 import queue
 import re
-import selectors
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,11 +40,7 @@ class ShardSpec:
 
     @staticmethod
     def parse(text: str) -> "ShardSpec":
-        """Parse ``FOLDER``, ``FOLDER/_info.json`` or ``FOLDER/X-{000000..000004}.tar``; also of URLs.
-
-        Raises:
-            ShardError: the text is empty, braces do not match, or the tars are in several folders.
-        """
+        """Parse ``FOLDER``, ``FOLDER/_info.json`` or ``FOLDER/X-{000000..000004}.tar``; also of URLs."""
         if not text:
             raise ShardError("the location of the shards is empty: give a folder, or the URL of one")
         folder, _, name = text.rpartition("/")
@@ -89,11 +84,7 @@ class UrlTransport:
 
     @staticmethod
     def parse(url: str) -> tuple["UrlTransport", ShardSpec]:
-        """Parse a URL of a folder, an index or tars.
-
-        Raises:
-            ShardError: it names no server or bucket, or several folders.
-        """
+        """Parse a URL of a folder, an index or tars."""
         check_url(url)
         # Only web addresses have queries; in object stores a "?" is part of a name.
         query = f"?{urlsplit(url).query}" if url.startswith("http") and "?" in url else ""
@@ -107,25 +98,7 @@ class UrlTransport:
     def copy(self, name: str, path: Path, timeout: float, limit: int) -> None:
         """Download one file."""
         files, remote = filesystem(self.address(name) + self.query)
-        progress = _Progress(limit)
-
-        def download() -> None:
-            try:
-                files.get_file(remote, str(path), callback=progress)
-                progress.beats.put(True)
-            except BaseException as error:
-                progress.beats.put(error)
-
-        # Not every library has time limits, so a thread downloads; one that hangs is abandoned.
-        threading.Thread(target=download, daemon=True).start()
-        try:
-            while not (beat := progress.beats.get(timeout=timeout)):
-                pass
-        except queue.Empty:
-            progress.abandoned = True
-            raise TimeoutError(_silence(timeout)) from None
-        if isinstance(beat, BaseException):
-            raise beat
+        _watch(lambda progress: files.get_file(remote, str(path), callback=progress), timeout, limit)
 
 
 @dataclass(frozen=True)
@@ -137,11 +110,7 @@ class CommandTransport:
 
     @staticmethod
     def parse(text: str) -> tuple["CommandTransport", ShardSpec]:
-        """Parse ``pipe:COMMAND``: the last word that can be one names the shards or the index.
-
-        Raises:
-            ShardError: there is no such word.
-        """
+        """Parse ``pipe:COMMAND``: the last word that can be one names the shards or the index."""
         words = list(SHARD_WORD.finditer(text))
         if not words:
             raise ShardError(
@@ -162,24 +131,30 @@ class CommandTransport:
         """Run the command for one file."""
         command = self.address(name).removeprefix(PIPE)
         with open(path, "wb") as file, tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                command,
-                shell=True,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,  # so that all processes of the shell can be ended together
+            # In a session of its own, so that all processes of the shell can be ended together.
+            streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": errors}
+            process: subprocess.Popen[bytes] = subprocess.Popen(
+                command, shell=True, stdin=subprocess.DEVNULL, start_new_session=True, **streams
             )
-            try:
-                for chunk in _chunks(process, timeout):
-                    if file.tell() + len(chunk) > limit:
-                        raise ValueError(_surplus(limit))
+            assert process.stdout is not None
+            output = process.stdout.fileno()
+
+            def receive(progress: "_Progress") -> None:
+                while chunk := os.read(output, CHUNK):
+                    progress.relative_update(len(chunk))  # raises before the surplus is written
                     file.write(chunk)
+
+            try:
+                _watch(receive, timeout, limit)
                 code = process.wait(timeout)
-            except (TimeoutError, subprocess.TimeoutExpired):
-                raise TimeoutError(_silence(timeout)) from None
+            except subprocess.TimeoutExpired as error:
+                raise TimeoutError(_silence(timeout)) from error
             finally:
-                _end(process)
+                if process.poll() is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                process.stdout.close()
             if code != 0:
                 errors.seek(0)
                 last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
@@ -187,7 +162,7 @@ class CommandTransport:
 
 
 class _Progress(Callback):
-    """Counts the pieces that arrive; an error that it raises ends the download."""
+    """Counts the bytes that arrive; an error that it raises ends the transfer."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -197,37 +172,34 @@ class _Progress(Callback):
 
     def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
         if self.abandoned:
-            raise TimeoutError("the download was abandoned")
+            raise TimeoutError("the transfer was abandoned")
         if self.value > self._limit:
-            raise ValueError(_surplus(self._limit))
+            raise ValueError(f"more than {self._limit} bytes arrived, at most {self._limit} are expected")
         self.beats.put(False)
+
+
+def _watch(transfer: Callable[[_Progress], object], timeout: float, limit: int) -> None:
+    """Run a transfer that reports its progress; raise TimeoutError after so many seconds without any."""
+    progress = _Progress(limit)
+
+    def run() -> None:
+        try:
+            transfer(progress)
+            progress.beats.put(True)
+        except BaseException as error:
+            progress.beats.put(error)
+
+    # Not every library has time limits, so a thread does the work; one that hangs is abandoned.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while not (beat := progress.beats.get(timeout=timeout)):
+            pass
+    except queue.Empty:
+        progress.abandoned = True
+        raise TimeoutError(_silence(timeout)) from None
+    if isinstance(beat, BaseException):
+        raise beat
 
 
 def _silence(timeout: float) -> str:
     return f"no byte arrived for {timeout:g} s; the server or the network hangs: try again later"
-
-
-def _surplus(limit: int) -> str:
-    return f"more than {limit} bytes arrived, at most {limit} are expected"
-
-
-def _chunks(process: "subprocess.Popen[bytes]", timeout: float) -> Iterator[bytes]:
-    """Yield the output of a process; raise TimeoutError after so many seconds without any."""
-    assert process.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while selector.select(timeout):
-            chunk = os.read(process.stdout.fileno(), CHUNK)
-            if not chunk:
-                return
-            yield chunk
-    raise TimeoutError
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()

@@ -51,11 +51,7 @@ class ShardWriter(ABC):
 
     @abstractmethod
     def write(self, tar: TarWriter, plan: ShardPlan, split: RawSplit) -> ImageStatistics:
-        """Write the members of one shard; return the statistics of its images.
-
-        Raises:
-            ShardError: an image cannot be decoded; names it.
-        """
+        """Write the members of one shard; return the statistics of its images."""
 
 
 class FilesWriter(ShardWriter):

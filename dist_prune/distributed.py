@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -92,26 +92,28 @@ def is_main() -> bool:
     return rank() == 0
 
 
-class AsyncAllReduce:
-    """Sum of ``tensor`` over all ranks, detached: one collective, started here (none on a single rank).
+def start_all_reduce(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start to sum ``tensor`` over all ranks, detached; one collective, none on a single rank.
 
-    The result keeps the dtype: pass fp32 or wider for counts (bf16 sums saturate at 256).
+    The sum keeps the dtype: pass fp32 or wider for counts (bf16 sums saturate at 256).
+
+    Returns:
+        A function that returns the sum once all ranks have contributed; on GPUs the device waits, not the program.
     """
+    total = tensor.detach().clone()
+    work = dist.all_reduce(total, async_op=True) if world_size() > 1 else None
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._total = tensor.detach().clone()
-        self._work = dist.all_reduce(self._total, async_op=True) if world_size() > 1 else None
+    def wait() -> Tensor:
+        if work is not None:
+            work.wait()
+        return total
 
-    def wait(self) -> Tensor:
-        """Return the sum once all ranks have contributed; on GPUs the device waits for it, not the program."""
-        if self._work is not None:
-            self._work.wait()
-        return self._total
+    return wait
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Return the sum of ``tensor`` over all ranks, detached."""
-    return AsyncAllReduce(tensor).wait()
+    return start_all_reduce(tensor)()
 
 
 def broadcast_object(value: Any) -> Any:

@@ -1,13 +1,10 @@
 """Raw data sets that shards can be made of: one class per source, all of them listed here."""
 
 from data_tools.errors import ShardError, suggestion
+from data_tools.sources.arrays import CIFAR10, CIFAR100, Digits, Svhn
 from data_tools.sources.base import RawDataset
-from data_tools.sources.cifar import CIFAR10, CIFAR100
-from data_tools.sources.digits import Digits
-from data_tools.sources.imagefolder import ImageFolder
+from data_tools.sources.imagefolder import ImageFolder, TinyImageNet
 from data_tools.sources.imagenet import ImageNet
-from data_tools.sources.svhn import Svhn
-from data_tools.sources.tiny_imagenet import TinyImageNet
 
 SOURCES: dict[str, RawDataset] = {
     "digits": Digits(),

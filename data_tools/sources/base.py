@@ -1,45 +1,22 @@
 """The parts of a source: a ``RawDataset`` reads ``RawData``, which holds splits of labelled images."""
 
 import os
+import shutil
+import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from data_tools.errors import ShardError
-from data_tools.images import ImageFacts
+from data_tools.errors import ShardError, reported
+from data_tools.index import checksum
+from data_tools.sources.splits import RawSplit
 
 # The images set aside for testing must not depend on how the shards are shuffled.
 SPLIT_SEED = 20_260_101
-
-
-class RawSplit(Protocol):
-    """Labelled images that are read one at a time, in any order, also in forked processes."""
-
-    @property
-    def labels(self) -> Sequence[int]:
-        """The class number of every image."""
-
-    def read(self, number: int) -> bytes:
-        """Return the encoded image."""
-
-    def pixels(self, number: int, channels: int) -> np.ndarray:
-        """Return pixels (H, W, ``channels``) in uint8."""
-
-    def facts(self, number: int) -> ImageFacts:
-        """Return the properties of an image that need no decoding."""
-
-    def size(self, number: int) -> int:
-        """Return the bytes of the encoded image; of an array those of its pixels, a bound in practice."""
-
-    def origin(self, number: int) -> str:
-        """Return where an image comes from, for error messages."""
-
-    def identity(self, number: int) -> str:
-        """Return a text that tells the image from others wherever its source is, cheaply."""
+DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
 
 
 @dataclass(frozen=True)
@@ -92,22 +69,33 @@ def data_home() -> Path:
 
 
 def download(source: str, url: str, md5: str) -> Path:
-    """Return the folder of an original file, after downloading it if it is not there yet.
-
-    Raises:
-        ShardError: no network, or a damaged download.
-    """
-    from torchvision.datasets.utils import download_url  # imports torch: only needed here
-
+    """Return the folder of an original file, after downloading it if it is not there yet."""
     folder = data_home() / "downloads"
-    try:
-        download_url(url, str(folder), url.rsplit("/", 1)[-1], md5)
-    except (OSError, RuntimeError) as error:
-        raise ShardError(
-            f"cannot download {source} ({error}): get {url} on a machine with a network "
-            f"and pass its folder on: dist-prune shards make {source} FOLDER --out DIR"
-        ) from error
+    path = folder / url.rsplit("/", 1)[-1]
+    advice = (
+        f"; get {url} on a machine with a network and pass its folder on: "
+        f"dist-prune shards make {source} FOLDER --out DIR"
+    )
+    with reported(f"cannot download {source}", fix=advice):
+        if path.is_file() and checksum(path, "md5") == md5:
+            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as answer, open(partial, "wb") as file:
+                shutil.copyfileobj(answer, file)
+            if checksum(partial, "md5") != md5:
+                raise OSError(f"{url} is not the original: its MD5 is not {md5}")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return folder
+
+
+def read_file(path: Path, fix: str = "") -> bytes:
+    """Return the content of a file; ``fix`` is appended to the message of an error."""
+    with reported(f"cannot read {path}", fix=fix):
+        return path.read_bytes()
 
 
 def stratified_split(labels: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:

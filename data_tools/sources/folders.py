@@ -1,10 +1,11 @@
-"""Folders of image files and the lists beside them; no image is left out in silence."""
+"""Folders of image files, one folder for each class, and the lists beside them; no image is skipped in silence."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from data_tools.errors import ShardError
+from data_tools.errors import ShardError, reported
+from data_tools.sources.base import ReadOptions, read_file, refuse_test_fraction, stratified_split
 from data_tools.sources.splits import FileSplit
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png"])
@@ -16,11 +17,7 @@ UNSUPPORTED = frozenset(
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the names of the class folders in ``folder``.
-
-    Raises:
-        ShardError: there is none, or an image beside them.
-    """
+    """Return the names of the class folders in ``folder``, which must hold no image beside them."""
     for name in sorted(os.listdir(folder)):
         if _extension(name) in EXTENSIONS | UNSUPPORTED and (folder / name).is_file():
             raise ShardError(
@@ -33,17 +30,10 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, sorted, without hidden ones.
-
-    Raises:
-        ShardError: the folder cannot be read, or a name is not UTF-8: it will be that of a class.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    except OSError as error:
-        raise ShardError(f"cannot read {folder}: {error.strerror}") from error
-    for name in names:
+    """Return the names of the folders in a folder, sorted, without hidden ones."""
+    with reported(f"cannot read {folder}"), os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    for name in names:  # each will be that of a class, in JSON
         try:
             name.encode()
         except UnicodeEncodeError as error:
@@ -51,12 +41,46 @@ def subfolders(folder: Path) -> list[str]:
     return names
 
 
-def list_classes(root: Path, folders: Iterable[str]) -> FileSplit:
-    """List the images below folders relative to ``root``, one folder per class in order, sorted by path.
+def list_tree(
+    root: Path, test_folder: str | None, options: ReadOptions
+) -> tuple[list[str], FileSplit, FileSplit]:
+    """List train/CLASS/IMAGE and the same below ``test_folder``; without one, set images of train aside.
 
-    Raises:
-        ShardError: a folder is missing or without images; an image of a format that cannot be used.
+    Returns:
+        The names of the classes, the split to train on, the split to test with.
     """
+    classes = class_folders(root / "train")
+    train = list_classes(root, [f"train/{name}" for name in classes])
+    if test_folder is None:
+        return classes, *_divide(train, options.test_fraction)
+    refuse_test_fraction(options.test_fraction, str(root))
+    odd = sorted(set(classes) ^ set(class_folders(root / test_folder)))
+    if odd:
+        has, lacks = ("train", test_folder) if odd[0] in classes else (test_folder, "train")
+        raise ShardError(
+            f"the classes of train and {test_folder} in {root} differ: {has} has {odd[0]!r}, {lacks} has not"
+            + (f" (and {len(odd) - 1} more)" if len(odd) > 1 else "")
+        )
+    return classes, train, list_classes(root, [f"{test_folder}/{name}" for name in classes])
+
+
+def _divide(split: FileSplit, test_fraction: float | None) -> tuple[FileSplit, FileSplit]:
+    """Set images aside for testing, where there is no test folder."""
+    if test_fraction is None:
+        raise ShardError(
+            f"{split.root} has train/ but neither test/ nor val/: add one, "
+            "or let --test_fraction 0.1 set images aside"
+        )
+    if not 0 < test_fraction < 1:
+        raise ShardError(f"--test_fraction is {test_fraction}: expected a number between 0 and 1")
+    train, test = stratified_split(split.labels, test_fraction)
+    if not test:
+        raise ShardError(f"--test_fraction {test_fraction} of {len(train)} images leaves none to test with")
+    return split.take(train), split.take(test)
+
+
+def list_classes(root: Path, folders: Iterable[str]) -> FileSplit:
+    """List the images below folders relative to ``root``, one folder per class in order, sorted by path."""
     paths: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
@@ -67,22 +91,14 @@ def list_classes(root: Path, folders: Iterable[str]) -> FileSplit:
 
 
 def list_labelled(root: Path, folder: str, wnids: Mapping[str, str], classes: Sequence[str]) -> FileSplit:
-    """List the images of one folder; ``wnids`` gives the class of each by its file name without extension.
-
-    Raises:
-        ShardError: an image without a class, or one of a class that is none of ``classes``.
-    """
+    """List the images of one folder; ``wnids`` gives the class of each by its file name without extension."""
     numbers = {name: number for number, name in enumerate(classes)}
     paths = _images_below(root, folder)
     return FileSplit(root, paths, [class_of(Path(path).stem, wnids, numbers) for path in paths])
 
 
 def class_of(image: str, wnids: Mapping[str, str], numbers: Mapping[str, int]) -> int:
-    """Return the class number of an image that a list gives the class of.
-
-    Raises:
-        ShardError: it is not in the list, or its class has no images to train on.
-    """
+    """Return the class number of an image whose class ``wnids`` gives; its class must have training images."""
     if image not in wnids:
         raise ShardError(f"no class is given for the image {image}: complete the list of classes")
     if wnids[image] not in numbers:
@@ -91,15 +107,9 @@ def class_of(image: str, wnids: Mapping[str, str], numbers: Mapping[str, int]) -
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a list, without empty ones.
-
-    Raises:
-        ShardError: it cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise ShardError(f"cannot read {path}: {error}") from error
+    """Return the lines of a list, without empty ones."""
+    with reported(f"cannot read {path}", ValueError):
+        lines = read_file(path).decode().splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -1,18 +1,27 @@
-"""Any tree of the form train/CLASS/IMAGE and test/CLASS/IMAGE (or val/); files are copied byte for byte."""
+"""Sources that are trees of image files, copied byte for byte: any image folder, and Tiny-ImageNet."""
 
 import re
 from pathlib import Path
 
 from data_tools.errors import ShardError
-from data_tools.sources.base import RawData, RawDataset, ReadOptions, refuse_test_fraction, stratified_split
-from data_tools.sources.folders import class_folders, list_classes, subfolders
-from data_tools.sources.splits import FileSplit
+from data_tools.sources.base import RawData, RawDataset, ReadOptions, refuse_test_fraction
+from data_tools.sources.folders import (
+    list_classes,
+    list_labelled,
+    list_tree,
+    read_lines,
+    read_titles,
+    subfolders,
+)
 
 TEST_FOLDERS = ("test", "val", "validation")
+TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_INSIDE = "tiny-imagenet-200"
+TINY_CLASSES = "wnids.txt"
 
 
 class ImageFolder(RawDataset):
-    """A tree of JPEG and PNG files whose folders are the classes, sorted by name."""
+    """JPEG and PNG files as train/CLASS/IMAGE and test/CLASS/IMAGE (or val/); classes are sorted by name."""
 
     is_dataset = False
 
@@ -25,42 +34,13 @@ class ImageFolder(RawDataset):
         if not folder.is_dir():
             raise ShardError(f"no such folder: {folder}")
         root = _find_root(folder.resolve())
-        classes = class_folders(root / "train")
-        train = list_classes(root, [f"train/{name}" for name in classes])
-        test_folder = _find_test_folder(root)
-        if test_folder is None:
-            train, test = divide(train, options.test_fraction)
-        else:
-            refuse_test_fraction(options.test_fraction, str(root))
-            test = list_test(root, test_folder, classes)
-        return RawData(_plain_name(root.name), tuple(classes), {"train": train, "test": test})
-
-
-def list_test(root: Path, test_folder: str, classes: list[str]) -> FileSplit:
-    """List the images of the test folder, which must have the classes of train."""
-    odd = sorted(set(classes) ^ set(class_folders(root / test_folder)))
-    if odd:
-        has, lacks = ("train", test_folder) if odd[0] in classes else (test_folder, "train")
-        raise ShardError(
-            f"the classes of train and {test_folder} in {root} differ: {has} has {odd[0]!r}, {lacks} has not"
-            + (f" (and {len(odd) - 1} more)" if len(odd) > 1 else "")
-        )
-    return list_classes(root, [f"{test_folder}/{name}" for name in classes])
-
-
-def divide(split: FileSplit, test_fraction: float | None) -> tuple[FileSplit, FileSplit]:
-    """Set images aside for testing, where there is no test folder."""
-    if test_fraction is None:
-        raise ShardError(
-            f"{split.root} has train/ but neither test/ nor val/: add one, "
-            "or let --test_fraction 0.1 set images aside"
-        )
-    if not 0 < test_fraction < 1:
-        raise ShardError(f"--test_fraction is {test_fraction}: expected a number between 0 and 1")
-    train, test = stratified_split(split.labels, test_fraction)
-    if not test:
-        raise ShardError(f"--test_fraction {test_fraction} of {len(train)} images leaves none to test with")
-    return split.take(train), split.take(test)
+        found = [name for name in TEST_FOLDERS if (root / name).is_dir()]
+        if len(found) > 1:
+            raise ShardError(f"{root} holds {' and '.join(found)}: rename all but the one to test with")
+        classes, train, test = list_tree(root, found[0] if found else None, options)
+        # The name of the folder is the first part of the names of shards.
+        name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.name).strip("_") or "images"
+        return RawData(name, tuple(classes), {"train": train, "test": test})
 
 
 def _find_root(folder: Path) -> Path:
@@ -73,13 +53,30 @@ def _find_root(folder: Path) -> Path:
     raise ShardError(f"no train/ in {folder}: expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)")
 
 
-def _find_test_folder(root: Path) -> str | None:
-    found = [name for name in TEST_FOLDERS if (root / name).is_dir()]
-    if len(found) > 1:
-        raise ShardError(f"{root} holds {' and '.join(found)}: rename all but the one to test with")
-    return found[0] if found else None
+class TinyImageNet(RawDataset):
+    """64x64 images of WordNet ids in the order of ``wnids.txt``; ``val``, which a list labels, is for testing."""
 
-
-def _plain_name(name: str) -> str:
-    """Turn the name of a folder into the first part of shard names."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_") or "images"
+    def read(self, folder: Path | None, options: ReadOptions) -> RawData:
+        """List the images in ``folder``, which holds ``wnids.txt`` or a ``tiny-imagenet-200`` that does."""
+        refuse_test_fraction(options.test_fraction, "tiny-imagenet")
+        if folder is None:
+            raise ShardError(
+                f"tiny-imagenet needs its files: get and unpack {TINY_URL}, then "
+                f"dist-prune shards make tiny-imagenet PATH/{TINY_INSIDE} --out DIR"
+            )
+        root = next((at for at in (folder, folder / TINY_INSIDE) if (at / TINY_CLASSES).is_file()), None)
+        if root is None:
+            raise ShardError(
+                f"no {TINY_CLASSES} in {folder}: expected the folder {TINY_INSIDE}, unpacked from {TINY_URL}"
+            )
+        classes = read_lines(root / TINY_CLASSES)
+        # A line of the list holds an image, its class, and a box.
+        annotations = root / "val" / "val_annotations.txt"
+        rows = [line.split() for line in read_lines(annotations)]
+        if any(len(row) < 2 for row in rows):
+            raise ShardError(f"{annotations} is damaged: expected an image and its class in every line")
+        wnids = {Path(row[0]).stem: row[1] for row in rows}
+        train = list_classes(root, [f"train/{wnid}/images" for wnid in classes])
+        test = list_labelled(root, "val/images", wnids, classes)
+        titles = read_titles(root / "words.txt", classes)
+        return RawData("tiny-imagenet", tuple(classes), {"train": train, "test": test}, titles)

@@ -9,18 +9,17 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from data_tools.errors import ShardError
+from data_tools.errors import ShardError, reported
 from data_tools.sources.base import RawData, RawSplit, ReadOptions
 from data_tools.sources.splits import PackedSplit
 
-FOLDERS = (".", "data")
 TEST_SPLITS = ("validation", "val", "valid")
 ROWS_AT_ONCE = 256
 
 
 def find_parquet(folder: Path) -> dict[str, list[Path]]:
     """Return the parquet files of ``train`` and ``test`` in a folder or its ``data``; nothing if none."""
-    for place in (folder / name for name in FOLDERS):
+    for place in (folder, folder / "data"):
         found = {split: sorted(place.glob(f"{split}-*.parquet")) for split in ("train", *TEST_SPLITS)}
         test = [paths for split, paths in found.items() if paths and split in TEST_SPLITS]
         if found["train"] and test:
@@ -29,13 +28,9 @@ def find_parquet(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_parquet(name: str, folder: Path, options: ReadOptions) -> RawData:
-    """Unpack the images of all parquet files into one temporary file, where each of them can be had.
-
-    Raises:
-        ShardError: pyarrow is missing; a file is damaged or of another layout; no room to unpack.
-    """
+    """Unpack the images of all parquet files into one temporary file, where each of them can be had."""
     paths = find_parquet(folder)
-    try:
+    with reported(f"cannot unpack {folder} to {options.scratch}"):
         options.scratch.mkdir(parents=True, exist_ok=True)
         spool = tempfile.TemporaryFile(dir=options.scratch)  # noqa: SIM115  gone when the splits are
         total = sum(path.stat().st_size for files in paths.values() for path in files)
@@ -44,8 +39,6 @@ def read_parquet(name: str, folder: Path, options: ReadOptions) -> RawData:
         ) as bar:
             splits = {split: _unpack(files, spool, bar) for split, files in paths.items()}
         spool.flush()
-    except OSError as error:
-        raise ShardError(f"cannot unpack {folder} to {options.scratch}: {error.strerror or error}") from error
     names = _class_names(paths["train"][0])
     highest = max(max(split.labels) for split in splits.values())
     if not names:
@@ -86,23 +79,16 @@ def _opened(path: Path) -> Iterator[Any]:
         from pyarrow import parquet
     except ImportError as error:
         raise ShardError(f"{path} needs pyarrow: pip install 'dist-prune[parquet]'") from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            kinds = {field.name: field.type for field in file.schema_arrow}
-            image, label = kinds.get("image"), kinds.get("label")
-            if not (
-                image is not None
-                and pyarrow.types.is_struct(image)
-                and image.get_field_index("bytes") >= 0
-                and label is not None
-                and pyarrow.types.is_integer(label)
-            ):
-                raise ShardError(
-                    f"{path} has the columns {', '.join(kinds)}: expected image (with bytes) and label (a number)"
-                )
-            yield file
-    except pyarrow.ArrowException as error:
-        raise ShardError(f"cannot read {path}: {error}; get it again") from error
+    reading = reported(f"cannot read {path}", pyarrow.ArrowException, fix="; get it again")
+    with reading, parquet.ParquetFile(path) as file:
+        kinds = {field.name: field.type for field in file.schema_arrow}
+        image, label = kinds.get("image", pyarrow.null()), kinds.get("label", pyarrow.null())
+        has_bytes = pyarrow.types.is_struct(image) and image.get_field_index("bytes") >= 0
+        if not has_bytes or not pyarrow.types.is_integer(label):
+            raise ShardError(
+                f"{path} has the columns {', '.join(kinds)}: expected image (with bytes) and label (a number)"
+            )
+        yield file
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

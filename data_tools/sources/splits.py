@@ -10,12 +10,43 @@ from typing import IO
 
 import numpy as np
 
-from data_tools.errors import ShardError
+from data_tools.errors import reported
 from data_tools.images import ImageFacts, decode_pixels, encode_png, read_header
 
 
+class RawSplit(ABC):
+    """Labelled images that are read one at a time, in any order, also in forked processes."""
+
+    # The class number of every image.
+    labels: Sequence[int]
+
+    @abstractmethod
+    def read(self, number: int) -> bytes:
+        """Return the encoded image."""
+
+    @abstractmethod
+    def size(self, number: int) -> int:
+        """Return the bytes of the encoded image; of an array those of its pixels, a bound in practice."""
+
+    @abstractmethod
+    def origin(self, number: int) -> str:
+        """Return where an image comes from, for error messages."""
+
+    @abstractmethod
+    def identity(self, number: int) -> str:
+        """Return a text that tells the image from others wherever its source is, cheaply."""
+
+    def pixels(self, number: int, channels: int) -> np.ndarray:
+        """Return pixels (H, W, ``channels``) in uint8."""
+        return decode_pixels(self.read(number), channels)
+
+    def facts(self, number: int) -> ImageFacts:
+        """Return the properties of an image that need no decoding."""
+        return read_header(self.read(number))
+
+
 @dataclass(frozen=True)
-class ArraySplit:
+class ArraySplit(RawSplit):
     """Images held in memory: pixels (N, H, W) or (N, H, W, 3) in uint8; encoded as PNG."""
 
     title: str
@@ -25,15 +56,6 @@ class ArraySplit:
     def read(self, number: int) -> bytes:
         """Encode one image as PNG."""
         return encode_png(self.array[number])
-
-    def pixels(self, number: int, channels: int) -> np.ndarray:
-        """Return one image as it is; ``channels`` must be those it has."""
-        return self.array[number].reshape(*self.array.shape[1:3], channels)
-
-    def facts(self, number: int) -> ImageFacts:
-        """Return the common shape."""
-        height, width = self.array.shape[1:3]
-        return ImageFacts(height, width, gray=self.array.ndim == 3, extension="png")
 
     def size(self, number: int) -> int:
         """Return the bytes of the pixels."""
@@ -47,25 +69,18 @@ class ArraySplit:
         """Return a checksum of the pixels."""
         return f"{zlib.crc32(self.array[number].tobytes()):08x}"
 
-
-class EncodedSplit(ABC):
-    """Encoded images."""
-
-    @abstractmethod
-    def read(self, number: int) -> bytes:
-        """Return the encoded image."""
-
     def pixels(self, number: int, channels: int) -> np.ndarray:
-        """Decode one image."""
-        return decode_pixels(self.read(number), channels)
+        """Return one image as it is; ``channels`` must be those it has."""
+        return self.array[number].reshape(*self.array.shape[1:3], channels)
 
     def facts(self, number: int) -> ImageFacts:
-        """Read the header of one image."""
-        return read_header(self.read(number))
+        """Return the common shape."""
+        height, width = self.array.shape[1:3]
+        return ImageFacts(height, width, gray=self.array.ndim == 3, extension="png")
 
 
 @dataclass(frozen=True)
-class FileSplit(EncodedSplit):
+class FileSplit(RawSplit):
     """Images in files: paths relative to ``root``."""
 
     root: Path
@@ -74,19 +89,13 @@ class FileSplit(EncodedSplit):
 
     def read(self, number: int) -> bytes:
         """Read one file as it is."""
-        path = self.root / self.paths[number]
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ShardError(f"cannot read {path}: {error.strerror}") from error
+        with reported(f"cannot read {self.origin(number)}"):
+            return (self.root / self.paths[number]).read_bytes()
 
     def size(self, number: int) -> int:
         """Return the bytes of the file."""
-        path = self.root / self.paths[number]
-        try:
-            return path.stat().st_size
-        except OSError as error:
-            raise ShardError(f"cannot read {path}: {error.strerror}") from error
+        with reported(f"cannot read {self.origin(number)}"):
+            return (self.root / self.paths[number]).stat().st_size
 
     def origin(self, number: int) -> str:
         """Name the file."""
@@ -102,7 +111,7 @@ class FileSplit(EncodedSplit):
 
 
 @dataclass(frozen=True)
-class PackedSplit(EncodedSplit):
+class PackedSplit(RawSplit):
     """Images in one open file, each at its offset; ``names`` are for messages and identities."""
 
     file: IO[bytes]
@@ -120,10 +129,8 @@ class PackedSplit(EncodedSplit):
 
     def read(self, number: int) -> bytes:
         """Read one image; without a file position, because forked processes share the open file."""
-        try:
+        with reported(f"cannot read {self.origin(number)}"):
             return os.pread(self.file.fileno(), self.sizes[number], self.offsets[number])
-        except OSError as error:
-            raise ShardError(f"cannot read {self.origin(number)}: {error.strerror}") from error
 
     def size(self, number: int) -> int:
         """Return the bytes of one image."""

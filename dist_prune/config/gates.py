@@ -51,20 +51,20 @@ class GatesConfig(Section):
 
 
 class BudgetConfig(Section):
-    """When a MACs budget does what, in fractions of the run."""
+    """Phases of a MACs budget, in fractions of the run."""
 
-    listen: float = Field(0.05, ge=0, lt=1, description="gates are left to themselves until then")
-    begin: float = Field(0.15, ge=0, lt=1, description="pruning begins")
-    end: float = Field(0.4, gt=0, lt=1, description="pruning ends: the budget is met")
-    settled: float = Field(0.6, gt=0, le=1, description="polarization has its full weight")
+    warmup_end: float = Field(0.05, ge=0, lt=1, description="gates are held open until then")
+    prune_start: float = Field(0.15, ge=0, lt=1, description="pruning begins")
+    prune_end: float = Field(0.4, gt=0, lt=1, description="pruning ends: the budget is met")
+    polarize_end: float = Field(0.6, gt=0, le=1, description="polarization has its full weight")
     allow_empty: bool = Field(
         False, description="channel sites may lose their last channel, stages their last layer"
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> BudgetConfig:
-        if not self.listen <= self.begin < self.end < self.settled:
-            raise ValueError("budget: listen <= begin < end < settled is needed")
+        if not self.warmup_end <= self.prune_start < self.prune_end < self.polarize_end:
+            raise ValueError("budget: warmup_end <= prune_start < prune_end < polarize_end is needed")
         return self
 
 

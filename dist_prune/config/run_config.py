@@ -112,9 +112,9 @@ class RunConfig(OptimizerConfig):
                 "checkpoint_activations=true needs compile=false: the compiler recomputes by itself"
             )
         # A collapse before the budget is met would keep more than the budget allows.
-        at, first = self.freeze.collapse_epoch, math.ceil(self.budget.end * self.epochs)
+        at, first = self.freeze.collapse_epoch, math.ceil(self.budget.prune_end * self.epochs)
         if at is not None and self.target_macs is not None and at < first:
             raise ValueError(
-                f"freeze.collapse_epoch={at} comes before budget.end, which is met after epoch {first}"
+                f"freeze.collapse_epoch={at} comes before budget.prune_end, which is met after epoch {first}"
             )
         return self

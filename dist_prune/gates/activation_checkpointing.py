@@ -18,14 +18,15 @@ from dist_prune.pruning.residual import residual_form
 def checkpoint_blocks(model: nn.Module) -> int:
     """Keep only the inputs of residual blocks and gated modules in training; backward recomputes the rest.
 
-    In place; names and outputs stay. Copies that are to be evaluated or sliced must be made before.
+    In place; names and outputs stay. Copies for evaluation or slicing must be made before.
 
     Returns:
         The number of blocks, 0 where the network has none.
     """
     if isinstance(model, Gated) or residual_form(model) is not None:
         _checkpoint(model)
-        return 1  # blocks within it are recomputed with it
+        # What lies within is recomputed with it; checkpointing it again would compute it a third time.
+        return 1
     return sum(checkpoint_blocks(child) for child in model.children())
 
 
@@ -36,6 +37,7 @@ def _checkpoint(block: nn.Module) -> None:
         return contextlib.nullcontext(), without_norm_updates(block)
 
     def forward(*inputs: Any, **options: Any) -> Any:
+        # Without backward there is nothing to recompute, and nothing to save memory for.
         if not (block.training and torch.is_grad_enabled()):
             return plain_forward(*inputs, **options)
         return checkpoint(plain_forward, *inputs, use_reentrant=False, context_fn=contexts, **options)

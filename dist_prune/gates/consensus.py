@@ -1,4 +1,4 @@
-"""The consensus mask of a gated network, and what the mask makes of it: fixed gates, or a plain smaller network."""
+"""The consensus mask of a gated network, and the network under it: with fixed gates, or sliced and plain."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dist_prune import distributed
 from dist_prune.errors import NothingToEvaluate
 from dist_prune.gates.gate import FixedGate
 from dist_prune.gates.insertion import gated_modules, sites, strip_gates
-from dist_prune.gates.means import local_gates
+from dist_prune.gates.means import gates_of, sum_decisions
 from dist_prune.models.build import architecture_of, in_eval_mode, remember
-from dist_prune.pruning.collapse import TensorSlice, slice_network
+from dist_prune.pruning.collapse import TensorSlice, named_tensors, slice_network
 from dist_prune.pruning.mask import UnitMask, vote
 
 
@@ -43,8 +43,8 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
         for batch in batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(images.to(device))
-            local = local_gates(model)
-            totals += torch.cat([local.sums, local.sums.new_tensor([local.samples])])
+            sums, _, samples = sum_decisions(gates_of(model))
+            totals += torch.cat([sums, sums.new_tensor([samples])])
             # Frozen gates decide the same for every sample: further batches would change nothing.
             if all(gated.gate.frozen for _, gated in gated_modules(model)):
                 break
@@ -57,6 +57,7 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
 def masked(model: nn.Module, mask: UnitMask) -> nn.Module:
     """Return a copy of the gated network with its gates fixed to ``mask`` for every sample; eval mode."""
     fixed = copy.deepcopy(model)
+    # Refuses a mask of another network, which would silently leave gates as they are.
     UnitMask.of(mask.kept, sites(fixed))
     for _, gated in gated_modules(fixed):
         reference = next(fixed.parameters())
@@ -69,7 +70,8 @@ def masked(model: nn.Module, mask: UnitMask) -> nn.Module:
 def collapse(model: nn.Module, mask: UnitMask) -> nn.Module:
     """Return a plain network, in eval mode, with the outputs of ``masked(model, mask)``; ``model`` is unchanged.
 
-    Raises UserError if the mask does not fit the model or would leave a site without any path.
+    Raises:
+        UserError: the mask does not fit the model, or leaves no path through a site.
     """
     UnitMask.of(mask.kept, sites(model))
     return slice_gated_network(model, mask.kept)[0].eval()
@@ -84,14 +86,10 @@ def slice_gated_network(
     """
     plain = copy.deepcopy(model)
     # Stripping gates changes names, not tensors: identity links the plain names to those with gates.
-    gated_names = {id(tensor): name for name, tensor in _named_tensors(plain)}
+    gated_names = {id(tensor): name for name, tensor in named_tensors(plain)}
     strip_gates(plain)
     if (architecture := architecture_of(model)) is not None:
         remember(plain, architecture)
-    name_before = {name: gated_names[id(tensor)] for name, tensor in _named_tensors(plain)}
+    name_before = {name: gated_names[id(tensor)] for name, tensor in named_tensors(plain)}
     small, origins = slice_network(plain, kept)
     return small, {new: TensorSlice(name_before[o.name], o.indices) for new, o in origins.items()}
-
-
-def _named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]

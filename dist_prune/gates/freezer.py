@@ -1,56 +1,60 @@
-"""Freezing decided units: what all samples have agreed on for long is no longer asked, and no longer costs."""
+"""Freezing: gates whose units are decided are no longer evaluated, nor are the branches that they close."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from dist_prune.gates.insertion import gating_modules
-from dist_prune.gates.modules import GatingModule
 
 
 class Freezer:
-    """Watches the global gate means of one model, the same on every rank, and freezes gates that are decided.
+    """Freezes the gates of a model whose units are decided, from global gate means: the same on every rank.
 
-    A unit is decided once it was closed for every sample of ``patience`` global batches in a row, or open for
-    every one. A gate whose units are all decided is frozen: its gating module is no longer computed, nor
-    the branch of a layer that it closes, and equation 5 no longer gives it a gradient. ``thaw_after`` steps
-    later, if given, its units have to decide anew.
+    A unit is decided once it was closed for every sample of ``patience`` global batches in a row, or open for every
+    one. A gate whose units are all decided is frozen: neither its gating module nor a layer that it closes is computed
+    any more.
 
-    ``state_dict`` holds all that it remembers, as an optimizer's does. freezes: False only
-    remembers what is decided, for compiled networks: each frozen gate would be another graph to compile.
+    Args:
+        model: the gated network.
+        patience: steps in a row.
+        thaw_after: steps after which a decided unit has to be decided again; None: never.
+        freezes: False only tracks what is decided, for compiled networks: each frozen gate would be another graph to
+            compile.
     """
 
     def __init__(
         self, model: nn.Module, patience: int, thaw_after: int | None = None, freezes: bool = True
     ) -> None:
-        gates = gating_modules(model)
         self._patience, self._thaw_after, self._freezes = patience, thaw_after, freezes
-        self._sizes = [gate.units for gate in gates]
+        self._sizes = [gate.units for gate in gating_modules(model)]
         self._streaks = torch.zeros(sum(self._sizes))  # steps in a row: open above 0, closed below
 
     @property
     def all_decided(self) -> bool:
-        """Whether every unit of the network is decided."""
+        """Return True if every unit of the network is decided."""
         return bool(self._decided().all())
 
     def update(self, model: nn.Module, means: Tensor, open_counts: bool = True) -> None:
-        """After a step. means: of all units over the global batch, (all units,), on the CPU.
+        """Count a step, then freeze and thaw gates.
 
-        open_counts: whether units may be decided to stay open; where all gates begin open, that says nothing
-        before they have begun to learn.
+        Args:
+            model: the gated network.
+            means: of all units over the global batch, (all units,), on the CPU.
+            open_counts: False: no unit is decided to stay open. All gates begin open, which says nothing before they
+                have begun to learn.
         """
         streaks, opened = self._streaks, (means == 1) & open_counts
         streaks = torch.where(means == 0, streaks.clamp(max=0) - 1, torch.zeros(()))
         self._streaks = torch.where(opened, self._streaks.clamp(min=0) + 1, streaks)
         if self._thaw_after is not None:
             self._streaks[self._streaks.abs() >= self._patience + self._thaw_after] = 0
-        self._apply(gating_modules(model))
+        self._freeze(model)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state as tensors on the CPU."""
+        """Return the state as tensors on the CPU, as an optimizer does."""
         return {"streaks": self._streaks.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -58,20 +62,21 @@ class Freezer:
         self._streaks = state["streaks"].clone()
 
     def apply(self, model: nn.Module) -> None:
-        """Freeze the gates of a model that has just been loaded, or is a copy, by what is decided."""
-        gates = gating_modules(model)
-        for gate in gates:  # which may have been frozen otherwise
+        """Freeze the decided gates of a model that has just been loaded, or is a copy."""
+        # Its gates may be frozen in another state than they were when the streaks were stored.
+        for gate in gating_modules(model):
             gate.freeze(None)
-        self._apply(gates)
+        self._freeze(model)
 
     def _decided(self) -> Tensor:
         return self._streaks.abs() >= self._patience
 
-    def _apply(self, gates: Sequence[GatingModule]) -> None:
+    def _freeze(self, model: nn.Module) -> None:
         if not self._freezes:
             return
         decided, opened = self._decided().split(self._sizes), (self._streaks > 0).split(self._sizes)
-        for gate, all_of_it, units in zip(gates, decided, opened, strict=True):
-            freezes = bool(all_of_it.all())
+        for gate, units_decided, units in zip(gating_modules(model), decided, opened, strict=True):
+            freezes = bool(units_decided.all())
+            # Freezing writes to the gate, so only changes are applied.
             if freezes != gate.frozen:
                 gate.freeze(units if freezes else None)

@@ -1,4 +1,4 @@
-"""What every gate has in common, and the gate that a mask decides."""
+"""The base class of all gates, and the gate that a mask decides."""
 
 from __future__ import annotations
 
@@ -12,52 +12,54 @@ from dist_prune.gates.recompute import in_recomputation
 
 
 class Gate(nn.Module):
-    """What every gate has in common: it keeps the decisions of its latest forward pass.
+    """A gate, which records the decisions of its latest forward pass.
 
-    ``forward`` takes what a gate reads, a map (B, C, H, W) or tokens (B, T, C), and returns it twice, for two
-    users, together with the decisions: a gate that reads its input adds up all three gradients on the way
-    back (``ops.fan_out``).
+    ``forward`` takes what the gate reads, a map (B, C, H, W) or tokens (B, T, C). It returns it for branch and
+    shortcut, together with the decisions (B, units), zeros and ones; backward sums all three gradients
+    (``ops.fan_out``).
 
-    Decisions are zeros and ones, (B, units), with their graph attached in training, until ``take_decisions``
-    hands them over together with the logits that they come from.
-
-    ``constant``: what a gate decides for every sample and all of its units, 0 or 1, so that nobody needs to compute
-    it, or the branch that it closes; None where units differ or it has to be asked. ``listener``: is told of this gate
-    when it has decided, unless it is compiled: a call would break the graph.
+    Attributes:
+        units: number of units.
+        constant: 0 or 1 if the gate decides that for all samples and units, else None. Then neither the gate nor a
+            branch that it closes needs to be computed.
+        on_decided: called after each decision, if set; not while the network is compiled.
     """
 
     units: int
     constant: int | None = None
-    is_replicated = True  # on all ranks, from global means
+    is_replicated = True  # buffers follow from global means, so they are equal on all ranks
 
     @property
     def frozen(self) -> bool:
-        """Whether it decides without looking at what it reads."""
+        """Return True if decisions do not depend on what the gate reads."""
         return False
 
     def __init__(self) -> None:
         super().__init__()
         self._latest: tuple[Tensor, Tensor] | None = None
-        self.listener: Callable[[Gate], None] | None = None
+        self.on_decided: Callable[[Gate], None] | None = None
 
-    def keep(self, decisions: Tensor, logits: Tensor) -> Tensor:
-        """Remember the decisions of this forward pass, and pass them on."""
-        # A recomputation repeats a pass whose decisions have been taken already.
+    def record(self, decisions: Tensor, logits: Tensor) -> None:
+        """Record decisions and logits (B, units) of this forward pass."""
+        # A recomputation repeats a pass whose decisions have been popped already.
         if in_recomputation():
-            return decisions
+            return
         self._latest = decisions, logits.detach()
-        if not torch.compiler.is_compiling() and self.listener is not None:
-            self.listener(self)
-        return decisions
+        # A call would break the compiled graph.
+        if not torch.compiler.is_compiling() and self.on_decided is not None:
+            self.on_decided(self)
 
-    def take_decisions(self) -> tuple[Tensor, Tensor] | None:
-        """Decisions and logits (B, units) of the latest forward pass; None if there was none since the last call."""
+    def pop_decisions(self) -> tuple[Tensor, Tensor] | None:
+        """Return decisions and logits (B, units) of the latest forward pass, once.
+
+        In training the graph is attached to the decisions. None if there was no pass since the last call.
+        """
         latest, self._latest = self._latest, None
         return latest
 
     def __getstate__(self) -> dict[str, Any]:
-        # Decisions of a training step hang in a graph, which cannot be copied and means nothing to a copy.
-        return {**self.__dict__, "_latest": None, "listener": None}
+        # The graph of recorded decisions cannot be copied, and a copy has no use for it.
+        return {**self.__dict__, "_latest": None, "on_decided": None}
 
 
 class FixedGate(Gate):
@@ -72,10 +74,11 @@ class FixedGate(Gate):
 
     @property
     def frozen(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Block input (B, ...) -> the same twice, and decisions (B, units)."""
+        """Return the block input (B, ...) twice, and decisions (B, units)."""
         decisions = self.open_units.to(x.dtype).expand(x.shape[0], -1)
-        return x, x, self.keep(decisions, decisions)
+        self.record(decisions, decisions)
+        return x, x, decisions

@@ -22,6 +22,7 @@ class _StraightThroughFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # Far from 0 a small change of the logit would not change the decision (equation 5).
         (logits,) = ctx.saved_tensors
         return grad * (logits.abs() <= 1)
 
@@ -29,20 +30,23 @@ class _StraightThroughFunction(torch.autograd.Function):
 class Head(nn.Module):
     """Logits (B, units) -> zeros and ones of the same shape and dtype, with a gradient.
 
-    ``forward`` takes the moment as well, which is None in evaluation. number: of the gate in its network; gates
-    of one network draw different noise.
+    ``forward`` also takes the noise key, which is None in evaluation.
+
+    Args:
+        units: number of units of the gate.
+        number: of the gate in its network; gates of one network draw different noise.
     """
 
-    draws = True  # noise in training: without, the moment may be None there as well
-    supports_budget = True  # whether a threshold on the logits decides how many units are open
-    is_replicated = True  # on all ranks, from global means
+    draws = True  # needs a noise key in training
+    supports_budget = True  # a threshold on the logits decides how many units are open
+    is_replicated = True  # buffers follow from global means, so they are equal on all ranks
 
     def __init__(self, units: int, number: int = 0) -> None:
         super().__init__()
         self.number = number
 
     def follow(self, logits: Tensor) -> None:
-        """Called after a step with the units' mean logits over the global batch (units,)."""
+        """Take the units' mean logits over the global batch (units,), after a step."""
 
 
 class StraightThrough(Head):
@@ -53,8 +57,8 @@ class StraightThrough(Head):
 
     draws = False
 
-    def forward(self, logits: Tensor, moment: NoiseKey | None = None) -> Tensor:
-        """Logits of any shape -> zeros and ones of the same shape and dtype."""
+    def forward(self, logits: Tensor, noise_key: NoiseKey | None = None) -> Tensor:
+        """Return zeros and ones of the shape and dtype of ``logits``."""
         return _StraightThroughFunction.apply(logits)
 
 
@@ -65,21 +69,22 @@ class GumbelSoftmax(Head):
     gradient of sigmoid((x + noise) / temperature). In evaluation: 1 where x > 0.
     """
 
-    def forward(self, logits: Tensor, moment: NoiseKey | None = None) -> Tensor:
-        """Logits (B, units) -> zeros and ones of the same shape and dtype."""
-        if moment is None:
+    def forward(self, logits: Tensor, noise_key: NoiseKey | None = None) -> Tensor:
+        """Return zeros and ones (B, units) of the dtype of ``logits``."""
+        if noise_key is None:
             return (logits > 0).to(logits.dtype)
-        noisy = logits + logistic_noise(moment, self.number, logits)
-        soft = torch.sigmoid(noisy / moment.temperature)
+        # The difference of two Gumbel draws is logistic.
+        noisy = logits + logistic_noise(noise_key, self.number, logits)
+        soft = torch.sigmoid(noisy / noise_key.temperature)
+        # The value is the hard decision, the gradient that of the soft one.
         return (noisy > 0).to(soft.dtype) + soft - soft.detach()
 
 
 class BernoulliThreshold(Head):
     """The Bernoulli head as arXiv 2302.10798, section 5.4, describes it: open where x exceeds its mean.
 
-    The mean over the global batch follows with a step's delay and as a running mean, so that it is the same
-    on all ranks without a collective of its own, and is known in evaluation. Backward as equation 5. About half
-    of the samples find a gate open, whatever it learns: no regularizer or budget can change that.
+    Backward as equation 5. About half of the samples open a gate, whatever it learns: no regularizer or budget can
+    change that.
     """
 
     mean: Tensor
@@ -92,14 +97,15 @@ class BernoulliThreshold(Head):
         self.register_buffer("mean", torch.zeros(units))
         self._mean_in_forward = self.mean
 
-    def forward(self, logits: Tensor, moment: NoiseKey | None = None) -> Tensor:
-        """Logits (B, units) -> zeros and ones of the same shape and dtype."""
+    def forward(self, logits: Tensor, noise_key: NoiseKey | None = None) -> Tensor:
+        """Return zeros and ones (B, units) of the dtype of ``logits``."""
         if not in_recomputation():
             self._mean_in_forward = self.mean
         return _StraightThroughFunction.apply(logits - self._mean_in_forward)
 
     def follow(self, logits: Tensor) -> None:
-        """Move the running mean."""
+        """Move the running mean, a step late."""
+        # The batch's own mean would cost a collective in each gate, and evaluation would not have it.
         # Not in place: a recomputation needs the mean that the forward pass has used.
         self.mean = self.mean.lerp(logits.to(self.mean), self.momentum)
 

@@ -1,4 +1,4 @@
-"""Insertion of gates: modules are wrapped, never edited, so that slicing can take the gates out again."""
+"""Insertion of gates: modules are wrapped, never edited, so that slicing can remove the gates again."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ FLATTEN_LIMIT = 0.02  # share of the network's MACs that flattened gating module
 
 
 def find_sites(plain: nn.Module, kind: str = "layer", position: str = "between") -> tuple[Site, ...]:
-    """The sites of a plain network that gates of one kind (and position) would control, in its order.
+    """Return the sites of a plain network that gates of one kind and position would control, in its order.
 
-    Raises UserError for an unknown kind or position, and if the network has no such site.
+    Raises:
+        UserError: unknown kind or position, or a network without such sites.
     """
     if kind not in KINDS:
         raise UserError(f"gates of kind '{kind}' are not available; {nearest(kind, KINDS)}")
     if position not in POSITIONS:
         raise UserError(f"unknown gate position '{position}'; {nearest(position, POSITIONS)}")
     found = layer_sites(plain) if kind == "layer" else channel_sites(plain, position)
-    if not found or any(site.name.startswith(".") or not site.name for site in found):  # the model is a block
+    # A network that is itself a block has no parent in which its wrapper could replace it.
+    if not found or any(site.name.startswith(".") or not site.name for site in found):
         what = "residual layer" if kind == "layer" else f"channel site at position '{position}'"
         elsewhere = kind == "channel" and position != "between" and channel_sites(plain, "between")
         hint = "; it has some at position 'between'" if elsewhere else " of a known family in it"
@@ -54,18 +56,28 @@ def attach_gates(
 ) -> nn.Module:
     """Put a gate on every site of ``model``, in place, and return the model.
 
-    kind: ``layer`` (one gate a residual branch) or ``channel`` (one gate a feature map); position: of channel
-    gates, ``before``, ``between`` or ``after`` (arXiv 2302.10798, Figure 3; families other than ResNets have
-    ``between`` only); head: a name of ``HEADS``; hidden, dense_layers, open_bias: see ``GatingModule``.
-    flatten: channel gates read the flattened map, as in the paper's Table 1, instead of its average over
-    pixels; None: where all flattened gates together cost at most 2 % of the network's MACs. Flattened maps
-    need input_shape (C, H, W). Raises UserError for what the model or the options do not allow.
+    Args:
+        model: a plain network.
+        kind: ``layer`` (one gate a residual branch) or ``channel`` (one gate a feature map).
+        position: of channel gates, ``before``, ``between`` or ``after`` (arXiv 2302.10798, Figure 3). Families other
+            than ResNets have ``between`` only.
+        head: a name of ``HEADS``.
+        hidden: see ``GatingModule``.
+        dense_layers: see ``GatingModule``.
+        flatten: channel gates read the flattened map, as in the paper's Table 1, instead of its average over pixels.
+            None: where all flattened gates together cost at most 2 % of the network's MACs.
+        input_shape: of the images, (C, H, W); flattened maps need it.
+        open_bias: see ``GatingModule``.
+
+    Raises:
+        UserError: the model or the options do not allow it.
     """
     if head not in HEADS:
         raise UserError(f"unknown gate head '{head}'; {nearest(head, HEADS)}")
     if any(True for _ in gated_modules(model)):
         raise UserError("this model has gates already")
     found = find_sites(model, kind, position)
+    # Wrappers hide how the network was built, which its sliced checkpoint needs.
     architecture = architecture_of(model)
     shapes = _shapes(model, found, input_shape) if kind == "channel" and input_shape else None
     flatten = kind == "channel" and _flattens(
@@ -76,25 +88,25 @@ def attach_gates(
     for number, site in enumerate(found):
         features = shapes[number].numel() if flatten and shapes else _width(model, site)
         gate = GatingModule(features, site.units, flatten=flatten, number=number, **options)  # type: ignore[arg-type]
-        _insert(model, site, gate.to(reference.device, reference.dtype))
+        inner = model.get_submodule(site.gate_at)
+        wrapper = _wrapper(site, inner)(inner, gate.to(reference.device, reference.dtype), site)
+        model.set_submodule(site.gate_at, wrapper)
     return model if architecture is None else remember(model, architecture)
 
 
-def _insert(model: nn.Module, site: Site, gate: GatingModule) -> None:
-    inner = model.get_submodule(site.gate_at)
+def _wrapper(site: Site, inner: nn.Module) -> type[Gated]:
     if site.kind == "channel":
-        wrapper: type[Gated] = GatedChannels
-    else:
-        wrapper = GatedBlock if residual_form(inner) else GatedBranch
-    model.set_submodule(site.gate_at, wrapper(inner, gate, site))
+        return GatedChannels
+    # A gate at a ResNet block needs the block's parts: its shortcut stays when the branch is closed.
+    return GatedBlock if residual_form(inner) else GatedBranch
 
 
 def _width(model: nn.Module, site: Site) -> int:
-    """Channels of what a gate reads."""
+    """Return the number of channels that a gate reads."""
     if site.kind == "channel":
         return site.units
-    module = model.get_submodule(site.gate_at)
-    for part in module.modules():
+    # The first layer of a branch reads what its gate reads; norms in front of it do not change the width.
+    for part in model.get_submodule(site.gate_at).modules():
         if isinstance(part, nn.Conv2d):
             return part.in_channels
         if isinstance(part, nn.MultiheadAttention):
@@ -105,7 +117,7 @@ def _width(model: nn.Module, site: Site) -> int:
 
 
 def _shapes(model: nn.Module, found: Sequence[Site], input_shape: Sequence[int]) -> list[torch.Size]:
-    """The shapes (C, H, W) of what channel gates read, for images of ``input_shape``."""
+    """Return the shapes (C, H, W) that channel gates read, for images of ``input_shape``."""
     shapes: dict[str, torch.Size] = {}
     hooks = []
     for site in found:
@@ -143,21 +155,21 @@ def _flattens(
 
 
 def strip_gates(model: nn.Module) -> nn.Module:
-    """Take all gates out, in place: every gated module becomes the module it wraps. Returns the model."""
+    """Remove all gates, in place: every gated module becomes the module it wraps. Return the model."""
+    # A list, since the network changes while it is walked.
     for name, wrapper in list(gated_modules(model)):
         model.set_submodule(name, wrapper.inner)
     return model
 
 
 def gated_modules(model: nn.Module) -> Iterator[tuple[str, Gated]]:
-    """All gated modules with their qualified names, in the order of the network; none is within another.
-
-    Several callers ask in every step, so it looks into nothing that a gate is put on: most of the network.
-    """
-    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    """Yield all gated modules with their qualified names, in the order of the network; none is within another."""
+    # Every step walks the network several times. Unlike ``named_modules`` this skips the inside of gated modules,
+    # which is most of the network.
+    stack: list[tuple[str, nn.Module]] = [("", model)]
     seen: set[nn.Module] = set()
-    while waiting:
-        name, module = waiting.pop()
+    while stack:
+        name, module = stack.pop()
         if module in seen:
             continue
         seen.add(module)
@@ -165,11 +177,11 @@ def gated_modules(model: nn.Module) -> Iterator[tuple[str, Gated]]:
             yield name, module
         else:
             children = [(f"{name}.{part}".lstrip("."), child) for part, child in module.named_children()]
-            waiting += reversed(children)
+            stack += reversed(children)
 
 
 def gating_modules(model: nn.Module) -> list[GatingModule]:
-    """The gates of ``model`` that learn, in the order of the network."""
+    """Return the gates of ``model`` that learn, in the order of the network."""
     return [gated.gate for _, gated in gated_modules(model) if isinstance(gated.gate, GatingModule)]
 
 
@@ -184,23 +196,23 @@ def shape_gates(model: nn.Module, open_bias: float, backprop_to_input: bool, log
     """
     for gate in gating_modules(model):
         nn.init.constant_(gate.last.bias, open_bias)
-        gate.feedback = backprop_to_input
-        gate.sensitivity.fill_(logit_scale)
+        gate.backprop_to_input = backprop_to_input
+        gate.logit_scale.fill_(logit_scale)
 
 
-def set_noise_key(model: nn.Module, moment: NoiseKey) -> None:
-    """Say what the noise of gates is keyed by in the next forward pass."""
+def set_noise_key(model: nn.Module, noise_key: NoiseKey) -> None:
+    """Set the key of the gate noise in the next forward pass."""
     for gate in gating_modules(model):
-        gate.moment = moment
+        gate.noise_key = noise_key
 
 
 def follow_logits(model: nn.Module, logits: Tensor) -> None:
-    """After a step: tell the heads the units' mean logits over the global batch (all units,)."""
+    """Give the heads the units' mean logits over the global batch (all units,), after a step."""
     gates = gating_modules(model)
     for gate, part in zip(gates, logits.split([gate.units for gate in gates]), strict=True):
         gate.head.follow(part)
 
 
 def sites(model: nn.Module) -> tuple[Site, ...]:
-    """The sites that the gates of ``model`` control, in the order of the network."""
+    """Return the sites that the gates of ``model`` control, in the order of the network."""
     return tuple(module.site for _, module in gated_modules(model))

@@ -1,13 +1,14 @@
 """Gate means over the global batch: what everything that concerns structure reads.
 
-With rank r holding n_r samples and gate sums s_r, N = sum of n_r and W ranks whose gradients the engine
-averages, the value is g = sum(s_r) / N and the gradient that of W * s_r / N: after averaging, gradients equal
-those of one process with all N samples. The task loss of a rank is likewise W / N times its local sum.
+With rank r holding n_r samples and gate sums s_r, N = sum of n_r and W ranks whose gradients the engine averages, the
+value is g = sum(s_r) / N and the gradient that of W * s_r / N: after averaging, gradients equal those of one process
+with all N samples. The task loss of a rank is likewise W / N times its local sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,11 +20,12 @@ from dist_prune.gates.insertion import follow_logits, gated_modules
 
 
 class GateMeans(NamedTuple):
-    """What the gates did over the global batch.
+    """Means of decisions and logits over the global batch.
 
-    values: mean activations, shape (all units,), fp32, in [0, 1], with the gradient of this rank's part
-    attached; sizes: the number of units of each site, in the order of ``sites(model)``; logits: mean logits
-    (all units,), fp32, detached: what a ``Budget`` ranks units by.
+    Attributes:
+        values: mean activations (all units,), fp32, in [0, 1], with the gradient of this rank's part attached.
+        sizes: number of units of each site, in the order of ``sites(model)``.
+        logits: mean logits (all units,), fp32, detached; a ``Budget`` ranks units by them.
     """
 
     values: Tensor
@@ -31,134 +33,132 @@ class GateMeans(NamedTuple):
     logits: Tensor
 
 
-class LocalGates(NamedTuple):
-    """This rank's part of a forward pass, fp32: sums over its ``samples`` of decisions and of logits (all units,)."""
-
-    sums: Tensor
-    logits: Tensor
-    samples: int
-    sizes: tuple[int, ...]
-
-
-def local_gates(model: nn.Module) -> LocalGates:
-    """Take the decisions of the latest forward pass of every gate and add them up over samples.
-
-    Raises RuntimeError if a gate has seen no forward pass since the last call, or if there is no gate.
-    """
-    return _add_up(gates_of(model))
-
-
 def gates_of(model: nn.Module) -> dict[str, Gate]:
-    """The gates by the names of the modules that they gate. Raises RuntimeError if there is none."""
+    """Return the gates by the names of the modules that they gate. Raises RuntimeError if there is none."""
     gates = {name: gated.gate for name, gated in gated_modules(model)}
     if not gates:
         raise RuntimeError("this model has no gates: call attach_gates first")
     return gates
 
 
-def _add_up(gates: Mapping[str, Gate]) -> LocalGates:
-    taken = {name: gate.take_decisions() for name, gate in gates.items()}
-    missing = [name for name, latest in taken.items() if latest is None]
+def sum_decisions(gates: Mapping[str, Gate]) -> tuple[Tensor, Tensor, int]:
+    """Pop the decisions of the latest forward pass and sum them over this rank's samples.
+
+    Returns:
+        The sums of decisions and of logits, (all units,) each, fp32, and the number of samples.
+
+    Raises:
+        RuntimeError: a gate has seen no forward pass since the last call.
+    """
+    popped = {name: gate.pop_decisions() for name, gate in gates.items()}
+    missing = [name for name, latest in popped.items() if latest is None]
     if missing:
         raise RuntimeError(
             f"gate means need a forward pass since the last call; the gate of {missing[0]} saw none"
         )
-    decisions, logits = zip(*(latest for latest in taken.values() if latest is not None), strict=True)
-    # bf16 sums saturate at 256
+    decisions, logits = zip(*(latest for latest in popped.values() if latest is not None), strict=True)
+    # bf16 sums saturate at 256.
     sums, logit_sums = (torch.cat(parts, dim=1).float().sum(0) for parts in (decisions, logits))
-    return LocalGates(sums, logit_sums, decisions[0].shape[0], tuple(d.shape[1] for d in decisions))
+    return sums, logit_sums, len(decisions[0])
 
 
 class MeanAccumulator:
-    """Means over the micro-batches of one optimizer step so far, on all ranks (gradient accumulation).
+    """Gate means of one optimizer step, over all ranks and the micro-batches so far (gradient accumulation).
 
-    One all-reduce a micro-batch carries the sums of decisions and logits, the count and any scalars that the caller
-    wants summed over ranks. The value is the mean over everything in the window so far, the gradient goes through
-    the current micro-batch; so k identical micro-batches give what one gives.
+    For each micro-batch::
+
+        with accumulator.collect(samples, scalars):
+            ...  # forward pass
+        means = accumulator.wait()
+
+    The value is the mean over all micro-batches so far; the gradient goes through the current one. So k identical
+    micro-batches give what one gives.
+
+    Args:
+        gates: as ``gates_of`` returns them; may be empty.
+
+    Attributes:
+        samples: of all micro-batches so far, on all ranks.
+        micro_samples: of the current micro-batch, on all ranks.
+        scalars: of all micro-batches so far, summed over ranks (k,).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gates: Mapping[str, Gate]) -> None:
+        self._gates = gates
+        self._sums = torch.zeros(0)
+        self._total: Callable[[], Tensor] | None = None
         self._totals = torch.zeros(())
-        self.samples = torch.zeros(())  # of the window so far, on all ranks
-        self.micro_samples = torch.zeros(())  # of the current micro-batch, on all ranks
-        self.scalars = torch.zeros(0)  # of the window so far, summed over ranks (k,)
+        self.samples, self.micro_samples = torch.zeros(2)
+        self.scalars = torch.zeros(0)
 
-    def begin(self, local: LocalGates, scalars: Tensor) -> distributed.AsyncAllReduce:
-        """Begin the all-reduce of a micro-batch: of this rank's gates, and of scalars (k,)."""
-        count = local.sums.new_full((1,), local.samples)
-        return distributed.AsyncAllReduce(torch.cat([local.sums, local.logits, count, scalars.float()]))
+    @contextlib.contextmanager
+    def collect(self, samples: int, scalars: Tensor, early: bool = True) -> Iterator[None]:
+        """Collect the decisions of a forward pass and start their all-reduce.
 
-    def add(self, local: LocalGates, total: Tensor) -> GateMeans:
-        """Add a micro-batch, ``total`` being what its ``begin`` came to. Nothing here waits for the device."""
-        self._totals = self._totals + total
-        units = local.sums.numel()
-        sums, logits, rest = self._totals.tensor_split([units, 2 * units])
-        self.micro_samples, self.samples, self.scalars = total[2 * units], rest[0], rest[1:]
-        mine = local.sums * (distributed.world_size() / self.micro_samples)
-        return GateMeans(mine + (sums / self.samples - mine.detach()), local.sizes, logits / self.samples)
+        Args:
+            samples: number of samples of this rank's micro-batch, for networks without gates.
+            scalars: further numbers to sum over ranks (k,), on the network's device.
+            early: False if the forward pass has collectives of its own, whose order has to be the same on all ranks.
+        """
+        undecided = set(self._gates.values())
 
+        def on_decided(gate: Gate) -> None:
+            undecided.discard(gate)
+            if not undecided and self._total is None:
+                self._start(samples, scalars)
 
-class AsyncGateMeans:
-    """Gate means of a forward pass, whose all-reduce begins as soon as the last gate has decided.
+        # Ranks exchange sums while they compute what lies behind the last gate; without gates, during the whole pass.
+        if early and not self._gates:
+            self._start(samples, scalars)
+        elif early:
+            self._call_when_decided(on_decided)
+        try:
+            yield
+        finally:
+            self._call_when_decided(None)
+        # Gates in a compiled graph call nobody.
+        if self._total is None:
+            self._start(samples, scalars)
 
-    A context manager around that pass; ``wait`` comes after it. So ranks exchange what their gates did while they
-    compute what lies behind the last of them; of a network without gates, they exchange the count and the scalars
-    during the whole pass. ``gates``: as ``gates_of`` found them, or none; ``samples``: of this rank's micro-batch;
-    ``scalars`` (k,), on the network's device: see ``MeanAccumulator``; ``early``: False if it has to begin after the
-    pass, because that has other collectives of its own.
-    """
-
-    def __init__(
-        self,
-        window: MeanAccumulator,
-        gates: Mapping[str, Gate],
-        samples: int,
-        scalars: Tensor,
-        early: bool = True,
-    ) -> None:
-        self._window, self._gates, self._scalars, self._early = window, gates, scalars, early
-        self._undecided = set(gates.values())
-        self._local = LocalGates(scalars.new_empty(0), scalars.new_empty(0), samples, ())
-        self._pending: distributed.AsyncAllReduce | None = None
-
-    def __enter__(self) -> AsyncGateMeans:
-        if self._early:
-            for gate in self._undecided:
-                gate.listener = self._hear
-            if not self._gates:
-                self._begin()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def _call_when_decided(self, function: Callable[[Gate], None] | None) -> None:
         for gate in self._gates.values():
-            gate.listener = None
+            gate.on_decided = function
+
+    def _start(self, samples: int, scalars: Tensor) -> None:
+        self._sums = logits = torch.empty(0, device=scalars.device)
+        if self._gates:
+            # The last gate may decide inside a reentrant checkpoint, which runs without a graph.
+            with torch.enable_grad():
+                self._sums, logits, samples = sum_decisions(self._gates)
+        # One collective for everything: on a cluster each one costs its latency, whatever it carries.
+        packed = [self._sums, logits, self._sums.new_full((1,), samples), scalars.to(self._sums)]
+        self._total = distributed.start_all_reduce(torch.cat(packed))
 
     def wait(self) -> GateMeans:
-        """The means of the window so far. Raises RuntimeError if a gate was not asked."""
-        if self._pending is None:  # gates say nothing in the middle of a compiled graph
-            self._begin()
-        assert self._pending is not None
-        return self._window.add(self._local, self._pending.wait())
-
-    def _hear(self, gate: Gate) -> None:
-        self._undecided.discard(gate)
-        if not self._undecided and self._pending is None:
-            self._begin()
-
-    def _begin(self) -> None:
-        # The last gate may decide inside a reentrant checkpoint, which runs without a graph.
-        with torch.enable_grad():
-            if self._gates:
-                self._local = _add_up(self._gates)
-        self._pending = self._window.begin(self._local, self._scalars)
+        """Return the means of all micro-batches so far. The device waits for other ranks, not the program."""
+        assert self._total is not None, "collect comes first"
+        total, self._total = self._total(), None
+        self._totals = self._totals + total
+        units = self._sums.numel()
+        sums, logits, rest = self._totals.tensor_split([units, 2 * units])
+        self.micro_samples, self.samples, self.scalars = total[2 * units], rest[0], rest[1:]
+        # The value is global, the gradient that of this rank's samples: no collective in backward.
+        mine = self._sums * (distributed.world_size() / self.micro_samples)
+        values = mine + (sums / self.samples - mine.detach())
+        return GateMeans(values, tuple(gate.units for gate in self._gates.values()), logits / self.samples)
 
 
 def gate_means(model: nn.Module) -> GateMeans:
-    """Mean activation of every unit over the global batch of the latest forward pass; all ranks call it.
+    """Return the mean activation of every unit over the global batch of the latest forward pass.
 
-    One all-reduce. Raises RuntimeError if there was no forward pass since the last call.
+    All ranks call it; one all-reduce.
+
+    Raises:
+        RuntimeError: there was no forward pass since the last call.
     """
-    local, window = local_gates(model), MeanAccumulator()
-    means = window.add(local, window.begin(local, local.sums.new_empty(0)).wait())
+    accumulator = MeanAccumulator(gates_of(model))
+    with accumulator.collect(0, torch.empty(0)):
+        pass  # the forward pass is over
+    means = accumulator.wait()
     follow_logits(model, means.logits)
     return means

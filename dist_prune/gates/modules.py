@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
-from dist_prune.gates.at_once import fused_gating
-from dist_prune.gates.exploration import explored
+from dist_prune.gates.cpu_kernels.fused_gating import fused_gating
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.ops import fan_out, pixel_mean
+from dist_prune.gates.random_drop import random_drop
 from dist_prune.gates.recompute import (
     in_recomputation,
     norms_by_running_statistics,
@@ -24,12 +24,12 @@ from dist_prune.gates.recompute import (
     without_norm_updates,
 )
 
-_AS_IT_IS = contextlib.nullcontext()
+_UNCHANGED = contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def _without_autocast(device_type: str) -> Iterator[None]:
-    """What ``torch.autocast(device_type, enabled=False)`` does, at a tenth of its cost (it is paid per gate)."""
+    """Do what ``torch.autocast(device_type, enabled=False)`` does, at a tenth of its cost, which each gate pays."""
     was_enabled = torch.is_autocast_enabled(device_type)
     torch.set_autocast_enabled(device_type, False)
     try:
@@ -39,26 +39,34 @@ def _without_autocast(device_type: str) -> Iterator[None]:
 
 
 class GatingModule(Gate):
-    """The gating modules of arXiv 2302.10798, Table 1: average pool (or flatten), K dense layers, binary head.
+    """The gating module of arXiv 2302.10798, Table 1: average pool (or flatten), dense layers, binary head.
 
-    Each dense layer but the last is followed by batch norm and ReLU. ``in_features``: channels of the input
-    (flattened: channels times pixels); ``units``: outputs, one for each channel of a channel site (the table
-    prints 1 there, where equation 9 needs one for each channel). ``open_bias`` is the initial bias of the
-    last dense layer: at 1, with small weights behind it, the gate starts open for nearly every sample and
-    still within reach of equation 5's gradient, |x| <= 1; None keeps torch's default. ``number``: of
-    the gate in its network.
+    Each dense layer but the last is followed by batch norm and ReLU. The table prints out_dim = 1 for channel sites,
+    where equation 9 needs one output for each channel.
 
-    A unit opens where its logit exceeds ``threshold``, and its gradient passes within ``reach`` of it. What the
-    last dense layer reads is scaled by ``sensitivity``, and the gate's gradient flows into the map that it reads
-    if ``feedback`` is set. For a share of ``exploration`` of the samples, units are closed in training whatever the
-    gate decides (``explored``). These are 0, 1, 1, true and 0, as in the paper, unless a ``Budget`` changes
-    them. ``moment``: of the next forward pass, where the caller sets it. In training on a batch of one sample, batch
-    norms use their running statistics: one sample has no variance.
+    Args:
+        in_features: channels of the input; of a flattened one, channels times pixels.
+        units: number of outputs.
+        hidden: width between two dense layers.
+        dense_layers: number of dense layers.
+        head: a name of ``HEADS``.
+        open_bias: initial bias of the last dense layer; None keeps torch's default. With 1 and small weights the gate
+            begins open for nearly every sample, within reach of the gradient of equation 5, |x| <= 1.
+        flatten: read flattened maps instead of their averages over pixels.
+        number: of the gate in its network.
+
+    Attributes:
+        threshold: logits above which units open (units,); 0 unless a ``Budget`` moves it, as in the paper.
+        ste_window: a logit has a gradient within this distance of its threshold; 1 in the paper.
+        logit_scale: factor on what the last dense layer reads; 1 in the paper.
+        backprop_to_input: let the gradient of the gate flow into the map that it reads, as in the paper.
+        random_drop: share of the training samples in which units are dropped at random; 0 in the paper.
+        noise_key: of the next forward pass, where the caller sets it.
     """
 
     threshold: Tensor
-    reach: Tensor
-    sensitivity: Tensor
+    ste_window: Tensor
+    logit_scale: Tensor
 
     def __init__(
         self,
@@ -75,14 +83,13 @@ class GatingModule(Gate):
         super().__init__()
         self.units = units
         self.flatten = flatten
-        self.feedback = True
-        self.exploration = 0.0
-        self.moment: NoiseKey | None = None
-        self._latest_moment: NoiseKey | None = None
+        self.backprop_to_input = True
+        self.random_drop = 0.0
+        self.noise_key: NoiseKey | None = None
+        self._latest_noise_key: NoiseKey | None = None
         self._leaf: Tensor | None = None  # decisions recorded without a graph
         self._passes = torch.zeros((), dtype=torch.int64)  # a number would be compiled into the graph
         self._frozen: Tensor | None = None
-        self.open_bias = open_bias
         widths = [in_features, *[hidden] * (dense_layers - 1)]
         body: list[nn.Module] = []
         for narrow, wide in itertools.pairwise(widths):
@@ -91,79 +98,91 @@ class GatingModule(Gate):
         self.last = nn.Linear(widths[-1], units)
         self.head = HEADS[head](units, number)
         self.register_buffer("threshold", torch.zeros(units))
-        self.register_buffer("reach", torch.ones(()))
-        self.register_buffer("sensitivity", torch.ones(()))
+        self.register_buffer("ste_window", torch.ones(()))
+        self.register_buffer("logit_scale", torch.ones(()))
         if open_bias is not None:
             nn.init.constant_(self.last.bias, open_bias)
             nn.init.normal_(self.last.weight, std=0.04 / math.sqrt(widths[-1]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the gate reads -> the same twice, and decisions (B, units) in the dtype of the gate's weights."""
+        """Return what the gate reads twice, and decisions (B, units) in the dtype of the gate's weights."""
         if self._frozen is not None:
             decisions = self._frozen.expand(x.shape[0], -1)
-            return x, x, self.keep(decisions, decisions)
+            self.record(decisions, decisions)
+            return x, x, decisions
         recomputed = in_recomputation()
-        moment = self._take_moment(len(x), recomputed) if self.training else None
+        noise_key = self._take_noise_key(len(x), recomputed) if self.training else None
         # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding.
         with _without_autocast(x.device.type):
             first, second, features = self._features(x)
             features = features.to(self.last.weight.dtype)
             with self._norm_mode(len(x), recomputed):
-                obeyed, own, logits = fused_gating(self, features, moment) or self._decided(features, moment)
-        return first, second, self._recorded(obeyed, own, logits, recomputed)
+                applied, decisions, logits = self._decide(features, noise_key)
+        return first, second, self._recorded(applied, decisions, logits, recomputed)
 
     def _norm_mode(self, batch: int, recomputed: bool) -> contextlib.AbstractContextManager[None]:
+        # One sample has no variance of its own.
         if self.training and batch == 1:
             return norms_by_running_statistics(self.body)
-        return without_norm_updates(self.body) if recomputed else _AS_IT_IS
+        return without_norm_updates(self.body) if recomputed else _UNCHANGED
 
-    def _recorded(self, obeyed: Tensor, own: Tensor, logits: Tensor, recomputed: bool) -> Tensor:
-        """Record the gate's own decisions, and return those to be obeyed."""
+    def _recorded(self, applied: Tensor, decisions: Tensor, logits: Tensor, recomputed: bool) -> Tensor:
+        """Record the decisions, and return those that are applied to the network."""
         if recomputed:
-            return obeyed if self._leaf is None else with_means_gradient(obeyed, own, self._leaf)
+            return applied if self._leaf is None else with_means_gradient(applied, decisions, self._leaf)
         self._leaf = None
         # Without a graph in training, a reentrant checkpoint may follow, whose recomputation needs the gradient of
         # the gate means (``with_means_gradient``).
         if self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._leaf = own = own.detach().clone().requires_grad_()
-        self.keep(own, logits)
-        return obeyed
+            self._leaf = decisions = decisions.detach().clone().requires_grad_()
+        self.record(decisions, logits)
+        return applied
 
     def freeze(self, opened: Tensor | None) -> None:
-        """From now on decide so for every sample: opened (units,), bool; None: ask the gating module again."""
+        """Decide the same for every sample from now on.
+
+        Args:
+            opened: open units (units,), bool; None: evaluate the gating module again.
+        """
         self._frozen = None if opened is None else opened.to(self.last.weight)
         self.constant = int(opened[0]) if opened is not None and bool((opened == opened[0]).all()) else None
 
     @property
     def frozen(self) -> bool:
-        """Whether it decides without looking at what it reads: see ``freeze``."""
+        """Return True if decisions do not depend on what the gate reads: see ``freeze``."""
         return self._frozen is not None
 
-    def _take_moment(self, batch: int, recomputed: bool) -> NoiseKey | None:
-        """The moment that the caller has set for this forward pass; else, if there is noise, one that counts passes.
+    def _take_noise_key(self, batch: int, recomputed: bool) -> NoiseKey | None:
+        """Return the noise key that the caller has set for this pass, else one that counts passes, if there is noise.
 
         In a recomputation: that of the latest forward pass.
         """
         if recomputed:
-            return self._latest_moment
-        moment, self.moment = self.moment, None
-        if moment is None and (self.head.draws or self.exploration):
+            return self._latest_noise_key
+        key, self.noise_key = self.noise_key, None
+        if key is None and (self.head.draws or self.random_drop):
             self._passes = self._passes + 1
-            moment = NoiseKey(0, self._passes, distributed.rank() * batch)
-        self._latest_moment = moment
-        return moment
+            key = NoiseKey(0, self._passes, distributed.rank() * batch)
+        self._latest_noise_key = key
+        return key
 
-    def _decided(self, features: Tensor, moment: NoiseKey | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, units) each: decisions to be obeyed, the gate's own, and their logits."""
-        logits = self.last(self.body(features) * self.sensitivity)
-        decisions = obeyed = self.head((logits - self.threshold) / self.reach, moment)
-        if moment is not None and self.exploration:
-            obeyed = explored(decisions, self.exploration, moment, self.head.number)
-        return obeyed, decisions, logits
+    def _decide(self, features: Tensor, noise_key: NoiseKey | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (B, units) each: decisions that are applied, the gate's own, and their logits."""
+        # One operation in place of the layers below, where it can be: on CPUs they cost ten times as much.
+        buffers = self.threshold, self.ste_window, self.logit_scale
+        fused = fused_gating(features, self.body, self.last, self.head, buffers, self.random_drop, noise_key)
+        if fused is not None:
+            return fused
+        logits = self.last(self.body(features) * self.logit_scale)
+        decisions = applied = self.head((logits - self.threshold) / self.ste_window, noise_key)
+        # Gate means count the gate's own decisions: drops would keep every mean away from 1.
+        if noise_key is not None and self.random_drop:
+            applied = random_drop(decisions, self.random_drop, noise_key, self.head.number)
+        return applied, decisions, logits
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.flatten or x.dim() == 3:
-            read = x if self.feedback else x.detach()
+            read = x if self.backprop_to_input else x.detach()
             wide = torch.promote_types(x.dtype, torch.float32)
             return x, x, read.flatten(1) if self.flatten else read.mean(1, dtype=wide)
-        return fan_out(x) if self.feedback else (x, x, pixel_mean(x))
+        return fan_out(x) if self.backprop_to_input else (x, x, pixel_mean(x))

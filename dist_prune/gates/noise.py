@@ -13,10 +13,14 @@ _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB1331
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """What the noise of gates is keyed by, so that another number of ranks changes nothing.
+    """Key of the gate noise; the same for every world size.
 
-    seed: of the run; step: counts optimizer steps; first_sample: the number, within the global batch, of the
-    first sample of this rank's micro-batch; temperature: of Gumbel-softmax.
+    Attributes:
+        seed: of the run.
+        step: number of the optimizer step.
+        first_sample: number, within the global batch, of the first sample of this rank's micro-batch.
+        temperature: of Gumbel-softmax.
+        place: step and first sample as a tensor.
     """
 
     seed: int
@@ -30,36 +34,42 @@ class NoiseKey:
         numbers = torch.as_tensor(self.step), torch.as_tensor(self.first_sample)
         object.__setattr__(self, "place", torch.stack(numbers))
 
-    def key(self, stream: int) -> int:
-        """Keys the draws of one stream at this moment: 64 bits, signed."""
+    def of_stream(self, stream: int) -> int:
+        """Return the key of one stream of draws, 64 bits, signed."""
         return _key(self.seed, int(self.step), stream)
 
 
-def logistic_noise(moment: NoiseKey, stream: int, like: Tensor) -> Tensor:
-    """Standard logistic noise (B, units) in shape, device and dtype of ``like``; row i is of first_sample + i.
+def logistic_noise(noise_key: NoiseKey, stream: int, like: Tensor) -> Tensor:
+    """Return standard logistic noise (B, units); row i belongs to sample ``first_sample`` + i.
 
-    stream: draws of one moment that are independent of each other have different ones.
+    Args:
+        noise_key: of this forward pass.
+        stream: draws of different streams are independent of each other.
+        like: has the shape, device and dtype of the noise.
     """
-    return _drawn(moment, stream, like, True)
+    return _noise(noise_key, stream, like, True)
 
 
-def uniform_noise(moment: NoiseKey, stream: int, like: Tensor) -> Tensor:
-    """Noise that is uniform in [0, 1], otherwise as ``logistic_noise``."""
-    return _drawn(moment, stream, like, False)
+def uniform_noise(noise_key: NoiseKey, stream: int, like: Tensor) -> Tensor:
+    """Return noise that is uniform in [0, 1], otherwise as ``logistic_noise``."""
+    return _noise(noise_key, stream, like, False)
 
 
-def _drawn(moment: NoiseKey, stream: int, like: Tensor, logistic: bool) -> Tensor:
-    # An operation of our own is opaque to the compiler; elsewhere it would cost more than it computes.
+def _noise(noise_key: NoiseKey, stream: int, like: Tensor, logistic: bool) -> Tensor:
+    # A custom operation is opaque to the compiler; elsewhere it would cost more than it computes.
     draw = _compiled_draw if torch.compiler.is_compiling() else _draw
-    return draw(moment.place, moment.seed, stream, like.detach(), logistic)
+    return draw(noise_key.place, noise_key.seed, stream, like.detach(), logistic)
 
 
 def _draw(place: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
     batch, units = like.shape
-    step, first = place.tolist()  # on the CPU, so nobody waits for a device
+    # ``place`` is on the CPU, so reading it does not wait for a device.
+    step, first = place.tolist()
     samples = torch.arange(first, first + batch, device=like.device).unsqueeze(1)
+    # Each number is computed from its own counter, so it does not matter which rank computes it.
     counters = samples * units + torch.arange(units, device=like.device)
     bits = _scramble(counters * _signed(_GAMMA) + _key(seed, step, stream))
+    # 53 bits fill a double; the half keeps 0 and 1 out, whose logits are infinite.
     uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2.0**53
     return (uniform.log() - (-uniform).log1p() if logistic else uniform).to(like.dtype)
 
@@ -82,7 +92,8 @@ def _key(*words: int) -> int:
 
 
 def _scramble(x: Tensor) -> Tensor:
-    """The finalizer of SplitMix64 (Steele et al., OOPSLA 2014) on int64, whose products wrap around."""
+    """Return the finalizer of SplitMix64 (Steele et al., OOPSLA 2014) on int64, whose products wrap around."""
+    # Masks turn the arithmetic right shift of int64 into the logical one of uint64.
     x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_FIRST)
     x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_SECOND)
     return x ^ ((x >> 31) & ((1 << 33) - 1))

@@ -1,8 +1,7 @@
-"""Operations on feature maps that gates add to every block, written to cost few passes over memory.
+"""Operations on feature maps that gates add to every block, with few passes over memory.
 
-Their results and gradients are those of the plain expressions named below (tests hold them against these);
-the plain expressions themselves cost several passes more, most of them in autograd's backward. Under torch.compile
-the plain expressions serve, so that the gates are in the graph: the compiler fuses their passes itself.
+Their results and gradients are those of plain expressions, which cost several passes more, most of them in autograd's
+backward. Under torch.compile the plain expressions are used: the compiler fuses their passes itself.
 """
 
 from __future__ import annotations
@@ -13,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dist_prune.gates.kernels import kernels_for
+from dist_prune.gates.cpu_kernels.build import kernels_for
 
-_ROW = 512  # elements that a broadcast should run over in one go: far fewer (few channels) are slow
+_ROW = 512  # elements of a broadcast; far fewer (few channels) are slow
 
 
 class _FanOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pooled = pixel_mean(x)
-        ctx.set_materialize_grads(False)  # often there is one user only
+        # Most blocks use one of the three results only: zeros for the others would be full maps.
+        ctx.set_materialize_grads(False)
         ctx.shape, ctx.dtype = x.shape, x.dtype
         return x.view_as(x), x.view_as(x), pooled
 
@@ -49,7 +49,7 @@ class _FanOut(torch.autograd.Function):
 
 
 def pixel_mean(x: Tensor) -> Tensor:
-    """The mean over pixels, (B, C, H, W) -> (B, C), in fp32 or wider; without gradient."""
+    """Return the mean over pixels, (B, C, H, W) -> (B, C), in fp32 or wider; without gradient."""
     x = x.detach()
     if torch.compiler.is_compiling():
         return _plain_mean(x)
@@ -73,16 +73,16 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def _repeats(pixels: int, wanted: int) -> int:
-    """The largest divisor of ``pixels`` up to ``wanted``, 1 at least."""
+    """Return the largest divisor of ``pixels`` up to ``wanted``, at least 1."""
     return next((n for n in range(min(wanted, pixels), 1, -1) if pixels % n == 0), 1)
 
 
 class _AddGated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kept: Tensor, gate: Tensor, branch: Tensor, relu: bool) -> Tensor:
-        # Looking at the gates is free on CPUs; a GPU would have to be waited for.
+    def forward(ctx: Any, shortcut: Tensor, gate: Tensor, branch: Tensor, relu: bool) -> Tensor:
+        # Reading the gates is free on CPUs; on GPUs the program would wait for the device.
         ctx.all_open = not gate.is_cuda and gate.min().item() == 1
-        out = torch.addcmul(kept, _factor(gate, branch), branch)
+        out = torch.addcmul(shortcut, _factor(gate, branch), branch)
         out = out.relu_() if relu else out
         ctx.relu = relu
         ctx.save_for_backward(gate, branch, out if relu else None)
@@ -94,6 +94,7 @@ class _AddGated(torch.autograd.Function):
         gate, branch, out = ctx.saved_tensors
         if ctx.relu:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        # A matrix product per sample multiplies and sums in one pass.
         gate_grad = torch.bmm(_flat(grad).unsqueeze(1), _flat(branch).unsqueeze(2)).view(-1, 1)
         branch_grad = grad if ctx.all_open else grad * _factor(gate, branch)
         return grad, gate_grad.to(gate.dtype), branch_grad, None
@@ -114,7 +115,8 @@ class _ScaleChannels(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         maps, gate = ctx.saved_tensors
-        if not ctx.needs_input_grad[1]:  # a frozen gate
+        # A frozen gate.
+        if not ctx.needs_input_grad[1]:
             return scale_channels(grad, gate), None, None
         if kernels := kernels_for(grad, maps):
             grads = kernels.scale_backward(grad, maps, gate.float().contiguous(), ctx.all_open)
@@ -130,14 +132,14 @@ def _factor(gate: Tensor, branch: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H * W * C): a view for channels_last maps, and the same order for all others."""
+    """Return (B, C, H, W) as (B, H * W * C): a view for channels_last maps, in the same order for all others."""
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
 
 
 def fan_out(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(x, x, x.mean((2, 3)))``: the map for two users, and its mean (B, C) in fp32 or wider.
+    """Return a map for branch and shortcut, and its mean (B, C) in fp32 or wider: ``(x, x, x.mean((2, 3)))``.
 
-    What the two users and the mean send back is added up in one place, in as few passes as possible.
+    Backward sums all three gradients, in as few passes as possible.
     """
     if torch.compiler.is_compiling():
         return x, x, _plain_mean(x)
@@ -145,24 +147,33 @@ def fan_out(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return kernels.fan_out(x) if kernels else _FanOut.apply(x)
 
 
-def add_gated(kept: Tensor, gate: Tensor, branch: Tensor, relu: bool = False) -> Tensor:
-    """``kept + gate[:, :, None, None] * branch``, or the ReLU of it.
+def add_gated(shortcut: Tensor, gate: Tensor, branch: Tensor, relu: bool = False) -> Tensor:
+    """Return ``shortcut + gate[:, :, None, None] * branch``, or the ReLU of it.
 
-    gate (B, 1); kept and branch (B, C, H, W), of one dtype.
+    Args:
+        shortcut: (B, C, H, W).
+        gate: (B, 1).
+        branch: shape and dtype of ``shortcut``.
+        relu: apply a ReLU to the sum.
     """
     if torch.compiler.is_compiling():
-        out = kept + _factor(gate, branch) * branch
+        out = shortcut + _factor(gate, branch) * branch
         return out.relu() if relu else out
-    kernels = kernels_for(kept, branch)
+    kernels = kernels_for(shortcut, branch)
     return (
-        kernels.add_gated(kept, gate, branch, relu) if kernels else _AddGated.apply(kept, gate, branch, relu)
+        kernels.add_gated(shortcut, gate, branch, relu)
+        if kernels
+        else _AddGated.apply(shortcut, gate, branch, relu)
     )
 
 
 def scale_channels(maps: Tensor, gate: Tensor, may_alias: bool = True) -> Tensor:
-    """``gate[:, :, None, None] * maps``; maps (B, C, H, W), gate (B, C).
+    """Return ``gate[:, :, None, None] * maps``.
 
-    may_alias: whether the result may be ``maps`` itself when all gates are open (not if it is changed in place).
+    Args:
+        maps: (B, C, H, W).
+        gate: (B, C).
+        may_alias: the result may be ``maps`` itself when all gates are open. False if it is changed in place.
     """
     if torch.compiler.is_compiling():
         return maps * gate.to(maps.dtype)[:, :, None, None]

@@ -1,4 +1,4 @@
-"""Recomputation of forward passes during backward (activation checkpointing), and what gates must do in it.
+"""Recomputation of forward passes during backward (activation checkpointing).
 
 A recomputed pass has to repeat the first one: the same noise, no second record of decisions, no second update of
 running statistics.
@@ -23,7 +23,7 @@ def in_recomputation() -> bool:
 
 @contextlib.contextmanager
 def without_norm_updates(module: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of all batch norms in ``module`` as they are; outputs do not change."""
+    """Keep the running statistics of all batch norms in ``module``; outputs do not change."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -53,20 +53,21 @@ def norms_by_running_statistics(module: nn.Module) -> Iterator[None]:
 
 class _MeansGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, obeyed: Tensor, own: Tensor, record: Tensor) -> Tensor:
+    def forward(ctx: Any, applied: Tensor, decisions: Tensor, record: Tensor) -> Tensor:
         ctx.record = record
-        return obeyed.view_as(obeyed)
+        return applied.view_as(applied)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        # Taken once: a second backward pass through the gate must not count the means again.
         grad_of_means, ctx.record.grad = ctx.record.grad, None
         return grad, grad_of_means, None
 
 
-def with_means_gradient(obeyed: Tensor, own: Tensor, record: Tensor) -> Tensor:
-    """Return ``obeyed``; backward also gives ``own`` the gradient that has reached ``record``.
+def with_means_gradient(applied: Tensor, decisions: Tensor, record: Tensor) -> Tensor:
+    """Return ``applied``; backward also gives ``decisions`` the gradient that has reached ``record``.
 
     Reentrant checkpointing runs the first pass without a graph: the gradient of the gate means then ends at the
     decisions recorded there, a leaf, before the recomputation begins, which passes it on to the gate.
     """
-    return _MeansGradient.apply(obeyed, own, record)
+    return _MeansGradient.apply(applied, decisions, record)

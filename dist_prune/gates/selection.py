@@ -1,4 +1,4 @@
-"""Who has to leave so that what is left costs what may be spent, and what became of a budget in the end."""
+"""Selection of the units to prune to meet the MACs budget, and whether the budget was met in the end."""
 
 from __future__ import annotations
 
@@ -15,82 +15,101 @@ TOLERANCE = 0.01  # of the dense MACs, around the target
 
 
 class Selection:
-    """Closes the units with the lowest bids, one by one and for good.
+    """Selects the least important units, one by one and for good.
 
-    costs: of all units; target: the share of the dense MACs that is to be left in the end; groups: of units (their
-    numbers), of which the highest bid of each stays open (``protected_groups``).
+    Args:
+        costs: of all units.
+        target: share of the dense MACs in the end.
+        groups: groups of units (their numbers), each of which keeps one unit (``protected_groups``).
     """
 
     def __init__(self, costs: Costs, target: float, groups: Sequence[Tensor]) -> None:
         self._costs, self._target, self._groups = costs, target, groups
 
-    def closed_after(self, bids: Tensor, closed: Tensor, spending: float) -> Tensor:
-        """The closed units (all units, bool) once the lowest bids have left that are too much for the spending.
+    def prune_to(self, importance: Tensor, pruned: Tensor, allowance: float) -> Tensor:
+        """Select the units to prune to meet the MACs allowance.
 
-        Who has left stays out: the network misses every unit at first, so that, given the chance, a unit would
-        bid itself back in before the network has learned to do without it.
+        Args:
+            importance: importance scores (units,).
+            pruned: units that are pruned already (units,), bool.
+            allowance: share of the dense MACs that open units may cost.
+
+        Returns:
+            All pruned units (units,), bool.
         """
-        if self._share(closed) <= spending:
-            return closed
-        order = self._order(bids, closed, spared=self._highest(bids, closed))
-        closed, surely = closed.clone(), self._count_above(order, closed, spending)
-        closed[order[:surely]] = True
-        # The last one need not respect whom the highest bids of their groups belong to: whoever fits may leave.
-        candidates = self._order(bids, closed, spared=self._alone(closed))
+        # Pruned units stay pruned. The network misses every unit at first, so each would come back, and another leave
+        # in its place, before the network has learned to do without it.
+        if self._share(pruned) <= allowance:
+            return pruned
+        order = self._by_importance(importance, pruned, without=self._most_important(importance, pruned))
+        pruned, surely = pruned.clone(), self._count_above(order, pruned, allowance)
+        pruned[order[:surely]] = True
+        # The last unit may be the most important one of its group, as long as the group keeps another: so targets
+        # between the costs of few large units are met more closely.
+        candidates = self._by_importance(importance, pruned, without=self._last_of_group(pruned))
         if len(candidates):
-            share, units = self._share(closed), self._costs.unit_shares((~closed).double())
-            last = self._last(share, share - units[candidates], spending)
+            share, unit_costs = self._share(pruned), self._costs.unit_shares((~pruned).double())
+            last = self._last(share, share - unit_costs[candidates], allowance)
             if last is not None:
-                closed[candidates[last]] = True
-        return closed
+                pruned[candidates[last]] = True
+        return pruned
 
-    def _share(self, closed: Tensor) -> float:
-        return self._costs.share((~closed).double()).item()
+    def _share(self, pruned: Tensor) -> float:
+        return self._costs.share((~pruned).double()).item()
 
-    def _order(self, bids: Tensor, closed: Tensor, spared: list[int]) -> Tensor:
-        """The numbers of the standing units that are not spared, lowest bid first."""
-        order = bids.masked_fill(closed, -torch.inf).argsort()[int(closed.sum()) :]
-        return order[~torch.isin(order, torch.tensor(spared, dtype=torch.long))]
+    def _by_importance(self, importance: Tensor, pruned: Tensor, without: list[int]) -> Tensor:
+        """Return the numbers of the open units, least important first."""
+        order = importance.masked_fill(pruned, -torch.inf).argsort()[int(pruned.sum()) :]
+        return order[~torch.isin(order, torch.tensor(without, dtype=torch.long))]
 
-    def _highest(self, bids: Tensor, closed: Tensor) -> list[int]:
-        """The standing unit of each group that bids most."""
-        standing = bids.masked_fill(closed, -torch.inf)
-        return [int(group[standing[group].argmax()]) for group in self._groups]
+    def _most_important(self, importance: Tensor, pruned: Tensor) -> list[int]:
+        """Return the most important open unit of each group."""
+        scores = importance.masked_fill(pruned, -torch.inf)
+        return [int(group[scores[group].argmax()]) for group in self._groups]
 
-    def _alone(self, closed: Tensor) -> list[int]:
-        """The units that are the last of their groups."""
-        standing = [group[~closed[group]] for group in self._groups]
-        return [int(units) for units in standing if len(units) == 1]
+    def _last_of_group(self, pruned: Tensor) -> list[int]:
+        """Return the units that are the only open ones of their groups."""
+        opened = [group[~pruned[group]] for group in self._groups]
+        return [int(units) for units in opened if len(units) == 1]
 
-    def _count_above(self, order: Tensor, closed: Tensor, spending: float) -> int:
-        """How many units of ``order`` can leave while the others still cost more than may be spent."""
-
+    def _count_above(self, order: Tensor, pruned: Tensor, allowance: float) -> int:
+        """Return the largest number of units of ``order`` without which the others still exceed the allowance."""
+        # By bisection: thousands of units may have to be pruned in one step.
         few, many = 0, len(order)
         while few < many:
             middle = (few + many) // 2
-            if self._share(closed.index_fill(0, order[:middle], True)) > spending:
+            if self._share(pruned.index_fill(0, order[:middle], True)) > allowance:
                 few = middle + 1
             else:
                 many = middle
         return max(few - 1, 0)
 
-    def _last(self, share: float, after: Tensor, spending: float) -> int | None:
-        """Which of the units with the next lowest bids leaves as the last for now; None: none does.
+    def _last(self, share: float, after: Tensor, allowance: float) -> int | None:
+        """Return the position of the candidate that is pruned last in this step, or None for none of them.
 
-        share: what is left costs, more than may be spent; after: what it will cost when one of these units has left.
+        Args:
+            share: of the dense MACs that open units cost now, above the allowance.
+            after: the same with one candidate pruned, (candidates,), least important first.
+            allowance: share of the dense MACs that open units may cost.
         """
-        goal, best = min(self._target, spending), 0
-        if (
-            after[0] < goal - TOLERANCE
-        ):  # too dear for the last of all: the lowest bid that fits leaves instead
+        goal, best = min(self._target, allowance), 0
+        # The least important unit is too expensive: prune the least important one that meets the target, or the one
+        # that comes nearest to it.
+        if after[0] < goal - TOLERANCE:
             off = (after - goal).abs()
             fitting = (off <= TOLERANCE).nonzero().flatten()
             best = int(fitting[0] if len(fitting) else off.argmin())
-        return best if spending - after[best] <= share - spending else None
+        return best if allowance - after[best] <= share - allowance else None
 
 
-def outcome(costs: Costs, kept: Mapping[str, Collection[int]], target: float) -> str:
-    """What became of a budget, in words: met, met as nearly as whole units allow, or missed."""
+def budget_status(costs: Costs, kept: Mapping[str, Collection[int]], target: float) -> str:
+    """Return ``met``, ``met as nearly as whole units allow``, or ``missed``.
+
+    Args:
+        costs: of all units.
+        kept: the units that stay, by site name.
+        target: share of the dense MACs.
+    """
     share = costs.of(kept) / costs.dense
     if abs(share - target) <= TOLERANCE:
         return "met"
@@ -98,6 +117,7 @@ def outcome(costs: Costs, kept: Mapping[str, Collection[int]], target: float) ->
         [torch.zeros(site.units).index_fill(0, _index(kept[site.name]), 1) for site in costs.sites]
     )
     units = costs.unit_shares(values)
+    # No other decision about a single unit would come nearer.
     flipped = share + torch.where(values == 1, -units, units)
     nearest = (flipped - target).abs().min() >= abs(share - target)
     return "met as nearly as whole units allow" if nearest else "missed"
@@ -108,9 +128,15 @@ def _index(units: Collection[int]) -> Tensor:
 
 
 def protected_groups(costs: Costs, target: float, allow_empty: bool) -> list[Tensor]:
-    """Groups of units (their numbers) of which one has to stay open: a site's channels, a stage's layers.
+    """Return groups of units (their numbers), each of which keeps one: a site's channels, a stage's layers.
 
-    Raises UserError if the target cannot be met, naming the smallest share that can.
+    Args:
+        costs: of all units.
+        target: share of the dense MACs.
+        allow_empty: protect only sites that must not be empty.
+
+    Raises:
+        UserError: the target cannot be met; names the smallest share that can.
     """
     members: dict[str, list[int]] = defaultdict(list)
     first, layers = 0, costs.sites[0].kind == "layer"
@@ -119,18 +145,20 @@ def protected_groups(costs: Costs, target: float, allow_empty: bool) -> list[Ten
             members[site.stage if layers else site.name] += range(first, first + site.units)
         first += site.units
     groups = [torch.tensor(units) for units in members.values()]
+    # A stage without layers still has its shortcuts, so the target comes first.
     if layers and (allow_empty or _floor(costs, groups) > target + TOLERANCE):
         groups = []
     floor = _floor(costs, groups)
     if floor > target + TOLERANCE:
         raise UserError(
-            f"target_macs={target} is out of reach: the gates at these sites leave {floor:.3f} of the dense MACs "
-            "at least; raise the target, or choose another gates.position"
+            f"target_macs={target} is out of reach: gates at these sites cannot go below {floor:.3f} of the dense "
+            "MACs; raise the target, or choose another gates.position"
         )
     return groups
 
 
 def _floor(costs: Costs, groups: Sequence[Tensor]) -> float:
+    """Return the share of the dense MACs when each group keeps its cheapest unit and everything else is pruned."""
     shares = costs.unit_shares()
     values = torch.zeros(len(shares))
     for group in groups:

@@ -14,7 +14,7 @@ from dist_prune.pruning.sites import Site
 
 
 class Gated(nn.Module):
-    """What all have in common: with the gate open the wrapper computes what ``inner`` does."""
+    """Base class of gated modules. With the gate open the wrapper computes what ``inner`` does."""
 
     def __init__(self, inner: nn.Module, gate: Gate, site: Site) -> None:
         super().__init__()
@@ -33,32 +33,33 @@ class GatedBlock(Gated):
         self.form = form
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> what the original block returns, (B, C_out, H', W')."""
+        """Return the output of the block, (B, C_in, H, W) -> (B, C_out, H', W')."""
         for_branch, for_shortcut, decisions = self.gate(x)
         shortcut = self.form.shortcut_of(self.inner)
-        kept = for_shortcut if shortcut is None else shortcut(for_shortcut)
+        x = for_shortcut if shortcut is None else shortcut(for_shortcut)
         activation = self.form.activation_of(self.inner)
-        if (
-            self.gate.constant == 0
-        ):  # what is kept may be x itself, which an activation must not change in place
-            return torch.relu(kept) if type(activation) is nn.ReLU else activation(kept.clone())
+        if self.gate.constant == 0:
+            # Without a branch the block's input reaches the activation, which must not change it in place.
+            return torch.relu(x) if type(activation) is nn.ReLU else activation(x.clone())
         branch = self.form.branch(self.inner, for_branch)
         if self.gate.constant == 1:
-            return activation(kept + branch)
+            return activation(x + branch)
+        # Sum and ReLU are one pass over memory.
         if type(activation) is nn.ReLU:
-            return add_gated(kept, decisions, branch, relu=True)
-        return activation(add_gated(kept, decisions, branch))
+            return add_gated(x, decisions, branch, relu=True)
+        return activation(add_gated(x, decisions, branch))
 
 
 class GatedBranch(Gated):
-    """g(x) * F(x): the branch of a block that adds it to x itself; attention as well, which takes x thrice."""
+    """g(x) * F(x): the branch of a block that adds it to x itself; also attention, which takes x three times."""
 
     def forward(self, *inputs: Tensor, **options: Any) -> Any:
-        """x of shape (B, C, H, W) or (B, T, C), as often as ``inner`` takes it -> what ``inner`` returns."""
+        """Return what ``inner`` returns; inputs: x (B, C, H, W) or (B, T, C), as often as ``inner`` takes it."""
         x, _, decisions = self.gate(inputs[0])
-        if self.gate.constant == 0:  # F(x) has the shape of x, to which it is added
-            closed = torch.zeros_like(x)
-            return (closed, None) if isinstance(self.inner, nn.MultiheadAttention) else closed
+        if self.gate.constant == 0:
+            # F(x) has the shape of x, to which it is added. Attention returns its weights as well.
+            nothing = torch.zeros_like(x)
+            return (nothing, None) if isinstance(self.inner, nn.MultiheadAttention) else nothing
         out = self.inner(*(x for _ in inputs), **options)
         branch, *rest = out if isinstance(out, tuple) else (out,)
         gated = branch * decisions.to(branch.dtype).view(-1, *[1] * (branch.dim() - 1))
@@ -69,7 +70,7 @@ class GatedChannels(Gated):
     """Maps that a gate opens or closes channel by channel, in front of ``inner`` or behind it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> what ``inner`` returns, for or with the open channels only."""
+        """Return what ``inner`` returns for the open channels, or its open channels; x: (B, C, H, W)."""
         if self.site.behind:
             return self._gated(self.inner(x))
         return self.inner(self._gated(x))
@@ -78,5 +79,5 @@ class GatedChannels(Gated):
         maps, _, decisions = self.gate(maps)
         if self.gate.constant == 1:
             return maps
-        # Behind the last norm of a residual block the shortcut is often added in place.
+        # Behind the last norm of a residual block, ``out += shortcut`` changes the result in place.
         return scale_channels(maps, decisions, may_alias=self.site.position != "after")

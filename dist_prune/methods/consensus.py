@@ -155,7 +155,7 @@ class GatedPhase(Phase):
         progress, begin = epoch / self.epochs, self.config.freeze.open_from
         if self.budget is not None:
             self.budget.update(module, logits, progress)
-            begin = max(begin, self.budget.timeline.end)
+            begin = max(begin, self.budget.timeline.prune_end)
         if self.freezer is not None:
             self.freezer.update(module, means, open_counts=progress >= begin)
 

@@ -40,13 +40,14 @@ def slice_network(
     if architecture is not None:
         remember(small, architecture)
     # The list keeps old tensors alive: an id is unique only among living objects.
-    tensors = _named_tensors(small)
+    tensors = named_tensors(small)
     before = {id(tensor): name for name, tensor in tensors}
     narrowed = remove_units(small, kept)
     origins = {key: TensorSlice(name) for key, name in before.items()}
     origins |= {id(n.new): TensorSlice(before[id(n.old)], n.indices) for n in narrowed if id(n.old) in before}
-    return small, {n: origins[id(tensor)] for n, tensor in _named_tensors(small) if id(tensor) in origins}
+    return small, {n: origins[id(tensor)] for n, tensor in named_tensors(small) if id(tensor) in origins}
 
 
-def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return parameters and buffers with their qualified names, buffers that are not persistent included."""
     return [*model.named_parameters(), *model.named_buffers()]

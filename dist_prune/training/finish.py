@@ -10,7 +10,7 @@ from torch import nn
 
 from dist_prune import distributed
 from dist_prune.errors import RunError
-from dist_prune.gates.selection import outcome
+from dist_prune.gates.selection import budget_status
 from dist_prune.measure.macs import count_macs, count_parameters
 from dist_prune.methods import Phase, PhaseResult
 from dist_prune.pruning.decision import Decision
@@ -101,7 +101,7 @@ def _budget(context: RunContext, decision: Decision | None) -> dict[str, Any]:
     target = context.config.target_macs
     if target is None or not isinstance(decision, UnitMask):
         return {}
-    return {"target_macs": target, "budget": outcome(context.costs, decision.kept, target)}
+    return {"target_macs": target, "budget": budget_status(context.costs, decision.kept, target)}
 
 
 def _write(

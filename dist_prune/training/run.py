@@ -22,7 +22,7 @@ from dist_prune.data.locate import absolute
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.errors import UserError
-from dist_prune.gates.kernels import compile_kernels
+from dist_prune.gates.cpu_kernels.build import compile_kernels
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError
 from dist_prune.monitor.status import RunStatus
 from dist_prune.runtime.consistency import agree_to_start

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dist_prune import distributed
 from dist_prune.engine.deepspeed_engine import Engine
-from dist_prune.gates.means import AsyncGateMeans, GateMeans, MeanAccumulator, gates_of
+from dist_prune.gates.means import GateMeans, MeanAccumulator, gates_of
 from dist_prune.methods import Phase, Step
 
 Batch = tuple[Tensor, Tensor]
@@ -87,8 +87,7 @@ def train_step(
     """
     buffers_before = _Buffers(engine.module)
     applied = True
-    window = MeanAccumulator()
-    gates = gates_of(engine.module) if phase.has_gates else {}
+    window = MeanAccumulator(gates_of(engine.module) if phase.has_gates else {})
     scores = torch.zeros(2, device=engine.device)
     terms_seen: dict[str, Tensor] = {}
     for turn, (images, labels) in enumerate(batches):
@@ -97,9 +96,9 @@ def train_step(
         first_sample = place * engine.batching.micro * phase.views
         phase.before_forward(engine.module, number, first_sample, epoch)
         told = control.as_tensor(engine.device) if turn == 0 else torch.zeros_like(window.scalars)
-        with AsyncGateMeans(window, gates, len(images), told, early=not engine.gathers_weights) as upcoming:
+        with window.collect(len(images), told, early=not engine.gathers_weights):
             logits = phase.forward(engine.forward, images)
-        means = upcoming.wait()
+        means = window.wait()
         task_sum = phase.task_loss(logits, labels)
         right = (logits.detach()[: len(labels)].argmax(1) == _most_likely(labels)).sum()
         scores = scores + torch.stack([task_sum.detach(), right.float()])
@@ -107,7 +106,7 @@ def train_step(
         task = task_sum * (distributed.world_size() * phase.views / window.micro_samples)
         with engine.refusing_partitioned_weights():
             terms = phase.loss_terms(
-                Step(engine.module, images, labels, logits, means if gates else None, epoch)
+                Step(engine.module, images, labels, logits, means if phase.has_gates else None, epoch)
             )
         engine.backward(_spreading(sum(terms.values(), start=task)))
         applied = engine.step()

@@ -12,7 +12,7 @@ from ranks import run_ranks
 
 from dist_prune import distributed
 from dist_prune.gates.insertion import gated_modules
-from dist_prune.gates.means import AsyncGateMeans, MeanAccumulator, gates_of
+from dist_prune.gates.means import MeanAccumulator, gates_of
 
 CASES = {"equal": [4, 4], "unequal": [3, 5]}
 
@@ -64,9 +64,10 @@ def one_rank_far_behind(folder: Path) -> torch.Tensor:
         assert time.monotonic() < deadline, "rank 0 waits for this one in the middle of its forward pass"
         time.sleep(0.01)
     images, _ = scenarios.share(*scenarios.batch(8), [4, 4])
-    with AsyncGateMeans(MeanAccumulator(), gates_of(model), 4, torch.empty(0)) as upcoming:
+    accumulator = MeanAccumulator(gates_of(model))
+    with accumulator.collect(4, torch.empty(0)):
         model.eval()(images)
-    return upcoming.wait().values.detach()
+    return accumulator.wait().values.detach()
 
 
 def test_no_rank_waits_for_another_in_the_middle_of_a_forward_pass(tmp_path):

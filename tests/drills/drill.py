@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ranks import FORKSERVER, free_port
 
 from dist_prune.checkpoints.format import load_newest
 
@@ -26,10 +25,6 @@ SETTINGS = (
 )  # fmt: skip
 STEPS = 6  # of the uninterrupted run
 Sabotage = Callable[[], None]
-
-# Ranks are forked from a process that has imported everything once, so that they start within a second.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dist_prune.training.run"])
 
 
 @dataclass(frozen=True)
@@ -91,9 +86,9 @@ class Ranks:
     ) -> None:
         beside = folder.parent if os.access(folder.parent, os.W_OK) else folder.parent.parent
         self.errors = [beside / f"{folder.name}.{r}.err" for r in range(world_size)]
-        port = port or _free_port()
+        port = port or free_port()
         self.processes = [
-            _context.Process(
+            FORKSERVER.Process(
                 target=_rank, args=(r, world_size, port, error, list(words), sabotage.get(r)), daemon=True
             )
             for r, error in enumerate(self.errors)
@@ -148,12 +143,6 @@ def _rank(
     if sabotage is not None:
         sabotage()
     train_main(words)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from drill import assert_same_course
+from ranks import FORKSERVER
 
 from dist_prune.checkpoints.format import load_checkpoint, load_newest, save_checkpoint
 from dist_prune.checkpoints.train_state import ModelState, Progress, TrainState
@@ -58,11 +58,11 @@ def write_for_ever(folder: Path, began) -> None:
 
 
 def test_a_process_killed_while_it_writes_leaves_a_whole_checkpoint_twenty_times_in_a_row(tmp_path):
-    context, chance, newest = multiprocessing.get_context("forkserver"), random.Random(5), 0
+    chance, newest = random.Random(5), 0
     cut_off = 0
     for _ in range(20):
-        began = context.Event()
-        writer = context.Process(target=write_for_ever, args=(tmp_path, began), daemon=True)
+        began = FORKSERVER.Event()
+        writer = FORKSERVER.Process(target=write_for_ever, args=(tmp_path, began), daemon=True)
         writer.start()
         assert began.wait(60)
         time.sleep(chance.uniform(0, 0.3))

@@ -29,7 +29,7 @@ class Disturb:
         Engine.snapshot = snapshot  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("kind", ["gate.threshold", "gate.reach", "conv1.weight"])
+@pytest.mark.parametrize("kind", ["gate.threshold", "gate.ste_window", "conv1.weight"])
 def test_a_rank_whose_state_differs_by_one_number_ends_the_run_before_it_is_saved(launch, tmp_path, kind):
     folder = tmp_path / "run"
     ranks = launch(folder, sabotage={1: AtStep(3, Disturb(kind))})

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 import dist_prune
 from dist_prune.gates.budget import Budget
-from dist_prune.gates.selection import outcome
+from dist_prune.gates.selection import budget_status
 from dist_prune.measure.macs import count_macs
 
 EPOCHS, BATCH = 14, 128
@@ -56,7 +56,7 @@ def test_the_gates_agree_on_a_network_of_the_budget(kind, target):
     small = dist_prune.collapse(model, mask)
     share = count_macs(small, (1, 8, 8)) / budget.costs.dense
     assert share == pytest.approx(budget.costs.of(mask.kept) / budget.costs.dense)
-    assert outcome(budget.costs, mask.kept, target) != "missed", f"{share:.3f} instead of {target}"
+    assert budget_status(budget.costs, mask.kept, target) != "missed", f"{share:.3f} instead of {target}"
     if kind == "channel":
         assert share == pytest.approx(target, abs=0.01)
     assert mask.agreement >= 0.99, "before any rounding"

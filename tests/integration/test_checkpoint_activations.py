@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import records
+from commands import records
 
 
 def test_a_run_has_the_losses_and_the_mask_of_the_run_that_keeps_its_activations(train, tmp_path):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import QUICK, records
+from commands import QUICK, records
 from powercap import burning, make_zone
 
 pytest.importorskip("zeus", reason="the extra 'energy' is not installed")

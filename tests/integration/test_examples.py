@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT
+from commands import ROOT
 from sklearn.datasets import load_digits
 
 import dist_prune

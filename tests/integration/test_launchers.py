@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import QUICK, records
+from commands import QUICK, records
 
 LAUNCHERS = {
     "deepspeed, 2 ranks, zero3": (["deepspeed", "--num_accelerators", "2", "launch/train.py"], "zero3", 2),

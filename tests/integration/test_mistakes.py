@@ -53,7 +53,7 @@ def refused(capsys, monkeypatch, data_home, tmp_path):
         ([*GOOD, "--set", "gates.kind=channel", "gates.position=before", "target_macs=0.3"], "0.558"),
         ([*GOOD, "--set", "gates.kind=channel", "gates.position=after", "target_macs=0.3"], "out of reach"),
         ([*GOOD, "--set", "gates.flatten=7"], "gates.flatten"),
-        ([*GOOD, "--set", "budget.begin=0.9"], "begin < end"),
+        ([*GOOD, "--set", "budget.prune_start=0.9"], "prune_start < prune_end"),
         ([*GOOD, "--set", "model=resnet21"], "unknown model 'resnet21'"),
         ([*GOOD, "--set", "model_args.shortcut=C"], "shortcut"),
         ([*GOOD, "--set", "method=concensus"], "did you mean 'consensus'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from conftest import ROOT
+from commands import ROOT
 
 from data_tools import make_shards
 

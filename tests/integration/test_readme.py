@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from conftest import ROOT
+from commands import ROOT
 
 
 def test_the_code_of_the_readme_runs(command, tmp_path):

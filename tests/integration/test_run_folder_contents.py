@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from conftest import records
+from commands import records
 
 import dist_prune
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import BIN, QUICK, ROOT, records
+from commands import BIN, QUICK, ROOT, records
 
 from data_tools import make_shards
 

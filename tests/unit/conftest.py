@@ -1,4 +1,4 @@
-"""Makes ``unit_helpers`` importable from all folders of unit tests, and draws the same numbers every time."""
+"""Draw the same numbers in every test."""
 
 import pytest
 import torch

@@ -106,6 +106,19 @@ def test_imports_point_downward(part):
     assert upward == []
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """Type-checking imports included: a file in a circle cannot be read on its own."""
+    graph = {
+        ".".join(path.with_suffix("").parts): imports_of(path) & MODULES
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    # Files that import nothing that is left cannot be in a circle.
+    while leaves := {name for name, imported in graph.items() if not imported & graph.keys()}:
+        graph = {name: imported for name, imported in graph.items() if name not in leaves}
+    assert graph == {}
+
+
 def test_the_shard_tools_import_nothing_of_dist_prune():
     tools = [path for path in FILES if path.parts[0] == "data_tools"]
     assert tools

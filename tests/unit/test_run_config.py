@@ -46,7 +46,7 @@ def test_defaults_are_the_papers_settings_for_cifar10():
         ("gates.position=after", lambda c: c.gates.position == "after"),
         ("gates.dense_layers=1", lambda c: c.gates.dense_layers == 1),
         ("gates.flatten=true", lambda c: c.gates.flatten is True),
-        ("budget.end=0.45", lambda c: c.budget.end == 0.45),
+        ("budget.prune_end=0.45", lambda c: c.budget.prune_end == 0.45),
         ("budget.allow_empty=true", lambda c: c.budget.allow_empty is True),
         ("polarization=null", lambda c: c.polarization is None),
         ("lr_schedule.milestones=[1, 2]", lambda c: c.lr_schedule.milestones == (1, 2)),
@@ -118,10 +118,10 @@ def test_a_setting_without_equals_sign_is_malformed(setting):
         ("gates=none", "gates"),
         ("gates.position=beside", r"gates\.position"),
         ("gates.dense_layers=3", r"gates\.dense_layers"),
-        ("budget.settled=1.5", r"budget\.settled"),
-        ("budget.begin=0.6", "budget"),  # after its end
-        ("budget.end=0.7", "budget"),
-        ("budget.listen=0.31", "budget"),
+        ("budget.polarize_end=1.5", r"budget\.polarize_end"),
+        ("budget.prune_start=0.6", "budget"),  # after its end
+        ("budget.prune_end=0.7", "budget"),
+        ("budget.warmup_end=0.31", "budget"),
         ("lr_schedule.kind=wave", r"lr_schedule\.kind"),
         ("augment.flip=perhaps", r"augment\.flip"),
         ("augment.policy=autoaugment", r"augment\.policy"),
@@ -155,9 +155,9 @@ def test_wrong_values_are_refused_in_one_line_that_names_key_and_value(setting, 
 
 
 def test_a_collapse_before_the_budget_is_met_is_refused():
-    settings = ["epochs=20", "target_macs=0.5", "budget.end=0.4"]
+    settings = ["epochs=20", "target_macs=0.5", "budget.prune_end=0.4"]
     assert override(config(), [*settings, "freeze.collapse_epoch=8"]).freeze.collapse_epoch == 8
-    with pytest.raises(UserError, match=r"collapse_epoch=7 comes before budget\.end"):
+    with pytest.raises(UserError, match=r"collapse_epoch=7 comes before budget\.prune_end"):
         override(config(), [*settings, "freeze.collapse_epoch=7"])
 
 
@@ -195,8 +195,8 @@ def test_the_order_of_settings_does_not_matter_for_gates_of_kind_none():
         (Consensus, ["gates.temperature=0.5"], ["gates.temperature"]),
         (Consensus, ["gates.temperature=0.5", "gates.head=gumbel"], []),
         (Consensus, ['gates={"head": "gumbel", "position": "after"}'], ["gates.position"]),
-        (Consensus, ["budget.end=0.5"], ["budget.end"]),
-        (Consensus, ["budget.end=0.5", "target_macs=0.5"], []),
+        (Consensus, ["budget.prune_end=0.5"], ["budget.prune_end"]),
+        (Consensus, ["budget.prune_end=0.5", "target_macs=0.5"], []),
         (Consensus, ["freeze.thaw_after=7"], ["freeze.thaw_after"]),
         (Consensus, ["lr_schedule.kind=cosine", "lr_schedule.milestones=[1]"], ["lr_schedule.milestones"]),
         (UniformDepth, ["method=uniform_depth", "target_macs=0.5", "activation=1"], ["activation"]),

@@ -17,8 +17,8 @@ def memory(digits) -> str:
 def offline(tmp_path, monkeypatch) -> None:
     """Downloads fail, and nothing was downloaded before."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
+    monkeypatch.setattr("urllib.request.urlopen", fail)
     monkeypatch.setenv("DIST_PRUNE_DATA", str(tmp_path))

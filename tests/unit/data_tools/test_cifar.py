@@ -155,5 +155,5 @@ def test_without_network_the_message_says_what_to_do(tmp_path, offline):
 
 def test_shards_that_are_there_need_no_network(original, tmp_path, monkeypatch):
     made = make_shards("cifar10", original, tmp_path / "out")
-    monkeypatch.setattr("data_tools.sources.cifar.download", None)
+    monkeypatch.setattr("data_tools.sources.arrays.download", None)
     assert make_shards("cifar10", None, tmp_path / "out") == made

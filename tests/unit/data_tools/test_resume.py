@@ -10,7 +10,7 @@ import pytest
 from shard_helpers import everything, write_image
 
 from data_tools import ShardError, make_shards
-from data_tools.sources.digits import Digits
+from data_tools.sources.arrays import Digits
 from data_tools.sources.splits import ArraySplit
 from data_tools.writers import RawWriter
 

@@ -33,30 +33,32 @@ def units(costs: Costs) -> int:
     return sum(site.units for site in costs.sites)
 
 
-def open_by_hand(
-    costs: Costs, bids: torch.Tensor, closed: torch.Tensor, spending: float, groups
+def open_in_reference(
+    costs: Costs, importance: torch.Tensor, closed: torch.Tensor, macs_allowance: float, groups
 ) -> torch.Tensor:
-    """One open unit after the other is closed, lowest bid first; the nearest share wins."""
+    """One open unit after the other is closed, least important first; the nearest share wins."""
     opened = ~closed
-    spared = {max((u for u in group.tolist() if opened[u]), key=lambda unit: bids[unit]) for group in groups}
-    rest = [unit for unit in bids.argsort().tolist() if opened[unit] and unit not in spared]
-    goal = min(TARGET, spending)
-    while rest and share_of(costs, opened) > spending:
+    spared = {
+        max((u for u in group.tolist() if opened[u]), key=lambda unit: importance[unit]) for group in groups
+    }
+    rest = [unit for unit in importance.argsort().tolist() if opened[unit] and unit not in spared]
+    goal = min(TARGET, macs_allowance)
+    while rest and share_of(costs, opened) > macs_allowance:
         after = {}
         for unit in rest:
             opened[unit] = False
             after[unit] = share_of(costs, opened)
             opened[unit] = True
         chosen = rest[0]
-        if after[chosen] < goal - 0.01:  # the last one, and too dear
-            anyone = [u for u in bids.argsort().tolist() if opened[u] and not alone(u, opened, groups)]
+        if after[chosen] < goal - 0.01:  # the last one, and too expensive
+            anyone = [u for u in importance.argsort().tolist() if opened[u] and not alone(u, opened, groups)]
             for unit in anyone:
                 opened[unit] = False
                 after[unit] = share_of(costs, opened)
                 opened[unit] = True
             fitting = [unit for unit in anyone if abs(after[unit] - goal) <= 0.01]
             chosen = fitting[0] if fitting else min(anyone, key=lambda unit: abs(after[unit] - goal))
-        if spending - after[chosen] > share_of(costs, opened) - spending:
+        if macs_allowance - after[chosen] > share_of(costs, opened) - macs_allowance:
             break
         opened[chosen] = False
         rest = [unit for unit in rest if unit != chosen]

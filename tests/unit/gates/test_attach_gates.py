@@ -120,7 +120,7 @@ def test_open_gates_on_branches_of_other_families_change_nothing_and_the_loss_re
 def test_a_branch_is_what_its_module_returns_times_the_decisions(inner):
     class Says(Gate):
         def forward(self, x):
-            return x, x, self.keep(decisions, decisions)
+            return x, x, decisions
 
     decisions = torch.tensor([[1.0], [0.0], [1.0]], requires_grad=True)
     wrapper = GatedBranch(inner, Says(), Site("s", "layer", 1))

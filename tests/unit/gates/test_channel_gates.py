@@ -57,7 +57,7 @@ def test_gated_channels_are_the_plain_product_in_output_and_gradient(dense_layer
     theirs, x, upstream = copy.deepcopy(ours), maps(SHAPE, layout), torch.randn(SHAPE, dtype=torch.float64)
     expected = results(lambda x: plain(theirs, x), theirs, x, upstream)
     same(results(ours, ours, x, upstream), expected, 1e-11)
-    assert 0.1 < ours.gate.take_decisions()[0].mean() < 0.9
+    assert 0.1 < ours.gate.pop_decisions()[0].mean() < 0.9
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -81,7 +81,7 @@ def test_open_channels_behind_the_last_norm_may_be_added_to_in_place(dense_layer
     theirs, x, upstream = copy.deepcopy(ours), maps(SHAPE, "NCHW"), torch.randn(SHAPE, dtype=torch.float64)
     expected = results(lambda x: plain(theirs, x) + x, theirs, x, upstream)
     same(results(lambda x: ours(x).add_(x), ours, x, upstream), expected, 1e-11)
-    assert ours.gate.take_decisions()[0].min() == 1
+    assert ours.gate.pop_decisions()[0].min() == 1
 
 
 @pytest.mark.parametrize("position", ["before", "between", "after"])
@@ -119,7 +119,7 @@ def test_every_channel_has_a_decision_of_its_own_for_every_sample(dense_layers):
     gated = undecided(gated)
     gated(images(32))
     for (_, module), site in zip(gated_modules(gated), sites(gated), strict=True):
-        decisions, logits = module.gate.take_decisions()
+        decisions, logits = module.gate.pop_decisions()
         assert decisions.shape == logits.shape == (32, site.units)
         assert 0.2 < decisions.mean() < 0.8
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from unit_helpers import gated_resnet, images, undecided
 
 from dist_prune import activation, attach_gates, build_model, distributed, gate_means, polarization
+from dist_prune.gates.gate import Gate
 from dist_prune.gates.insertion import gated_modules
-from dist_prune.gates.means import AsyncGateMeans, LocalGates, MeanAccumulator, gates_of, local_gates
+from dist_prune.gates.means import MeanAccumulator, gates_of, sum_decisions
 
 
 def test_means_are_those_of_the_decisions_of_all_samples():
@@ -45,7 +46,7 @@ def test_the_gradient_is_that_of_the_mean_over_samples():
     gated(x)
     (gate_means(gated).values * torch.arange(1.0, 4)).sum().backward()
     twin(x)
-    decisions = [wrapper.gate.take_decisions()[0] for _, wrapper in gated_modules(twin)]
+    decisions = [wrapper.gate.pop_decisions()[0] for _, wrapper in gated_modules(twin)]
     sum(weight * d.mean() for weight, d in zip((1.0, 2.0, 3.0), decisions, strict=True)).backward()
     for (name, ours), theirs in zip(gated.named_parameters(), twin.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None), name
@@ -112,22 +113,30 @@ def test_a_thousand_samples_are_counted_exactly_under_bf16(weights):
     gated = attach_gates(build_model("resnet8", num_classes=10, width=4)).to(weights).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=weights is torch.float32):
         gated(images(1001, 4, dtype=weights))
-    sums, logits, samples, sizes = local_gates(gated)
+    sums, logits, samples = sum_decisions(gates_of(gated))
     assert samples == 1001
     assert sums.dtype == torch.float32
     assert sums.tolist() == [1001.0] * 3
-    assert (logits.dtype, logits.shape, sizes) == (torch.float32, (3,), (1, 1, 1))
+    assert (logits.dtype, logits.shape) == (torch.float32, (3,))
 
 
 def add(window, decisions, *scalars):
     """Add decisions (B, units) to a window, as the forward pass of a micro-batch would."""
-    local = LocalGates(decisions.sum(0), decisions.detach().sum(0), len(decisions), (decisions.shape[1],))
-    return window.add(local, window.begin(local, torch.tensor(scalars)).wait())
+    (gate,) = window._gates.values()
+    with window.collect(len(decisions), torch.tensor(scalars)):
+        gate.record(decisions, decisions)
+    return window.wait()
+
+
+def window_of_one_gate(units):
+    gate = Gate()
+    gate.units = units
+    return MeanAccumulator({"layer": gate})
 
 
 def window_of(batches, loss):
     """Mean values after each micro-batch, and the gradient of the window as an engine averages it."""
-    window, values, gradients = MeanAccumulator(), [], []
+    window, values, gradients = window_of_one_gate(batches[0].shape[1]), [], []
     for decisions in batches:
         logits = decisions.clone().requires_grad_()
         means = add(window, logits).values
@@ -166,7 +175,7 @@ def test_unequal_micro_batches_give_the_mean_over_everything_so_far(batches):
 
 
 def test_the_gradient_goes_through_the_current_micro_batch():
-    window = MeanAccumulator()
+    window = window_of_one_gate(2)
     first = torch.ones(4, 2, requires_grad=True)
     second = torch.zeros(12, 2, requires_grad=True)
     add(window, first)
@@ -178,7 +187,7 @@ def test_the_gradient_goes_through_the_current_micro_batch():
 
 
 def test_scalars_and_counts_of_a_window_add_up():
-    window = MeanAccumulator()
+    window = window_of_one_gate(3)
     add(window, torch.zeros(4, 3), 7.0, 8.0)
     assert window.scalars.tolist() == [7, 8]
     add(window, torch.zeros(6, 3), 1.0, 2.0)
@@ -187,10 +196,10 @@ def test_scalars_and_counts_of_a_window_add_up():
 
 
 def test_a_network_without_gates_has_a_window_of_nothing_but_scalars():
-    window = MeanAccumulator()
-    with AsyncGateMeans(window, {}, 4, torch.tensor([3.0])) as upcoming:
+    window = MeanAccumulator({})
+    with window.collect(4, torch.tensor([3.0])):
         pass
-    means = upcoming.wait()
+    means = window.wait()
     assert means.values.shape == means.logits.shape == (0,)
     assert (float(window.samples), window.scalars.tolist()) == (4, [3])
 
@@ -199,13 +208,10 @@ def test_a_network_without_gates_has_a_window_of_nothing_but_scalars():
 def order(monkeypatch):
     """What happens, in its order: here, each all-reduce that is begun."""
     happened = []
-
-    class Noted(distributed.AsyncAllReduce):
-        def __init__(self, tensor):
-            happened.append("all-reduce")
-            super().__init__(tensor)
-
-    monkeypatch.setattr(distributed, "AsyncAllReduce", Noted)
+    start = distributed.start_all_reduce
+    monkeypatch.setattr(
+        distributed, "start_all_reduce", lambda tensor: happened.append("all-reduce") or start(tensor)
+    )
     return happened
 
 
@@ -217,17 +223,17 @@ def note(order, module, name):
 def test_the_all_reduce_begins_when_the_last_gate_has_decided_or_if_asked_after_the_forward_pass(
     order, early
 ):
-    gated, window, x = gated_resnet(8).train(), MeanAccumulator(), images(16)
+    gated, x = gated_resnet(8).train(), images(16)
+    window = MeanAccumulator(gates_of(gated))
     *_, (_, last) = gated_modules(gated)
     note(order, last.gate, "last gate")
     note(order, last.inner.conv1, "last block")
     order.clear()
     twin = copy.deepcopy(gated)
-    with AsyncGateMeans(window, gates_of(gated), 16, torch.tensor([5.0]), early) as upcoming:
+    with window.collect(16, torch.tensor([5.0]), early):
         gated(x)
-    assert order == (["last gate", "all-reduce", "last block"] if early else ["last gate", "last block"])
-    means = upcoming.wait()
-    assert order.count("all-reduce") == 1
+    assert order == ["last gate", *(["all-reduce", "last block"] if early else ["last block", "all-reduce"])]
+    means = window.wait()
     twin(x)
     assert torch.equal(means.values, gate_means(twin).values)
     assert means.sizes == (1,) * 3
@@ -238,19 +244,19 @@ def test_the_all_reduce_begins_when_the_last_gate_has_decided_or_if_asked_after_
 def test_without_gates_the_all_reduce_begins_before_the_forward_pass(order):
     plain = build_model("resnet8", num_classes=10, width=4)
     note(order, plain, "network")
-    with AsyncGateMeans(MeanAccumulator(), {}, 4, torch.tensor([5.0])) as upcoming:
+    with MeanAccumulator({}).collect(4, torch.tensor([5.0])):
         plain(images(4, 4))
-    upcoming.wait()
     assert order == ["all-reduce", "network"]
 
 
 def test_a_gate_that_the_forward_pass_left_out_is_named_and_nothing_is_left_behind():
     gated = gated_resnet(8)
     first, _ = next(gated_modules(gated))
-    with AsyncGateMeans(MeanAccumulator(), gates_of(gated), 4, torch.empty(0)) as upcoming:
+    with (
+        pytest.raises(RuntimeError, match="saw none"),
+        MeanAccumulator(gates_of(gated)).collect(4, torch.empty(0)),
+    ):
         gated.get_submodule(first)(torch.randn(4, 8, 8, 8))
-    with pytest.raises(RuntimeError, match="saw none"):
-        upcoming.wait()
     gated(images(4))
     gate_means(gated)
 

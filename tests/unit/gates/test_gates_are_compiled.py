@@ -26,7 +26,7 @@ def gated(kind, head):
     model = shaken(build_model("resnet8", num_classes=10, width=4))  # so that branches matter
     attach_gates(model, kind=kind, head=head, input_shape=(3, 16, 16), open_bias=0.0)
     for gate in gating_modules(model):
-        gate.exploration = 0.5
+        gate.random_drop = 0.5
     return model.train()
 
 
@@ -39,7 +39,7 @@ def steps(model, images, moments=True):
         model.zero_grad()
         logits = model(images)
         logits.square().mean().backward()
-        decisions = [gate.gate.take_decisions()[0].detach() for _, gate in gated_modules(model)]
+        decisions = [gate.gate.pop_decisions()[0].detach() for _, gate in gated_modules(model)]
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         found.append([logits.detach(), *decisions, *gradients])
     return found
@@ -73,8 +73,8 @@ def test_a_loop_that_sets_no_moment_is_compiled_once_as_well():
 def test_the_noise_of_compiled_gates_is_to_the_last_bit_that_of_all_others():
     compiled = torch.compile(logistic_noise, fullgraph=True)
     for step in range(3):
-        moment, like = NoiseKey(7, step, 5), torch.empty(6, 4)
-        assert torch.equal(compiled(moment, 2, like), logistic_noise(moment, 2, like))
+        noise_key, like = NoiseKey(7, step, 5), torch.empty(6, 4)
+        assert torch.equal(compiled(noise_key, 2, like), logistic_noise(noise_key, 2, like))
 
 
 def test_a_freezer_that_does_not_freeze_knows_what_is_decided_and_leaves_the_graph_as_it_is():

@@ -125,9 +125,9 @@ def test_tokens_are_averaged_like_pixels():
     gate = shaken(GatingModule(CHANNELS, open_bias=None)).double().eval()
     x = maps(8)
     gate(x)
-    as_map = gate.take_decisions()
+    as_map = gate.pop_decisions()
     gate(x.flatten(2).transpose(1, 2))
-    as_tokens = gate.take_decisions()
+    as_tokens = gate.pop_decisions()
     torch.testing.assert_close(as_tokens, as_map, rtol=1e-12, atol=1e-13)
 
 
@@ -135,7 +135,7 @@ def test_tokens_are_averaged_like_pixels():
 def test_without_feedback_a_gate_decides_alike_and_learns_but_its_map_does_not(dense_layers, units, flatten):
     gate = shaken(gate_of(dense_layers, units, flatten, open_bias=0.1)).double().train()
     deaf = copy.deepcopy(gate)
-    deaf.feedback = False
+    deaf.backprop_to_input = False
     results = []
     for module in (gate, deaf):
         x = maps(8, seed=1).requires_grad_()
@@ -151,12 +151,12 @@ def test_without_feedback_a_gate_decides_alike_and_learns_but_its_map_does_not(d
 @FORM
 def test_sensitivity_scales_what_the_last_dense_layer_reads(dense_layers, units, flatten):
     gate = gate_of(dense_layers, units, flatten, open_bias=None).double().eval()
-    gate.sensitivity.fill_(0.25)
+    gate.logit_scale.fill_(0.25)
     x = maps(8)
     expected = table_1(gate)
     expected[-1].weight.data *= 0.25
     gate(x)
-    torch.testing.assert_close(gate.take_decisions()[1], expected(x).detach(), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(gate.pop_decisions()[1], expected(x).detach(), rtol=1e-11, atol=1e-12)
 
 
 def test_a_unit_opens_exactly_where_its_logit_exceeds_its_threshold():
@@ -165,23 +165,23 @@ def test_a_unit_opens_exactly_where_its_logit_exceeds_its_threshold():
     nn.init.zeros_(gate.last.bias)
     gate.threshold.copy_(torch.tensor([-0.75, 0.25, 10.0]))
     above = torch.nextafter(gate.threshold, torch.tensor(99.0))
-    for reach in (1.0, 40.0):
-        gate.reach.fill_(reach)
+    for ste_window in (1.0, 40.0):
+        gate.ste_window.fill_(ste_window)
         for logits, decision in ((gate.threshold, 0), (above, 1), (gate.threshold - 5, 0), (above + 5, 1)):
             _, _, decisions = gate(logits.view(1, 3, 1, 1))
-            assert decisions.tolist() == [[decision] * 3], (reach, logits)
+            assert decisions.tolist() == [[decision] * 3], (ste_window, logits)
 
 
-@pytest.mark.parametrize("reach", [1.0, 4.0])
-def test_the_gradient_passes_within_reach_of_the_threshold(reach):
+@pytest.mark.parametrize("ste_window", [1.0, 4.0])
+def test_the_gradient_passes_within_reach_of_the_threshold(ste_window):
     gate = GatingModule(1, dense_layers=1)
     nn.init.eye_(gate.last.weight)
     nn.init.zeros_(gate.last.bias)
     gate.threshold.fill_(2.0)
-    gate.reach.fill_(reach)
-    x = (2 + reach * torch.tensor([-1.25, -1.0, 0.0, 1.0, 1.25])).view(-1, 1, 1, 1).requires_grad_()
+    gate.ste_window.fill_(ste_window)
+    x = (2 + ste_window * torch.tensor([-1.25, -1.0, 0.0, 1.0, 1.25])).view(-1, 1, 1, 1).requires_grad_()
     gate(x)[2].sum().backward()
-    assert x.grad.flatten().tolist() == [0, 1 / reach, 1 / reach, 1 / reach, 0]
+    assert x.grad.flatten().tolist() == [0, 1 / ste_window, 1 / ste_window, 1 / ste_window, 0]
 
 
 def test_decides_in_full_precision_under_autocast():
@@ -195,24 +195,24 @@ def test_decides_in_full_precision_under_autocast():
 def test_hands_its_input_through_and_its_decisions_over_once_with_their_logits():
     gate = GatingModule(8, 5, open_bias=0.0).train()
     x = torch.randn(4, 8, 3, 3)
-    assert gate.take_decisions() is None
+    assert gate.pop_decisions() is None
     first, second, decisions = gate(x)
     assert torch.equal(first, x)
     assert torch.equal(second, x)
-    kept, logits = gate.take_decisions()
+    kept, logits = gate.pop_decisions()
     assert kept is decisions
     assert not logits.requires_grad
     torch.testing.assert_close(logits, table_1(gate)(x).detach(), rtol=1e-5, atol=1e-6)
     assert torch.equal(decisions, (logits > 0).float())
-    assert gate.take_decisions() is None
+    assert gate.pop_decisions() is None
 
 
 def test_a_copy_in_the_middle_of_a_step_brings_no_decisions_along():
     gate = GatingModule(8)
     gate(torch.randn(4, 8, 3, 3))
     twin = copy.deepcopy(gate)
-    assert twin.take_decisions() is None
-    assert gate.take_decisions() is not None
+    assert twin.pop_decisions() is None
+    assert gate.pop_decisions() is not None
     assert torch.equal(twin.body[0].weight, gate.body[0].weight)
 
 
@@ -220,10 +220,10 @@ def test_thresholds_are_saved_with_the_weights():
     """A resumed run goes on with them, and evaluation decides as training did."""
     gate, other = GatingModule(8, 3), GatingModule(8, 3)
     gate.threshold.copy_(torch.tensor([0.5, -2.0, 3.0]))
-    gate.reach.fill_(6.0)
+    gate.ste_window.fill_(6.0)
     other.load_state_dict(gate.state_dict())
     assert other.threshold.tolist() == [0.5, -2.0, 3.0]
-    assert other.reach.item() == 6.0
+    assert other.ste_window.item() == 6.0
 
 
 def test_a_fixed_gate_decides_alike_for_every_sample_and_is_not_saved():
@@ -234,5 +234,5 @@ def test_a_fixed_gate_decides_alike_for_every_sample_and_is_not_saved():
     assert first is x
     assert second is x
     assert torch.equal(decisions, torch.tensor([[1.0, 0.0, 1.0]], dtype=torch.float64).repeat(5, 1))
-    assert torch.equal(gate.take_decisions()[0], decisions)
+    assert torch.equal(gate.pop_decisions()[0], decisions)
     assert gate.state_dict() == {}

@@ -23,7 +23,7 @@ def exploring(kind: str = "layer", head: str = "ste") -> nn.Module:
     torch.manual_seed(0)
     model = attach_gates(build_model("resnet8", num_classes=10, width=8), kind, head=head, open_bias=0.0)
     for gate in gating_modules(model):
-        gate.exploration = 0.5
+        gate.random_drop = 0.5
         nn.init.normal_(gate.last.weight)
     return model.double()
 
@@ -124,7 +124,7 @@ def test_a_batch_of_one_sample_trains(dense_layers):
     gate = GatingModule(4, 2).train()
     one = images(1, channels=4)
     gate(one)
-    in_training = gate.take_decisions()[1]
+    in_training = gate.pop_decisions()[1]
     gate.eval()(one)
-    torch.testing.assert_close(in_training, gate.take_decisions()[1])
+    torch.testing.assert_close(in_training, gate.pop_decisions()[1])
     assert all(m.training for m in gate.train().body)

@@ -111,7 +111,7 @@ def test_without_a_budget_polarization_has_the_papers_weight_of_one_where_none_i
 
 
 def test_a_budget_brings_a_polarization_of_its_own_once_its_target_is_met():
-    phase = only_phase(task(target_macs=0.5, budget=BudgetConfig(end=0.5, settled=0.75)))
+    phase = only_phase(task(target_macs=0.5, budget=BudgetConfig(prune_end=0.5, polarize_end=0.75)))
     undecided(phase.module)
     assert phase.loss_terms(step_at(phase, 0.5 * 3)) == {}
     step = step_at(phase, 0.6 * 3)
@@ -144,7 +144,7 @@ def test_without_a_budget_every_gate_keeps_the_papers_threshold_of_zero():
 @pytest.mark.parametrize(("target", "expected"), [(None, (True, 1.0)), (0.5, (False, 0.1))])
 def test_under_a_budget_gates_learn_beside_the_network(target, expected):
     module = only_phase(task(target_macs=target)).module
-    seen = {(w.gate.feedback, round(w.gate.sensitivity.item(), 6)) for _, w in gated_modules(module)}
+    seen = {(w.gate.backprop_to_input, round(w.gate.logit_scale.item(), 6)) for _, w in gated_modules(module)}
     assert seen == {expected}
 
 
@@ -257,7 +257,7 @@ def test_the_papers_form_of_gates_is_one_setting_away_with_or_without_a_budget(t
         )
         module = next(METHODS["consensus"](Task(recipe, 10, (3, 16, 16))).phases()).module
         found = next(gated_modules(module))[1].gate
-        return found.last.bias.item(), found.feedback, round(found.sensitivity.item(), 6)
+        return found.last.bias.item(), found.backprop_to_input, round(found.logit_scale.item(), 6)
 
     paper, budget = (1.0, True, 1.0), (0.0, False, 0.1)
     assert gate() == (paper if target is None else budget)

@@ -162,11 +162,11 @@ def test_the_data_is_read_once_and_again_only_where_the_copies_do_not_fit(monkey
         reads.append(1)
         return batches()
 
-    at_once = measure_naive(model, counted, SHAPE, [0.3, 0.6], [0, 1])
+    measured = measure_naive(model, counted, SHAPE, [0.3, 0.6], [0, 1])
     assert len(reads) == 1
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     monkeypatch.setattr(naive, "COPIES_BYTES", 3 * size)
-    assert measure_naive(model, counted, SHAPE, [0.3, 0.6], [0, 1]) == at_once
+    assert measure_naive(model, counted, SHAPE, [0.3, 0.6], [0, 1]) == measured
     assert len(reads) == 1 + 3  # eight variants, three at a time
 
 

@@ -261,4 +261,4 @@ def test_no_sample_at_all_is_refused():
 def test_decisions_of_training_steps_do_not_leak_into_the_next_step():
     gated = gated_resnet(8)
     consensus_mask(gated, [images()])
-    assert all(wrapper.gate.take_decisions() is None for _, wrapper in gated_modules(gated))
+    assert all(wrapper.gate.pop_decisions() is None for _, wrapper in gated_modules(gated))

@@ -1,5 +1,5 @@
-// What a gating module in training makes of the features that it reads (modules.py: Linear, BatchNorm1d, ReLU, Linear,
-// straight-through head, exploration), as one operation that knows its own gradient. The arithmetic is next to nothing:
+// A gating module in training from features to decisions (modules.py: Linear, BatchNorm1d, ReLU, Linear,
+// straight-through head, random drop), as one operation that knows its own gradient. The arithmetic is next to nothing:
 // a dozen of torch's operations cost ten times as much, and every gated block has them.
 #pragma once
 #include <torch/extension.h>
@@ -75,19 +75,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize_backward(at::Tensor& gr
   return {of_weight, of_bias, of_input};
 }
 
-// Equations 4 and 5 of arXiv 2302.10798 for x = (logit - threshold) / reach, logits (B, units), thresholds (units,):
+// Equations 4 and 5 of arXiv 2302.10798 for x = (logit - threshold) / window, logits (B, units), thresholds (units,):
 // decisions, and what their gradient is multiplied with to be that of the logits.
 std::tuple<at::Tensor, at::Tensor> straight_through(const at::Tensor& logits, const at::Tensor& threshold,
-                                                    float reach) {
+                                                    float window) {
   const at::Tensor decisions = at::empty_like(logits), passes = at::empty_like(logits);
   const int64_t batch = logits.size(0), units = logits.size(1);
   const float *logit = logits.data_ptr<float>(), *least = threshold.data_ptr<float>();
   float *open = decisions.data_ptr<float>(), *factor = passes.data_ptr<float>();
   for (int64_t n = 0; n < batch; ++n) {
     for (int64_t u = 0, i = n * units; u < units; ++u, ++i) {
-      const float x = (logit[i] - least[u]) / reach;
+      const float x = (logit[i] - least[u]) / window;
       open[i] = x > 0 ? 1.0f : 0.0f;
-      factor[i] = std::abs(x) <= 1 ? 1 / reach : 0.0f;
+      factor[i] = std::abs(x) <= 1 ? 1 / window : 0.0f;
     }
   }
   return {decisions, passes};
@@ -102,14 +102,14 @@ float uniform(uint64_t counter, uint64_t key) {
   return static_cast<float>((static_cast<double>(x >> 11) + 0.5) * 0x1p-53);
 }
 
-// exploration.py: in a share of the samples, units are closed at random, (B, units), as noise.py draws it for a key.
-// Returns decisions without these, and 1 where one was closed.
-std::tuple<at::Tensor, at::Tensor> explore(const at::Tensor& decisions, float share, uint64_t key,
+// random_drop.py: in a share of the samples, units are dropped at random, (B, units), as noise.py draws it for a key.
+// Returns decisions without the dropped units, and 1 where a unit was dropped.
+std::tuple<at::Tensor, at::Tensor> drop_units(const at::Tensor& decisions, float share, uint64_t key,
                                            uint64_t first_sample) {
-  const at::Tensor obeyed = at::empty_like(decisions), closed = at::empty_like(decisions);
+  const at::Tensor applied = at::empty_like(decisions), dropped = at::empty_like(decisions);
   const int64_t batch = decisions.size(0), units = decisions.size(1);
   const float* open = decisions.data_ptr<float>();
-  float *left = obeyed.data_ptr<float>(), *gone = closed.data_ptr<float>();
+  float *left = applied.data_ptr<float>(), *gone = dropped.data_ptr<float>();
   for (int64_t n = 0; n < batch; ++n) {
     const uint64_t counter = (first_sample + n) * (units + 2);
     const bool chosen = uniform(counter, key) < share;
@@ -119,7 +119,7 @@ std::tuple<at::Tensor, at::Tensor> explore(const at::Tensor& decisions, float sh
       left[i] = open[i] * (1 - gone[i]);
     }
   }
-  return {obeyed, closed};
+  return {applied, dropped};
 }
 
 // Everything here reads memory as it lies.
@@ -130,31 +130,31 @@ void expect(const at::Tensor& given, const char* name, int64_t size, at::ScalarT
 }
 
 struct Decide : torch::autograd::Function<Decide> {
-  // Decisions, logits, and with exploration the decisions to be obeyed.
+  // Decisions, logits, and with random drop the decisions that are applied.
   static variable_list forward(AutogradContext* ctx, const at::Tensor& features, const at::Tensor& first_weight,
                                const at::Tensor& first_bias, const at::Tensor& norm_weight, const at::Tensor& norm_bias,
                                const at::Tensor& last_weight, const at::Tensor& last_bias,
                                const at::Tensor& running_mean, const at::Tensor& running_var,
-                               const at::Tensor& batches, const at::Tensor& threshold, const at::Tensor& reach,
-                               const at::Tensor& sensitivity, double momentum, double eps, double exploration,
+                               const at::Tensor& batches, const at::Tensor& threshold, const at::Tensor& ste_window,
+                               const at::Tensor& logit_scale, double momentum, double eps, double random_drop,
                                int64_t key, int64_t first_sample) {
     ctx->set_materialize_grads(false);
     at::AutoDispatchBelowAutograd plain;
-    const double scale = *sensitivity.data_ptr<float>();
+    const double scale = *logit_scale.data_ptr<float>();
     at::Tensor normal = at::addmm(first_bias, features, first_weight.t());
     const auto [hidden, inverse] = normalize(normal, norm_weight, norm_bias, running_mean, running_var, momentum, eps);
     *batches.data_ptr<int64_t>() += 1;
     const at::Tensor logits = at::addmm(last_bias, hidden, last_weight.t(), 1, scale);
-    const auto [decisions, passes] = straight_through(logits, threshold, *reach.data_ptr<float>());
+    const auto [decisions, passes] = straight_through(logits, threshold, *ste_window.data_ptr<float>());
     variable_list out = {decisions, logits};
-    at::Tensor closed;
-    if (exploration > 0) {
+    at::Tensor dropped;
+    if (random_drop > 0) {
       out.emplace_back();
-      std::tie(out[2], closed) = explore(decisions, static_cast<float>(exploration), key, first_sample);
+      std::tie(out[2], dropped) = drop_units(decisions, static_cast<float>(random_drop), key, first_sample);
     }
     ctx->saved_data["scale"] = scale;
-    ctx->saved_data["feedback"] = features.requires_grad();
-    ctx->save_for_backward({first_weight, norm_weight, last_weight, features, normal, inverse, hidden, passes, closed});
+    ctx->saved_data["backprop_to_input"] = features.requires_grad();
+    ctx->save_for_backward({first_weight, norm_weight, last_weight, features, normal, inverse, hidden, passes, dropped});
     ctx->mark_non_differentiable({logits});
     return out;
   }
@@ -165,10 +165,10 @@ struct Decide : torch::autograd::Function<Decide> {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &first_weight = saved[0], &norm_weight = saved[1], &last_weight = saved[2], &features = saved[3];
     const at::Tensor &normal = saved[4], &inverse = saved[5], &hidden = saved[6];
-    const at::Tensor &passes = saved[7], &closed = saved[8];
+    const at::Tensor &passes = saved[7], &dropped = saved[8];
     at::Tensor decision_grad = grads[0];
-    if (closed.defined() && grads[2].defined()) {  // where it is closed, a unit learns what bringing it back does
-      const at::Tensor learned = grads[2] * closed;
+    if (dropped.defined() && grads[2].defined()) {  // a dropped unit learns what bringing it back does
+      const at::Tensor learned = grads[2] * dropped;
       decision_grad = decision_grad.defined() ? decision_grad + learned : learned;
     }
     variable_list back(18);
@@ -177,7 +177,7 @@ struct Decide : torch::autograd::Function<Decide> {
     const at::Tensor logit_grad = decision_grad * passes;
     at::Tensor grad = logit_grad.mm(last_weight).mul_(scale);
     std::tie(back[3], back[4], back[2]) = normalize_backward(grad, hidden, normal, inverse, norm_weight);
-    if (ctx->saved_data["feedback"].toBool()) back[0] = grad.mm(first_weight);
+    if (ctx->saved_data["backprop_to_input"].toBool()) back[0] = grad.mm(first_weight);
     back[1] = grad.t().mm(features);
     back[5] = logit_grad.t().mm(hidden).mul_(scale);
     back[6] = logit_grad.sum(0);
@@ -187,14 +187,14 @@ struct Decide : torch::autograd::Function<Decide> {
 
 }  // namespace
 
-// features: (B, F), fp32, B above 1 -> (B, units): decisions to be obeyed (with exploration), its own, and logits. The
+// features: (B, F), fp32, B above 1 -> (B, units): decisions that are applied (with random drop), its own, and logits. The
 // norm's statistics follow in place.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> decide(
     const at::Tensor& features, const at::Tensor& first_weight, const at::Tensor& first_bias,
     const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& last_weight,
     const at::Tensor& last_bias, const at::Tensor& running_mean, const at::Tensor& running_var,
-    const at::Tensor& batches, const at::Tensor& threshold, const at::Tensor& reach, const at::Tensor& sensitivity,
-    double momentum, double eps, double exploration, int64_t key, int64_t first_sample) {
+    const at::Tensor& batches, const at::Tensor& threshold, const at::Tensor& ste_window, const at::Tensor& logit_scale,
+    double momentum, double eps, double random_drop, int64_t key, int64_t first_sample) {
   const int64_t width = first_weight.size(0), units = last_weight.size(0);
   expect(first_bias, "bias of the first layer", width);
   expect(norm_weight, "weight of the norm", width);
@@ -204,10 +204,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> decide(
   expect(batches, "count of batches", 1, at::kLong);
   expect(last_bias, "bias of the last layer", units);
   expect(threshold, "thresholds", units);
-  expect(reach, "reach", 1);
-  expect(sensitivity, "sensitivity", 1);
+  expect(ste_window, "straight-through window", 1);
+  expect(logit_scale, "logit scale", 1);
   const variable_list out = Decide::apply(features, first_weight, first_bias, norm_weight, norm_bias, last_weight,
-                                          last_bias, running_mean, running_var, batches, threshold, reach, sensitivity,
-                                          momentum, eps, exploration, key, first_sample);
+                                          last_bias, running_mean, running_var, batches, threshold, ste_window, logit_scale,
+                                          momentum, eps, random_drop, key, first_sample);
   return {out.size() > 2 ? out[2] : out[0], out[0], out[1]};
 }

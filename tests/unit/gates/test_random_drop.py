@@ -5,17 +5,17 @@ import torch.nn.functional as F
 from unit_helpers import images
 
 from dist_prune import attach_gates, build_model
-from dist_prune.gates.exploration import explored
 from dist_prune.gates.insertion import gated_modules
 from dist_prune.gates.means import gate_means
 from dist_prune.gates.noise import NoiseKey
+from dist_prune.gates.random_drop import random_drop
 
-MOMENT = NoiseKey(seed=1, step=5, first_sample=0)
+NOISE_KEY = NoiseKey(seed=1, step=5, first_sample=0)
 
 
 def test_in_a_share_of_the_samples_a_part_of_the_units_is_closed_that_is_drawn_evenly():
     samples, units, share = 20_000, 64, 0.3
-    closed = 1 - explored(torch.ones(samples, units), share, MOMENT, gate=2)
+    closed = 1 - random_drop(torch.ones(samples, units), share, NOISE_KEY, gate=2)
     part = closed.mean(1)
     untouched = (part == 0).float().mean().item()
     # of the chosen samples, 1 in 65 draws no unit at all
@@ -27,14 +27,16 @@ def test_in_a_share_of_the_samples_a_part_of_the_units_is_closed_that_is_drawn_e
 
 
 def test_draws_differ_between_seeds_steps_and_gates():
-    seen = explored(torch.ones(64, 8), 0.5, MOMENT, gate=2)
-    for other, gate in ((NoiseKey(2, 5, 0), 2), (NoiseKey(1, 6, 0), 2), (MOMENT, 3)):
-        assert not torch.equal(seen, explored(torch.ones(64, 8), 0.5, other, gate))
+    seen = random_drop(torch.ones(64, 8), 0.5, NOISE_KEY, gate=2)
+    for other, gate in ((NoiseKey(2, 5, 0), 2), (NoiseKey(1, 6, 0), 2), (NOISE_KEY, 3)):
+        assert not torch.equal(seen, random_drop(torch.ones(64, 8), 0.5, other, gate))
 
 
 def test_a_sample_draws_the_same_however_the_batch_is_dealt_to_ranks():
-    whole = explored(torch.ones(16, 4), 0.8, MOMENT, gate=0)
-    parts = [explored(torch.ones(n, 4), 0.8, NoiseKey(1, 5, first), gate=0) for first, n in ((0, 6), (6, 10))]
+    whole = random_drop(torch.ones(16, 4), 0.8, NOISE_KEY, gate=0)
+    parts = [
+        random_drop(torch.ones(n, 4), 0.8, NoiseKey(1, 5, first), gate=0) for first, n in ((0, 6), (6, 10))
+    ]
     assert torch.equal(whole, torch.cat(parts))
 
 
@@ -42,18 +44,18 @@ def test_the_gradient_is_that_of_bringing_a_closed_unit_back():
     """Of (kept + g * branch - target)^2 / 2 at g = 0, though the gate said 1."""
     kept, branch, target = torch.randn(3, 64, 1, dtype=torch.float64)
     decisions = torch.ones(64, 1, dtype=torch.float64, requires_grad=True)
-    gate = explored(decisions, 1.0, MOMENT, gate=0)
+    gate = random_drop(decisions, 1.0, NOISE_KEY, gate=0)
     ((kept + gate * branch - target) ** 2 / 2).sum().backward()
     expected = torch.where(gate == 0, (kept - target) * branch, 0)
     assert torch.allclose(decisions.grad, expected.detach())
     assert 0 < (gate == 0).sum() < 64
 
 
-def explored_network(exploration: float):
+def explored_network(random_drop: float):
     torch.manual_seed(0)
     model = attach_gates(build_model("resnet8", num_classes=10), "layer")
     for _, gated in gated_modules(model):
-        gated.gate.exploration = exploration
+        gated.gate.random_drop = random_drop
     return model
 
 

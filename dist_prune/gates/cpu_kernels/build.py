@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels of ``native/``, on request and once for each kind of processor.
+"""Compile the C++ kernels of this folder, on request and once for each kind of processor.
 
 Without them everything works by torch's own operations, only slower (benchmarks/step_time.py).
 """
@@ -20,30 +20,35 @@ _kernels: Any = None
 
 
 def compile_kernels() -> bool:
-    """Compile the kernels, or load what an earlier call compiled; about half a minute the first time.
+    """Compile the kernels, or load those that an earlier call has compiled; about half a minute the first time.
 
-    Needs a C++ compiler and ninja. Returns whether the kernels are there; warns in one line if not.
+    Needs a C++ compiler and ninja.
+
+    Returns:
+        True if the kernels are loaded; otherwise warns in one line.
     """
     global _kernels
     if _kernels is None:
+        # It imports setuptools, which programs without kernels do not need.
         from torch.utils.cpp_extension import load
 
         from dist_prune.runtime.compiling import outlast_killed_builds
 
         outlast_killed_builds()
-        source = Path(__file__).with_name("native") / "kernels.cpp"
+        source = Path(__file__).with_name("kernels.cpp")
         flags = ["-O3", "-march=native", "-fopenmp"]
         try:
             _kernels = load(f"dist_prune_kernels_{_build_of(source)}", [str(source)], extra_cflags=flags)
         except (RuntimeError, OSError, ImportError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            text = f"CPU kernels are not compiled ({reason[0]}); torch's operations serve"
+            # Kernels only save time, so training continues without them.
+            text = f"CPU kernels are not compiled ({reason[0]}); torch's operations are used"
             warnings.warn(text, DistPruneWarning, stacklevel=2)
     return _kernels is not None
 
 
 def kernels_for(*maps: Tensor) -> Any:
-    """The compiled kernels if they can take these (B, C, H, W) maps, else None."""
+    """Return the compiled kernels if they support these (B, C, H, W) maps, else None."""
     if _kernels is None:
         return None
     dtype = maps[0].dtype
@@ -55,22 +60,21 @@ def kernels_for(*maps: Tensor) -> Any:
 
 
 def kernels_for_features(features: Tensor) -> Any:
-    """The compiled kernels if they can take these features (B, F), else None."""
+    """Return the compiled kernels if they support these features (B, F), else None."""
     fits = features.dtype == torch.float32 and features.device.type == "cpu" and features.dim() == 2
     return _kernels if fits and not torch.compiler.is_compiling() else None
 
 
 def _build_of(source: Path) -> str:
-    """Tells builds apart: nodes that share a home folder must not share native code.
-
-    The path counts as well: two copies of the source under one name would be compiled anew at each other's start. So
-    does the text: where a change cannot be compiled, what was compiled before it must not be taken for it.
-    """
+    """Return a key of the build."""
+    # Nodes of different processors may share a home folder, but not native code.
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         flags = platform.processor()
+    # Path: two copies of the source under one name would be compiled anew at each other's start.
+    # Text: where a change does not compile, the build before it must not be loaded in its place.
     text = "".join(path.read_text() for path in sorted(source.parent.glob("*.[ch]*")))
     build = f"{platform.machine()} {flags} {torch.__version__} {source.resolve()} {text}"
     return hashlib.sha256(build.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-// The CPU kernels of gates, compiled on request (kernels.py).
+// The CPU kernels of gates, compiled on request (build.py).
 #include <torch/extension.h>
 
 #include "gating.h"

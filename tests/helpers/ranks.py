@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 # Ranks are forked from a process that has imported everything once: importing takes seconds, for each of them.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["dist_prune.training.run"])
+# The only such context of the tests: one process of pytest has one server, whichever test starts it.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["dist_prune.training.run"])
 
 
 def run_ranks(
@@ -29,10 +30,12 @@ def run_ranks(
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             **os.environ, "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         settings = (environment, folder, function, arguments)
-        ranks = [_context.Process(target=_rank, args=(r, *settings), daemon=True) for r in range(world_size)]
+        ranks = [
+            FORKSERVER.Process(target=_rank, args=(r, *settings), daemon=True) for r in range(world_size)
+        ]
         for process in ranks:
             process.start()
         try:
@@ -78,7 +81,8 @@ def _rank(
     os._exit(0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -8,48 +8,55 @@ from torch import nn
 from unit_helpers import images, maps, same, shaken
 
 from dist_prune import attach_gates, build_model, gate_means
-from dist_prune.gates.at_once import fused_gating
+from dist_prune.gates.cpu_kernels.fused_gating import fused_gating
 from dist_prune.gates.insertion import gated_modules
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import NoiseKey
 
 SHAPES = [(2, 3, 4, 4), (32, 16, 8, 8), (9, 33, 1, 1), (16, 200, 3, 5)]
-OUTPUTS = ("first", "second", "obeyed", "own")  # what a network may use of a gate
+OUTPUTS = ("first", "second", "applied", "decided")  # what a network may use of a gate
 
 
 def gating_module(channels: int, units: int = 1, **settings) -> GatingModule:
     torch.manual_seed(3)
     gate = shaken(GatingModule(channels, units, open_bias=None, number=2))
-    for name in ("threshold", "reach", "sensitivity"):
+    for name in ("threshold", "ste_window", "logit_scale"):
         getattr(gate, name).fill_(settings.pop(name, 0.0 if name == "threshold" else 1.0))
     for name, value in settings.items():
         setattr(gate, name, value)
-    gate.moment = NoiseKey(seed=1, step=70, first_sample=24)
+    gate.noise_key = NoiseKey(seed=1, step=70, first_sample=24)
     return gate
 
 
 def seen(gate: GatingModule, x: torch.Tensor, used: tuple[str, ...] = OUTPUTS) -> list[torch.Tensor]:
     """Decisions, logits, all gradients and the buffers after a step of training, in float64."""
     x = x.detach().requires_grad_()
-    first, second, obeyed = gate(x)
-    own, logits = gate.take_decisions()
-    outs = dict(zip(OUTPUTS, (first, second, obeyed, own), strict=True))
+    first, second, applied = gate(x)
+    decided, logits = gate.pop_decisions()
+    outs = dict(zip(OUTPUTS, (first, second, applied, decided), strict=True))
     torch.manual_seed(5)
     upstream = {name: torch.randn(out.shape).to(out.dtype) for name, out in outs.items()}
     torch.autograd.backward([outs[name] for name in used], [upstream[name] for name in used])
     gradients = [x.grad, *(parameter.grad for parameter in gate.parameters())]
-    values = [obeyed.detach(), own.detach(), logits, *gradients, *gate.buffers()]
+    values = [applied.detach(), decided.detach(), logits, *gradients, *gate.buffers()]
     return [torch.zeros(()) if value is None else value.double() for value in values]
 
 
-def at_once(gate: GatingModule, x: torch.Tensor) -> bool:
-    features = gate._features(x)[2].to(gate.last.weight.dtype)
-    return fused_gating(copy.deepcopy(gate), features, gate.moment) is not None
+def is_fused(gate: GatingModule, x: torch.Tensor) -> bool:
+    copied = copy.deepcopy(gate)
+    features = copied._features(x)[2].to(gate.last.weight.dtype)
+    buffers = copied.threshold, copied.ste_window, copied.logit_scale
+    return fused_gating(features, copied.body, copied.last, copied.head, buffers, 0.0, None) is not None
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"exploration": 0.5}, {"feedback": False}, {"threshold": 0.2, "reach": 3.0, "sensitivity": 0.1}],
+    [
+        {},
+        {"random_drop": 0.5},
+        {"backprop_to_input": False},
+        {"threshold": 0.2, "ste_window": 3.0, "logit_scale": 0.1},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -58,7 +65,7 @@ def at_once(gate: GatingModule, x: torch.Tensor) -> bool:
 def test_decisions_gradients_and_statistics_are_those_of_the_layers(shape, units, dtype, settings, compiled):
     gate = gating_module(shape[1], units, **settings)
     x = maps(shape, "channels_last", dtype)
-    assert at_once(gate, x)
+    assert is_fused(gate, x)
     wide = copy.deepcopy(gate).double()
     ours, theirs = seen(gate, x), seen(wide, x.double())
     unit = 4 * torch.finfo(dtype).eps
@@ -68,29 +75,31 @@ def test_decisions_gradients_and_statistics_are_those_of_the_layers(shape, units
 
 
 @pytest.mark.parametrize(
-    "used", [("first",), ("second",), ("obeyed",), ("own",), ("first", "obeyed"), ("obeyed", "own")], ids=str
+    "used",
+    [("first",), ("second",), ("applied",), ("decided",), ("first", "applied"), ("applied", "decided")],
+    ids=str,
 )
 def test_gradients_are_right_whatever_the_network_uses(used, compiled):
-    gate = gating_module(8, 3, exploration=0.5)
+    gate = gating_module(8, 3, random_drop=0.5)
     x = maps((16, 8, 4, 4), "channels_last", torch.float32)
     theirs = seen(copy.deepcopy(gate).double(), x.double(), used)
     for our, their in zip(seen(gate, x, used), theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_that_someone_listens_to_is_called(compiled):
+def test_a_layer_that_has_hooks_is_called(compiled):
     """ZeRO 3 gathers a layer's weights in such a hook."""
     gate, x = gating_module(8), maps((4, 8, 2, 2), "channels_last", torch.float32)
-    forward = [listen for part in (gate.body, *gate.body, gate.last, gate.head)
-               for listen in (part.register_forward_hook, part.register_forward_pre_hook)]  # fmt: skip
+    forward = [hook for part in (gate.body, *gate.body, gate.last, gate.head)
+               for hook in (part.register_forward_hook, part.register_forward_pre_hook)]  # fmt: skip
     anywhere = nn.modules.module.register_module_forward_hook
-    for listen in (*forward, gate.last.register_full_backward_hook, anywhere):
-        heard = []
-        handle = listen(lambda *_, heard=heard: heard.append(1))
+    for hook in (*forward, gate.last.register_full_backward_hook, anywhere):
+        called = []
+        handle = hook(lambda *_, called=called: called.append(1))
         gate(x)[2].sum().backward()
-        assert heard
+        assert called
         handle.remove()
-    assert at_once(gate, x)
+    assert is_fused(gate, x)
 
 
 def replaced(place: str, layer: nn.Module) -> GatingModule:
@@ -124,13 +133,13 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
-def test_other_gating_modules_are_asked_layer_by_layer(name, compiled, monkeypatch):
+def test_other_gating_modules_are_called_layer_by_layer(name, compiled, monkeypatch):
     gate, x = copy.deepcopy(UNUSUAL[name]), maps((4, 8, 2, 2), "channels_last", torch.float32)
-    assert not at_once(gate, x)
-    gate.moment = NoiseKey(1, 2, 3)
+    assert not is_fused(gate, x)
+    gate.noise_key = NoiseKey(1, 2, 3)
     reference = copy.deepcopy(gate)
     ours = gate(x)[2]
-    monkeypatch.setattr("dist_prune.gates.kernels._kernels", None)
+    monkeypatch.setattr("dist_prune.gates.cpu_kernels.build._kernels", None)
     assert torch.equal(ours, reference(x)[2])
     same(list(gate.buffers()), list(reference.buffers()), 1e-6)
 
@@ -140,7 +149,7 @@ def test_flattened_maps_and_tokens_are_features_like_any_other(compiled):
         (torch.randn(8, 6, 4), gating_module(4)),
         (torch.randn(8, 6, 2, 2).bfloat16(), gating_module(24, 6, flatten=True)),
     ):
-        assert at_once(gate, x)
+        assert is_fused(gate, x)
         theirs = seen(copy.deepcopy(gate).double(), x.double())
         for our, their in zip(seen(gate, x), theirs, strict=True):
             torch.testing.assert_close(our, their, rtol=2e-2, atol=2e-2)
@@ -168,7 +177,7 @@ def test_what_the_gate_does_not_push_stays_what_it_is(compiled):
     assert not first.requires_grad
     assert not second.requires_grad
     assert decisions.requires_grad
-    gate.feedback = False
+    gate.backprop_to_input = False
     held = x.clone(memory_format=torch.preserve_format).requires_grad_() * 1
     assert gate(held)[0] is held
 
@@ -185,11 +194,11 @@ def test_a_network_trains_as_with_torchs_operations(kind, compiled, monkeypatch)
     losses = []
     for kernels in (True, False):
         if not kernels:
-            monkeypatch.setattr("dist_prune.gates.kernels._kernels", None)
+            monkeypatch.setattr("dist_prune.gates.cpu_kernels.build._kernels", None)
         torch.manual_seed(0)
         model = attach_gates(build_model("resnet8", num_classes=10), kind)
         for _, gated in gated_modules(model):
-            gated.gate.exploration = 0.3
+            gated.gate.random_drop = 0.3
         model.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         for _ in range(5):
