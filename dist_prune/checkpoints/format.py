@@ -33,7 +33,8 @@ class UnusableCheckpoint(UserError):
     """A checkpoint that is whole and that this program cannot continue from."""
 
 
-KEEP = 2  # the newest, and the one before it in case the newest is damaged
+# The newest, and the one before it in case the newest is damaged.
+KEEP = 2
 
 
 def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best: bool = False) -> Path:
@@ -49,10 +50,12 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best
         beside.mkdir(parents=True)
         _write_files(beside, state)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)  # a full disk is to have its room back
+        # A full disk gets its room back.
+        shutil.rmtree(beside, ignore_errors=True)
         raise
     if final.exists():
         _remove(final)
+    # The rename is the moment at which the checkpoint exists; before it, nothing of it is visible.
     os.replace(beside, final)
     _sync(folder)
     write_atomic(folder / "latest", f"{final.name}\n".encode())
@@ -68,8 +71,9 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best
 
 
 def _remove(path: Path) -> None:
-    """Take a folder away whole: a process that is killed here leaves no half of it under its name."""
+    """Remove a folder as a whole: a process that is killed here leaves no half of it under its name."""
     aside = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.old.tmp")
+    # Renamed first: a half-removed folder must not keep its name.
     with contextlib.suppress(OSError):
         os.replace(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
@@ -80,7 +84,8 @@ def _name(step: int) -> str:
 
 
 def _before(folder: Path, newest: Path) -> list[Path]:
-    """The checkpoints up to ``newest``, in their order. What is later was passed over by a resume, so it is damaged."""
+    """Return the checkpoints up to ``newest``, in their order."""
+    # Later ones were passed over by a resume, so they are damaged.
     return sorted(path for path in folder.glob("step-*") if path.name <= newest.name)
 
 
@@ -91,6 +96,7 @@ def _write_files(beside: Path, state: TrainState) -> None:
     save_tensors(beside / "optimizer.safetensors", flat)
     save_tensors(beside / "phase.safetensors", state.tensors())
     (beside / "state.json").write_text(json.dumps(state.as_json(), indent=2))
+    # Last, so that a folder without a manifest is known to be incomplete.
     manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
     (beside / "manifest.json").write_text(json.dumps(manifest, indent=2))
     for path in [*beside.iterdir(), beside]:
@@ -148,7 +154,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)  # a folder, too
+    # Folders too: without it, a power failure may lose the rename.
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:

@@ -1,4 +1,4 @@
-"""What a run folder says about its run, checked before anything goes by it: it may be damaged or untrusted."""
+"""Recipe and data of a run folder, checked before use: the folder may be damaged or untrusted."""
 
 from __future__ import annotations
 

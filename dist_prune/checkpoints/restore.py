@@ -22,6 +22,7 @@ def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> Tr
 
     Raises UserError on every rank if it is of a run with another recipe or with other shards, or of another format.
     """
+    # Only rank 0 reads: ranks on other nodes may see an older state of a network file system.
     state = problem = None
     if distributed.is_main():
         try:
@@ -49,6 +50,7 @@ def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
         stored = config_of(folder)
     except UserError as error:
         return str(error)
+    # Dotted names: a difference in one nested field must not print two whole sections.
     before, now = (
         flatten(of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))) for of in (stored, config)
     )

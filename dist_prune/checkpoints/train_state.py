@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dist_prune.errors import UserError, first_problem
 from dist_prune.pruning.decision import Decision, restore_decision
 
+# 1: phases had a "structure", and the state of budget and freezer lay in buffers of the first gate.
 FORMAT_VERSION = 2
 
 OptimizerState = dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
@@ -119,6 +120,7 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors beside the model's: ``state/NAME`` of the phase, ``decision/PHASE/NAME``."""
+        # A weight mask has a bit per weight, which JSON would blow up to megabytes.
         decisions = {
             f"decision/{phase}/{name}": tensor
             for phase, ended in self.finished.items()
@@ -130,6 +132,7 @@ class TrainState:
     @staticmethod
     def restore(data: Any, tensors: Mapping[str, Tensor], model: ModelState) -> TrainState:
         """Return the state that ``as_json`` and ``tensors`` described; raises UserError if they describe none."""
+        # Before anything else is checked: fields of another version would only look damaged.
         if isinstance(data, dict) and data.get("version") != FORMAT_VERSION:
             raise UserError(
                 f"its format is version {data.get('version', 1)}, this program reads {FORMAT_VERSION}: continue "
@@ -155,6 +158,7 @@ class TrainState:
 
     def check_fits(self, module: nn.Module) -> None:
         """Raise UserError if the weights are not those of ``module``, tensor by tensor."""
+        # Compared here, since load_state_dict reports every tensor at once, on many lines.
         theirs = {name: tuple(tensor.shape) for name, tensor in self.model.weights.items()}
         ours = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         other = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))

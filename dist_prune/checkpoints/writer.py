@@ -26,6 +26,7 @@ class CheckpointWriter:
     ) -> None:
         self._folder, self._config, self._capture_errors = folder, config, capture_errors
         self._began = time.monotonic()
+        # One thread: checkpoints are written in order, and removing old ones needs the newest in place.
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._written: Future[None] | None = None
 
@@ -34,11 +35,17 @@ class CheckpointWriter:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown()
+        # An error that is on its way must not be hidden by another one.
         if error is None:
             self.wait()
 
-    def is_time(self) -> bool:
-        """Return True if ``checkpoint_minutes`` have passed, by the clock of rank 0; the step tells the others."""
+    def check(self) -> bool:
+        """Return True if ``checkpoint_minutes`` have passed, by the clock of rank 0; the step tells the others.
+
+        Raises an unexpected error of the writer: training without checkpoints would be in vain.
+        """
+        if self._written is not None and self._written.done():
+            self.wait()
         minutes = self._config.checkpoint_minutes
         passed = time.monotonic() - self._began
         return minutes is not None and distributed.is_main() and passed >= 60 * minutes
@@ -54,6 +61,7 @@ class CheckpointWriter:
         Nobody may change ``state`` afterwards.
         """
         self.wait()
+        # All ranks hold equal state (compared before), so one of them writes.
         if distributed.is_main():
             self._written = self._pool.submit(self._save, state)
         self._began = time.monotonic()
@@ -61,11 +69,6 @@ class CheckpointWriter:
     def _save(self, state: TrainState) -> None:
         with self._capture_errors():
             save_checkpoint(self._folder, state, self._config.keep_checkpoints, self._config.keep_best)
-
-    def check(self) -> None:
-        """Raise an unexpected error of the writer: training without checkpoints would be in vain."""
-        if self._written is not None and self._written.done():
-            self.wait()
 
     def wait(self) -> None:
         """Wait until nothing is being written: a second snapshot beside the first would double the memory."""

@@ -1,7 +1,7 @@
 """DeepSpeed behind one seam.
 
-What the rest of the program sees is an engine that computes forward, backward and steps, and that can hand
-out and take back its whole state as full fp32 tensors by name, independent of world size and ZeRO stage.
+The rest of the program sees an engine that computes forward, backward and steps, and whose whole state is available as
+full fp32 tensors by name, independent of world size and ZeRO stage.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             whole = _complete(ds_config, Batching(1, 1, 1))
-            del whole["train_batch_size"]  # the ranks have not met yet
+            # The ranks have not met yet, so the world size does not fit.
+            del whole["train_batch_size"]
             DeepSpeedConfig(whole)
-    except Exception as error:  # values that it does not expect fail somewhere in it, in whatever way
+    except Exception as error:
+        # Values that DeepSpeed does not expect fail anywhere in it, with any type of error.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"DeepSpeed cannot use the DeepSpeed config: {reason}") from error
 
@@ -66,6 +68,7 @@ def start_process_group(timeout: float = 600.0) -> torch.device:
     else:
         tune_cpu()
     backend = "nccl" if on_gpu else "gloo"
+    # Ours first: DeepSpeed would meet the other ranks without a time limit and without a readable error.
     if not torch.distributed.is_initialized():
         distributed.start(backend, timeout)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -97,20 +100,16 @@ class Engine:
                 config=_complete(ds_config, batching),
                 dist_init_required=False,
             )
-        distributed.limit_waiting(timeout)  # in DeepSpeed's own groups, too
-
-    @property
-    def module(self) -> nn.Module:
-        """The module in training; at ZeRO 3 its parameters are partitioned between forward passes."""
-        return self._engine.module
-
-    @property
-    def gathers_weights(self) -> bool:
-        """Whether forward passes have collectives of their own, beside which there should be no other (NCCL)."""
-        return self.stage == 3
+        # In DeepSpeed's own groups, too.
+        distributed.limit_waiting(timeout)
+        # The module in training; at ZeRO 3 its parameters are partitioned between forward passes.
+        self.module: nn.Module = self._engine.module
+        # Then forward passes have collectives of their own, beside which there should be no other (NCCL).
+        self.gathers_weights = self.stage == 3
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step; a parameter group's own ``lr_scale`` multiplies it."""
+        # DeepSpeed's scheduler is not used: its state would go through checkpoints.
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
@@ -121,6 +120,7 @@ class Engine:
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) on the device -> logits (B, classes), in the precision of training."""
+        # DeepSpeed's fp16 has half weights; under autocast images stay fp32.
         if self._engine.fp16_enabled():
             images = images.half()
         return self._engine(images)
@@ -172,6 +172,7 @@ class Engine:
                 raise UserError(f"no parameter '{name}' to project; {nearest(name, parameters)}")
         chosen = {name: parameters[name] for name in functions}
         with torch.no_grad():
+            # Read all before writing any: a function may look at more than its own weight.
             with self._gathered(list(chosen.values())):
                 values = {n: functions[n](zero_state.full_fp32(p).clone()) for n, p in chosen.items()}
             for name, parameter in chosen.items():
@@ -189,8 +190,9 @@ class Engine:
             weights = {name: zero_state.to_host(zero_state.full_fp32(p)) for name, p in parameters.items()}
         persistent = self.module.state_dict().keys()
         weights |= {n: zero_state.to_host(b) for n, b in self.module.named_buffers() if n in persistent}
+        # ZeRO creates the optimizer's state in the first step that it applies.
         if self.stage and self._engine.global_steps == self._engine.skipped_steps:
-            return ModelState(weights, {})  # ZeRO creates the state with the first step that it takes
+            return ModelState(weights, {})
         return ModelState(weights, zero_state.optimizer_state(self._engine.optimizer, self.stage, parameters))
 
     def restore_optimizer(self, state: OptimizerState, forward: Callable[[], Tensor]) -> None:
@@ -218,6 +220,7 @@ class Engine:
 
     def _prime(self, forward: Callable[[], Tensor]) -> None:
         """A window of zero gradients at learning rate 0: changes no weight, creates every state tensor."""
+        # Batch norms learn in forward passes, whatever the learning rate: their buffers are put back.
         self.set_lr(0.0)
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         for _ in range(self.batching.accumulation):
@@ -228,15 +231,18 @@ class Engine:
 
 
 def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
-    """The JSON with what follows from recipe and world size."""
+    """Return the JSON completed by recipe and world size."""
     zero = ds_config.get("zero_optimization", {})
     return {
-        "zero_allow_untested_optimizer": True,  # SGD at ZeRO >= 1
-        "zero_force_ds_cpu_optimizer": False,  # SGD with offload
+        # SGD at ZeRO 1 to 3, and SGD with offload.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
-        "gradient_clipping": 0.0,  # DeepSpeed's own default is 1.0: it would clip where nobody asked for it
+        # DeepSpeed's own default is 1.0: it would clip where nobody asked for it.
+        "gradient_clipping": 0.0,
         **ds_config,
-        **({"gradient_clipping": 0.0} if _settles_gradients(ds_config) else {}),  # the engine clips
+        # Without ZeRO the engine clips by itself.
+        **({"gradient_clipping": 0.0} if _settles_gradients(ds_config) else {}),
         # ZeRO 3 would put its own linear in the place of torch's in the whole process, for good.
         "zero_optimization": {**zero, "memory_efficient_linear": False} if zero.get("stage") == 3 else zero,
         "train_batch_size": batching.global_batch,
@@ -246,7 +252,7 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
 
 
 def _settles_gradients(ds_config: dict[str, Any]) -> bool:
-    """Whether nobody but our engine refuses bad gradients, and clips good ones: no ZeRO, and no scaler of torch's."""
+    """Return True without ZeRO and without torch's scaler: then our engine refuses bad gradients and clips good ones."""
     stage = ds_config.get("zero_optimization", {}).get("stage", 0)
     return stage == 0 and _autocast_dtype(ds_config) != torch.float16
 

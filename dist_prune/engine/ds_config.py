@@ -32,7 +32,7 @@ _AUTOCAST = {"enabled", "dtype", "lower_precision_safe_modules"}
 
 @dataclass(frozen=True)
 class Batching:
-    """How a global batch is cut: ``micro`` images per rank and forward pass, ``accumulation`` passes a step."""
+    """The parts of a global batch: ``micro`` images per rank and forward pass, ``accumulation`` passes a step."""
 
     micro: int
     accumulation: int
@@ -45,7 +45,7 @@ class Batching:
 
 
 def load_ds_config(path: str | Path) -> dict[str, Any]:
-    """The checked content of a DeepSpeed JSON file; raises UserError that names the file and the key."""
+    """Return the checked content of a DeepSpeed JSON file; raises UserError that names the file and the key."""
     try:
         config = json.loads(Path(path).read_text())
     except OSError as error:
@@ -63,6 +63,7 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
 
 def check_ds_config(config: dict[str, Any]) -> None:
     """Raise UserError for an unknown or foreign key, an "auto", or a combination known to train wrongly."""
+    # DeepSpeed ignores keys that it does not know: a typo would silently train with a default.
     for key, value in config.items():
         if key in _REFUSED:
             raise UserError(f"'{key}' does not belong here: {_REFUSED[key]}")
@@ -88,6 +89,7 @@ def _refuse_auto(key: str, value: Any) -> None:
 
 
 def _check_stage(config: dict[str, Any]) -> None:
+    # Each of these was tried: it trains wrongly, or changes torch for the whole process.
     zero = config.get("zero_optimization", {})
     if zero.get("memory_efficient_linear"):
         raise UserError(
@@ -114,6 +116,7 @@ def _check_precision(config: dict[str, Any]) -> None:
         raise UserError(
             "'fp16' without ZeRO keeps its fp32 weights where checkpoints do not reach; use stage 1 or 2"
         )
+    # bool is an int in Python, and true is not 1.0 here.
     clipping = config.get("gradient_clipping", 0.0)
     if not isinstance(clipping, (int, float)) or isinstance(clipping, bool) or clipping < 0:
         raise UserError(f"'gradient_clipping' is a number from 0 up, not {clipping!r}")
@@ -135,10 +138,10 @@ def _check_precision(config: dict[str, Any]) -> None:
 
 
 def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int) -> Batching:
-    """How the recipe's global batch is cut for ``world_size`` ranks.
+    """Return the batching of the recipe's global batch for ``world_size`` ranks.
 
-    The JSON owns the micro-batch; without one each rank takes its whole share at once. Raises UserError where
-    the numbers do not divide or where the JSON contradicts the recipe.
+    The JSON owns the micro-batch; without one each rank takes its whole share at once. Raises UserError if the numbers
+    do not divide or if the JSON contradicts the recipe.
     """
     micro = config.get("train_micro_batch_size_per_gpu")
     if micro is None:

@@ -53,6 +53,7 @@ class Task:
 
     def build(self) -> nn.Module:
         """Return the plain network of the recipe, with weights drawn from the run's seed (equal on all ranks)."""
+        # The same weights on every rank and after every resume.
         torch.manual_seed(self.config.seed)
         return build_model(
             self.config.model,
@@ -81,10 +82,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Transition:
-    """For each tensor of the new module, what it inherits from the old one; the optimizer's state follows.
+    """The tensors that a phase inherits from the previous one, with their optimizer state.
 
-    Tensors that are not named keep what the new module brings (a re-initialization names none). With
-    ``keep_optimizer`` false the optimizer starts afresh.
+    tensors: by name in the new module, the old tensor and its indices that stay. Tensors that are not named keep the
+        values that the new module brings (a re-initialization names none).
+    keep_optimizer: False starts the optimizer without state.
     """
 
     tensors: Mapping[str, TensorSlice] = field(default_factory=dict)
@@ -123,7 +125,10 @@ class Phase:
         in common; otherwise it begins its own.
     optimizer, label_smoothing: the recipe's where they are None.
     views: independently augmented views of each image in a batch.
+    has_gates: the module decides per sample; then it has gate means and a mask.
     """
+
+    has_gates: ClassVar[bool] = False
 
     name: str
     module: nn.Module
@@ -134,11 +139,6 @@ class Phase:
     optimizer: OptimizerConfig | None = None
     label_smoothing: float | None = None
     views: int = 1
-
-    @property
-    def has_gates(self) -> bool:
-        """Whether the module decides per sample; then it has gate means and a mask."""
-        return False
 
     def macs(self, costs: Costs, decision: Decision | None) -> int:
         """Return the MACs of what remains of the module; costs: those of the recipe's dense network."""
@@ -178,7 +178,9 @@ class Phase:
         The step divides by the global number of images. logits: (views * B, classes); labels: (B,), or probabilities
         (B, classes) where images are mixed.
         """
+        # Views come one after another, so their labels repeat.
         targets = labels.repeat(self.views, *[1] * (labels.dim() - 1))
+        # fp32: sums over samples of bf16 logits lose the small ones.
         smoothing = self.label_smoothing or 0.0
         summed = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
         return summed / self.views
@@ -264,11 +266,13 @@ class Method(ABC):
     @cached_property
     def costs(self) -> Costs:
         """MACs of the dense network, and how they depend on the units of ``sites``."""
+        # Sites describe the plain network: gates cost MACs of their own, but are gone in the end.
         plain = self.task.build()
         return unit_costs(plain, self.task.input_shape, self.sites(plain))
 
     def check(self) -> None:
         """Raise UserError for what cannot work, before a run leaves anything behind."""
+        # Building the first phase attaches gates, finds sites and prices the budget.
         next(self.phases())
 
     @abstractmethod
@@ -291,6 +295,7 @@ def _validated(options: type[Section], config: RunConfig) -> Section:
     try:
         return options.model_validate(config.method_args)
     except ValidationError as error:
+        # Unknown names get a suggestion, wrong values the reason.
         key, problem = first_problem(error)
         if error.errors(include_url=False)[0]["type"] == "extra_forbidden":
             known = options.model_fields

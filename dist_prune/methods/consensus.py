@@ -1,10 +1,10 @@
-"""Consensus gating (arXiv 2302.10798): gates and weights learn together, in one pass, and agree on a mask."""
+"""Consensus gating (arXiv 2302.10798): gates and weights are trained together until all samples agree on a mask."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,7 +22,8 @@ from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import activation, polarization
 
-_PATIENCE = 50  # steps in which all samples agree, until a unit counts as decided under a budget
+# Steps in which all samples must agree until a unit counts as decided under a budget.
+_PATIENCE = 50
 # How gates learn (``shape_gates``): as in the paper, and as a budget needs it unless the recipe says otherwise.
 _FORMS: dict[str, dict[str, Any]] = {
     "paper": {"open_bias": 1.0, "backprop_to_input": True, "logit_scale": 1.0},
@@ -31,7 +32,7 @@ _FORMS: dict[str, dict[str, Any]] = {
 
 
 class Consensus(Method):
-    """Train the gated network; its consensus mask is the result. Once all is decided, train what it leaves."""
+    """Train the gated network, whose consensus mask is the result; once all units are decided, the sliced network."""
 
     reads = METHOD_FIELDS
 
@@ -53,11 +54,13 @@ class Consensus(Method):
         shape_gates(module, **_form(config))
         gated = GatedPhase("gated", module, config.epochs, config=config, budget=budget, freezer=freezer)
         result = yield gated
+        # The gated phase has lasted to the end: nothing is left to train.
         if result.epochs_run == config.epochs:
             return
         mask = result.decision
         assert isinstance(mask, UnitMask)
         small, origins = slice_gated_network(result.module, mask.kept)
+        # Optimizer state follows the weights: the collapsed network continues without a jump of the loss.
         transition = Transition(origins)
         yield PrunedPhase("collapsed", small, config.epochs, mask.kept, transition, continues=True, mask=mask)
 
@@ -78,6 +81,7 @@ def _form(config: RunConfig) -> dict[str, Any]:
 
 
 def _freezer(module: nn.Module, config: RunConfig) -> Freezer | None:
+    # Under a budget thresholds may still move back, so freezing waits; without one it is off unless asked for.
     after = config.freeze.after
     if after is None:
         after = _PATIENCE if config.target_macs is not None else 0
@@ -88,20 +92,18 @@ def _freezer(module: nn.Module, config: RunConfig) -> Freezer | None:
 class GatedPhase(Phase):
     """The phase of a gated network: equation 10, under a MACs budget if there is one."""
 
+    has_gates: ClassVar[bool] = True
+
     config: RunConfig
     budget: Budget | None = None
     freezer: Freezer | None = None
-
-    @property
-    def has_gates(self) -> bool:
-        """Gated networks decide per sample."""
-        return True
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         """Polarization and activation terms that the recipe or the budget gives a weight at this moment."""
         assert step.means is not None
         polar, active = self._polarization(step.epoch), self.config.activation.at(step.epoch)
         means, terms = step.means[:2], {}
+        # A term of weight 0 would still cost its backward pass.
         if polar:
             terms["polarization"] = polarization(means, polar)
         if active:
@@ -109,6 +111,7 @@ class GatedPhase(Phase):
         return terms
 
     def _polarization(self, epoch: float) -> float:
+        # A budget polarizes after it is met, the paper from the start.
         if self.config.polarization is not None:
             return self.config.polarization.at(epoch)
         return self.budget.polarization_weight(epoch / self.epochs) if self.budget else 1.0
@@ -145,12 +148,12 @@ class GatedPhase(Phase):
                 )
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
-        """Stochastic heads learn what their noise is keyed by."""
+        """Set the key of the noise of stochastic heads."""
         temperature = self.config.gates.temperature.at(epoch)
         set_noise_key(module, NoiseKey(self.config.seed, step, first_sample, temperature))
 
     def after_step(self, module: nn.Module, means: Tensor, logits: Tensor, epoch: float) -> None:
-        """Heads see the mean logits, the budget moves the gates' thresholds, and decided gates freeze."""
+        """Update head statistics, the thresholds of the budget, and the freezer."""
         follow_logits(module, logits)
         progress, begin = epoch / self.epochs, self.config.freeze.open_from
         if self.budget is not None:

@@ -34,6 +34,7 @@ class UniformDepth(Method):
     def phases(self) -> Phases:
         """One phase."""
         config = self.task.config
+        # Weights of the removed layers were never trained: slicing only saves a second way to build the network.
         kept = uniform_depth(self.costs, _target(config))
         small, _ = slice_network(self.task.build(), kept)
         yield Phase("dense", small, config.epochs, kept=kept)
@@ -93,6 +94,7 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
     stages: dict[str, list[str]] = defaultdict(list)
     for site in costs.sites:
         stages[site.stage].append(site.name)
+    # Every share of layers gives each stage two candidate depths: few enough to try them all.
     best: tuple[tuple[float, int], dict[str, tuple[int, ...]]] | None = None
     for share in {n / len(layers) for layers in stages.values() for n in range(len(layers) + 1)}:
         options = [
@@ -105,6 +107,7 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
                 for depth, layers in zip(depths, stages.values(), strict=True)
                 for position, name in enumerate(layers)
             }
+            # Hundredths do not count; among equals, the first and the last stage keep more.
             key = (round(abs(costs.of(kept) / costs.dense - target), 2), -depths[0] - depths[-1])
             if best is None or key < best[0]:
                 best = key, kept
@@ -115,6 +118,7 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
 
 def uniform_channels(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
     """Kept units of each channel site: the first so many, by one share, nearest to ``target`` of the dense MACs."""
+    # The widest site decides how fine the shares are.
     steps = max(site.units for site in costs.sites)
     options = (
         {site.name: tuple(range(max(1, round(site.units * n / steps)))) for site in costs.sites}
@@ -141,6 +145,7 @@ def uniform_width(task: Task, macs: float) -> Task:
             low = middle
         else:
             high = middle
+    # Widths round to whole channels, so either end of the interval may be nearer.
     candidates = [_narrowed(task, argument, factor * full) for factor in (low, high) if factor > 0]
     return min(candidates, key=lambda candidate: abs(_macs(candidate) - macs))
 
@@ -150,5 +155,6 @@ def _macs(task: Task) -> int:
 
 
 def _narrowed(task: Task, argument: str, width: float) -> Task:
+    # A width is in channels, a width_mult is a factor.
     arguments = {**task.config.model_args, argument: max(width, 1.0) if argument == "width" else width}
     return dataclasses.replace(task, config=task.config.model_copy(update={"model_args": arguments}))

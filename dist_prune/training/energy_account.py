@@ -20,7 +20,9 @@ class EnergyAccount:
     def add(self) -> None:
         """Measure up to now; all ranks call it."""
         measured = self._meter.take()
+        # The epoch's account starts anew at each evaluation, the run's never does.
         for spent in (self._state.energy_run, self._state.energy_epoch):
+            # A sum with an unmeasured part is unknown, not smaller.
             known = spent.joules is not None and measured.joules is not None
             spent.joules = spent.joules + measured.joules if known else None  # type: ignore[operator]
             spent.ranks = measured.ranks if spent.ranks is None else min(spent.ranks, measured.ranks)

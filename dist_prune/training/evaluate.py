@@ -29,6 +29,7 @@ def accuracies(
     counts = torch.zeros(len(models) + 1, dtype=torch.float64, device=device)
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        # The precision of training: users compare these figures with those of training steps.
         with autocast or nullcontext():
             right = [(model(images).argmax(1) == labels).sum() for model in models.values()]
         counts += torch.stack([*right, torch.as_tensor(len(labels), device=device)])
@@ -45,6 +46,7 @@ def accuracies(
 @torch.no_grad()
 def max_abs_difference(a: nn.Module, b: nn.Module, images: Tensor) -> tuple[float, float]:
     """Return (largest absolute difference of the two outputs, tolerance for fp32: 1e-5 * max(1, |y| max))."""
+    # TF32 keeps 10 bits of the mantissa, which would hide a real difference in its rounding.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         first, second = a.eval()(images), b.eval()(images)
     tolerance = 1e-5 * max(1.0, first.abs().max().item())

@@ -40,8 +40,10 @@ def collapse_difference(context: RunContext, phase: Phase, result: PhaseResult) 
     """
     masked = phase.masked(result.module, result.decision)
     sliced = phase.sliced(result.module, result.decision)
+    # Real images: noise would not reach the units that matter.
     mine = max_abs_difference(masked, sliced, context.first_images("test"))
     difference, tolerance = map(max, zip(*distributed.gather_objects(mine), strict=True))
+    # Not "difference > tolerance", which is False for NaN.
     if not difference <= tolerance:
         raise CollapseFailed(
             f"masked and sliced outputs differ by {difference:.3g} (tolerance {tolerance:.3g})"
@@ -63,6 +65,7 @@ def finish(
     """
     trained, decision, costs = result.module, result.decision, context.costs
     masked, sliced = phase.masked(trained, decision), phase.sliced(trained, decision)
+    # The budget was met by predicted MACs; the sliced network must have exactly these.
     macs, predicted = count_macs(sliced, context.data.input_shape), phase.macs(costs, decision)
     if macs != predicted:
         raise CollapseFailed(f"the sliced network has {macs} MACs, the mask predicts {predicted}")
@@ -78,17 +81,20 @@ def finish(
         **{key: figures.get(key) for key in ("open_ratio", "agreement", "units_flipped_by_rounding")},
         "max_abs_difference": difference,
     }
+    # From here on, what was written to disk is evaluated, not what is in memory.
     reloaded = sliced
     with context.capture_write_errors():
         reloaded = _write(context, sliced, decision, summary)
     context.sync_errors()
     models = {"accuracy": trained, "accuracy_sliced": reloaded.to(context.device)}
+    # A network without gates is its own masked network; evaluating it twice would show nothing.
     if masked is not trained:
         models["accuracy_consensus"] = masked
     with context.with_read_errors():
         accuracy = accuracies(models, context.eval_batches("test"), context.device, autocast)
     context.sync_errors()
     summary |= {"accuracy_consensus": accuracy["accuracy"] if decision else None, **accuracy}
+    # The model card is written once before the evaluation, so that a crash in it loses no network.
     with context.capture_write_errors():
         if distributed.is_main():
             add_results(context.folder.sliced, summary)
@@ -107,7 +113,7 @@ def _budget(context: RunContext, decision: Decision | None) -> dict[str, Any]:
 def _write(
     context: RunContext, small: nn.Module, decision: Decision | None, summary: dict[str, Any]
 ) -> nn.Module:
-    """Write the results on rank 0; returns the network to evaluate: there the reloaded one, bit for bit."""
+    """Write the results on rank 0; return the network to evaluate, on rank 0 the one that was reloaded."""
     if not distributed.is_main():
         return small
     if decision is not None:

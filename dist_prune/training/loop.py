@@ -43,6 +43,8 @@ class Trainer:
         self.stop = stop
         self.writer = writer
         self.state = resume or TrainState(Progress(), context.data.identity())
+        self.progress = self.state.progress
+        self.steps_per_epoch = context.steps_per_epoch
         self._is_resume = resume is not None
         self._names: set[str] = set()  # of the phases so far
         self._snapshot: ModelState | None = None  # the engine's state, while no step has changed it
@@ -83,11 +85,6 @@ class Trainer:
             self._save(trainer)
         return True
 
-    @property
-    def progress(self) -> Progress:
-        """The position of the run."""
-        return self.state.progress
-
     def seconds(self) -> float:
         """Return the seconds of this run so far, earlier invocations included."""
         return time.monotonic() - self._clock
@@ -101,7 +98,7 @@ class Trainer:
         self._names.add(phase.name)
 
     def _is_finished(self, phase: Phase) -> bool:
-        """Return True if the checkpoint to resume lies in a later phase."""
+        """Return True if the checkpoint to resume from lies in a later phase."""
         return self._is_resume and phase.name != self.progress.phase
 
     def _recorded_result(self, phase: Phase) -> PhaseResult:
@@ -110,12 +107,14 @@ class Trainer:
                 f"the checkpoint lies in phase '{self.progress.phase}', before which the method now has another "
                 f"phase '{phase.name}': begin a new run"
             )
+        # Final weights are not stored: the interrupted phase has inherited what it needs of them.
         finished = self.state.finished[phase.name]
         return PhaseResult(phase.module, finished.epochs_run, finished.decision)
 
     def _begin(self, phase: Phase) -> PhaseTrainer:
         if self._is_resume:
             self._is_resume = False
+            # The phase's own state first: it may decide what loaded weights mean (thresholds, frozen gates).
             phase.load_extra_state(self.state.phase_state)
             self.state.check_fits(phase.module)
             trainer = PhaseTrainer(self.context, phase, self.state.model)
@@ -124,6 +123,7 @@ class Trainer:
             self.state.model = ModelState()
             return trainer
         self.progress.phase = phase.name
+        # A collapsed network trains on in the epoch and at the learning rate that its gated network had reached.
         if not phase.continues:
             self.progress.epoch = self.progress.batch = self.progress.skipped_in_epoch = 0
         inherited, self._inherited = self._inherited, None
@@ -142,19 +142,21 @@ class Trainer:
     def _step(self, trainer: PhaseTrainer, batches: tuple[Batch, ...]) -> StepMetrics:
         self._snapshot = None
         self.stop.count_step()
-        self.writer.check()
-        at, steps_per_epoch = self.progress, self.context.steps_per_epoch
-        epoch = at.epoch + at.batch / steps_per_epoch
-        self._lr = trainer.learning_rate.at(at.epoch * steps_per_epoch + at.batch)
+        at = self.progress
+        epoch = at.epoch + at.batch / self.steps_per_epoch
+        # A pure function of progress: a resume has no scheduler state to lose.
+        self._lr = trainer.learning_rate.at(at.epoch * self.steps_per_epoch + at.batch)
         trainer.engine.set_lr(self._lr)
+        # What one rank alone knows travels with the step's all-reduce, so that all of them act alike.
         flags = RankFlags(
             stop=self.stop.reason is not None,
             failed=bool(self.context.pending_errors),
             skipped=self.context.data.skipped.take(),
-            save=self.writer.is_time(),
+            save=self.writer.check(),
         )
         seed_step_rng(self.context.config.seed, at.step)
         metrics = train_step(trainer.engine, trainer.phase, batches, epoch, flags, number=at.step)
+        # A skipped step has shown nothing about gates that the budget may learn from.
         if metrics.applied:
             trainer.phase.after_step(trainer.engine.module, metrics.means, metrics.logits, epoch)
         at.step += 1
@@ -163,6 +165,7 @@ class Trainer:
         return metrics
 
     def _observe(self, trainer: PhaseTrainer, metrics: StepMetrics) -> None:
+        # The step has told all ranks, so that they raise the error together.
         if metrics.failed:
             self.context.raise_pending_errors()
         self._count_skipped(metrics.skipped)
@@ -187,11 +190,12 @@ class Trainer:
 
     def _checkpoint_is_due(self, metrics: StepMetrics) -> bool:
         # The checkpoint of an epoch's last step follows its evaluation.
-        at_end = self.progress.batch == self.context.steps_per_epoch
+        at_end = self.progress.batch == self.steps_per_epoch
         return not at_end and (metrics.save or self.writer.is_due(self.progress.step))
 
     def _take_snapshot(self, trainer: PhaseTrainer) -> None:
         """Take the whole state out of the engine."""
+        # The previous snapshot may still be on its way to the disk, and memory holds one.
         self.writer.wait()
         self._snapshot = trainer.engine.snapshot()
 
@@ -199,6 +203,7 @@ class Trainer:
         speed = self._speed()
         assert self._snapshot is not None
         trainer.load_replica(self._snapshot)
+        # A sample of the training images shows how far gates agree; at the end of the phase all of them vote.
         decision = trainer.vote(limit=self.context.config.mask_samples)
         accuracy = trainer.evaluate(decision)
         self._count_skipped(self.context.sync_errors())
@@ -271,6 +276,7 @@ class Trainer:
         trainer.load_replica(model)
         decision = trainer.vote()
         self._count_skipped(self.context.sync_errors())
+        # One rank with another mask would train and save another network from here on.
         described = decision.as_dict() if decision else None
         agree_on({**model.weights, "decision": described}, "before collapse", self.context.device)
         phase = trainer.phase

@@ -1,4 +1,4 @@
-"""One phase in training: its engine, and a plain replica in which it is evaluated."""
+"""One phase in training: its engine, and a plain replica for evaluation."""
 
 from __future__ import annotations
 
@@ -40,23 +40,25 @@ def inherit(phase: Phase, old: ModelState | None) -> ModelState:
 class PhaseTrainer:
     """A phase under DeepSpeed.
 
-    The replica is a plain copy of the module: evaluation, masks and collapse use it with the weights of a
-    snapshot, so that ZeRO 3 needs no collective per forward pass there and ranks may see unequal batches.
+    The replica is a plain copy of the module. Evaluation, vote and collapse use it with the weights of a snapshot, so
+    ZeRO 3 needs no collectives per forward pass there, and ranks may have unequal numbers of batches.
     """
 
     def __init__(self, context: RunContext, phase: Phase, start: ModelState) -> None:
         self.context = context
         self.phase = phase
         self.sites = sites(phase.module)
+        # A transition names parameters and buffers of the new module; other tensors keep what the module brings.
         unplaced = phase.module.load_state_dict(start.weights, strict=False).unexpected_keys
         assert not unplaced, f"tensors without a place in phase {phase.name}: {unplaced}"
+        # Copied before the engine partitions, compiles or checkpoints the module.
         self.replica = copy.deepcopy(phase.module).to(context.device)
         optimizer = phase.optimizer or context.config
         if phase.label_smoothing is None:
             phase.label_smoothing = context.config.label_smoothing
         self.learning_rate = LearningRate(optimizer, phase.epochs, context.steps_per_epoch)
         if context.config.checkpoint_activations:
-            checkpoint_blocks(phase.module)  # the replica, a copy made before, stays plain
+            checkpoint_blocks(phase.module)
         self.engine = Engine(
             phase.module,
             build_optimizer(phase.module, optimizer),
@@ -65,16 +67,19 @@ class PhaseTrainer:
             context.device,
             context.config.rank_timeout,
         )
+        # ZeRO creates optimizer state in its first step: restoring needs one with a batch of the right shape.
         images = torch.zeros(
             phase.views * context.batching.micro, *context.data.input_shape, device=context.device
         )
-        names = state_names(optimizer)  # a phase with another optimizer than the one before begins it anew
+        # A phase with another optimizer than the previous one starts without state.
+        names = state_names(optimizer)
         known = {
             parameter: {key: state[key] for key in names}
             for parameter, state in start.optimizer_state.items()
             if names and names <= state.keys()
         }
         self.engine.restore_optimizer(known, lambda: phase.forward(self.engine.forward, images))
+        # After the restore, whose priming step would be compiled for itself.
         if context.config.compile:
             self.engine.compile()
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind and shows while it goes on: rank 0 writes, every other rank stays silent."""
+"""Records of a run on disk and on the console: rank 0 writes, all other ranks stay silent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FEW_OPEN = 0.1
 class Recorder:
     """Records of one invocation: metrics.jsonl, TensorBoard, progress on the console.
 
-    What cannot be written does not end the run here: all ranks raise it together (``RunContext.capture_write_errors``).
+    Errors of writing do not end the run here: all ranks raise them together (``RunContext.capture_write_errors``).
     """
 
     def __init__(self, context: RunContext, total_steps: int, first_step: int) -> None:
@@ -38,6 +38,7 @@ class Recorder:
         self._target_macs = context.config.target_macs
         self._writing = context.capture_write_errors
         if self._enabled:
+            # Records later than the checkpoint would appear twice after a resume.
             self._run = context.folder
             self._run.drop_after(first_step)
             # Also at step 0: an earlier invocation may have written events and ended before its first checkpoint.
@@ -71,6 +72,7 @@ class Recorder:
         self._progress.update(
             step, epoch, record.losses["total"], record.accuracy, gates.get(names.OPEN_RATIO), speed
         )
+        # The first step shows at once that training works; a skipped step is always worth a line.
         if step % self._log_every and step > 1 and bad_batch is None:
             return
         metrics: dict[str, float | None] = {names.loss(term): value for term, value in record.losses.items()}

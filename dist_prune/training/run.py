@@ -119,6 +119,7 @@ def _run_together(
     batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
     method = build_method(config, data)
     method.check()
+    # Rank 0 holds the lock until the end: a second run in this folder would overwrite the first.
     with _open_folder(config, options) as folder:
         done = _is_done(folder) if distributed.is_main() else False
         done = distributed.broadcast_object(done)
@@ -139,6 +140,7 @@ def _train_and_finish(
     first_step = resume.progress.step if resume else 0
     status = RunStatus(context.folder, first_step, resumed_from=first_step if resume else None)
     total_steps = context.method.epochs * context.steps_per_epoch
+    # From here on the folder says that a run has begun, and why it ended.
     with context.capture_write_errors():
         if distributed.is_main():
             context.folder.write_config(_record_of(context))
@@ -155,6 +157,7 @@ def _train_and_finish(
             status.fail(error)
         recorder.close()
         raise
+    # Status after the records: whoever waits for "done" finds everything written.
     recorder.close()
     with context.capture_write_errors():
         status.write("stopped" if reason else "done", reason)

@@ -43,13 +43,13 @@ def test_after_so_many_minutes_rank_0_tells_all_with_the_step(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("dist_prune.checkpoints.writer.time.monotonic", lambda: now[0])
     saving = writer(minutes=2)
-    assert not saving.is_time()
+    assert not saving.check()
     now[0] += 119
-    assert not saving.is_time()
+    assert not saving.check()
     now[0] += 1
-    assert saving.is_time()
+    assert saving.check()
     monkeypatch.setattr("dist_prune.checkpoints.writer.distributed.is_main", lambda: False)
-    assert not saving.is_time(), "one clock decides"
+    assert not saving.check(), "one clock decides"
 
 
 class SlowDisk:
