@@ -252,7 +252,7 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
 
 
 def _settles_gradients(ds_config: dict[str, Any]) -> bool:
-    """Return True without ZeRO and without torch's scaler: then our engine refuses bad gradients and clips good ones."""
+    """Return True if our engine itself refuses bad gradients and clips: without ZeRO and torch's scaler."""
     stage = ds_config.get("zero_optimization", {}).get("stage", 0)
     return stage == 0 and _autocast_dtype(ds_config) != torch.float16
 
