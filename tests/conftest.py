@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from data_tools import make_shards
 from data_tools.writers import RawWriter
+from dist_prune.runtime.environment import prepare_environment
+
+# Operations are compiled into the folder that runs use. Otherwise a test that imports DeepSpeed first, or the kernels
+# without it, would compile them again into torch's own folder, a minute each on a fresh machine.
+prepare_environment()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,9 +28,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def data_home(tmp_path_factory):
-    """Where the embedded data set is made once for all tests."""
-    return tmp_path_factory.mktemp("data")
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], Any]], tuple[Path, Any]]:
+    """Let one process of pytest-xdist make a folder that all of them read; returns it and what ``make`` returned."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def share(name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+        folder, result = base / f"shared-{name}", base / f"shared-{name}.result"
+        with FileLock(f"{folder}.lock"):
+            if not result.exists():
+                folder.mkdir(exist_ok=True)
+                made = make(folder)
+                result.write_bytes(pickle.dumps(made))
+        return folder, pickle.loads(result.read_bytes())
+
+    return share
+
+
+@pytest.fixture(scope="session")
+def data_home(shared) -> Path:
+    """The folder where the first run makes the embedded data set, for all tests."""
+    return shared("data", lambda folder: None)[0]
 
 
 @pytest.fixture
@@ -31,11 +59,10 @@ def data_folder(monkeypatch, data_home):
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory):
+def digits(shared) -> Path:
     """Shards of the embedded data set, for reading only."""
-    folder = tmp_path_factory.mktemp("shards") / "digits"
-    make_shards("digits", None, folder)
-    return folder
+    folder, _ = shared("shards", lambda folder: make_shards("digits", None, folder / "digits"))
+    return folder / "digits"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dist_prune.errors import NothingToEvaluate
 from dist_prune.gates.gate import FixedGate
 from dist_prune.gates.insertion import gated_modules, sites, strip_gates
 from dist_prune.gates.means import gates_of, sum_decisions
-from dist_prune.models.build import architecture_of, in_eval_mode, remember
+from dist_prune.models.build import in_eval_mode
 from dist_prune.pruning.collapse import TensorSlice, named_tensors, slice_network
 from dist_prune.pruning.mask import UnitMask, vote
 
@@ -88,8 +88,6 @@ def slice_gated_network(
     # Stripping gates changes names, not tensors: identity links the plain names to those with gates.
     gated_names = {id(tensor): name for name, tensor in named_tensors(plain)}
     strip_gates(plain)
-    if (architecture := architecture_of(model)) is not None:
-        remember(plain, architecture)
     name_before = {name: gated_names[id(tensor)] for name, tensor in named_tensors(plain)}
     small, origins = slice_network(plain, kept)
     return small, {new: TensorSlice(name_before[o.name], o.indices) for new, o in origins.items()}

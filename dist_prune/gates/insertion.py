@@ -80,14 +80,21 @@ def attach_gates(
     # Wrappers hide how the network was built, which its sliced checkpoint needs.
     architecture = architecture_of(model)
     shapes = _shapes(model, found, input_shape) if kind == "channel" and input_shape else None
-    flatten = kind == "channel" and _flattens(
-        flatten, model, found, shapes, input_shape, hidden, dense_layers
-    )
-    options = {"hidden": hidden, "dense_layers": dense_layers, "head": head, "open_bias": open_bias}
+    if shapes is None:
+        if flatten and kind == "channel":
+            raise UserError("flattened channel gates need input_shape=(C, H, W)")
+        flatten = False
+    elif flatten is None:
+        # Large maps make gates that cost more than what they can save.
+        outputs = [hidden if dense_layers > 1 else site.units for site in found]
+        macs = sum(shape.numel() * out for shape, out in zip(shapes, outputs, strict=True))
+        flatten = macs <= FLATTEN_LIMIT * count_macs(model, input_shape)  # type: ignore[arg-type]
     reference = next(model.parameters())
     for number, site in enumerate(found):
-        features = shapes[number].numel() if flatten and shapes else _width(model, site)
-        gate = GatingModule(features, site.units, flatten=flatten, number=number, **options)  # type: ignore[arg-type]
+        gate = GatingModule(
+            shapes[number].numel() if flatten and shapes else _width(model, site), site.units,
+            hidden=hidden, dense_layers=dense_layers, head=head, open_bias=open_bias, flatten=flatten, number=number,
+        )  # fmt: skip
         inner = model.get_submodule(site.gate_at)
         wrapper = _wrapper(site, inner)(inner, gate.to(reference.device, reference.dtype), site)
         model.set_submodule(site.gate_at, wrapper)
@@ -132,26 +139,6 @@ def _shapes(model: nn.Module, found: Sequence[Site], input_shape: Sequence[int])
     for hook in hooks:
         hook.remove()
     return [shapes[site.name] for site in found]
-
-
-def _flattens(
-    wanted: bool | None,
-    model: nn.Module,
-    found: Sequence[Site],
-    shapes: list[torch.Size] | None,
-    input_shape: Sequence[int] | None,
-    hidden: int,
-    dense_layers: int,
-) -> bool:
-    if shapes is None or input_shape is None:
-        if wanted:
-            raise UserError("flattened channel gates need input_shape=(C, H, W)")
-        return False
-    if wanted is not None:
-        return wanted
-    outputs = [hidden if dense_layers > 1 else site.units for site in found]
-    macs = sum(shape.numel() * out for shape, out in zip(shapes, outputs, strict=True))
-    return macs <= FLATTEN_LIMIT * count_macs(model, input_shape)
 
 
 def strip_gates(model: nn.Module) -> nn.Module:

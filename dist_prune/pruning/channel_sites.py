@@ -7,6 +7,7 @@ more function.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,7 +37,7 @@ def channel_sites(plain: nn.Module, position: str = "between") -> tuple[Site, ..
             sites += list(_residual(name, module, position))
         elif position == "between" and (family := _FAMILIES.get(type(module))):
             sites += list(family(name, module))
-    # The root of a network has no parent in which it could be replaced by what remains of it.
+    # The root of a network has no parent in which a replacement could stand.
     named = [site for site in sites if not site.name.startswith(".")]
     return tuple(site for site in named if all(_can_be_sliced(plain, piece) for piece in site.slices))
 
@@ -96,6 +97,7 @@ def _vgg(name: str, model: Any) -> Iterator[Site]:
         if following is None:
             # The classifier reads flattened maps: a channel is as many adjacent inputs as it has pixels.
             pixels = model.classifier[0].in_features // units
+            # Pooling has MACs, so it is named although it has no tensors.
             slices += [ChannelSlice(f"{prefix}avgpool", "channels", size=units)]
             slices += [ChannelSlice(f"{prefix}classifier.0", "in", width=pixels)]
         else:
@@ -114,13 +116,9 @@ def _inverted_residual(name: str, block: Any) -> Iterator[Site]:
     slices += [ChannelSlice(f"{name}.conv.2", "in")]
     units, stage = block.conv[2].in_channels, name.rpartition(".")[0]
     site = _inner(f"{name}.between", stage, units, f"{name}.conv.1", slices)
-    # Without a shortcut an empty site would leave no path through the network.
-    if not block.use_res_connect:
-        yield site
-        return
-    yield Site(
-        **{**vars(site), "block": name, "branch": (f"{name}.conv",), "may_be_empty": True},
-    )
+    if block.use_res_connect:
+        site = dataclasses.replace(site, block=name, branch=(f"{name}.conv",), may_be_empty=True)
+    yield site
 
 
 def _densenet(name: str, model: DenseNet) -> Iterator[Site]:
@@ -143,7 +141,8 @@ def _densenet(name: str, model: DenseNet) -> Iterator[Site]:
             slices = [ChannelSlice(f"{names[position]}.conv2", "out")]
             for norm, consumer in readers:
                 slices += [ChannelSlice(norm, "channels", offset), ChannelSlice(consumer, "in", offset)]
-            if tail == "norm5":  # pooled by the network itself
+            # The network pools the last maps in its own forward, which has MACs as well.
+            if tail == "norm5":
                 slices.append(ChannelSlice(name, "channels", offset, size=model.classifier.in_features))
             units, at = layer.conv2.out_channels, f"{names[position]}.conv2"
             yield Site(
@@ -155,7 +154,7 @@ def _densenet(name: str, model: DenseNet) -> Iterator[Site]:
 
 
 def _chains(*chains: tuple[str, ...]) -> Callable[[str, nn.Module], Iterator[Site]]:
-    """Blocks with branches: each chain names layers that read each other; ``a|b`` are two readers at once."""
+    """Return a family of blocks with branches: each chain names layers that read each other; ``a|b`` both read."""
 
     def sites(name: str, block: nn.Module) -> Iterator[Site]:
         for chain in chains:
@@ -169,18 +168,12 @@ def _chains(*chains: tuple[str, ...]) -> Callable[[str, nn.Module], Iterator[Sit
     return sites
 
 
-def _inner(name: str, stage: str, units: int, behind: str, slices: list[ChannelSlice]) -> Site:
+def _inner(name: str, stage: str, units: int, gate_at: str, slices: list[ChannelSlice]) -> Site:
+    # Without a shortcut an empty site would leave no path through the network.
     return Site(
-        name,
-        "channel",
-        units,
-        stage,
-        "between",
-        gate_at=behind,
-        behind=True,
-        slices=tuple(slices),
+        name, "channel", units, stage, "between", gate_at=gate_at, behind=True, slices=tuple(slices),
         may_be_empty=False,
-    )
+    )  # fmt: skip
 
 
 _FAMILIES: dict[type[nn.Module], Callable[[str, Any], Iterator[Site]]] = {

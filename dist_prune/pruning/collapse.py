@@ -1,4 +1,4 @@
-"""Slices of plain networks, and where each of their tensors comes from.
+"""Slices of plain networks, and the origin of each of their tensors.
 
 One mechanism serves the end of training, loading a sliced checkpoint and the transitions between phases:
 ``slicing.remove_units`` removes units from a *plain* network and returns the origin of every narrowed tensor.
@@ -34,8 +34,13 @@ def slice_network(
     """Return a copy of a plain network with only the units ``kept``, and the origin of each of its tensors.
 
     A training run carries optimizer state over by these origins. Constants that replace closed units have none.
+
+    Args:
+        model: a plain network.
+        kept: the units that stay, by site name; sites that are not named stay whole.
     """
     small = copy.deepcopy(model)
+    # A stock network is recognized by its structure, which slicing changes.
     architecture = architecture_of(model)
     if architecture is not None:
         remember(small, architecture)
@@ -43,6 +48,7 @@ def slice_network(
     tensors = named_tensors(small)
     before = {id(tensor): name for name, tensor in tensors}
     narrowed = remove_units(small, kept)
+    # Whole tensors are the same objects as before; only narrowed ones are new.
     origins = {key: TensorSlice(name) for key, name in before.items()}
     origins |= {id(n.new): TensorSlice(before[id(n.old)], n.indices) for n in narrowed if id(n.old) in before}
     return small, {n: origins[id(tensor)] for n, tensor in named_tensors(small) if id(tensor) in origins}

@@ -1,4 +1,4 @@
-"""Costs of units: MACs and parameters of a network, and how they depend on the open units of its sites."""
+"""Costs of units: MACs and parameters of a network as functions of the open units of its sites."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Costs:
 
     @cached_property
     def _matrices(self) -> tuple[Tensor, Tensor]:
-        """MACs of each module; and by factor and module the share of it that goes with one closed unit of each site."""
+        """Return the MACs of modules, and by factor, module and site the share that one closed unit removes."""
         rows = [list(module.dimensions) for module in self.modules]
         for row, module in zip(rows, self.modules, strict=True):
             # A layer's only unit removes the module as a whole; channel sites scale it by their dimension.
@@ -93,7 +93,7 @@ class Costs:
         """Return each unit's cost (all units,), a share of the dense MACs, next to ``values`` (default: all open)."""
         units = sum(site.units for site in self.sites)
         values = torch.ones(units, dtype=torch.float64) if values is None else values.detach().clone()
-        # The derivative is the cost: it prices a unit next to what its neighbours leave open.
+        # The derivative is the cost of a unit, given which of its neighbours are open.
         with torch.enable_grad():
             return torch.autograd.grad(self.share(values.requires_grad_()), values)[0]
 
@@ -123,7 +123,7 @@ def unit_costs(plain: nn.Module, input_shape: Sequence[int], sites: Sequence[Sit
 
 
 def _own_macs(plain: nn.Module, by_module: Mapping[str, int]) -> dict[str, int]:
-    """MACs of each module without those of the modules in it."""
+    """Return the MACs of each module without those of the modules in it."""
     children: dict[str, int] = defaultdict(int)
     for name in dict(plain.named_modules()):
         if name:
@@ -132,10 +132,11 @@ def _own_macs(plain: nn.Module, by_module: Mapping[str, int]) -> dict[str, int]:
 
 
 def _size(plain: nn.Module, name: str, dim: str, sites: Sequence[Site]) -> int:
-    """The number of entries of one dimension of a module."""
+    """Return the number of entries of one dimension of a module."""
     module: Any = plain.get_submodule(name)
     if isinstance(module, nn.Conv2d | nn.Linear):
         return module.weight.shape[1 if dim == "in" else 0]
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return module.num_features
+    # Pooling has no tensor that would tell its size.
     return next(piece.size for site in sites for piece in site.slices if piece.module == name)

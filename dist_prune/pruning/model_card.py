@@ -8,9 +8,10 @@ from typing import Any
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """The card of a checkpoint, from its config.json; "results", if there are any, are the measured figures."""
+    """Return the card of a checkpoint with this config.json, whose "results", if any, are measured figures."""
     closed = [name for name, units in config["kept_units"].items() if not units]
     results: Mapping[str, Any] = config.get("results", {})
+    # A missing sensor is no zero: figures that were not measured say so.
     rows = "\n".join(
         f"| {name} | {'not measured' if value is None else value} |" for name, value in results.items()
     )
@@ -45,11 +46,12 @@ model = dist_prune.load_sliced(".")  # a torch.nn.Module in eval mode
 
 
 def _model_index(builder: str, results: Mapping[str, Any]) -> str:
-    """The figures that the Hub shows beside a model: its accuracy, where it was measured on a named data set."""
+    """Return the front matter with the accuracy that the Hub shows, if it was measured on a named data set."""
     accuracy, data = results.get("accuracy_sliced"), results.get("trained on")
     if accuracy is None or data is None:
         return ""
-    name = json.dumps(str(data))  # JSON strings are YAML strings, whatever they hold
+    # JSON strings are YAML strings, whatever they contain.
+    name = json.dumps(str(data))
     return f"""model-index:
 - name: {json.dumps(f"{builder}, sliced")}
   results:

@@ -59,7 +59,7 @@ class SelectChannels(nn.Module):
         return x.index_select(1, self.index)
 
     def extra_repr(self) -> str:
-        """The number of channels, so that structures can be told apart."""
+        """Return the number of channels: structures are compared by their text."""
         return f"{self.count} channels"
 
 
@@ -84,7 +84,7 @@ class AddToChannels(nn.Module):
         return form.activation_of(self.block)(added)
 
     def extra_repr(self) -> str:
-        """The number of channels, so that structures can be told apart."""
+        """Return the number of channels: structures are compared by their text."""
         return f"{self.index.numel()} channels"
 
 

@@ -65,6 +65,7 @@ def _timm_bottleneck(block: Any, x: Tensor) -> Tensor:
 
 
 def _timm_tail(block: Any, out: Tensor) -> Tensor:
+    # Blocks without squeeze-excitation or stochastic depth have None in their place.
     out = out if block.se is None else block.se(out)
     return out if block.drop_path is None else block.drop_path(out)
 

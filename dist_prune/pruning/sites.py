@@ -1,7 +1,6 @@
 """Sites: the places of a network where a structure can be switched off without breaking the computation.
 
-A site is plain data about a *plain* network. Slicing, MACs and the insertion of gates all read the same
-description, so that they cannot disagree.
+A site is plain data about a *plain* network. Slicing, MACs and the insertion of gates read the same description.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ class AbsorbedConstant:
     consumer: str
 
 
+# Frozen and with tuples only, so that sites can be keys of dictionaries and compare equal between ranks.
 @dataclass(frozen=True)
 class Site:
     """One place where units can be switched off.

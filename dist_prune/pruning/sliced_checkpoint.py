@@ -32,7 +32,7 @@ _Size = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class _Description(BaseModel):
-    """The content of a config.json, beside its format."""
+    """The content of a config.json, without format and version."""
 
     model_config = ConfigDict(strict=True)
 
@@ -57,14 +57,22 @@ def save_sliced(
     class_names: Sequence[str] | None = None,
     results: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a collapsed network (or a plain one) as a sliced checkpoint; replaces an older one at ``folder``.
+    """Write a collapsed network (or a plain one) as a sliced checkpoint; replace an older one at ``folder``.
 
-    input_shape: (C, H, W); resized_side: to how many pixels the shorter side of an image is scaled before its
-    centre is cut out, None where images are taken as a whole; normalization: {"mean": [...], "std": [...]} per
-    channel, on pixels in [0, 1]; results: figures for the model card, plain JSON data. Raises UserError if it is not
-    known how the network was built (build it with ``dist_prune.build_model``, or use a stock torchvision ResNet or
-    timm model).
+    Args:
+        small: built by ``dist_prune.build_model``, or a stock torchvision ResNet or timm model, and then sliced.
+        folder: the checkpoint.
+        input_shape: (C, H, W).
+        resized_side: pixels to which the shorter side of an image is scaled before its centre is cropped; None where
+            images are not cropped.
+        normalization: {"mean": [...], "std": [...]} per channel, on pixels in [0, 1].
+        class_names: by label.
+        results: figures for the model card, plain JSON data.
+
+    Raises:
+        UserError: it is not known how the network was built.
     """
+    # Slicing and folding leave these notes: a checkpoint repeats both on a fresh network.
     kept, folded = getattr(small, "dist_prune_kept", {}), getattr(small, "dist_prune_folded", {})
     architecture = architecture_of(small)
     if architecture is None:
@@ -77,13 +85,13 @@ def save_sliced(
         "version": VERSION,
         **architecture.as_dict(),
         "kept_units": kept,
-        "input_shape": None if input_shape is None else list(input_shape),
+        "input_shape": list(input_shape) if input_shape else None,
         "resized_side": resized_side,
-        "normalization": None if normalization is None else {k: list(v) for k, v in normalization.items()},
-        "class_names": None if class_names is None else list(class_names),
+        "normalization": normalization,
+        "class_names": class_names,
+        **({"folded_norms": folded} if folded else {}),
+        **({"results": results} if results else {}),
     }
-    config |= {"folded_norms": folded} if folded else {}
-    config |= {"results": dict(results)} if results else {}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
     target = Path(folder)
     if not target.name:
@@ -106,7 +114,7 @@ def save_sliced(
 def add_results(folder: str | Path, results: Mapping[str, Any]) -> None:
     """Add figures (plain JSON data) to the card of a sliced checkpoint; each file is replaced atomically."""
     config = read_sliced_config(folder)
-    config["results"] = {**config.get("results", {}), **results}
+    config["results"] |= results
     for name, text in _texts(config).items():
         write_atomic(Path(folder) / name, text.encode())
 
@@ -119,10 +127,10 @@ def _texts(config: Mapping[str, Any]) -> dict[str, str]:
 def load_sliced(folder: str | Path) -> nn.Module:
     """Return the network of a sliced checkpoint: a plain ``nn.Module`` in eval mode, on CPU, without gates.
 
-    Raises UserError if the folder is no sliced checkpoint or its files do not belong together.
+    Raises:
+        UserError: the folder is no sliced checkpoint, or its files do not belong together.
     """
     config = read_sliced_config(folder)
-    folded = config.get("folded_norms", {})
     try:
         tensors = safetensors.torch.load_file(Path(folder) / "model.safetensors")
     except (OSError, safetensors.SafetensorError) as error:
@@ -130,12 +138,12 @@ def load_sliced(folder: str | Path) -> nn.Module:
     architecture = Architecture(config["builder"], config["arguments"])
     # On the meta device nothing is allocated: the description may be untrusted, and weights come from the file anyway.
     with torch.device("meta"):
-        small = _rebuild(architecture, config["kept_units"], folded)
-        _refuse_other_images(small, config["input_shape"], folder)
+        small = _rebuild(architecture, config["kept_units"], config["folded_norms"])
+        _check_input_shape(small, config["input_shape"], folder)
     if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
         # Buffers that no file holds (indices of channels) need real memory, so the network is built once more.
         with torch.random.fork_rng(devices=[]):
-            small = _rebuild(architecture, config["kept_units"], folded)
+            small = _rebuild(architecture, config["kept_units"], config["folded_norms"])
         small.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
     try:
         small.load_state_dict(tensors, strict=True, assign=True)
@@ -147,20 +155,22 @@ def load_sliced(folder: str | Path) -> nn.Module:
     return small.requires_grad_(True).eval()
 
 
-def _refuse_other_images(small: nn.Module, shape: Sequence[int] | None, folder: str | Path) -> None:
-    """Raise UserError if a network (without memory: on the meta device) does not take images of the recorded shape."""
-    if shape is not None:
-        try:
+def _check_input_shape(small: nn.Module, shape: Sequence[int] | None, folder: str | Path) -> None:
+    # A forward pass on the meta device computes shapes only.
+    try:
+        if shape is not None:
             small.eval()(torch.empty(1, *shape, device="meta"))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{folder}/config.json: its network takes no images of {shape}: {reason}"
-            ) from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder}/config.json: its network takes no images of {shape}: {reason}") from error
 
 
 def read_sliced_config(folder: str | Path) -> dict[str, Any]:
-    """Return the description of a sliced checkpoint; raises UserError if it is missing or not one."""
+    """Return the description of a sliced checkpoint, absent fields included.
+
+    Raises:
+        UserError: it is missing, or no description.
+    """
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -172,9 +182,6 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is of format version {config.get('version')}; this program reads {VERSION}"
         )
-    missing = {"builder", "arguments", "kept_units"} - config.keys()
-    if missing:
-        raise UserError(f"{path} lacks '{sorted(missing)[0]}'")
     try:
         return _Description.model_validate(config).model_dump() | config
     except ValidationError as error:
@@ -183,12 +190,10 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
 
 
 def input_shape_of(source: str | Path) -> tuple[int, ...]:
-    """Return the input shape (C, H, W) of a sliced checkpoint; raises UserError if it is not recorded."""
+    """Return the input shape (C, H, W) of a sliced checkpoint; UserError if it is not recorded."""
     shape = read_sliced_config(source)["input_shape"]
     if shape is None:
-        raise UserError(
-            f"{source} does not say its input_shape; save it with save_sliced(..., input_shape=...)"
-        )
+        raise UserError(f"{source} has no input_shape; save it with save_sliced(..., input_shape=...)")
     return tuple(shape)
 
 

@@ -58,7 +58,7 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Sl
         if not units and not known[name].may_be_empty:
             raise UserError(f"'{name}' has no shortcut, so one unit at least must stay")
     chosen = {known[name]: sorted(units) for name, units in kept.items()}
-    # Order matters: constants are computed from whole layers, and blocks are replaced by what is left of narrow ones.
+    # Order matters: constants are computed from whole layers, and replacements of blocks from narrowed ones.
     changed = {site: units for site, units in chosen.items() if len(units) < site.units}
     _absorb_constants(plain, changed)
     narrowed = _narrow_modules(plain, changed)
@@ -69,7 +69,7 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Sl
 
 
 def all_sites(plain: nn.Module) -> tuple[Site, ...]:
-    """Every site of a plain network: layers, and channels at every position."""
+    """Return every site of a plain network: layers, and channels at every position."""
     channels = tuple(site for position in POSITIONS for site in channel_sites(plain, position))
     return layer_sites(plain) + channels
 
@@ -103,7 +103,7 @@ def _narrow_modules(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> 
 
 
 def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[SlicedTensor]:
-    """Remove entries from a convolution, linear layer or norm; others (pooling) hold no tensors."""
+    """Remove entries from a convolution, linear layer or norm; other modules (pooling) have no tensors."""
     rows = dropped.get("out", dropped.get("channels"))
     columns = dropped.get("in")
     if isinstance(module, nn.Conv2d | nn.Linear):
@@ -142,7 +142,7 @@ def _rest(size: int, gone: set[int] | None, device: torch.device) -> Tensor | No
 
 
 def take(old: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """The entries at ``indices`` of each dimension (None: all of them), as a tensor of its own."""
+    """Return the entries at ``indices`` of each dimension (None: all of them), as a tensor of its own."""
     for dimension, index in enumerate(indices):
         if index is not None:
             old = old.index_select(dimension, index.to(old.device))
@@ -150,9 +150,9 @@ def take(old: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
 
 
 def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
-    """Connect branches that read from, or add to, only some of the channels between blocks."""
+    """Connect narrowed branches to the channels between blocks, which all stay."""
     for site, units in changed.items():
-        # Between blocks all channels stay: a branch that uses some of them selects them, or adds to them.
+        # A branch selects the channels that it reads, or adds to some of them.
         if site.position == "before":
             reader = plain.get_submodule(site.gate_at)
             plain.set_submodule(site.gate_at, nn.Sequential(SelectChannels(units), reader))
@@ -162,7 +162,7 @@ def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
 
 @torch.no_grad()
 def _absorb_constants(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
-    """Add to the biases of readers what norms make of closed maps: a zero becomes a constant there."""
+    """Add the constants that norms make of closed maps to the biases of the layers behind them."""
     for site, units in changed.items():
         closed = torch.tensor(sorted(set(range(site.units)) - set(units)))
         for absorbed in site.absorbed:

@@ -11,54 +11,47 @@ from powercap import burning, make_zone
 
 pytest.importorskip("zeus", reason="the extra 'energy' is not installed")
 
-# What launch/train.py does, on a machine whose counters lie in the folder that is named first.
-LAUNCH = """
-import sys
-from pathlib import Path
-
-from zeus.device.cpu import rapl
-
-from dist_prune.measure import energy
-
-if __name__ == "__main__":
-    rapl.RAPL_DIR, energy.POLL_SECONDS = sys.argv[1], 0.1
-    from dist_prune.cli.main import train_main
-
-    train_main(sys.argv[2:])
-"""
 WATTS, LIMIT = 20.0, 60_000_000  # the counter begins anew every three seconds
 
 
+def train_with_counters(folder: Path, words: list[str]) -> None:
+    """Run the program of launch/train.py on a machine whose counters are in ``folder``."""
+    from zeus.device.cpu import rapl
+
+    from dist_prune.cli.main import train_main
+    from dist_prune.measure import energy
+
+    rapl.RAPL_DIR, energy.POLL_SECONDS = str(folder), 0.1
+    train_main(words)
+
+
 @pytest.fixture
-def launch(command, tmp_path):
-    """Train with a counter that rises; returns what was done and the joules that it rose by."""
-    script = tmp_path / "launch.py"
-    script.write_text(LAUNCH)
+def launch(forked_ranks, tmp_path):
+    """Train on some ranks with a counter that rises; returns what rank 0 did and the joules that it rose by."""
     counter = make_zone(tmp_path / "rapl" / "intel-rapl:0", "package-0", LIMIT // 2, LIMIT)
 
-    def run(*words: str | Path, launcher: tuple[str, ...] = ("python",), sensor: bool = True):
+    def run(*words: str, ranks: int, sensor: bool = True):
         rapl = tmp_path / ("rapl" if sensor else "nothing")
-        given = [script, rapl, "--ds_config", "ds_configs/zero2.json", "--out", tmp_path / "run", *words]
+        given = ["--ds_config", "ds_configs/zero2.json", "--out", str(tmp_path / "run"), *words]
         with burning(counter, WATTS) as spent:
-            done = command(*launcher, *given, "--set", *QUICK, "grid_intensity=360")
-        return done, spent[0]
+            given += ["--set", *QUICK, "grid_intensity=360"]
+            done = forked_ranks(ranks, train_with_counters, rapl, given)
+        return done[0], spent[0]
 
     return run
 
 
-@pytest.mark.slow
-def test_two_ranks_of_one_machine_and_a_resumed_run_count_every_joule_once(launch, command, tmp_path):
-    torchrun = ("torchrun", "--nproc-per-node", "2", "--master-port", "29677")
-    first, spent_first = launch("--max_steps", "5", launcher=torchrun)
+def test_two_ranks_of_one_machine_and_a_resumed_run_count_every_joule_once(launch, forked, tmp_path):
+    first, spent_first = launch("--max_steps", "5", ranks=2)
     state = json.loads(next((tmp_path / "run" / "checkpoints").glob("step-*/state.json")).read_text())
     saved = state["energy"]["run"]
     assert 0 < saved["joules"] < spent_first, first.err
-    second, spent_second = launch("--resume", launcher=torchrun)
+    second, spent_second = launch("--resume", ranks=2)
     assert second.code == 0, second.err
     (summary,) = records(tmp_path / "run", "summary")
     evals = records(tmp_path / "run", "eval")
     epochs = [record["energy_joules"] for record in evals]
-    # Of the joules of both invocations, those of starting and ending Python are not the run's.
+    # Of the joules of both invocations, those of starting and ending a process are not the run's.
     seconds = summary["seconds_total"]
     assert summary["energy_joules"] == pytest.approx(WATTS * seconds, rel=0.25)
     assert saved["joules"] < epochs[0], "the epoch was begun by the first invocation"
@@ -69,17 +62,16 @@ def test_two_ranks_of_one_machine_and_a_resumed_run_count_every_joule_once(launc
     assert summary["co2_grams"] == pytest.approx(summary["energy_joules"] / 1e4)
     assert " of 1 CPU package" in second.out
     assert "(at 360 g/kWh)" in second.out
-    shown = command("dist-prune", "report", tmp_path / "run", "--to_accuracy", "0.01")
+    shown = forked("dist-prune", "report", tmp_path / "run", "--to_accuracy", "0.01")
     assert shown.code == 0, shown.err
     page = (tmp_path / "run" / "report" / "report.html").read_text()
     assert "not measured" not in page
     assert "energy to 1.0 %" in page
 
 
-@pytest.mark.slow
-def test_a_run_of_which_a_part_was_not_measured_has_no_total(launch, command, tmp_path):
-    launch("--max_steps", "5", sensor=False)
-    second, _ = launch("--resume")
+def test_a_run_of_which_a_part_was_not_measured_has_no_total(launch, tmp_path):
+    launch("--max_steps", "5", ranks=1, sensor=False)
+    second, _ = launch("--resume", ranks=1)
     assert second.code == 0, second.err
     first_epoch, second_epoch = records(tmp_path / "run", "eval")
     (summary,) = records(tmp_path / "run", "summary")

@@ -14,12 +14,8 @@ import dist_prune
 from dist_prune.measure.macs import count_macs
 
 EPOCHS, TARGET, SHAPE = 3, 0.5, (1, 8, 8)
-TWO_RANKS = {
-    "bare_torch": ["torchrun", "--nproc_per_node", "2"],
-    "accelerate_deepspeed": [
-        "accelerate", "launch", "--use_deepspeed", "--num_processes", "2", "--main_process_port", "0",
-    ],
-}  # fmt: skip
+EXAMPLES = ("bare_torch", "accelerate_deepspeed")
+ACCELERATE = ["accelerate", "launch", "--use_deepspeed", "--num_processes", "2", "--main_process_port", "0"]
 NOT_ADDED = ("import ", "from ", "dist_prune.build_model(", "dist_prune.save_sliced(", "count_macs(")
 needs_accelerate = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="Accelerate with DeepSpeed needs transformers"
@@ -35,7 +31,7 @@ def added_lines(example: str) -> list[str]:
     return [line.strip() for line in code_of(example) if line.endswith("# dist_prune")]
 
 
-@pytest.mark.parametrize("example", TWO_RANKS)
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_a_loop_grows_by_six_lines_at_most(example):
     assert 0 < len(added_lines(example)) <= 6
     unmarked = [line for line in code_of(example) if not line.endswith("# dist_prune")]
@@ -51,10 +47,15 @@ def test_every_loop_grows_by_the_same_lines():
     ("example", "ranks"),
     [("bare_torch", 1), ("bare_torch", 2), pytest.param("accelerate_deepspeed", 2, marks=needs_accelerate)],
 )
-def test_an_example_saves_the_network_it_speaks_of(example, ranks, command, tmp_path):
-    launcher = ["python"] if ranks == 1 else TWO_RANKS[example]
+def test_an_example_saves_the_network_it_speaks_of(example, ranks, command, forked, forked_ranks, tmp_path):
     out = tmp_path / "sliced"
-    done = command(*launcher, f"examples/{example}.py", "--epochs", EPOCHS, "--out", out, seconds=200)
+    words = [f"examples/{example}.py", "--epochs", EPOCHS, "--out", out]
+    if example == "accelerate_deepspeed":
+        done = command(*ACCELERATE, *words, seconds=200)
+    elif ranks == 1:
+        done = forked("python", *words)
+    else:  # torchrun itself is tested with launch/train.py
+        done = forked_ranks(ranks, "python", *words)[0]
     assert done.code == 0, done.err
     ((accuracy, share),) = re.findall(r"accuracy ([\d.]+), MACs ([\d.]+) of", done.out)  # said by one rank
     assert f"processes: {ranks}" in done.out

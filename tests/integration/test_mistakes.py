@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -95,9 +96,9 @@ def test_a_mistake_in_the_ds_config_is_one_line(refused, tmp_path, content, expe
     assert expected in error or "follows from the recipe" in error
 
 
-def test_a_folder_without_images_is_refused_when_shards_are_made(command, tmp_path):
+def test_a_folder_without_images_is_refused_when_shards_are_made(forked, tmp_path):
     (tmp_path / "empty").mkdir()
-    done = command(
+    done = forked(
         "dist-prune", "shards", "make", "imagefolder", tmp_path / "empty", "--out", tmp_path / "out"
     )
     assert done.code == 2
@@ -117,28 +118,26 @@ def test_a_test_split_of_which_no_image_can_be_read_is_one_line(train, tmp_path)
     assert "nothing to evaluate: no image could be read; fix the data" in lines[0]
 
 
-def test_a_mistake_that_one_rank_has_is_told_by_all(command, tmp_path):
+def train_where_one_rank_lacks_the_data(words: list[str], nowhere: str) -> None:
+    if os.environ["RANK"] == "1":
+        words[words.index("--data") + 1] = nowhere
+    cli.train_main(words)
+
+
+def test_a_mistake_that_one_rank_has_ends_all_ranks_with_one_line(forked_ranks, tmp_path):
     """As on a cluster of which one node lacks the data."""
-    script = f"""
-import os, sys
-if os.environ["RANK"] == "1":
-    sys.argv[sys.argv.index("--data") + 1] = "{tmp_path}/nowhere"
-sys.path.insert(0, ".")
-import runpy
-runpy.run_path("launch/train.py", run_name="__main__")
-"""
-    (tmp_path / "start.py").write_text(script)
-    words = ["torchrun", "--nproc_per_node", "2", tmp_path / "start.py", *GOOD, "--data", "digits"]
-    done = command(*words, "--out", tmp_path / "run")
-    assert done.code != 0
-    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    words = [*GOOD, "--data", "digits", "--out", str(tmp_path / "run")]
+    first, second = forked_ranks(2, train_where_one_rank_lacks_the_data, words, f"{tmp_path}/nowhere")
+    assert (first.code, second.code) == (2, 2)
+    (line,) = first.lines + second.lines
     assert line.startswith("error: rank 1 (process ")
     assert "nowhere" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_two_ranks_report_a_mistake_once(command, tmp_path):
-    words = ["torchrun", "--nproc_per_node", "2", "launch/train.py", *GOOD, "--set", "global_batch_size=33"]
-    done = command(*words, "--out", tmp_path / "run")
-    assert done.code != 0
-    assert done.err.count("error: global_batch_size 33") == 1
+def test_two_ranks_report_a_mistake_once(forked_ranks, tmp_path):
+    words = ["python", "launch/train.py", *GOOD, "--set", "global_batch_size=33", "--out", tmp_path / "run"]
+    ranks = forked_ranks(2, *words)
+    assert [rank.code for rank in ranks] == [2, 2]
+    (line,) = [line for rank in ranks for line in rank.lines]
+    assert line.startswith("error: global_batch_size 33")

@@ -10,7 +10,7 @@ from commands import ROOT
 from data_tools import make_shards
 
 
-def test_a_run_continues_with_moved_data_and_is_collapsed_from_another_folder(train, command, tmp_path):
+def test_a_run_continues_with_moved_data_and_is_collapsed_from_another_folder(train, forked, tmp_path):
     make_shards("digits", None, tmp_path / "shards")
     run = tmp_path / "run"
     relative = os.path.relpath(tmp_path / "shards", ROOT)
@@ -21,7 +21,7 @@ def test_a_run_continues_with_moved_data_and_is_collapsed_from_another_folder(tr
     recorded = json.loads((run / "config.json").read_text())["config"]
     assert recorded["data"] == str(tmp_path / "shards")
 
-    collapsed = command("dist-prune", "collapse", run, "--out", tmp_path / "out", cwd=tmp_path)
+    collapsed = forked("dist-prune", "collapse", run, "--out", tmp_path / "out", cwd=tmp_path)
     assert collapsed.code == 0, collapsed.err
 
     (tmp_path / "shards").rename(tmp_path / "moved")

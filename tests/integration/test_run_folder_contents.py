@@ -58,9 +58,9 @@ def test_the_model_card_has_the_accuracy_of_the_sliced_network(finished_run):
     assert f"metrics: [{{type: accuracy, value: {summary['accuracy_sliced']}}}]" in card
 
 
-def test_offline_collapse_gives_the_same_network_as_the_run(finished_run, command, tmp_path):
+def test_offline_collapse_gives_the_same_network_as_the_run(finished_run, forked, tmp_path):
     folder, _ = finished_run
-    done = command("dist-prune", "collapse", folder, "--out", tmp_path / "again")
+    done = forked("dist-prune", "collapse", folder, "--out", tmp_path / "again")
     assert done.code == 0, done.err
     ours = dist_prune.load_sliced(folder / "sliced").state_dict()
     again = dist_prune.load_sliced(tmp_path / "again" / "sliced").state_dict()
@@ -69,9 +69,9 @@ def test_offline_collapse_gives_the_same_network_as_the_run(finished_run, comman
     assert (folder / "mask.json").read_text() == (tmp_path / "again" / "mask.json").read_text()
 
 
-def test_evaluate_gives_the_accuracy_of_the_summary(finished_run, command):
+def test_evaluate_gives_the_accuracy_of_the_summary(finished_run, forked):
     folder, _ = finished_run
-    done = command("dist-prune", "evaluate", folder)
+    done = forked("dist-prune", "evaluate", folder)
     assert done.code == 0, done.err
     (summary,) = records(folder, "summary")
     assert str(summary["accuracy_sliced"]) in done.out

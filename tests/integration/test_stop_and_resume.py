@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import BIN, QUICK, ROOT, records
+from commands import ROOT, Forked, environment, quick, records
 
 from data_tools import make_shards
 
@@ -72,32 +72,27 @@ def test_resuming_with_other_shards_is_refused_and_leaves_the_run_as_it_was(trai
 
 
 @contextmanager
-def long_run(folder: Path, data_home: Path, *settings: str) -> Iterator[subprocess.Popen]:
+def long_run(folder: Path, data_home: Path, *settings: str) -> Iterator[Forked]:
     """A run in its own process that has trained a step, and would for long."""
-    words = [sys.executable, "launch/train.py", "--ds_config", "ds_configs/zero0.json", "--out", str(folder)]
-    environment = {**os.environ, "DIST_PRUNE_DATA": str(data_home), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    words += ["--set", *QUICK, "epochs=500", *settings]
-    process = subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
+    words = quick("--out", folder, ds="zero0", settings=("epochs=500", *settings))
+    with Forked(*words, variables=environment(data_home)) as run:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        yield process
-    finally:
-        process.kill()
+            time.sleep(0.05)
+        yield run
 
 
 def test_a_run_whose_worker_is_killed_ends_with_one_line_and_can_be_resumed(train, data_home, tmp_path):
     folder = tmp_path / "run"
-    with long_run(folder, data_home, "workers=2", "checkpoint_every=1") as process:
+    with long_run(folder, data_home, "workers=2", "checkpoint_every=1") as run:
         deadline = time.monotonic() + 60
-        while not (worker := forked(process.pid)) and time.monotonic() < deadline:
+        while not (worker := child_of(run.process.pid)) and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(worker, signal.SIGKILL)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1, errors
-    lines = [line for line in errors.splitlines() if not line.startswith("step ")]  # those tell the progress
-    assert len(lines) == 1, errors
+        done = run.wait(120)
+    assert done.code == 1, done.err
+    lines = [line for line in done.lines if not line.startswith("step ")]  # those tell the progress
+    assert len(lines) == 1, done.err
     assert lines[0].startswith("error: a worker that reads data was ended by SIGKILL")
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], f"error: {status['reason']}") == ("failed", lines[0])
@@ -105,7 +100,7 @@ def test_a_run_whose_worker_is_killed_ends_with_one_line_and_can_be_resumed(trai
     assert train("--out", folder, "--resume", "--max_steps", "1", ds="zero0", settings=settings).code == 3
 
 
-def forked(pid: int) -> int | None:
+def child_of(pid: int) -> int | None:
     """One of the processes that a process has forked without starting another program."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes()
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -148,11 +143,11 @@ def test_a_second_ctrl_c_does_not_interrupt_what_the_first_one_ends(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_3(number, data_home, tmp_path):
     folder = tmp_path / "run"
-    with long_run(folder, data_home) as process:
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 3, errors
-    assert "Traceback" not in errors
+    with long_run(folder, data_home) as run:
+        os.kill(run.process.pid, number)
+        done = run.wait(60)
+    assert done.code == 3, done.err
+    assert "Traceback" not in done.err
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "stopped"
     assert signal.Signals(number).name in status["reason"]
