@@ -92,7 +92,7 @@ class Engine:
         self.batching = batching
         self.stage = ds_config.get("zero_optimization", {}).get("stage", 0)
         self._autocast = _autocast_dtype(ds_config)
-        self._clipping = ds_config.get("gradient_clipping", 0.0) if _settles_gradients(ds_config) else None
+        self._clipping = ds_config.get("gradient_clipping", 0.0) if _checks_gradients(ds_config) else None
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, *_ = deepspeed.initialize(
                 model=module.to(device),
@@ -144,11 +144,11 @@ class Engine:
         """
         at_end = self._engine.is_gradient_accumulation_boundary()
         if at_end and self._clipping is not None:
-            self._settle_gradients(self._clipping)
+            self._check_gradients(self._clipping)
         self._engine.step()
         return not at_end or self._engine.was_step_applied()
 
-    def _settle_gradients(self, clipping: float) -> None:
+    def _check_gradients(self, clipping: float) -> None:
         # ZeRO looks at the norm of all gradients by itself. Without ZeRO, DeepSpeed would put bad ones into the
         # weights, but it takes an optimizer's word for it. Gradients are averaged: all ranks find the same.
         optimizer = self._engine.optimizer
@@ -242,7 +242,7 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
         "gradient_clipping": 0.0,
         **ds_config,
         # Without ZeRO the engine clips by itself.
-        **({"gradient_clipping": 0.0} if _settles_gradients(ds_config) else {}),
+        **({"gradient_clipping": 0.0} if _checks_gradients(ds_config) else {}),
         # ZeRO 3 would put its own linear in the place of torch's in the whole process, for good.
         "zero_optimization": {**zero, "memory_efficient_linear": False} if zero.get("stage") == 3 else zero,
         "train_batch_size": batching.global_batch,
@@ -251,7 +251,7 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
     }
 
 
-def _settles_gradients(ds_config: dict[str, Any]) -> bool:
+def _checks_gradients(ds_config: dict[str, Any]) -> bool:
     """Return True if our engine itself refuses bad gradients and clips: without ZeRO and torch's scaler."""
     stage = ds_config.get("zero_optimization", {}).get("stage", 0)
     return stage == 0 and _autocast_dtype(ds_config) != torch.float16

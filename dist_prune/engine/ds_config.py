@@ -145,13 +145,13 @@ def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int)
     """
     micro = config.get("train_micro_batch_size_per_gpu")
     if micro is None:
-        asked = config.get("gradient_accumulation_steps", 1)
-        if not isinstance(asked, int) or asked < 1 or global_batch % (world_size * asked):
+        steps = config.get("gradient_accumulation_steps", 1)
+        if not isinstance(steps, int) or steps < 1 or global_batch % (world_size * steps):
             raise UserError(
-                f"global_batch_size {global_batch} cannot be cut into {world_size} ranks x {asked} accumulation "
-                f"steps; make it a multiple of {world_size * (asked if isinstance(asked, int) and asked > 0 else 1)}"
+                f"global_batch_size {global_batch} cannot be divided into {world_size} ranks x {steps} accumulation "
+                f"steps; make it a multiple of {world_size * (steps if isinstance(steps, int) and steps > 0 else 1)}"
             )
-        micro = global_batch // (world_size * asked)
+        micro = global_batch // (world_size * steps)
     if not isinstance(micro, int) or isinstance(micro, bool) or micro < 1:
         raise UserError(f"'train_micro_batch_size_per_gpu' is a positive number of images, not {micro!r}")
     if global_batch % (micro * world_size):

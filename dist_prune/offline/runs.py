@@ -56,8 +56,8 @@ def collapse_run(
         decision = load_mask(mask) if mask else phase.vote(phase.module, batches)
     context.sync_errors()
     result = PhaseResult(phase.module, state.progress.epoch, decision)
-    outcome = finish(context, phase, result, collapse_difference(context, phase, result))
-    return {**outcome.summary, "sliced network": str(folder.sliced)}
+    summary = finish(context, phase, result, collapse_difference(context, phase, result))
+    return {**summary, "sliced network": str(folder.sliced)}
 
 
 def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -> dict[str, Any]:

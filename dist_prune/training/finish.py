@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,14 +21,6 @@ from dist_prune.training.evaluate import accuracies, max_abs_difference
 
 class CollapseFailed(RunError):
     """The sliced network does not compute what the gated one does."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """summary: the record of the run folder's contract, without times; small: the collapsed network."""
-
-    summary: dict[str, Any]
-    small: nn.Module
 
 
 def collapse_difference(context: RunContext, phase: Phase, result: PhaseResult) -> float:
@@ -57,11 +48,11 @@ def finish(
     result: PhaseResult,
     difference: float,
     autocast: torch.autocast | None = None,
-) -> Outcome:
-    """Collapse the network of the last phase; all ranks call it, rank 0 writes mask.json and sliced/.
+) -> dict[str, Any]:
+    """Collapse the network of the last phase, write mask.json and sliced/, and return the summary without times.
 
-    difference: what ``collapse_difference`` found, the largest of all phases. Raises CollapseFailed if the MACs are not
-    those that the decision predicts.
+    All ranks call it; rank 0 writes. difference: what ``collapse_difference`` found, the largest of all phases. Raises
+    CollapseFailed if the MACs are not those that the decision predicts.
     """
     trained, decision, costs = result.module, result.decision, context.costs
     masked, sliced = phase.masked(trained, decision), phase.sliced(trained, decision)
@@ -99,7 +90,7 @@ def finish(
         if distributed.is_main():
             add_results(context.folder.sliced, summary)
     context.sync_errors()
-    return Outcome(summary, reloaded)
+    return summary
 
 
 def _budget(context: RunContext, decision: Decision | None) -> dict[str, Any]:
@@ -111,16 +102,16 @@ def _budget(context: RunContext, decision: Decision | None) -> dict[str, Any]:
 
 
 def _write(
-    context: RunContext, small: nn.Module, decision: Decision | None, summary: dict[str, Any]
+    context: RunContext, sliced: nn.Module, decision: Decision | None, summary: dict[str, Any]
 ) -> nn.Module:
     """Write the results on rank 0; return the network to evaluate, on rank 0 the one that was reloaded."""
     if not distributed.is_main():
-        return small
+        return sliced
     if decision is not None:
         context.folder.write_json(context.folder.mask, decision.as_dict())
     data = context.data
     save_sliced(
-        small,
+        sliced,
         context.folder.sliced,
         input_shape=data.input_shape,
         resized_side=data.resized_side,
@@ -129,7 +120,7 @@ def _write(
         results={"trained on": context.config.data, **summary},
     )
     reloaded = load_sliced(context.folder.sliced)
-    ours = small.state_dict()
+    ours = sliced.state_dict()
     for name, tensor in reloaded.state_dict().items():
         if not torch.equal(tensor, ours[name].cpu()):
             raise CollapseFailed(f"{name} came back changed from {context.folder.sliced}")

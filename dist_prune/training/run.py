@@ -48,7 +48,7 @@ class Options:
     max_steps: int | None = None
     max_hours: float | None = None
     # Dotted recipe fields that the user has set by hand: one that does nothing gets a line.
-    asked: Sequence[str] = ()
+    keys_set: Sequence[str] = ()
 
 
 def run(config: RunConfig, options: Options) -> bool:
@@ -146,7 +146,7 @@ def _train_and_finish(
             context.folder.write_config(_record_of(context))
         status.write("running")
         recorder = Recorder(context, total_steps, first_step)
-        for line in without_effect(context.config, context.method.reads, options.asked):
+        for line in without_effect(context.config, context.method.reads, options.keys_set):
             recorder.say(line)
     context.sync_errors()
     try:
@@ -192,7 +192,7 @@ def _work(
     last, result = trained
     if line := advice(result.decision):
         recorder.say(line)
-    outcome = finish(context, last.phase, result, at.max_abs_difference, last.engine.autocast())
+    summary = finish(context, last.phase, result, at.max_abs_difference, last.engine.autocast())
     rest = {
         "seconds_total": trainer.seconds(),
         **trainer.energy.summary(context.config.grid_intensity),
@@ -200,7 +200,7 @@ def _work(
         "steps_skipped": at.steps_skipped,
         "world_size": distributed.world_size(),
     }
-    recorder.summary({**outcome.summary, **rest})
+    recorder.summary({**summary, **rest})
     context.sync_errors()
     return None
 

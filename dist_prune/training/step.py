@@ -81,7 +81,7 @@ def train_step(
     phase: Phase,
     batches: Sequence[Batch],
     epoch: float,
-    control: RankFlags = RankFlags(),
+    flags: RankFlags = RankFlags(),
     number: int = 0,
 ) -> StepMetrics:
     """Train on one global batch.
@@ -96,30 +96,30 @@ def train_step(
         batches: This rank's micro-batches on the engine's device: images (views * B, C, H, W) and labels, numbers
             (B,) or probabilities (B, classes).
         epoch: Epochs since the start of the phase, fraction included.
-        control: This rank's flags.
+        flags: This rank's flags.
         number: Optimizer steps of the run so far.
     """
     buffers_before = _Buffers(engine.module)
     applied = True
-    window = MeanAccumulator(gates_of(engine.module) if phase.has_gates else {})
+    accumulated = MeanAccumulator(gates_of(engine.module) if phase.has_gates else {})
     scores = torch.zeros(2, device=engine.device)
     terms_seen: dict[str, Tensor] = {}
-    for turn, (images, labels) in enumerate(batches):
-        place = turn * distributed.world_size() + distributed.rank()
+    for index, (images, labels) in enumerate(batches):
+        place = index * distributed.world_size() + distributed.rank()
         # Every view of an image has gate noise of its own.
         first_sample = place * engine.batching.micro * phase.views
         phase.before_forward(engine.module, number, first_sample, epoch)
         # Flags are summed over the window, so only its first micro-batch carries them.
-        told = control.as_tensor(engine.device) if turn == 0 else torch.zeros_like(window.scalars)
-        with window.collect(len(images), told, early=not engine.gathers_weights):
+        scalars = flags.as_tensor(engine.device) if index == 0 else torch.zeros_like(accumulated.scalars)
+        with accumulated.collect(len(images), scalars, early=not engine.gathers_weights):
             logits = phase.forward(engine.forward, images)
-        means = window.wait()
+        means = accumulated.wait()
         task_sum = phase.task_loss(logits, labels)
         right = (logits.detach()[: len(labels)].argmax(1) == _most_likely(labels)).sum()
         scores = scores + torch.stack([task_sum.detach(), right.float()])
         # W / N times the local sum: gradients averaged over ranks are then those of the joined batch. The window
         # counts views, the loss is per image.
-        task = task_sum * (distributed.world_size() * phase.views / window.micro_samples)
+        task = task_sum * (distributed.world_size() * phase.views / accumulated.micro_samples)
         with engine.refusing_partitioned_weights():
             terms = phase.loss_terms(
                 Step(engine.module, images, labels, logits, means if phase.has_gates else None, epoch)
@@ -136,7 +136,7 @@ def train_step(
         buffers_before.put_back()
     elif projections := phase.project(engine.module):
         engine.project(projections)
-    return _record(window, means, distributed.all_reduce_sum(scores), terms_seen, applied, phase.views)
+    return _record(accumulated, means, distributed.all_reduce_sum(scores), terms_seen, applied, phase.views)
 
 
 class _Buffers:
@@ -162,7 +162,7 @@ def _most_likely(labels: Tensor) -> Tensor:
 
 
 def _record(
-    window: MeanAccumulator,
+    accumulated: MeanAccumulator,
     means: GateMeans,
     scores: Tensor,
     terms: dict[str, Tensor],
@@ -172,7 +172,12 @@ def _record(
     """Return the metrics of a step."""
     # One copy for everything: each copy from the device waits for all that it still computes.
     values, logits = means.values.detach(), means.logits
-    of_step = [window.samples.reshape(1), scores, window.scalars, *(t.reshape(1) for t in terms.values())]
+    of_step = [
+        accumulated.samples.reshape(1),
+        scores,
+        accumulated.scalars,
+        *(t.reshape(1) for t in terms.values()),
+    ]
     seen = torch.cat([values, logits, *of_step]).cpu()
     values, logits, rest = seen.split([values.numel(), logits.numel(), seen.numel() - 2 * values.numel()])
     counted, loss_sum, right, stops, failures, skipped, saves, *of_terms = rest.tolist()

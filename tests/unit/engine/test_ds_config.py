@@ -156,11 +156,11 @@ def test_the_global_batch_is_cut_by_micro_batch_and_ranks(config, world_size, mi
 @pytest.mark.parametrize(
     ("config", "global_batch", "world_size", "said"),
     [
-        ({}, 256, 3, "256 cannot be cut into 3 ranks x 1 .*multiple of 3"),
+        ({}, 256, 3, "256 cannot be divided into 3 ranks x 1 .*multiple of 3"),
         ({STEPS: 3}, 256, 2, "2 ranks x 3 accumulation.*multiple of 6"),
-        ({STEPS: 0}, 256, 2, "cannot be cut"),
-        ({STEPS: "2"}, 256, 2, "cannot be cut"),
-        ({STEPS: None}, 256, 2, "cannot be cut"),
+        ({STEPS: 0}, 256, 2, "cannot be divided"),
+        ({STEPS: "2"}, 256, 2, "cannot be divided"),
+        ({STEPS: None}, 256, 2, "cannot be divided"),
         ({MICRO: 48}, 256, 1, "256 is not a multiple of 1 ranks x micro-batch 48"),
         ({MICRO: 64}, 256, 3, r"3 ranks x micro-batch 64 = 192"),
         ({MICRO: 512}, 256, 1, "not a multiple"),
