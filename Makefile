@@ -21,9 +21,10 @@ test-newest:
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	PATH="$(CURDIR)/$(VENV)-newest/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 3 --dist worksteal -m "not drill"
 
-# Everything that can befall a run, one drill after another (docs/reliability.md); those that mount disks or make nodes need root.
+# Fault-injection tests (docs/reliability.md) and what is slow by nature, one after another; those that mount disks or
+# make nodes need root.
 drills: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest tests/drills
+	OMP_NUM_THREADS=1 python -m pytest -m drill
 
 lint: $(READY)
 	ruff check .

@@ -75,6 +75,7 @@ class Budget:
             raise UserError(
                 "these gate heads open for about half of the samples, whatever the budget; use 'ste'"
             )
+        # Open until the first update.
         for gate in gates:
             gate.threshold.fill_(-_FAR)
         shape_gates(model, **BUDGET_FORM)

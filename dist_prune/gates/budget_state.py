@@ -31,7 +31,7 @@ def margins(importance: Tensor, pruned: Tensor) -> Tensor:
 
 
 class BudgetState:
-    """What a budget carries from one step to the next.
+    """State of a budget, from one step to the next.
 
     Attributes:
         logits: mean logits of the latest step in which the unit's gate was evaluated (units,).

@@ -46,6 +46,7 @@ class Freezer:
             open_counts: False: no unit is decided to stay open. All gates begin open, which says nothing before they
                 have begun to learn.
         """
+        # One signed count a unit: a step of the other kind, or of both kinds, begins it anew.
         streaks, opened = self._streaks, (means == 1) & open_counts
         streaks = torch.where(means == 0, streaks.clamp(max=0) - 1, torch.zeros(()))
         self._streaks = torch.where(opened, self._streaks.clamp(min=0) + 1, streaks)

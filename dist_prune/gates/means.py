@@ -1,4 +1,4 @@
-"""Gate means over the global batch: what everything that concerns structure reads.
+"""Gate means over the global batch: everything that concerns structure reads these, and nothing else.
 
 With rank r holding n_r samples and gate sums s_r, N = sum of n_r and W ranks whose gradients the engine averages, the
 value is g = sum(s_r) / N and the gradient that of W * s_r / N: after averaging, gradients equal those of one process

@@ -101,11 +101,13 @@ class GatingModule(Gate):
         self.register_buffer("ste_window", torch.ones(()))
         self.register_buffer("logit_scale", torch.ones(()))
         if open_bias is not None:
+            # Small weights: a sample's logit begins near the bias, whatever the features are.
             nn.init.constant_(self.last.bias, open_bias)
             nn.init.normal_(self.last.weight, std=0.04 / math.sqrt(widths[-1]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the gate reads twice, and decisions (B, units) in the dtype of the gate's weights."""
+        # What is decided costs nothing: neither features nor gating layers are computed.
         if self._frozen is not None:
             decisions = self._frozen.expand(x.shape[0], -1)
             self.record(decisions, decisions)
@@ -157,6 +159,7 @@ class GatingModule(Gate):
 
         In a recomputation: that of the latest forward pass.
         """
+        # Other noise in the recomputation would give gradients of decisions that the forward pass did not make.
         if recomputed:
             return self._latest_noise_key
         key, self.noise_key = self.noise_key, None

@@ -49,5 +49,6 @@ def random_drop(decisions: Tensor, rate: float, noise_key: NoiseKey, gate: int) 
     """
     like = decisions.new_empty(len(decisions), 2 + decisions.shape[1], dtype=torch.float32)
     draws = uniform_noise(noise_key, drop_stream(gate), like)
+    # Two draws a sample (is it chosen, and how many units lose), then one a unit.
     chosen, share, own = draws[:, :1], draws[:, 1:2], draws[:, 2:]
     return _RandomDrop.apply(decisions, (chosen < rate) & (own < share))

@@ -58,9 +58,14 @@ def undecided_phase() -> PricedPhase:
         nn.init.normal_(wrapper.gate.last.weight, std=0.5)
         nn.init.zeros_(wrapper.gate.last.bias)
     torch.set_num_threads(1)  # the same rounding everywhere
-    with torch.no_grad():  # running statistics that fit, so that the gates are balanced in eval mode
-        for _ in range(20):
-            module(batch(64)[0])
+    # Running statistics that fit, so that the gates are balanced in eval mode: those of one large batch.
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        module(batch(64)[0])
+    for norm in norms:
+        norm.momentum = 0.1
     budget = Budget(module, costs, CONFIG.target_macs, Timeline())
     for _, wrapper in gated_modules(module):
         wrapper.gate.threshold.zero_()  # as if training had come so far

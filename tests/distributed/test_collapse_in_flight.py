@@ -18,7 +18,7 @@ from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase, Transition
 
-STEPS = 20
+STEPS = 10
 OPENED = torch.tensor([1.0, 0, 0, 1, 1, 0])  # of the six layers of a ResNet-14
 
 
@@ -69,7 +69,7 @@ class Silent(Phase):
     has_gates = True
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_losses_after_a_collapse_are_those_of_the_network_with_its_gates_fixed(stage):
     for fixed, collapsed, inherited in run_ranks(2, with_and_without_collapse, stage):
         assert inherited > 20, "the momentum comes along"
@@ -84,7 +84,15 @@ def run_digits(folder: str, stage: int, settings: list[str], *invocations: dict[
     from dist_prune.recipes import recipe
     from dist_prune.training.run import Options, run
 
-    quick = ["epochs=5", "model=resnet14", "log_every=1", "workers=0", "freeze.after=3", *settings]
+    quick = [
+        "epochs=5",
+        "model=resnet8",
+        "log_every=1",
+        "workers=0",
+        "freeze.after=3",
+        "mask_samples=128",
+        *settings,
+    ]
     config = override(recipe("digits"), quick)
     return [
         run(config, Options(f"ds_configs/zero{stage}.json", out=folder, **words)) for words in invocations

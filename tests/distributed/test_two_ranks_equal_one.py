@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def steps_of_a_stage(stage: int) -> dict[str, dict]:
     return results
 
 
+@functools.cache
+def one_process() -> dict:
+    """What one process finds on the joined batch."""
+    return scenarios.reference([scenarios.batch(8)])
+
+
 @pytest.fixture(scope="module", params=[0, 1, 2, 3])
 def steps(request):
     return run_ranks(2, steps_of_a_stage, request.param)
@@ -30,7 +37,7 @@ def steps(request):
 
 @pytest.mark.parametrize("case", ["equal", "unequal", "accumulated"])
 def test_two_ranks_equal_one_process_on_the_joined_batch(steps, case):
-    reference = scenarios.reference([scenarios.batch(8)])
+    reference = one_process()
     means, gradients = reference["means"], reference["gradients"]
     assert ((means > 0) & (means < 1)).sum() >= 3, "gates must be undecided for this to say something"
     for rank in steps:
@@ -71,14 +78,14 @@ def one_rank_far_behind(folder: Path) -> torch.Tensor:
 
 
 def test_no_rank_waits_for_another_in_the_middle_of_a_forward_pass(tmp_path):
-    means = scenarios.reference([scenarios.batch(8)])["means"]
+    means = one_process()["means"]
     for found in run_ranks(2, one_rank_far_behind, tmp_path):
         torch.testing.assert_close(found, means, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", ["equal", "unequal", "accumulated"])
 def test_the_budget_moves_the_thresholds_alike_on_all_ranks_and_as_in_one_process(steps, case):
-    expected = scenarios.reference([scenarios.batch(8)])["thresholds"]
+    expected = one_process()["thresholds"]
     assert expected.unique().numel() > 3, "thresholds must differ for this to say something"
     assert torch.equal(steps[0][case]["thresholds"], steps[1][case]["thresholds"])
     torch.testing.assert_close(steps[0][case]["thresholds"], expected, rtol=1e-5, atol=1e-5)

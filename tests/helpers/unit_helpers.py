@@ -1,12 +1,13 @@
 """Small networks, masks and comparisons that several unit tests share."""
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG
+from torchvision.models import VGG, ResNet
 from torchvision.models.vgg import make_layers
 
 from dist_prune import attach_gates, build_model, gate_means
@@ -68,6 +69,13 @@ def gated_resnet(depth: int = 20, shortcut: str = "B", dtype: torch.dtype = torc
     """A CIFAR ResNet with gates that disagree about samples, and with shaken batch norms; eval mode."""
     plain = shaken(build_model(f"resnet{depth}", num_classes=10, shortcut=shortcut, width=8))
     return undecided(attach_gates(plain)).to(dtype).eval()
+
+
+def half_resnet(block: type[nn.Module], blocks: Sequence[int] = (2, 1)) -> nn.Module:
+    """The first half of a torchvision ResNet: blocks that keep their input's shape and one that changes it."""
+    whole = ResNet(block, [*blocks, 1, 1])
+    parts = [*list(whole.named_children())[:6], ("avgpool", whole.avgpool), ("flatten", nn.Flatten())]
+    return nn.Sequential(OrderedDict([*parts, ("fc", nn.Linear(128 * block.expansion, 10))]))
 
 
 def small_vgg(batch_norm: bool) -> nn.Module:

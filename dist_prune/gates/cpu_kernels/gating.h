@@ -122,7 +122,7 @@ std::tuple<at::Tensor, at::Tensor> drop_units(const at::Tensor& decisions, float
   return {applied, dropped};
 }
 
-// Everything here reads memory as it lies.
+// The loops above read memory as it lies.
 void expect(const at::Tensor& given, const char* name, int64_t size, at::ScalarType dtype = at::kFloat) {
   TORCH_CHECK(given.scalar_type() == dtype && given.is_cpu() && given.is_contiguous() && given.numel() == size, name,
               " of a gating module: expected ", size, " contiguous elements of ", dtype, " on the CPU, found ",
@@ -154,7 +154,8 @@ struct Decide : torch::autograd::Function<Decide> {
     }
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["backprop_to_input"] = features.requires_grad();
-    ctx->save_for_backward({first_weight, norm_weight, last_weight, features, normal, inverse, hidden, passes, dropped});
+    ctx->save_for_backward(
+        {first_weight, norm_weight, last_weight, features, normal, inverse, hidden, passes, dropped});
     ctx->mark_non_differentiable({logits});
     return out;
   }
@@ -187,8 +188,8 @@ struct Decide : torch::autograd::Function<Decide> {
 
 }  // namespace
 
-// features: (B, F), fp32, B above 1 -> (B, units): decisions that are applied (with random drop), its own, and logits. The
-// norm's statistics follow in place.
+// features: (B, F), fp32, B above 1 -> (B, units): decisions that are applied (with random drop), decisions, and logits.
+// The running statistics of the norm are updated in place.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> decide(
     const at::Tensor& features, const at::Tensor& first_weight, const at::Tensor& first_bias,
     const at::Tensor& norm_weight, const at::Tensor& norm_bias, const at::Tensor& last_weight,
@@ -207,7 +208,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> decide(
   expect(ste_window, "straight-through window", 1);
   expect(logit_scale, "logit scale", 1);
   const variable_list out = Decide::apply(features, first_weight, first_bias, norm_weight, norm_bias, last_weight,
-                                          last_bias, running_mean, running_var, batches, threshold, ste_window, logit_scale,
-                                          momentum, eps, random_drop, key, first_sample);
+                                          last_bias, running_mean, running_var, batches, threshold, ste_window,
+                                          logit_scale, momentum, eps, random_drop, key, first_sample);
   return {out.size() > 2 ? out[2] : out[0], out[0], out[1]};
 }

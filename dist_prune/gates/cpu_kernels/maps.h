@@ -1,7 +1,7 @@
-// Operations on channels_last maps on CPUs that torch needs several passes for, or copies: the mean over
-// pixels, the sum of maps and a value per sample and channel, maps times such a value, and
-// relu(kept + gate * branch), with their backwards. ops.py has the plain expressions.
-// What every gated block needs knows its own gradient here: a Function in Python costs more than it computes.
+// Operations on channels_last maps on CPUs for which torch needs several passes, or copies: the mean over pixels, the
+// sum of maps and a value per sample and channel, maps times such a value, and relu(shortcut + gate * branch), with
+// their backwards. ops.py has the plain expressions. Operations of every gated block are autograd functions here: in
+// Python these cost more than they compute.
 #pragma once
 #include <torch/extension.h>
 
@@ -64,7 +64,7 @@ void refuse_second_derivatives() {
   TORCH_CHECK(!at::GradMode::is_enabled(), "gates are once_differentiable: second derivatives are not known");
 }
 
-// What two users of a map and its mean over pixels send back, each perhaps nothing, added up in one pass.
+// Sum of the gradients of both copies of a map and of its mean over pixels, in one pass; each may be undefined.
 at::Tensor add_up(const at::Tensor& first_grad, const at::Tensor& second_grad, const at::Tensor& mean_grad,
                   const std::vector<int64_t>& shape, at::ScalarType dtype) {
   at::Tensor first = as_map(first_grad, dtype), second = as_map(second_grad, dtype);
@@ -75,10 +75,10 @@ at::Tensor add_up(const at::Tensor& first_grad, const at::Tensor& second_grad, c
   return share.view({shape[0], shape[1], 1, 1}).expand(shape);
 }
 
-// (map, map, mean over pixels), and what all three send back, added up in one pass.
+// (map, map, mean over pixels); backward sums all three gradients in one pass.
 struct FanOut : torch::autograd::Function<FanOut> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& map) {
-    ctx->set_materialize_grads(false);  // often there is one user only
+    ctx->set_materialize_grads(false);  // often only one of the three is used
     ctx->saved_data["shape"] = map.sizes().vec();
     ctx->saved_data["dtype"] = map.scalar_type();
     return {map.view_as(map), map.view_as(map), pixel_mean(map)};
@@ -92,21 +92,21 @@ struct FanOut : torch::autograd::Function<FanOut> {
   }
 };
 
-// kept + gate * branch, through ReLU if asked for; gate: (B, 1).
+// shortcut + gate * branch, and a ReLU where relu is true; gate: (B, 1).
 struct AddGated : torch::autograd::Function<AddGated> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& kept, const at::Tensor& gate,
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& shortcut, const at::Tensor& gate,
                             const at::Tensor& branch, bool relu) {
     const at::Tensor factor = gate.to(at::kFloat).contiguous();
-    at::Tensor out = at::empty_like(kept);
-    (is_bf16(kept) ? gated_forward_rows<BFloat16> : gated_forward_rows<Float32>)(
-        kept.data_ptr(), factor.data_ptr<float>(), branch.data_ptr(), out.data_ptr(), relu, Shape(kept));
+    at::Tensor out = at::empty_like(shortcut);
+    (is_bf16(shortcut) ? gated_forward_rows<BFloat16> : gated_forward_rows<Float32>)(
+        shortcut.data_ptr(), factor.data_ptr<float>(), branch.data_ptr(), out.data_ptr(), relu, Shape(shortcut));
     ctx->saved_data["relu"] = relu;
     ctx->saved_data["dtype"] = gate.scalar_type();
     ctx->save_for_backward({factor, branch, relu ? out : at::Tensor()});
     return out;
   }
 
-  // The gradients of kept and branch are one tensor if all gates are open.
+  // The gradients of shortcut and branch are one tensor if all gates are open.
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     refuse_second_derivatives();
     const variable_list saved = ctx->get_saved_variables();
@@ -133,6 +133,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fan_out(const at::Tensor& map) {
   return {out[0], out[1], out[2]};
 }
 
-at::Tensor add_gated(const at::Tensor& kept, const at::Tensor& gate, const at::Tensor& branch, bool relu) {
-  return AddGated::apply(kept, gate, branch, relu);
+at::Tensor add_gated(const at::Tensor& shortcut, const at::Tensor& gate, const at::Tensor& branch, bool relu) {
+  return AddGated::apply(shortcut, gate, branch, relu);
 }

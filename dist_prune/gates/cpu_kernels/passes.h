@@ -99,23 +99,24 @@ void add_rows(const void* a, const void* b, const float* mean_grad, void* out, S
 }
 
 template <typename Format>
-void gated_forward_rows(const void* kept, const float* gate, const void* branch, void* out, bool relu, Shape shape) {
+void gated_forward_rows(const void* shortcut, const float* gate, const void* branch, void* out, bool relu,
+                        Shape shape) {
   using T = typename Format::Storage;
   at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const T* k = static_cast<const T*>(kept) + n * shape.sample();
+      const T* x = static_cast<const T*>(shortcut) + n * shape.sample();
       const T* f = static_cast<const T*>(branch) + n * shape.sample();
       T* z = static_cast<T*>(out) + n * shape.sample();
       const float open = gate[n], floor = relu ? 0.0f : -std::numeric_limits<float>::infinity();
       for (int64_t i = 0; i < shape.sample(); ++i) {
-        const float sum = Format::load(k[i]) + open * Format::load(f[i]);
+        const float sum = Format::load(x[i]) + open * Format::load(f[i]);
         z[i] = Format::store(sum < floor ? floor : sum);  // NaN passes
       }
     }
   });
 }
 
-// One sample of gated_backward_rows, in one pass; returns the gradient of its gate. kRelu: grad is cut where out is 0.
+// One sample of gated_backward_rows, in one pass; returns the gradient of its gate. kRelu: grad is 0 where out is 0.
 template <typename Format, bool kRelu, bool kAllOpen, typename T = typename Format::Storage>
 float gated_backward_row(const T* grad, const T* out, const T* branch, float open, T* grad_sum, T* grad_branch,
                          int64_t size) {
@@ -135,7 +136,7 @@ float gated_backward_row(const T* grad, const T* out, const T* branch, float ope
   return std::accumulate(sums, sums + kLanes, 0.0f);
 }
 
-// grad_sum: gradient of kept + gate * branch, if out, the result after ReLU, cuts it (else both are null).
+// grad_sum: gradient of shortcut + gate * branch, if out, the result after ReLU, masks it (else both are null).
 // grad_branch: null if all gates are open, where it is grad_sum.
 template <typename Format>
 void gated_backward_rows(const void* grad, const void* out, const void* branch, const float* gate, void* grad_sum,

@@ -115,33 +115,38 @@ def test_workers_ignore_the_signals_that_a_launcher_sends_to_all(monkeypatch):
     assert handled == {**ignored, "threads": 1}
 
 
+# Python starts once; each ending happens in a fork of it, which then ends as any interpreter does.
 SCRIPT = """
 import multiprocessing, os, sys
 from dist_prune.data import open_data
 from dist_prune.data.reader import Reader
 def boom(*_): raise OSError(5, "Input/output error")
+for number, ending in enumerate(sys.argv[2:]):
+    if (child := os.fork()) == 0:
+        os.dup2(os.open(f"{number}.err", os.O_WRONLY | os.O_CREAT), 2)
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    os._exit(0)
 images = open_data(sys.argv[1], workers=2)
 batches = images.train_batches(0, micro_batch=4, global_batch=4, rank=0, world_size=1)
+exec(ending)
 """
 KILLED = "ReadingFailed: a worker that reads data was ended by SIGKILL, perhaps for lack of memory"
+ENDINGS = [
+    ("next(batches); del batches", 0, ""),
+    ("next(batches); sys.exit(3)", 3, ""),
+    ("next(batches); raise RuntimeError('boom')", 1, "RuntimeError: boom"),
+    ("Reader.sample = boom; list(batches)", 1, "ReadingFailed: reading failed: OSError: [Errno 5]"),
+    ("next(batches); os.kill(multiprocessing.active_children()[0].pid, 9); list(batches)", 1, KILLED),
+]
 
 
-@pytest.mark.parametrize(
-    ("ending", "code", "last"),
-    [
-        ("next(batches); del batches", 0, ""),
-        ("next(batches); sys.exit(3)", 3, ""),
-        ("next(batches); raise RuntimeError('boom')", 1, "RuntimeError: boom"),
-        ("Reader.sample = boom; list(batches)", 1, "ReadingFailed: reading failed: OSError: [Errno 5]"),
-        ("next(batches); os.kill(multiprocessing.active_children()[0].pid, 9); list(batches)", 1, KILLED),
-    ],
-)
-def test_a_process_that_reads_ends_however_reading_ends(tmp_path, ending, code, last):
-    make(tmp_path, {"train": (*numbered(400), (200, 200))})
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT + ending, str(tmp_path)], capture_output=True, text=True, timeout=150
-    )
-    assert done.returncode == code
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert last in lines[-1] if last else not lines
+def test_a_process_that_reads_ends_however_reading_ends(tmp_path):
+    make(tmp_path / "data", {"train": (*numbered(400), (200, 200))})
+    words = [sys.executable, "-c", SCRIPT, str(tmp_path / "data"), *(ending for ending, _, _ in ENDINGS)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=150, cwd=tmp_path)
+    assert done.stdout.split() == [str(code) for _, code, _ in ENDINGS], done.stderr
+    for number, (ending, _, last) in enumerate(ENDINGS):
+        lines = (tmp_path / f"{number}.err").read_text().strip().splitlines()
+        assert last in lines[-1] if last else not lines, ending

@@ -1,4 +1,4 @@
-"""Freezing: who has decided long enough is no longer asked, nor is what it closes computed."""
+"""Freezing: decided gates are no longer evaluated, nor are the branches that they close."""
 
 import copy
 

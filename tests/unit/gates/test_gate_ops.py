@@ -68,12 +68,12 @@ def test_fan_out_passes_torchs_check_of_gradients(shape, layout):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 16, 8, 8), (2, 5, 3, 7), (1, 33, 1, 1)], ids=str)
-@pytest.mark.parametrize("opening", ["open", "closed", "mixed"])
+@pytest.mark.parametrize("gates", ["open", "closed", "mixed"])
 @pytest.mark.parametrize("relu", [False, True])
-def test_compiled_kernels_equal_the_plain_expressions_in_float64(shape, dtype, opening, relu, compiled):
+def test_compiled_kernels_equal_the_plain_expressions_in_float64(shape, dtype, gates, relu, compiled):
     """Sums in fp32, rounded once to the maps' dtype: a few units in the last place of the largest value."""
     x, kept, branch = (maps(shape, "channels_last", dtype) for _ in range(3))
-    gate = {"open": torch.ones, "closed": torch.zeros, "mixed": torch.rand}[opening](
+    gate = {"open": torch.ones, "closed": torch.zeros, "mixed": torch.rand}[gates](
         shape[0], 1
     ).requires_grad_()
     upstream = [torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(3)]

@@ -51,7 +51,7 @@ def steps(model, images, moments=True):
 )
 def test_one_graph_holds_the_gates_and_serves_all_steps_with_what_eager_computes(kind, head):
     model, images = gated(kind, head), torch.randn(8, 3, 16, 16)
-    compiled, counter = copy.deepcopy(model), CompileCounterWithBackend("aot_eager")
+    compiled, counter = copy.deepcopy(model), CompileCounterWithBackend("eager")
     compiled.compile(backend=counter, fullgraph=True)  # raises where a graph would break
     for expected, found in zip(steps(model, images), steps(compiled, images), strict=True):
         for a, b in zip(expected, found, strict=True):
@@ -62,11 +62,11 @@ def test_one_graph_holds_the_gates_and_serves_all_steps_with_what_eager_computes
 
 def test_a_loop_that_sets_no_moment_is_compiled_once_as_well():
     model, images = gated("layer", "ste"), torch.randn(8, 3, 16, 16)
-    compiled, counter = copy.deepcopy(model), CompileCounterWithBackend("aot_eager")
+    compiled, counter = copy.deepcopy(model), CompileCounterWithBackend("eager")
     compiled.compile(backend=counter, fullgraph=True)
     expected, found = steps(model, images, moments=False), steps(compiled, images, moments=False)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(found[0][0], found[2][0]), "other samples explore in every step"
+    assert not torch.allclose(found[0][0], found[2][0]), "other samples drop units in every step"
     assert counter.frame_count == 1
 
 

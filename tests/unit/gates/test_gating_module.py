@@ -217,7 +217,7 @@ def test_a_copy_in_the_middle_of_a_step_brings_no_decisions_along():
 
 
 def test_thresholds_are_saved_with_the_weights():
-    """A resumed run goes on with them, and evaluation decides as training did."""
+    """A resumed run continues with them, and evaluation decides as training did."""
     gate, other = GatingModule(8, 3), GatingModule(8, 3)
     gate.threshold.copy_(torch.tensor([0.5, -2.0, 3.0]))
     gate.ste_window.fill_(6.0)

@@ -1,4 +1,4 @@
-"""Exploration: units are closed at random for a few samples, and only there gates learn."""
+"""Random drop: units are closed at random for a few samples, and only there gates learn."""
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_bringing_a_closed_unit_back():
     assert 0 < (gate == 0).sum() < 64
 
 
-def explored_network(random_drop: float):
+def dropping_network(random_drop: float):
     torch.manual_seed(0)
     model = attach_gates(build_model("resnet8", num_classes=10), "layer")
     for _, gated in gated_modules(model):
@@ -60,21 +60,21 @@ def explored_network(random_drop: float):
 
 
 def test_gate_means_are_those_of_the_gates_own_decisions():
-    model = explored_network(0.5)
+    model = dropping_network(0.5)
     model(images(32))
     assert torch.equal(gate_means(model).values, torch.ones(3))
 
 
-def test_nothing_is_explored_in_evaluation():
-    plain, exploring = (explored_network(share).eval() for share in (0.0, 0.5))
+def test_nothing_is_dropped_in_evaluation():
+    plain, dropping = (dropping_network(share).eval() for share in (0.0, 0.5))
     shown = images(8)
-    assert torch.equal(plain(shown), exploring(shown))
-    plain.train(), exploring.train()
-    assert not torch.equal(plain(shown), exploring(shown))
+    assert torch.equal(plain(shown), dropping(shown))
+    plain.train(), dropping.train()
+    assert not torch.equal(plain(shown), dropping(shown))
 
 
-def test_gates_learn_from_explored_samples_alone():
+def test_gates_learn_from_drop_samples_alone():
     """Where no sample draws it, a gate has no gradient."""
-    model = explored_network(1e-9)
+    model = dropping_network(1e-9)
     F.cross_entropy(model(images(16)), torch.zeros(16, dtype=torch.long)).backward()
     assert all(not gated.gate.last.bias.grad.any() for _, gated in gated_modules(model))

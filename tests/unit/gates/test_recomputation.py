@@ -19,7 +19,7 @@ from dist_prune.gates.noise import NoiseKey
 REENTRANT = pytest.mark.parametrize("reentrant", [False, True])
 
 
-def exploring(kind: str = "layer", head: str = "ste") -> nn.Module:
+def dropping(kind: str = "layer", head: str = "ste") -> nn.Module:
     torch.manual_seed(0)
     model = attach_gates(build_model("resnet8", num_classes=10, width=8), kind, head=head, open_bias=0.0)
     for gate in gating_modules(model):
@@ -66,7 +66,7 @@ DATA = torch.randn(2, 16, 3, 8, 8, dtype=torch.float64, generator=torch.Generato
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("keyed", [True, False])
 def test_losses_and_gradients_are_those_without_recomputation(kind, head, keyed, reentrant):
-    model = exploring(kind, head)
+    model = dropping(kind, head)
     other = copy.deepcopy(model)
     for block in blocks(other):
         recomputed(block, reentrant)
@@ -78,7 +78,7 @@ def test_losses_and_gradients_are_those_without_recomputation(kind, head, keyed,
 
 @REENTRANT
 def test_decisions_are_recorded_once(reentrant):
-    model = exploring()
+    model = dropping()
     for block in blocks(model):
         recomputed(block, reentrant)
     logits = model(DATA[0].clone().requires_grad_())
@@ -90,7 +90,7 @@ def test_decisions_are_recorded_once(reentrant):
 
 @pytest.mark.parametrize("kind", ["layer", "channel"])
 def test_checkpointed_blocks_have_the_statistics_of_the_plain_ones(kind):
-    model = exploring(kind)
+    model = dropping(kind)
     other = copy.deepcopy(model)
     assert checkpoint_blocks(other) == 3
     train(model, True), train(other, True)
@@ -102,7 +102,7 @@ def test_checkpointed_blocks_have_the_statistics_of_the_plain_ones(kind):
 def test_checkpointed_blocks_keep_less_for_backward():
     sizes = []
     for prepare in (lambda model: 0, checkpoint_blocks):
-        model, kept = exploring(), []
+        model, kept = dropping(), []
         prepare(model)
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t

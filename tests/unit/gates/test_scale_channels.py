@@ -15,17 +15,17 @@ def plain_scale(x, gate):
     return x * gate[:, :, None, None]
 
 
-def channel_gates(shape, opening, dtype=torch.float64):
-    make = {"open": torch.ones, "closed": torch.zeros, "mixed": torch.rand}[opening]
+def channel_gates(shape, gates, dtype=torch.float64):
+    make = {"open": torch.ones, "closed": torch.zeros, "mixed": torch.rand}[gates]
     return make(shape[:2], dtype=dtype).requires_grad_()
 
 
 @pytest.mark.parametrize("may_alias", [True, False])
-@pytest.mark.parametrize("opening", ["open", "closed", "mixed"])
+@pytest.mark.parametrize("gates", ["open", "closed", "mixed"])
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_scale_channels_is_maps_times_gates_in_value_and_gradient(shape, layout, opening, may_alias):
-    inputs = maps(shape, layout), channel_gates(shape, opening)
+def test_scale_channels_is_maps_times_gates_in_value_and_gradient(shape, layout, gates, may_alias):
+    inputs = maps(shape, layout), channel_gates(shape, gates)
     upstream = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=FORMATS[layout])
     ours, theirs = scale_channels(*inputs, may_alias), plain_scale(*inputs)
     same(ours, theirs)
@@ -61,11 +61,11 @@ def test_open_channels_cost_no_copy_unless_the_result_may_be_changed_in_place(la
     same(gradient, 2 * (before + 1), 1e-6)
 
 
-@pytest.mark.parametrize("opening", ["open", "mixed"])
+@pytest.mark.parametrize("gates", ["open", "mixed"])
 @pytest.mark.parametrize("layout", FORMATS)
-def test_scale_channels_of_bf16_maps_is_exact_within_rounding(layout, opening):
+def test_scale_channels_of_bf16_maps_is_exact_within_rounding(layout, gates):
     shape, rounding = (4, 16, 9, 9), 2**-8
-    x, gate = maps(shape, layout, torch.bfloat16), channel_gates(shape, opening, torch.float32)
+    x, gate = maps(shape, layout, torch.bfloat16), channel_gates(shape, gates, torch.float32)
     out, upstream = scale_channels(x, gate), torch.randn(shape).bfloat16()
     wide = [t.detach().double().requires_grad_() for t in (x, gate)]
     exact = plain_scale(*wide)
@@ -79,11 +79,11 @@ def test_scale_channels_of_bf16_maps_is_exact_within_rounding(layout, opening):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("opening", ["open", "closed", "mixed"])
+@pytest.mark.parametrize("gates", ["open", "closed", "mixed"])
 @pytest.mark.parametrize("shape", [(3, 16, 8, 8), (2, 5, 3, 7), (1, 33, 1, 1)], ids=str)
 @pytest.mark.parametrize("may_alias", [True, False])
-def test_the_compiled_kernel_scales_as_the_plain_expression_does(shape, opening, dtype, may_alias, compiled):
-    x, gate = maps(shape, "channels_last", dtype), channel_gates(shape, opening, torch.float32)
+def test_the_compiled_kernel_scales_as_the_plain_expression_does(shape, gates, dtype, may_alias, compiled):
+    x, gate = maps(shape, "channels_last", dtype), channel_gates(shape, gates, torch.float32)
     upstream = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     out = scale_channels(x, gate, may_alias)
     wide = [t.detach().double().requires_grad_() for t in (x, gate)]

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from collections import OrderedDict
 
 import pytest
 import torch
@@ -10,10 +9,10 @@ from timm.models.resnet import BasicBlock as TimmBasicBlock
 from timm.models.resnet import Bottleneck as TimmBottleneck
 from timm.models.resnet import ResNet as TimmResNet
 from torch import nn
-from torchvision.models import DenseNet, MobileNetV2, ResNet, VisionTransformer, googlenet, inception_v3
+from torchvision.models import DenseNet, MobileNetV2, VisionTransformer, googlenet, inception_v3
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from unit_helpers import images, relative_difference, shaken, small_vgg
+from unit_helpers import half_resnet, images, relative_difference, shaken, small_vgg
 
 from dist_prune import attach_gates, build_model, collapse, load_sliced, masked, save_sliced
 from dist_prune.gates.gate import Gate
@@ -23,13 +22,6 @@ from dist_prune.measure.macs import count_macs
 from dist_prune.pruning.costs import unit_costs
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.replacement_blocks import AddToChannels, ConstantMap, SelectChannels, Shift
-
-
-def resnet(block: type[nn.Module]) -> nn.Module:
-    """The first half of a torchvision ResNet: blocks that keep their input's shape and one that changes it."""
-    whole = ResNet(block, [2, 1, 1, 1])
-    parts = [*list(whole.named_children())[:6], ("avgpool", whole.avgpool), ("flatten", nn.Flatten())]
-    return nn.Sequential(OrderedDict([*parts, ("fc", nn.Linear(128 * block.expansion, 10))]))
 
 
 def timm_resnet(block: type[nn.Module], **options) -> nn.Module:
@@ -56,8 +48,8 @@ STOCK = {"num_classes": 10, "aux_logits": False, "init_weights": False}
 FAMILIES = {
     "cifar A": (lambda: build_model("resnet14", num_classes=10, shortcut="A", width=4), 16),
     "cifar B": (lambda: build_model("resnet14", num_classes=10, shortcut="B", width=4), 16),
-    "torchvision basic": (lambda: resnet(BasicBlock), 32),
-    "torchvision bottleneck": (lambda: resnet(Bottleneck), 32),
+    "torchvision basic": (lambda: half_resnet(BasicBlock), 32),
+    "torchvision bottleneck": (lambda: half_resnet(Bottleneck), 32),
     "timm SiLU": (lambda: timm_resnet(TimmBasicBlock, act_layer=nn.SiLU), 32),
     "timm bottleneck": (lambda: timm_resnet(TimmBottleneck, stem_type="deep", avg_down=True), 32),
     "vgg": (lambda: small_vgg(batch_norm=False), 32),

@@ -1,4 +1,4 @@
-"""What remains of blocks in sliced networks, against plain expressions."""
+"""Replacement blocks of sliced networks, against plain expressions."""
 
 import pytest
 import torch
