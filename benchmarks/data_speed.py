@@ -1,11 +1,11 @@
-"""How fast training batches are read, against what one would use instead: prints one JSON object.
+"""Speed of reading training batches, compared with other readers: prints one JSON object.
 
     python benchmarks/data_speed.py NAME --images FOLDER --work FOLDER [--rounds 9]
 
 NAME  tiny         CIFAR-10: crop, flip, normalize; raw shards against ImageFolder and plain WebDataset
       photographs  RandomResizedCrop to 224, flip, normalize; against ImageFolder and a bare loop over bytes in memory
       workers      images/s of both against the number of workers
-      memory       of each worker over 20 epochs of CIFAR-10
+      memory       memory of each worker over 20 epochs of CIFAR-10
       mixing       how well the order mixes classes, against a permutation of all samples (needs no images)
 
 --images holds train/CLASS/*.jpg (and test, for tiny) of the kind in question, for workers both as tiny/ and
@@ -125,7 +125,7 @@ def bare_loop(images: Path, crop: bool) -> Iterator[np.ndarray]:
 
 
 def compare(readers: dict[str, tuple[Batches, int, int]], rounds: int) -> dict[str, Any]:
-    """Measure readers in turns; each is (batches, images in one, batches in a round). The first one is ours."""
+    """Measure readers interleaved; each is (batches, images in one, batches in a round). The first one is ours."""
     for batches, _, _ in readers.values():
         next(batches)
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in readers}

@@ -1,4 +1,4 @@
-"""Fuzzing: random damage to what users and disks hand to the program; prints and writes what came of it.
+"""Fuzzing: random damage to inputs and files of the program; prints and writes the result.
 
     python benchmarks/fuzz.py [--cases 10000] [--command_line 200] [--processes 2] [--out benchmarks/results/fuzz.json]
     python benchmarks/fuzz.py --only "mask.json:17" --show       # one case again, by kind and number

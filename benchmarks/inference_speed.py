@@ -1,9 +1,9 @@
-"""Inference at half the MACs: sliced networks against the dense one and one built by hand. Prints a JSON line a case.
+"""Inference at half the MACs: sliced networks against the dense one and a reference network. Prints a JSON line a case.
 
     python benchmarks/inference_speed.py [--seconds 15] [--cases NAME ...] [--out FILE]
 
-Masks are made by hand, the same share of every stage or site, and weights are random: neither changes the speed.
-The three networks of a case take turns in one process, so that a machine whose speed drifts slows all of them.
+Masks are fixed, the same share of every stage or site, and weights are random: neither changes the speed.
+The three networks of a case are time-interleaved in one process, so that a drift in speed affects all of them.
 """
 
 from __future__ import annotations

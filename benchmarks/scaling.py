@@ -1,9 +1,9 @@
-"""Images per second of one and of two ranks, one core for each, dense and gated: prints and writes what came of it.
+"""Images per second of one and of two ranks, one core for each, dense and gated: prints and writes the result.
 
     python benchmarks/scaling.py --images FOLDER [--model resnet56] [--steps 40] [--repeats 3]
 
 The real program under torchrun with ZeRO 2 on CIFAR-10, 128 images a rank (weak scaling), the first steps of a run:
-gates are evaluated, and nothing has been decided. All four take turns, so that a machine whose speed drifts slows
+gates are evaluated, and no unit is decided yet. All four are time-interleaved, so that a drift in speed affects
 all of them. Results: benchmarks/results/scaling.json.
 """
 

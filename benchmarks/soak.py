@@ -1,11 +1,11 @@
-"""Soak: two ranks train for long while something befalls them every minute; prints and writes what came of it.
+"""Soak test: two ranks train for a long time with one fault per minute; prints and writes the result.
 
     python benchmarks/soak.py [--minutes 30] [--every 60] [--seed 1] [--out benchmarks/results/soak.json]
 
-Each time the run ends and is resumed. Beside it runs the same training that nothing befalls. At the end, every step
-must stand in metrics.jsonl exactly once, with the loss of the other run to the last bit. The memory of the other
-run's ranks, which live as long as the soak, is sampled all the while. Starts the ranks as the drills do, so it needs a
-clone. Exit code 1 if a promise was broken.
+After each fault the run ends and is resumed. The same training without faults runs beside it. At the end,
+metrics.jsonl must hold every step exactly once, with the loss of the other run to the last bit. The memory of the other
+run's ranks, which live as long as the test, is sampled throughout. Starts the ranks as the drills do, so it needs a
+clone. Exit code 1 if a guarantee was broken.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _full_quota(ranks: Ranks, victim: int) -> None:
     resource.prlimit(ranks.processes[0].pid or 0, resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-# What befalls the run: (ranks, victim) -> None, how it then ends, and how many lines it tells
+# Faults: (ranks, victim) -> None, the expected exit code, and the expected number of lines
 FAULTS: dict[str, tuple[Callable[[Ranks, int], None], int, int]] = {
     "kill -9 of a rank": (_send(signal.SIGKILL), 1, 1),
     "kill -9 of all ranks": (_kill_all, -9, 0),

@@ -4,7 +4,7 @@
 
 NAME is one of STUDIES. FOLDER holds {train,test}/CLASS/*.jpg or the original CIFAR-10 files (--source cifar10).
 Resumable, on another machine too: what benchmarks/results/study_NAME.json holds is not run again (--again does),
-and an interrupted run goes on from the work folder. --parallel trains several at a time, each on its share of the
+and an interrupted run continues from the work folder. --parallel trains several at a time, each on its share of the
 cores, which is faster than one after another on all of them. Accuracies are those of the last epoch on the test
 set, never of the best one.
 """

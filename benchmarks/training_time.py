@@ -2,9 +2,9 @@
 
     python benchmarks/training_time.py --images FOLDER [--models resnet20 resnet56] [--epochs 20] [--repeats 2]
 
-Both train at the same time, each on its half of the cores, and change places in the next repetition, so that
-what else the machine does slows both. The time is that of the whole run, evaluations, votes and collapse included; the
-one that ends first leaves the machine to the other, which is to the favour of the dense network. Memory is the
+Both train at the same time, each on its half of the cores, and swap cores in the next repetition, so that
+other load slows both. The time is that of the whole run, evaluations, votes and collapse included; the
+one that ends first frees its cores, which favors the dense network. Memory is the
 peak of a process that resumes from the last checkpoint but one for a few steps, which for one pass lies behind the
 collapse. Results: benchmarks/results/training_time.json, after each repetition; what it holds is not run again.
 """
@@ -87,7 +87,7 @@ def memory(model: str, epochs: int, shards: Path, work: Path) -> dict[str, float
         source, copy = work / f"{model}-{arm.replace(' ', '_')}-1", work / "memory"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(source, copy)
-        (copy / "status.json").unlink()  # a finished run would not go on
+        (copy / "status.json").unlink()  # a finished run would not continue
         newest = sorted((copy / "checkpoints").glob("step-*"))[-1]
         shutil.rmtree(newest)
         words = ("--resume", "--max_steps", str(MEMORY_STEPS))

@@ -2,7 +2,7 @@
 
 Imports nothing of ``dist_prune``, and no torch, so that shards can be made on any machine.
 
-Faults that a user can fix are raised as ShardError, those of one image as ImageError, whose caller says where.
+Faults that a user can fix are raised as ShardError, those of one image as ImageError, whose caller adds the place.
 """
 
 from data_tools.errors import ShardError

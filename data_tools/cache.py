@@ -22,9 +22,9 @@ from data_tools.index import Shard
 
 CACHED = re.compile(r"[0-9a-f]{64}\.tar")
 COPYING = re.compile(r"[0-9a-f]{64}\.partial")  # a folder for a shard that is being copied
-STRIPE = 2  # shards whose checksums agree in so many digits share a lock: else locks would pile up
+STRIPE = 2  # shards whose checksums agree in so many digits share a lock, so that locks stay few
 EVICTION_LOCK = ".evict.lock"
-# A shard that was unused for so many seconds is compared with its checksum before it is used again. 110 MB
+# Seconds after which an unused shard is compared with its checksum before it is used again. 110 MB
 # take 0.06 s: at every opening, each of 8 workers would lose a fifth of its time.
 TRUSTED = 3600.0
 
@@ -46,7 +46,7 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder of shards of at most ``limit`` bytes; copies in progress come on top."""
+    """A folder of shards of at most ``limit`` bytes; copies in progress are not counted."""
 
     folder: Path
     limit: int
@@ -58,7 +58,7 @@ class ShardCache:
 
         Raises:
             ShardError: the copy differs from the index, the shard exceeds the limit, or the folder
-                cannot be written to; and whatever ``copy`` raises.
+                cannot be written to; and errors that ``copy`` raises.
         """
         if shard.size > self.limit:
             raise ShardError(

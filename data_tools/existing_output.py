@@ -1,7 +1,7 @@
-"""What the output already holds: finished shards with their sidecars, a whole data set, or unknown files.
+"""Contents of an output that already exists: finished shards with sidecars, a whole data set, or unknown files.
 
 A sidecar stands beside each finished shard until the index is written. It is written before its shard, so a
-shard without sidecar and index is nobody's.
+shard without sidecar and index was made by somebody else.
 """
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -54,7 +54,7 @@ def concurrent_index(wanted: ShardSet, output: OutputStore) -> ShardIndex | None
     """Return the index of another maker that finished while this one read its data.
 
     Raises:
-        ShardError: there is a tar with a name of ours, and neither sidecar nor index says whose it is.
+        ShardError: there is a tar with a name of ours, and no sidecar or index lists it.
     """
     prefix = f"{wanted.raw.name}-"
     tars = sorted(name for name in output.sizes() if name.startswith(prefix) and name.endswith(".tar"))
@@ -113,7 +113,7 @@ def same_shards(index: ShardIndex, wanted: ShardSet, output: OutputStore) -> Sha
 
 
 def checked(index: ShardIndex, output: OutputStore) -> ShardIndex:
-    """Return an index whose shards are all there, after removing what a killed second maker of them left."""
+    """Return an index whose shards are all there, after removing the sidecars of a killed second maker."""
     output.prepare()
     sizes = output.sizes()
     index.check_sizes(sizes)

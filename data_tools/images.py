@@ -1,4 +1,4 @@
-"""Encoding and decoding of single images; JPEG and PNG only, whatever a file calls itself."""
+"""Encoding and decoding of single images; JPEG and PNG only, by content and not by file name."""
 
 import functools
 import io
@@ -21,11 +21,11 @@ Result = TypeVar("Result")
 
 
 class ImageError(ValueError):
-    """Bytes that are not a readable JPEG or PNG image; the message says why, the caller says where."""
+    """Bytes that are not a readable JPEG or PNG image; the message gives the reason, the caller adds the place."""
 
 
 class ImageFacts(NamedTuple):
-    """What the header of an image says; ``extension`` is ``jpg`` or ``png``."""
+    """Properties from the header of an image; ``extension`` is ``jpg`` or ``png``."""
 
     height: int
     width: int
@@ -34,10 +34,10 @@ class ImageFacts(NamedTuple):
 
 
 def _one_error(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let ``function`` raise an ImageError for whatever an image makes Pillow raise: there is no list of that."""
+    """Turn every error of Pillow into an ImageError; Pillow documents no list of them."""
 
     @functools.wraps(function)
-    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
             return function(*args, **kwargs)
         except (ImageError, MemoryError):
@@ -47,7 +47,7 @@ def _one_error(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
         except Exception as error:
             raise ImageError(f"corrupt image ({str(error) or type(error).__name__})") from error
 
-    return guarded
+    return wrapped
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -71,13 +71,13 @@ def decode_pixels(data: bytes, channels: int) -> np.ndarray:
 
 
 def read_header(data: bytes) -> ImageFacts:
-    """Return what the header says, without decoding."""
+    """Return the properties in the header, without decoding."""
     with open_image(data) as image:
         return _facts(image)
 
 
 def inspect_image(data: bytes) -> ImageFacts:
-    """Return what the header says, after checking that all of the image can be decoded."""
+    """Return the properties in the header, after checking that all of the image can be decoded."""
     with open_image(data) as image:
         facts = _facts(image)
         # All of a JPEG is read at an eighth of its size too, for a fraction of the time.

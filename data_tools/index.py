@@ -170,7 +170,7 @@ class ShardIndex(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _upgrade(cls, content: Any) -> Any:
-        # Version 1 said by leaving these keys out what version 2 says with them.
+        # Version 1 lacks these keys; it knew these values only.
         if isinstance(content, dict) and content.get("version") == 1:
             return {"format": "files", "class_titles": []} | content | {"version": 2}
         return content
@@ -225,7 +225,7 @@ def describe(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))
     message = re.sub("^Value error, ", "", first["msg"])
-    # The whole object adds nothing to what a model's own check or a missing key says.
+    # For a model's own check or a missing key the input is the whole object, which is too long to show.
     if first["type"] not in ("value_error", "missing", "json_invalid"):
         message += f", found {first['input']!r:.60}"
     return f"{place}: {message}" if place else message

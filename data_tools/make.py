@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
-from webdataset import TarWriter
 
 from data_tools.errors import ShardError, reported, suggestion
 from data_tools.existing_output import (
@@ -99,6 +98,7 @@ def _chosen_format(name: str, arrays: bool) -> str:
 
 def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress: bool) -> dict[str, Sidecar]:
     """Write the shards that are not finished; return the sidecars of all by the shard's name."""
+    from webdataset import TarWriter  # imports torch, which reading and verifying do without
 
     def write(plan: ShardPlan) -> Sidecar:
         path = output.staging_dir / plan.name
@@ -120,7 +120,7 @@ def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress
     )
     with bar:
         for sidecar in each(write, missing, workers):
-            # The sidecar first: a shard that nothing vouches for would be taken for somebody else's.
+            # The sidecar first: a shard without one would be refused as made by somebody else.
             output.write(sidecar.shard.name + SUFFIX, sidecar.to_json())
             output.publish(sidecar.shard.name)
             finished[sidecar.shard.name] = sidecar

@@ -20,13 +20,13 @@ ITEMS_AHEAD = 2  # per process: enough to keep all busy, and finished work does 
 
 
 def each(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:
-    """Yield ``work(item)`` for every item, in whatever order they get done.
+    """Yield ``work(item)`` for every item, in the order in which they finish.
 
     ``work`` reaches the processes by forking, so it may hold large data and open files; items and
     results are pickled.
 
     Raises:
-        ShardError: a process was killed; and whatever ``work`` raises.
+        ShardError: a process was killed; and errors that ``work`` raises.
     """
     processes = min(processes, len(items))
     if processes <= 1:
@@ -63,7 +63,7 @@ def _begin(work: Callable[[Any], Any], parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process soon after its parent, even if that was killed and could not say so."""
+    """End this process soon after its parent, even if that was killed."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Which images go into which shard: shuffled once, cut by number of samples or by bytes."""
+"""Assignment of images to shards: shuffled once, split by number of samples or by bytes."""
 
 import functools
 import hashlib
@@ -55,7 +55,7 @@ class ShardSet:
 
 
 def plan_shards(source: str, raw: RawData, seed: int, size: ShardSize, form: str) -> ShardSet:
-    """Shuffle every split once, and cut it into shards."""
+    """Shuffle every split once, and divide it into shards."""
     writer = WRITERS[form](raw)
     plans = []
     for name, split in raw.splits.items():

@@ -24,7 +24,7 @@ EXTRAS = {
     "abfss": "azure",
     "az": "azure",
 }
-# aiohttp would end every download after five minutes. botocore would retry for minutes by itself, which
+# aiohttp would end every download after five minutes. botocore would itself retry for minutes, which
 # looks like a stalled server; and s3fs would report the progress of large objects every 50 MB only.
 _HTTP = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None)}}
 _S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}}, "max_concurrency": 1}

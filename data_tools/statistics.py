@@ -1,4 +1,4 @@
-"""What images have in common: shape, and mean and standard deviation of their pixels."""
+"""Statistics of images: common shape, and mean and standard deviation of pixels."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ SMALLEST_STD = 1 / 255  # dividing by the deviation of a constant channel must s
 
 @dataclass
 class ImageStatistics:
-    """What was seen of some images; those of parts, added up in any order, are those of the whole.
+    """Statistics of some images. Those of parts, merged in any order, equal those of the whole.
 
     ``sizes`` are (height, width), the first two different ones. Pixels are summed over the images that
     were measured, in three channels and in integers, so that no order of addition changes a digit.
@@ -39,7 +39,7 @@ class ImageStatistics:
         self.sums_of_squares = _add(self.sums_of_squares, np.broadcast_to(squares, 3).tolist())
 
     def merge(self, other: "ImageStatistics") -> None:
-        """Add what was seen of other images."""
+        """Add the statistics of other images."""
         for size in other.sizes:
             self._see_size(size)
         self.all_gray = self.all_gray and other.all_gray

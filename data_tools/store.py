@@ -128,7 +128,7 @@ class RemoteStore(ShardStore):
             yield path
 
     def _copy(self, name: str, path: Path, size: int, whole: bool) -> None:
-        """Copy a file of at most ``size`` bytes, or of exactly so many if ``whole``."""
+        """Copy a file of at most ``size`` bytes, or of exactly that many if ``whole``."""
         numbers = itertools.count()
 
         def attempt() -> None:

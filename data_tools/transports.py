@@ -1,4 +1,4 @@
-"""How remote shards are fetched: from a URL, or from a command that writes one to its standard output."""
+"""Transports of remote shards: a URL, or a command that writes a shard to its standard output."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ SHARD_WORD = re.compile(r"""[^\s'"]*?(?:\.tar|_info\.json)(?=[\s'"?]|$)""")
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What the user calls some shards: a folder or URL, and the names of the chosen ones (None: all)."""
+    """Location of shards as the user wrote it: a folder or URL, and the names of the chosen ones (None: all)."""
 
     text: str
     folder: str
@@ -77,7 +77,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class UrlTransport:
-    """A URL that fsspec understands; the part after a ``?`` belongs to every file."""
+    """A URL that fsspec understands; the part after a ``?`` is appended to every file."""
 
     folder: str
     query: str
@@ -179,7 +179,7 @@ class _Progress(Callback):
 
 
 def _watch(transfer: Callable[[_Progress], object], timeout: float, limit: int) -> None:
-    """Run a transfer that reports its progress; raise TimeoutError after so many seconds without any."""
+    """Run a transfer that reports its progress; raise TimeoutError after ``timeout`` seconds without any."""
     progress = _Progress(limit)
 
     def run() -> None:

@@ -4,10 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from webdataset import TarWriter
 
 from data_tools.errors import ShardError
 from data_tools.images import ImageError, decode_pixels, inspect_image
@@ -16,7 +15,10 @@ from data_tools.sources.base import RawData, RawSplit
 from data_tools.statistics import ImageStatistics
 from data_tools.tar import BLOCK, LABEL
 
-MEASURED_IMAGES = 5000  # the first ones of train decide mean and deviation
+if TYPE_CHECKING:
+    from webdataset import TarWriter
+
+MEASURED_IMAGES = 5000  # the first ones of train decide mean and std
 TAR_END = 10_240  # tars are padded to a multiple of this
 
 
@@ -31,7 +33,7 @@ class ShardPlan:
     numbers: Sequence[int]
 
     def is_measured(self, offset: int) -> bool:
-        """Return True if the pixels of the image at this offset of the shard count for mean and deviation."""
+        """Return True if the pixels of the image at this offset of the shard count for mean and std."""
         return self.split == "train" and self.start + offset < MEASURED_IMAGES
 
 
@@ -50,7 +52,7 @@ class ShardWriter(ABC):
         """Return the bytes that an image takes in a shard."""
 
     @abstractmethod
-    def write(self, tar: TarWriter, plan: ShardPlan, split: RawSplit) -> ImageStatistics:
+    def write(self, tar: "TarWriter", plan: ShardPlan, split: RawSplit) -> ImageStatistics:
         """Write the members of one shard; return the statistics of its images."""
 
 
@@ -65,7 +67,7 @@ class FilesWriter(ShardWriter):
         """Return the bytes of two headers, the image and the label."""
         return 3 * BLOCK + -(-split.size(number) // BLOCK) * BLOCK
 
-    def write(self, tar: TarWriter, plan: ShardPlan, split: RawSplit) -> ImageStatistics:
+    def write(self, tar: "TarWriter", plan: ShardPlan, split: RawSplit) -> ImageStatistics:
         """Copy the images, after checking that each can be decoded."""
         statistics = ImageStatistics()
         for offset, number in enumerate(plan.numbers):
@@ -96,7 +98,7 @@ class RawWriter(ShardWriter):
         """Return the bytes of the pixels and the label."""
         return self.height * self.width * self.channels + 8
 
-    def write(self, tar: TarWriter, plan: ShardPlan, split: RawSplit) -> ImageStatistics:
+    def write(self, tar: "TarWriter", plan: ShardPlan, split: RawSplit) -> ImageStatistics:
         """Decode the images and write them as one array."""
         statistics = ImageStatistics([[self.height, self.width]], all_gray=self.channels == 1)
         images = np.empty((len(plan.numbers), self.height, self.width, self.channels), np.uint8)
@@ -127,7 +129,7 @@ def _common_shape(raw: RawData) -> tuple[int, int, int]:
             if size != first[0]:
                 raise ShardError(
                     f"raw shards need images of one size: {first[1]} has {first[0]} pixels (height, width), "
-                    f"{split.origin(number)} {size}; leave out --format raw"
+                    f"{split.origin(number)} {size}; remove --format raw"
                 )
             gray = gray and facts.gray
     assert first is not None, "sources have images"

@@ -14,7 +14,7 @@ class DistPruneWarning(UserWarning):
 
 
 class UserError(Exception):
-    """A mistake of the user: the message says in one line what is wrong and how to fix it."""
+    """A mistake of the user; the message is one line: what is wrong and how to fix it."""
 
 
 class RunError(Exception):
@@ -39,10 +39,15 @@ class NothingToEvaluate(UserError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown ``name``: the nearest known one, or all of them where none is near."""
+    """Return a hint for an unknown ``name``: the nearest known one, or all of them where none is near."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(names)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def one_line(text: str) -> str:
@@ -51,14 +56,14 @@ def one_line(text: str) -> str:
 
 
 class Invalid(Protocol):
-    """What pydantic raises for data that are not as declared."""
+    """Error that pydantic raises for invalid data."""
 
     def errors(self, *, include_url: bool) -> list[Any]:
-        """All that is wrong with them."""
+        """Return all problems."""
 
 
 def first_problem(error: Invalid) -> tuple[str, str]:
-    """Where the first of the problems lies, dotted, and what is wrong there and what was found, cut to some length."""
+    """Return the dotted place of the first problem, and the problem with the value found, shortened."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     found = repr(first.get("input"))

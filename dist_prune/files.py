@@ -40,7 +40,7 @@ def save_tensors(
     Raises:
         OSError, SafetensorError: the folder is missing, full or not writable.
     """
-    import safetensors.torch  # late: whoever only reads a run folder does without torch
+    import safetensors.torch  # late: reading a run folder needs no torch
 
     path.touch()
     mode = path.stat().st_mode

@@ -33,7 +33,7 @@ if "RANK" not in os.environ:  # no launcher: without these, DeepSpeed looks for 
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 ds_config = json.loads((Path(__file__).parents[1] / "ds_configs" / "zero2.json").read_text())
 ds_config["train_micro_batch_size_per_gpu"] = "auto"  # Accelerate takes it from the DataLoader
-ds_config["gradient_clipping"] = 0.0  # left out, DeepSpeed clips at 1
+ds_config["gradient_clipping"] = 0.0  # by default DeepSpeed clips at 1
 accelerator = Accelerator(
     deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=ds_config),
     # On CPUs, without a backend, Accelerate takes every rank for the only one.

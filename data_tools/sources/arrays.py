@@ -51,7 +51,7 @@ class Digits(RawDataset):
     def read(self, folder: Path | None, options: ReadOptions) -> RawData:
         """Load the images from the installed scikit-learn; takes neither a folder nor a test fraction."""
         if folder is not None:
-            raise ShardError(f"digits comes with scikit-learn and takes no folder: leave out {folder}")
+            raise ShardError(f"digits comes with scikit-learn and takes no folder: remove {folder}")
         refuse_test_fraction(options.test_fraction, "digits")
         from sklearn.datasets import load_digits  # slow to import, and only needed here
 

@@ -33,7 +33,7 @@ class RawData:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a source is read."""
+    """Options for reading a source."""
 
     # The part of the train images to set aside for testing.
     test_fraction: float | None
@@ -123,4 +123,4 @@ def stratified_split(labels: Sequence[int], fraction: float) -> tuple[list[int],
 def refuse_test_fraction(test_fraction: float | None, owner: str) -> None:
     """Raise a ShardError if a test fraction is requested for data that has a test split of its own."""
     if test_fraction is not None:
-        raise ShardError(f"{owner} has its own test images: leave out --test_fraction")
+        raise ShardError(f"{owner} has its own test images: remove --test_fraction")

@@ -147,7 +147,7 @@ def _images_below(root: Path, folder: str) -> list[str]:
 
 
 def _extension(name: str) -> str:
-    """Return the extension of a file in small letters; hidden files have none."""
+    """Return the extension of a file in lower case; hidden files have none."""
     return "" if name.startswith(".") else os.path.splitext(name)[1].lower()
 
 

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) in every form it comes in: original tars, extracted tree, parquet files."""
+"""ImageNet (ILSVRC 2012) in every distributed form: original tars, extracted tree, parquet files."""
 
 import os
 import tarfile

@@ -34,7 +34,7 @@ class RawSplit(ABC):
 
     @abstractmethod
     def identity(self, number: int) -> str:
-        """Return a text that tells the image from others wherever its source is, cheaply."""
+        """Return a text that identifies the image independently of the location of its source, cheaply."""
 
     def pixels(self, number: int, channels: int) -> np.ndarray:
         """Return pixels (H, W, ``channels``) in uint8."""

@@ -26,10 +26,10 @@ DENSE, SLICED, REFERENCE = "dense", "sliced", "reference"
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure. batches: images at a time; seconds: for each of them, all networks together.
+    """Options of a measurement. batches: images at a time; seconds: for each of them, all networks together.
 
     bf16: autocast; channels_last: memory layout of images and weights; compile: ``torch.compile``. grid_intensity:
-    grams of CO2 per kWh, if the user has said.
+    grams of CO2 per kWh, if known.
     """
 
     batches: Sequence[int] = (1, 32, 256)
@@ -44,7 +44,7 @@ class Options:
 def benchmark(folder: str | Path, options: Options) -> dict[str, Any]:
     """Measure the sliced network of a run folder, or a sliced checkpoint; see ``measure``.
 
-    Raises UserError for a folder without such a network, one that does not say its input shape, or a device that
+    Raises UserError for a folder without such a network, one without an input shape, or a device that
     is not there.
     """
     source = find_sliced(folder)
@@ -91,7 +91,7 @@ def measure(
 
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here; leave out --device cuda")
+        raise UserError("there is no CUDA device here; remove --device cuda")
     return torch.device(name)
 
 
@@ -101,7 +101,7 @@ def _size(network: nn.Module | None, input_shape: Sequence[int]) -> dict[str, in
 
 
 def _prepared(network: nn.Module, device: torch.device, options: Options) -> nn.Module:
-    """A copy whose tensors are laid out anew, so that no network is favoured by where its file put them."""
+    """Copy the network with freshly allocated tensors: the layout in its file must favor no network."""
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     ready = copy.deepcopy(network).eval().requires_grad_(False).to(device)
     for tensor in [*ready.parameters(), *ready.buffers()]:
@@ -151,13 +151,8 @@ def _weights(network: nn.Module) -> int:
 
 def _figures(timing: Timing | None, others: Mapping[str, Timing], batch: int) -> dict[str, Any]:
     """Latency in milliseconds, images a second (quartiles as the spread), and gains over the other networks."""
-    keys = (
-        "rounds",
-        "latency_ms",
-        "latency_ms_quartiles",
-        "images_per_second",
-        "images_per_second_quartiles",
-    )
+    keys = ["rounds", "latency_ms", "latency_ms_quartiles", "images_per_second"]
+    keys += ["images_per_second_quartiles"]
     gains = (("gain_over_dense", DENSE), ("gain_over_reference", REFERENCE))
     if timing is None:
         return dict.fromkeys([*keys, *(key for key, _ in gains)])
@@ -170,14 +165,11 @@ def _figures(timing: Timing | None, others: Mapping[str, Timing], batch: int) ->
 
 
 def _energy(joules: float | None, batch: int, options: Options) -> dict[str, Any]:
-    """Energy of one image, and its CO2 where the user has said what the grid emits."""
+    """Energy of one image, and its CO2 where the grid intensity is known."""
     each = None if joules is None else joules / batch
-    if options.grid_intensity is None:
-        return {"joules_per_image": each}
-    return {
-        "joules_per_image": each,
-        "co2_grams_per_image": co2_grams(each, options.grid_intensity),
-    }
+    grid = options.grid_intensity
+    co2 = {} if grid is None else {"co2_grams_per_image": co2_grams(each, grid)}
+    return {"joules_per_image": each, **co2}
 
 
 def _setting(device: torch.device, options: Options) -> dict[str, Any]:
@@ -193,7 +185,7 @@ def _setting(device: torch.device, options: Options) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """Reference networks: the shape of a sliced network, written as plain torch layers with fresh weights.
 
 Nothing here is taken from the sliced network but its numbers of layers and channels. If the sliced network is slower
-than its reference, slicing has left overhead behind.
+than its reference, slicing has added overhead.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Shape:
         self.stage, self.shortcut = name.rpartition(".")[0], block.downsample
         labels = ["between"] if len(self.convs) == 2 else ["between1", "between2"]
         self.sites = [name] + [f"{name}.{label}" for label in labels]
-        self.stands = bool(kept.get(name, [0]))
+        self.is_kept = bool(kept.get(name, [0]))
         inner = [conv.out_channels for conv in self.convs[:-1]]
         left = [len(kept.get(s, range(width))) for s, width in zip(self.sites[1:], inner, strict=True)]
         self.widths = [self.convs[0].in_channels, *left, self.convs[-1].out_channels]
@@ -61,7 +61,7 @@ class _Block(nn.Module):
     def __init__(self, shape: _Shape) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for number, conv in enumerate(shape.convs if shape.stands else []):
+        for number, conv in enumerate(shape.convs if shape.is_kept else []):
             layers += _conv_bn(conv, *shape.widths[number : number + 2])
         self.layers = nn.ModuleList(layers)
         self.shortcut = _shortcut(shape.shortcut)
@@ -99,7 +99,7 @@ def _conv(like: Any, reads: int, makes: int) -> nn.Conv2d:
 def _resnet(dense: Any, shapes: Sequence[_Shape]) -> nn.Module:
     stem, stages = dense.conv1, defaultdict(list)
     for shape in shapes:
-        if shape.stands or shape.shortcut is not None:
+        if shape.is_kept or shape.shortcut is not None:
             stages[shape.stage].append(_Block(shape))
     layers = [*_conv_bn(stem, stem.in_channels, stem.out_channels), nn.ReLU(inplace=True)]
     layers += [copy.deepcopy(dense.maxpool)] if hasattr(dense, "maxpool") else []

@@ -37,7 +37,7 @@ class Timing:
         return low, high
 
     def gain_over(self, other: Timing) -> float:
-        """How many times as fast as ``other``: the median over rounds, each of which timed both."""
+        """Speed-up over ``other``: the median over rounds, each of which timed both."""
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
@@ -65,7 +65,7 @@ def joules_of(
 ) -> dict[str, float | None]:
     """Joules of one call of each of ``runs``, the median over stretches that take turns for about ``seconds`` in all.
 
-    What the sensors count while a network runs belongs to it, the idle machine included. None: not measured; without
+    The readings while a network runs count as its own, the idle machine included. None: not measured; without
     any sensor nothing runs.
     """
     if not meter.ranks:
@@ -104,7 +104,7 @@ def _cpu_seconds(run: Callable[[], object]) -> float:
 
 
 def _cuda_seconds(run: Callable[[], object]) -> float:
-    """Between two events in the stream: kernels run after the call that starts them has returned."""
+    """Time between two events in the stream: kernels run after the call that starts them has returned."""
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     before.record()
@@ -118,7 +118,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     """Bytes of tensors that ``run`` makes, as many as live at once at most; what lived before is not counted.
 
     On the CPU these are the tensors that torch's operations return: what a library takes for itself within one
-    operation cannot be seen from here. On a GPU it is what torch's allocator says.
+    operation cannot be seen from here. On a GPU it is the peak of torch's allocator.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -133,7 +133,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
 
 
 class _Living(TorchDispatchMode):
-    """Counts the bytes of all storages that come to be under it, until each is freed."""
+    """Counts the bytes of all storages that are allocated inside it, until each is freed."""
 
     def __init__(self) -> None:
         super().__init__()

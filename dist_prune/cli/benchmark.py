@@ -40,7 +40,7 @@ def benchmark(arguments: list[str]) -> None:
     folder, out = settings.pop("folder"), settings.pop("out")
     from dist_prune.benchmark.inference import Options
     from dist_prune.benchmark.inference import benchmark as measured
-    from dist_prune.benchmark.outcome import table, write_benchmark
+    from dist_prune.benchmark.results import table, write_benchmark
 
     target = Path(out or os.path.join(folder, "benchmark"))
     if Path(folder).exists():  # else it is the folder that is wrong

@@ -18,7 +18,7 @@ def hide_library_messages() -> None:
 
     To be called before the libraries are imported, since some warn while that happens. Forked workers inherit it.
     ``python -W default`` or ``PYTHONWARNINGS=default`` turn it off. Nothing calls it where dist_prune is imported as a
-    library: the terminal is then somebody else's.
+    library: the terminal then belongs to the caller.
     """
     if sys.warnoptions:
         return
@@ -26,7 +26,7 @@ def hide_library_messages() -> None:
     warnings.simplefilter("default", DistPruneWarning)
     warnings.showwarning = _show
     for name in _LOGGERS:
-        # A filter, since a library that is imported later sets the level of its logger anew.
+        # A filter, since a library that is imported later resets the level of its logger.
         logging.getLogger(name).addFilter(_is_error)
 
 

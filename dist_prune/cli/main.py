@@ -1,7 +1,7 @@
 """The two programs of the project, ``launch/train.py`` and ``dist-prune``, and how they end.
 
-A user's mistake is one line on standard error and exit code 2; a run that was asked to stop and is saved
-exits 3; anything unforeseen exits 1 with its stack trace.
+A user's mistake is one line on standard error and exit code 2; a run that stopped on request after saving
+exits 3; any other error exits 1 with its stack trace.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def exit_with(program: Callable[[], int]) -> NoReturn:
         code = _report_error(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    # A single process meets nobody. Without this check a typo would load torch to say goodbye.
+    # A single process has no ranks to wait for. Without this check a typo would load torch to shut down.
     if "dist_prune.distributed" in sys.modules or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from dist_prune import distributed
 
@@ -139,7 +139,7 @@ def _report_error(error: Exception) -> int:
 
 
 def _is_shard_error(error: Exception) -> bool:
-    # Importing data_tools takes seconds; an error of its own means that it has been imported.
+    # Importing data_tools takes half a second; an error of its own means that it has been imported.
     tools = sys.modules.get("data_tools")
     return tools is not None and isinstance(error, tools.ShardError)
 

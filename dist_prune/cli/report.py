@@ -17,7 +17,7 @@ def report(arguments: list[str]) -> None:
         "--to_accuracy",
         type=_fraction,
         metavar="A",
-        help="say what time and energy it took to reach this test accuracy, for example 0.9",
+        help="show the time and energy to reach this test accuracy, for example 0.9",
     )
     options = parser.parse(arguments)
 

@@ -8,6 +8,9 @@ import re
 from dist_prune.cli.arguments import command_parser, positive
 from dist_prune.errors import RunError, UserError, nearest
 
+# Written out, because importing the sources takes longer than a second; a test compares them.
+SOURCE_NAMES = ("digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenet", "imagefolder")
+
 
 def shards(arguments: list[str]) -> None:
     """Make WebDataset shards of a data set, or verify some: dist-prune shards make | verify."""
@@ -22,10 +25,8 @@ def shards(arguments: list[str]) -> None:
 
 def _shards_make(arguments: list[str]) -> None:
     """Make WebDataset shards of a data set; an interrupted command continues when it is given again."""
-    from data_tools import SOURCES, make_shards
-
     parser = command_parser("shards make", _shards_make.__doc__)
-    parser.add_argument("source", metavar="SOURCE", help=", ".join(SOURCES))
+    parser.add_argument("source", metavar="SOURCE", help=", ".join(SOURCE_NAMES))
     parser.add_argument("folder", metavar="FOLDER", nargs="?", help="where the original files are")
     parser.add_argument("--out", required=True, metavar="DIR|URL", help="a folder, or s3://..., gs://...")
     parser.add_argument(
@@ -37,13 +38,16 @@ def _shards_make(arguments: list[str]) -> None:
     parser.add_argument(
         "--samples_per_shard", type=positive(int), metavar="N", help="default: 1000, raw 5000"
     )
-    parser.add_argument("--bytes_per_shard", type=_bytes, metavar="N[k|M|G]", help="instead: so many bytes")
+    parser.add_argument("--bytes_per_shard", type=_bytes, metavar="N[k|M|G]", help="instead: a size in bytes")
     parser.add_argument(
         "--test_fraction", type=float, help="share of the images to hold out, if there is no test split"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the one shuffle")
-    parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes; default: cores")
+    parser.add_argument("--workers", type=positive(int), help="processes; default: cores")
     options = vars(parser.parse(arguments))
+    options["workers"] = options["workers"] or _cores()
+    from data_tools import make_shards
+
     try:
         index = make_shards(**options, progress=True)
     except KeyboardInterrupt:
@@ -54,13 +58,14 @@ def _shards_make(arguments: list[str]) -> None:
 
 def _shards_verify(arguments: list[str]) -> None:
     """Look at every byte of a data set in shards; name each broken shard and sample, and exit with 1."""
-    from data_tools import verify_shards
-
     parser = command_parser("shards verify", _shards_verify.__doc__)
     parser.add_argument("location", metavar="DIR|URL", help="a folder, its _info.json, tars as X-{0..4}.tar")
     parser.add_argument("--split", help="the only one to look at")
-    parser.add_argument("--workers", type=positive(int), default=_cores(), help="processes; default: cores")
+    parser.add_argument("--workers", type=positive(int), help="processes; default: cores")
     options = vars(parser.parse(arguments))
+    options["workers"] = options["workers"] or _cores()
+    from data_tools import verify_shards
+
     problems = verify_shards(**options, progress=True)
     for problem in problems:
         print(problem)

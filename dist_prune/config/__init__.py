@@ -1,4 +1,4 @@
-"""RunConfig in sections: what a recipe says. No file here imports torch."""
+"""RunConfig in sections: the fields of a recipe. No file here imports torch."""
 
 from dist_prune.config.data import AugmentConfig, CacheConfig
 from dist_prune.config.gates import BudgetConfig, FreezeConfig, GatesConfig

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Iterable
+from typing import Any
 
 from dist_prune.config.run_config import RunConfig
 from dist_prune.config.section import fields
@@ -13,33 +15,27 @@ METHOD_FIELDS = frozenset({
 })  # fmt: skip
 
 
-def _freezes(config: RunConfig) -> bool:
-    after = config.freeze.after
-    return bool(after) or (after is None and config.target_macs is not None)
-
-
-# What a field needs to have an effect, and why it has none otherwise.
-_NEEDS: dict[str, tuple[Callable[[RunConfig], bool], str]] = {
-    "gates.position": (lambda c: c.gates.kind == "channel", "gates.kind is not channel"),
-    "gates.flatten": (lambda c: c.gates.kind == "channel", "gates.kind is not channel"),
-    "gates.hidden": (lambda c: c.gates.dense_layers == 2, "gates.dense_layers is not 2"),
-    "gates.temperature": (lambda c: c.gates.head == "gumbel", "gates.head is not gumbel"),
-    "round_to": (lambda c: c.gates.kind == "channel", "gates.kind is not channel"),
-    "budget": (lambda c: c.target_macs is not None, "there is no target_macs"),
-    "freeze.open_from": (_freezes, "freeze.after is 0"),
-    "freeze.thaw_after": (_freezes, "freeze.after is 0"),
-    "freeze.collapse": (_freezes, "freeze.after is 0"),
-    "lr_schedule.milestones": (lambda c: c.lr_schedule.kind == "steps", "lr_schedule.kind is not steps"),
-    "lr_schedule.gamma": (lambda c: c.lr_schedule.kind == "steps", "lr_schedule.kind is not steps"),
-    "lr_schedule.warmup_share": (
-        lambda c: c.lr_schedule.kind == "one_cycle",
-        "lr_schedule.kind is not one_cycle",
-    ),
-    "momentum": (lambda c: c.optimizer == "sgd", "optimizer is not sgd"),
-    "nesterov": (lambda c: c.optimizer == "sgd", "optimizer is not sgd"),
-    "betas": (lambda c: c.optimizer == "adamw", "optimizer is not adamw"),
-    "decay_gates_and_norms": (lambda c: c.weight_decay > 0, "weight_decay is 0"),
-    "max_skipped": (lambda c: c.bad_data == "skip", "bad_data is not skip"),
+# What a field, or every field of a section, needs to have an effect: another field that has this value, or, without a
+# value, one that is neither 0 nor null. A new field that only works together with another belongs here.
+_NEEDS = {
+    "gates.position": "gates.kind=channel",
+    "gates.flatten": "gates.kind=channel",
+    "gates.hidden": "gates.dense_layers=2",
+    "gates.temperature": "gates.head=gumbel",
+    "round_to": "gates.kind=channel",
+    "budget": "target_macs",
+    "freeze.open_from": "freeze.after",
+    "freeze.thaw_after": "freeze.after",
+    "freeze.collapse": "freeze.after",
+    "lr_schedule.milestones": "lr_schedule.kind=steps",
+    "lr_schedule.gamma": "lr_schedule.kind=steps",
+    "lr_schedule.warmup_share": "lr_schedule.kind=one_cycle",
+    "momentum": "optimizer=sgd",
+    "nesterov": "optimizer=sgd",
+    "betas": "optimizer=adamw",
+    "decay_gates_and_norms": "weight_decay",
+    "max_skipped": "bad_data=skip",
+    "cache": "data=remote",
 }
 
 
@@ -54,16 +50,31 @@ def without_effect(config: RunConfig, reads: frozenset[str], asked: Iterable[str
     method = f"method is {config.method}"
     if "gates" in reads and config.gates.kind == "none":
         reads, method = reads - METHOD_FIELDS, "gates.kind is none"
+    values = {key: value for key, value, _ in fields(config)}
     defaults = {key: value for key, value, _ in fields(RunConfig(name="", data="", model=""))}
     asked, lines = set(asked), []
-    for key, value, _ in fields(config):
+    for key, value in values.items():
         section = key.partition(".")[0]
         # Whoever sets a field back to null wants it to do nothing.
         if value is None or (key not in asked and section not in asked and value == defaults[key]):
             continue
-        useful, why = _NEEDS.get(key) or _NEEDS.get(section) or (lambda _: True, "")
         if section in METHOD_FIELDS and section not in reads and value != "none":
             lines.append(f"{key} has no effect: {method}")
-        elif not useful(config):
+        elif why := _unmet(_NEEDS.get(key) or _NEEDS.get(section), values):
             lines.append(f"{key} has no effect: {why}")
     return lines
+
+
+def _unmet(need: str | None, values: dict[str, Any]) -> str | None:
+    """Return why a need is not met; None where it is, or where there is none."""
+    if need is None:
+        return None
+    key, _, wanted = need.partition("=")
+    found = values[key]
+    if need == "data=remote":
+        found = "remote" if "://" in found or found.startswith("pipe:") else "local"
+    if need == "freeze.after" and found is None:  # the default: units are decided under a budget
+        found = values["target_macs"]
+    if wanted:
+        return None if str(found) == wanted else f"{key} is not {wanted}"
+    return None if found else f"{key} is {json.dumps(found)}"

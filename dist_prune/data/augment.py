@@ -64,8 +64,8 @@ def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor
 def cutmix(images: Tensor, targets: Tensor, share: float, draws: np.ndarray) -> tuple[Tensor, Tensor]:
     """Replace a part of all (B, H, W, C) by that of the next image (arXiv 1905.04899); draws (2,): its centre.
 
-    The part has the image's proportions and 1 - ``share`` of its area; what lies outside is cut off, and
-    targets (B, classes) follow the area that is left.
+    The part has the image's proportions and 1 - ``share`` of its area; what lies outside is dropped, and
+    targets (B, classes) follow the area that remains.
     """
     height, width = images.shape[1:3]
     part = (1 - share) ** 0.5

@@ -71,9 +71,9 @@ def centre_box(image: Size, size: Size, margin: float) -> Box:
 def random_box(image: Size, draws: np.ndarray) -> Box:
     """Choose a part as torchvision's RandomResizedCrop does, by numbers from [0, 1), (CROP_COLUMNS,)."""
     *tries, x, y = draws.tolist()
-    for number, turn in zip(tries[::2], tries[1::2], strict=True):
+    for number, shape in zip(tries[::2], tries[1::2], strict=True):
         area = image.width * image.height * (CROP_AREA[0] + number * (CROP_AREA[1] - CROP_AREA[0]))
-        aspect = CROP_ASPECT[0] * (CROP_ASPECT[1] / CROP_ASPECT[0]) ** turn
+        aspect = CROP_ASPECT[0] * (CROP_ASPECT[1] / CROP_ASPECT[0]) ** shape
         width, height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if 0 < width <= image.width and 0 < height <= image.height:
             left, top = int(x * (image.width - width + 1)), int(y * (image.height - height + 1))

@@ -62,7 +62,7 @@ def absolute(location: str) -> str:
     if "://" in location or location.startswith("pipe:"):
         return location
     found = _find(location)
-    # A name stands for a folder below the data home, which may move.
+    # A name refers to a folder below the data home, which may move.
     return location if found != location else os.path.abspath(location)
 
 

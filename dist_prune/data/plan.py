@@ -2,9 +2,9 @@
 
 The order is a function of (seed, epoch, shard lengths, global batch) alone:
 
-- The *sequence*: all shards in a random order, rotated by a random offset, cut to whole global batches. So
+- The *sequence*: all shards in a random order, rotated by a random offset, truncated to whole global batches. So
   each epoch drops another tail.
-- The sequence is cut into equal *partitions*, and a global batch takes the next few samples of each. So a
+- The sequence is divided into equal *partitions*, and a global batch takes the next few samples of each. So a
   batch mixes many parts of the data, while ranks, which take contiguous parts of it, mostly read the shards
   of their own partitions.
 - Within a partition, *shuffle blocks* of two mean shard lengths are permuted, each by a key of its own. So any
@@ -43,11 +43,7 @@ class Part(NamedTuple):
 
 
 def steps_per_epoch(num_samples: int, global_batch: int) -> int:
-    """Return the number of whole global batches.
-
-    Raises:
-        PlanError: not even one.
-    """
+    """Return the number of whole global batches; PlanError if there is none."""
     if global_batch < 1:
         raise PlanError(f"the global batch size is {global_batch}: it must be at least 1")
     if global_batch > num_samples:
@@ -65,6 +61,7 @@ class Order:
         self.sequence = ShardSequence(
             shard_lengths,
             permutation(len(shard_lengths), "shards", seed, epoch),
+            # This key and "window" below keep their old names: others would be another order.
             below(total, "turn", seed, epoch),
         )
         self._partitions = max(
@@ -94,7 +91,7 @@ class Order:
         return start, start + permutation(end - start, "window", *self._key, partition, block)
 
     def _shift(self, partition: Any) -> Any:
-        """Return by how much the blocks of a partition, or of an array of partitions, begin earlier."""
+        """Return the number of samples by which the blocks of a partition (or of several) start earlier."""
         return partition * self._block_length // self._partitions
 
 

@@ -1,4 +1,4 @@
-"""Samples of a split by shard and number, whatever the format; shards are opened when they are reached."""
+"""Samples of a split by shard and number, in either format; shards are opened on first use."""
 
 import contextlib
 import threading
@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 
 class Reader:
-    """Reads samples of one split in one process. ``order``: of the shards, as reading comes to them."""
+    """Reads samples of one split in one process. ``order``: the shards in the order of reading."""
 
     def __init__(self, store: ShardStore, index: ShardIndex, split: str, order: Sequence[int]) -> None:
         self._store, self._index, self._shards = store, index, index.split(split).shards

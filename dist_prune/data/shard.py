@@ -43,19 +43,11 @@ class OpenShard(ABC):
 
     @abstractmethod
     def image(self, number: int) -> bytes | np.ndarray:
-        """Return an encoded image, or its pixels (H, W, C), uint8.
-
-        Raises:
-            ShardError: the sample lacks it, or it cannot be read.
-        """
+        """Return an encoded image, or its pixels (H, W, C), uint8; ShardError if it is missing or unreadable."""
 
     @abstractmethod
     def label(self, number: int) -> str:
-        """Return a label as it is written.
-
-        Raises:
-            ShardError: the sample lacks it, or it cannot be read.
-        """
+        """Return a label as it is written; ShardError if it is missing or unreadable."""
 
     @abstractmethod
     def place(self, number: int) -> str:
@@ -88,7 +80,7 @@ class FilesShard(OpenShard):
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as the shard is
         rows = [_row(parts) for _, parts in samples(members(self._file)) if is_sample(parts)]
         _expect(len(rows), length)
-        # (N, 3, 2): of each sample the image, the label, and whichever part comes first; offset and size
+        # (N, 3, 2): of each sample the image, the label, and the first member; offset and size
         self._parts = np.array(rows, dtype=np.int64)
 
     def image(self, number: int) -> bytes:
@@ -104,7 +96,7 @@ class FilesShard(OpenShard):
         return self._read(offset, min(size, LONGEST_LABEL)).decode(errors="replace")
 
     def place(self, number: int) -> str:
-        """Return shard and key, which stands in the header before the first part."""
+        """Return shard and key, which is in the header before the first member."""
         offset, _ = self._part(number, 2)
         key, _ = split_name(member_name(self._read(offset - BLOCK, BLOCK)))
         return f"{self.name}, sample {key}"
@@ -159,11 +151,7 @@ OPENERS: dict[str, type[FilesShard] | type[RawShard]] = {"files": FilesShard, "r
 def _row(parts: Parts) -> list[tuple[int, int]]:
     images, label = images_of(parts), parts.get(LABEL)
     first = next(iter(parts.values()))
-    return [
-        images[0][1:] if len(images) == 1 else NOWHERE,
-        label[1:] if label else NOWHERE,
-        first[1:],
-    ]
+    return [images[0][1:] if len(images) == 1 else NOWHERE, label[1:] if label else NOWHERE, first[1:]]
 
 
 def _expect(found: int, expected: int) -> None:

@@ -1,4 +1,4 @@
-"""Items read by other processes, which end with whoever reads, and whose end is told in one line."""
+"""Items read by worker processes, which end with their reader; the loss of one is reported in one line."""
 
 import atexit
 import os
@@ -22,13 +22,13 @@ PREFETCHED_ITEMS = 4  # per worker
 _SECONDS_TO_DIE = 2.0
 _HINTS = {
     signal.SIGKILL: ", perhaps for lack of memory: fewer workers need less",
-    signal.SIGBUS: ": a shard was cut while it was read, or there is no room left in /dev/shm",
+    signal.SIGBUS: ": a shard was truncated while it was read, or /dev/shm is full",
 }
 _Item = TypeVar("_Item")
 
 
 class ReadingFailed(RunError):
-    """Data could not be read for a reason that lies in no shard: a worker that was killed, a fault of the program."""
+    """Data could not be read although the shards are sound: a worker was killed, or the program has a fault."""
 
 
 def read(
@@ -36,7 +36,7 @@ def read(
 ) -> Generator[_Item, None, None]:
     """Iterate over ``items[number]`` for all numbers, in their order; ``workers`` processes take turns.
 
-    With 0 workers this process reads by itself. Workers end when the iterator is exhausted, closed or dropped,
+    With 0 workers this process reads. Workers end when the iterator is exhausted, closed or dropped,
     and when Python exits. ``pin_memory`` is for tensors in items that go to a GPU.
 
     Raises:
@@ -113,7 +113,7 @@ def _unchanged(item: _Item) -> _Item:
 
 
 class _Worker(ForkProcess):
-    """A process that ignores SIGTERM (see ``_start_worker``); whoever ends it must mean it."""
+    """A process that ignores SIGTERM (see ``_start_worker``); terminate() kills it."""
 
     def terminate(self) -> None:
         self.kill()
@@ -124,7 +124,7 @@ class _Fork(ForkContext):
 
 
 def _start_worker(number: int) -> None:
-    """Leave it to the rank to end its workers: a launcher that signals all would end them under it."""
+    """Ignore signals: a launcher that signals every process would end workers while their rank still reads."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -132,7 +132,7 @@ def _start_worker(number: int) -> None:
 
 
 def _cannot_send(error: Exception, item: object) -> NoReturn:
-    """End this worker: by default the item would be dropped, and the rank would wait for it for ever."""
+    """End this worker: by default the item would be dropped, and the rank would wait for it forever."""
     print(f"a worker cannot pass on what it read: {type(error).__name__}: {error}", file=sys.stderr)
     os._exit(1)
 

@@ -19,7 +19,7 @@ from dist_prune import distributed
 from dist_prune.checkpoints.train_state import ModelState, OptimizerState
 from dist_prune.engine import zero_state
 from dist_prune.engine.deepspeed_import import DeepSpeedConfig, DeepSpeedZeroConfig, deepspeed
-from dist_prune.engine.ds_config import Batching
+from dist_prune.engine.ds_config import Batching, zero_stage
 from dist_prune.errors import UserError, nearest
 from dist_prune.runtime.cpu import tune_cpu
 from dist_prune.runtime.launch import complete_environment, local_rank
@@ -28,7 +28,7 @@ from dist_prune.runtime.launch import complete_environment, local_rank
 def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> None:
     """Raise UserError for what only DeepSpeed itself or this machine can refuse, before anything is written."""
     _autocast_dtype(ds_config)
-    if compiled and ds_config.get("zero_optimization", {}).get("stage") == 3:
+    if compiled and zero_stage(ds_config) == 3:
         raise UserError(
             "compile=true needs ZeRO 0, 1 or 2: ZeRO 3 fetches weights layer by layer, between graphs"
         )
@@ -37,11 +37,8 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        hint = (
-            nearest(key, DeepSpeedZeroConfig.model_fields)
-            if first["type"] == "extra_forbidden"
-            else first["msg"]
-        )
+        unknown = first["type"] == "extra_forbidden"
+        hint = nearest(key, DeepSpeedZeroConfig.model_fields) if unknown else first["msg"]
         raise UserError(f"'zero_optimization.{key}' is not what DeepSpeed takes: {hint}") from error
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -77,7 +74,7 @@ def start_process_group(timeout: float = 600.0) -> torch.device:
 
 
 class Engine:
-    """One module in training under DeepSpeed. All methods but ``forward`` are called by all ranks alike."""
+    """One module in training under DeepSpeed. All ranks call all methods but ``forward`` together."""
 
     def __init__(
         self,
@@ -90,7 +87,7 @@ class Engine:
     ) -> None:
         self.device = device
         self.batching = batching
-        self.stage = ds_config.get("zero_optimization", {}).get("stage", 0)
+        self.stage = zero_stage(ds_config)
         self._autocast = _autocast_dtype(ds_config)
         self._clipping = ds_config.get("gradient_clipping", 0.0) if _checks_gradients(ds_config) else None
         with contextlib.redirect_stdout(io.StringIO()):
@@ -138,7 +135,7 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> bool:
-        """Called after every ``backward``; steps the optimizer at the end of the window.
+        """Finish a micro-batch, after its ``backward``; step the optimizer at the end of the window.
 
         False if it did not, on all ranks alike, since gradients are not finite: weights and optimizer are as they were.
         """
@@ -238,12 +235,12 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
-        # DeepSpeed's own default is 1.0: it would clip where nobody asked for it.
+        # DeepSpeed's own default is 1.0: it would clip unasked.
         "gradient_clipping": 0.0,
         **ds_config,
         # Without ZeRO the engine clips by itself.
         **({"gradient_clipping": 0.0} if _checks_gradients(ds_config) else {}),
-        # ZeRO 3 would put its own linear in the place of torch's in the whole process, for good.
+        # ZeRO 3 would replace torch's linear layer in the whole process, permanently.
         "zero_optimization": {**zero, "memory_efficient_linear": False} if zero.get("stage") == 3 else zero,
         "train_batch_size": batching.global_batch,
         "train_micro_batch_size_per_gpu": batching.micro,
@@ -253,8 +250,7 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
 
 def _checks_gradients(ds_config: dict[str, Any]) -> bool:
     """Return True if our engine itself refuses bad gradients and clips: without ZeRO and torch's scaler."""
-    stage = ds_config.get("zero_optimization", {}).get("stage", 0)
-    return stage == 0 and _autocast_dtype(ds_config) != torch.float16
+    return zero_stage(ds_config) == 0 and _autocast_dtype(ds_config) != torch.float16
 
 
 def _autocast_dtype(ds_config: dict[str, Any]) -> torch.dtype | None:

@@ -1,4 +1,4 @@
-"""The import of DeepSpeed, silent and quick; whatever else needs a part of it takes it from here."""
+"""The only import of DeepSpeed, silent and quick; other files import its parts from here."""
 
 from __future__ import annotations
 
@@ -11,18 +11,11 @@ from dist_prune.runtime.environment import prepare_environment
 prepare_environment()
 with contextlib.redirect_stdout(io.StringIO()):
     import deepspeed
+    from deepspeed import utils as deepspeed_utils
     from deepspeed.runtime import compiler
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-    from deepspeed.utils import (
-        safe_get_full_fp32_param,
-        safe_get_full_optimizer_state,
-        safe_set_full_fp32_param,
-        safe_set_full_optimizer_state,
-        safe_set_local_fp32_param,
-        safe_set_local_optimizer_state,
-    )
 
     # Every optimizer is compared with DeepSpeed's Muon, whose decorators load torch's whole compiler, which adds a
     # quarter to what it takes to start. Imported here, it is not compiled.
@@ -31,15 +24,4 @@ with contextlib.redirect_stdout(io.StringIO()):
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     compiler.compile = compile_
 
-__all__ = [
-    "DeepSpeedConfig",
-    "DeepSpeedZeroConfig",
-    "ZeroParamStatus",
-    "deepspeed",
-    "safe_get_full_fp32_param",
-    "safe_get_full_optimizer_state",
-    "safe_set_full_fp32_param",
-    "safe_set_full_optimizer_state",
-    "safe_set_local_fp32_param",
-    "safe_set_local_optimizer_state",
-]
+__all__ = ["DeepSpeedConfig", "DeepSpeedZeroConfig", "ZeroParamStatus", "deepspeed", "deepspeed_utils"]

@@ -24,7 +24,7 @@ _REFUSED = {
     "optimizer": "the recipe owns the optimizer (lr, momentum, weight_decay)",
     "scheduler": "the recipe owns the schedule (lr_schedule)",
     "compression_training": "DeepSpeed removed it; gates are set in the recipe",
-    "elasticity": "DeepSpeed removed it; stop and go on with --resume at another world size",
+    "elasticity": "DeepSpeed removed it; stop and continue with --resume at another world size",
     "tensorboard": "the run folder has its own TensorBoard records",
 }
 _AUTOCAST = {"enabled", "dtype", "lower_precision_safe_modules"}
@@ -32,7 +32,7 @@ _AUTOCAST = {"enabled", "dtype", "lower_precision_safe_modules"}
 
 @dataclass(frozen=True)
 class Batching:
-    """The parts of a global batch: ``micro`` images per rank and forward pass, ``accumulation`` passes a step."""
+    """Division of a global batch: ``micro`` images per rank and forward pass, ``accumulation`` passes a step."""
 
     micro: int
     accumulation: int
@@ -63,7 +63,7 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
 
 def check_ds_config(config: dict[str, Any]) -> None:
     """Raise UserError for an unknown or foreign key, an "auto", or a combination known to train wrongly."""
-    # DeepSpeed ignores keys that it does not know: a typo would silently train with a default.
+    # DeepSpeed ignores unknown keys, so that a typo would train with its default.
     for key, value in config.items():
         if key in _REFUSED:
             raise UserError(f"'{key}' does not belong here: {_REFUSED[key]}")
@@ -81,6 +81,7 @@ def check_ds_config(config: dict[str, Any]) -> None:
 
 
 def _refuse_auto(key: str, value: Any) -> None:
+    # DeepSpeed leaves "auto" to Hugging Face's integration, and drops it elsewhere.
     if value == "auto":
         raise UserError(f"'{key}' is \"auto\", which only means something to other programs; give a value")
     if isinstance(value, dict):
@@ -88,18 +89,23 @@ def _refuse_auto(key: str, value: Any) -> None:
             _refuse_auto(f"{key}.{inner}", inner_value)
 
 
+def zero_stage(config: dict[str, Any]) -> int:
+    """Return the ZeRO stage, 0 unless set."""
+    return config.get("zero_optimization", {}).get("stage", 0)
+
+
 def _check_stage(config: dict[str, Any]) -> None:
-    # Each of these was tried: it trains wrongly, or changes torch for the whole process.
-    zero = config.get("zero_optimization", {})
+    zero, stage = config.get("zero_optimization", {}), zero_stage(config)
+    # The replacement lasts as long as the process, also for the next run in it.
     if zero.get("memory_efficient_linear"):
         raise UserError(
             "'zero_optimization.memory_efficient_linear' replaces torch's linear layer; remove it"
         )
+    # The norm is how ZeRO notices gradients that are not finite.
     if zero.get("compute_grad_norm") is False:
         raise UserError(
             "'zero_optimization.compute_grad_norm' false would let a loss of NaN into the weights; remove it"
         )
-    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise UserError(f"'zero_optimization.stage' is 0, 1, 2 or 3, not {stage!r}")
 
@@ -108,29 +114,24 @@ def _check_precision(config: dict[str, Any]) -> None:
     enabled = [k for k in ("bf16", "fp16", "torch_autocast") if config.get(k, {}).get("enabled")]
     if len(enabled) > 1:
         raise UserError(f"'{enabled[0]}' and '{enabled[1]}' contradict each other; enable one")
+    # It casts the weights of batch norms and leaves their statistics fp32, which CPU kernels refuse.
     if enabled == ["bf16"]:
         raise UserError(
             "'bf16' also casts what batch norm needs in fp32; use 'torch_autocast' with dtype bfloat16 instead"
         )
-    if enabled == ["fp16"] and config.get("zero_optimization", {}).get("stage", 0) == 0:
+    if enabled == ["fp16"] and zero_stage(config) == 0:
         raise UserError(
-            "'fp16' without ZeRO keeps its fp32 weights where checkpoints do not reach; use stage 1 or 2"
+            "'fp16' without ZeRO keeps fp32 weights that checkpoints cannot read; use stage 1 or 2"
         )
     # bool is an int in Python, and true is not 1.0 here.
     clipping = config.get("gradient_clipping", 0.0)
     if not isinstance(clipping, (int, float)) or isinstance(clipping, bool) or clipping < 0:
         raise UserError(f"'gradient_clipping' is a number from 0 up, not {clipping!r}")
-    autocast = config.get("torch_autocast", {})
-    dtype = autocast.get("dtype", "bfloat16")
-    if autocast.get("enabled") and dtype not in ("bfloat16", "float16"):
+    dtype = config.get("torch_autocast", {}).get("dtype", "bfloat16")
+    if enabled == ["torch_autocast"] and dtype not in ("bfloat16", "float16"):
         raise UserError(f"'torch_autocast.dtype' is bfloat16 or float16, not {dtype!r}")
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    if (
-        enabled == ["torch_autocast"]
-        and dtype == "float16"
-        and config.get("gradient_clipping")
-        and stage >= 2
-    ):
+    # There DeepSpeed 0.19.8 clips before it divides by the loss scale.
+    if enabled == ["torch_autocast"] and dtype == "float16" and clipping and zero_stage(config) >= 2:
         raise UserError(
             "'gradient_clipping' with float16 'torch_autocast' at ZeRO 2 and 3 clips the scaled gradient; "
             "use bfloat16 or 'fp16'"
@@ -138,7 +139,7 @@ def _check_precision(config: dict[str, Any]) -> None:
 
 
 def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int) -> Batching:
-    """Return the batching of the recipe's global batch for ``world_size`` ranks.
+    """Divide the recipe's global batch over ``world_size`` ranks.
 
     The JSON owns the micro-batch; without one each rank takes its whole share at once. Raises UserError if the numbers
     do not divide or if the JSON contradicts the recipe.
@@ -146,10 +147,11 @@ def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int)
     micro = config.get("train_micro_batch_size_per_gpu")
     if micro is None:
         steps = config.get("gradient_accumulation_steps", 1)
-        if not isinstance(steps, int) or steps < 1 or global_batch % (world_size * steps):
+        valid = isinstance(steps, int) and steps > 0
+        if not valid or global_batch % (world_size * steps):
             raise UserError(
                 f"global_batch_size {global_batch} cannot be divided into {world_size} ranks x {steps} accumulation "
-                f"steps; make it a multiple of {world_size * (steps if isinstance(steps, int) and steps > 0 else 1)}"
+                f"steps; make it a multiple of {world_size * steps if valid else world_size}"
             )
         micro = global_batch // (world_size * steps)
     if not isinstance(micro, int) or isinstance(micro, bool) or micro < 1:
@@ -160,7 +162,7 @@ def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int)
             f"= {micro * world_size}; change global_batch_size, the micro-batch or the number of ranks"
         )
     if micro < 2:
-        raise UserError("a micro-batch of 1 image leaves batch norm nothing to average; use 2 or more")
+        raise UserError("a micro-batch of 1 image gives batch norm nothing to average; use 2 or more")
     batching = Batching(micro, global_batch // (micro * world_size), world_size)
     _refuse_contradiction(config, "gradient_accumulation_steps", batching.accumulation)
     _refuse_contradiction(config, "train_batch_size", global_batch)

@@ -1,4 +1,4 @@
-"""Weights and optimizer state as full fp32 tensors by name, whatever a ZeRO stage has made of them.
+"""Weights and optimizer state as full fp32 tensors by name, at every ZeRO stage.
 
 Stage 0 keeps both as torch does. Stages 1 and 2 train flat fp32 copies, of which each rank holds a part; stage 3
 partitions the module's own weights too.
@@ -16,15 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from dist_prune import distributed
 from dist_prune.checkpoints.train_state import OptimizerState
-from dist_prune.engine.deepspeed_import import (
-    ZeroParamStatus,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from dist_prune.engine.deepspeed_import import ZeroParamStatus, deepspeed_utils
 from dist_prune.errors import UserError
 
 _STEP = "step"  # AdamW's count of steps: one number, where all other states have a value per weight
@@ -39,20 +31,22 @@ def full_fp32(parameter: nn.Parameter) -> Tensor:
     """The whole weight in the precision in which it trains; at stage 3 the parameter must be gathered."""
     if parameter.dtype == torch.float32:
         return parameter.detach()
-    master = safe_get_full_fp32_param(parameter)
+    master = deepspeed_utils.safe_get_full_fp32_param(parameter)
     return parameter.detach().float() if master is None else master
 
 
 def set_weight(parameter: Any, stage: int, value: Tensor) -> None:
     """Overwrite a weight: what the module computes with, and the fp32 copy that trains."""
-    if parameter.numel() == value.numel():  # at stage 3 only small weights stay whole between forward passes
+    # At stage 3 only small weights stay whole between forward passes.
+    if parameter.numel() == value.numel():
         parameter.data.copy_(value)
+    # ZeRO's next step copies its own fp32 weights over the module's, so both must change.
     if stage == 3:
         part = _own_part(parameter, value)
         parameter.ds_tensor.data.copy_(part)
-        safe_set_local_fp32_param(parameter, part)
+        deepspeed_utils.safe_set_local_fp32_param(parameter, part)
     elif stage:
-        safe_set_full_fp32_param(parameter, value)
+        deepspeed_utils.safe_set_full_fp32_param(parameter, value)
 
 
 def optimizer_state(optimizer: Any, stage: int, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
@@ -63,10 +57,11 @@ def optimizer_state(optimizer: Any, stage: int, parameters: Mapping[str, nn.Para
     else:
         _link_states(optimizer)
         flat = _flat_states(optimizer)[0]
+        # ZeRO counts steps once for all weights; checkpoints hold the number for each, as stage 0 does.
         common = {_STEP: flat[_STEP]} if _STEP in flat else {}
         each = [key for key, value in flat.items() if key != _STEP and value is not None]
         found = {
-            name: {**{key: safe_get_full_optimizer_state(p, key) for key in each}, **common}
+            name: {**{key: deepspeed_utils.safe_get_full_optimizer_state(p, key) for key in each}, **common}
             for name, p in parameters.items()
             if p.requires_grad
         }
@@ -111,9 +106,9 @@ def _set_state(optimizer: Any, stage: int, parameter: Any, key: str, value: Tens
     elif stage == 3:
         # The setter for whole tensors of DeepSpeed 0.19.8 fails where the ranks do not divide the size.
         part = _own_part(parameter, value.to(parameter.ds_tensor.device))
-        safe_set_local_optimizer_state(parameter, part, key)
+        deepspeed_utils.safe_set_local_optimizer_state(parameter, part, key)
     else:
-        safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+        deepspeed_utils.safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
 
 
 def _set_step(optimizer: Any, stage: int, parameter: Any, value: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Exporting: fold, narrow, write, read back, compare; only what passed the comparison gets its name."""
+"""Export: fold, convert, write, read back, compare; only a file that passed gets its final name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.errors import RunError, UserError, nearest
+from dist_prune.errors import RunError, UserError, first_line, nearest
 from dist_prune.export.formats import FORMATS, Format, record
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms, foldable_norms
 from dist_prune.pruning.sliced_checkpoint import (
@@ -25,7 +25,7 @@ from dist_prune.pruning.sliced_checkpoint import (
 
 BATCHES = (1, 3)  # sizes at which an exported file is compared; it is recorded at another one
 RECORDED_AT = 2
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of max(1, the largest logit)
+LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of max(1, the largest logit)
 
 
 def export_sliced(
@@ -43,7 +43,7 @@ def export_sliced(
     (default: FOLDER/export). Returns what was done, for showing.
 
     The file is read back as its users will, and compared at two batch sizes with the fp32 network before it. Raises
-    RunError, and leaves no file, where the difference is above ``TOLERANCE``; UserError for what cannot be exported.
+    RunError, and keeps no file, if they differ by more than ``LOGIT_TOLERANCE``; UserError for what cannot be exported.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format '{format}'; {nearest(format, FORMATS)}")
@@ -61,9 +61,11 @@ def export_sliced(
         model = model.half() if half else model
         with _beside(target) as draft:
             _write(chosen, model, images[:RECORDED_AT], config, draft)
-            tolerance = TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(expected[-1].abs().max()))
+            tolerance = LOGIT_TOLERANCE[next(model.parameters()).dtype] * max(
+                1.0, float(expected[-1].abs().max())
+            )
             difference = _checked(
-                chosen, draft, images, expected, tolerance, "; leave out --half" if half else ""
+                chosen, draft, images, expected, tolerance, "; remove --half" if half else ""
             )
             _place(draft, target)
     return {
@@ -77,7 +79,7 @@ def export_sliced(
 
 
 def _target(format: Format, folder: Path, out: str | Path | None) -> Path:
-    """Where the export goes; raises UserError for a name of another kind, or that something else has."""
+    """Return the path of the export; raise UserError for a wrong suffix, or for a path that is taken."""
     target = folder / "export" / format.default if out is None else Path(out)
     if format.suffix:
         target = target / format.default if target.is_dir() else target
@@ -92,7 +94,7 @@ def _target(format: Format, folder: Path, out: str | Path | None) -> Path:
 
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A name next to ``target`` for a draft that is gone afterwards, whatever happens."""
+    """Give a path next to ``target`` for a draft, and remove the draft in any case."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.stem}.{os.getpid()}.draft{target.suffix}")
     try:
@@ -119,23 +121,19 @@ def _write(format: Format, model: nn.Module, images: Tensor, config: Mapping[str
         format.write(model, images, config, draft)
     except OSError:
         raise
-    except Exception as error:  # of whatever writes this format
-        raise RunError(f"the network cannot be written in this format: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # each library has errors of its own
+        raise RunError(f"the network cannot be written in this format: {first_line(error)}") from error
 
 
 def _checked(
     format: Format, path: Path, images: Tensor, expected: Sequence[Tensor], tolerance: float, advice: str
 ) -> float:
-    """The largest absolute difference between written and expected logits; RunError where it is no good."""
+    """The largest absolute difference between written and expected logits; RunError where it is too large."""
     try:
         network = format.read(path)
         found = [(network(images[: len(logits)]) - logits).abs().max() for logits in expected]
-    except Exception as error:  # of whatever reads this format
-        reason = f"{_first_line(error)}{advice}"
+    except Exception as error:  # each library has errors of its own
+        reason = f"{first_line(error)}{advice}"
         raise RunError(f"the exported network cannot be run, so no file is kept: {reason}") from error
     difference = float(torch.stack(found).max())  # NaN where one is
     if not difference <= tolerance:

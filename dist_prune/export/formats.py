@@ -13,16 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from dist_prune.errors import RunError, UserError
+from dist_prune.errors import RunError, UserError, first_line
 from dist_prune.pruning.sliced_checkpoint import load_sliced, save_sliced
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
-DESCRIPTION = (
-    "input_shape",
-    "resized_side",
-    "normalization",
-    "class_names",
-)  # what users of a file need to know
+# What users of a file need to know.
+DESCRIPTION = ("input_shape", "resized_side", "normalization", "class_names")
 
 
 def record(model: nn.Module, images: Tensor) -> ExportedProgram:
@@ -33,8 +29,8 @@ def record(model: nn.Module, images: Tensor) -> ExportedProgram:
     try:
         return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim(BATCH)},))
     except Exception as error:  # torch raises errors of many kinds here
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"torch.export cannot record this {type(model).__name__}: {reason}") from error
+        name = type(model).__name__
+        raise RunError(f"torch.export cannot record this {name}: {first_line(error)}") from error
 
 
 class _Fp16(nn.Module):
@@ -66,7 +62,7 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
-        """Write ``model`` (all of it fp32 or fp16) to ``path``; config: of the sliced checkpoint it comes from."""
+        """Write ``model`` (all of it fp32 or fp16) to ``path``; config: that of its sliced checkpoint."""
 
     @abstractmethod
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
@@ -85,12 +81,12 @@ class Pt2(Format):
         torch.export.save(program, path, extra_files=extra)
 
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Through ``torch.export.load``."""
+        """Load it by ``torch.export.load``."""
         return torch.export.load(path).module()
 
 
 class Onnx(Format):
-    """ONNX, for ONNX Runtime and whatever else reads it; the input is called images, the output logits."""
+    """ONNX, for ONNX Runtime and others; the input is called images, the output logits."""
 
     suffix, default = ".onnx", "model.onnx"
     packages = ("onnx", "onnxscript", "onnxruntime")
@@ -107,7 +103,7 @@ class Onnx(Format):
         exported.save(path)
 
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Through ONNX Runtime, on the CPU."""
+        """Load it into ONNX Runtime, on the CPU."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -129,7 +125,7 @@ class Safetensors(Format):
         save_sliced(model, path, **description, results=config.get("results"))
 
     def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Through ``load_sliced``: the network is given what its weights are."""
+        """Load it by ``load_sliced``; images get the precision of the weights."""
         model = load_sliced(path)
         dtype = next(model.parameters()).dtype
         return lambda images: model(images.to(dtype)).float()
@@ -143,7 +139,7 @@ def _fp32_outside(model: nn.Module) -> nn.Module:
 
 
 def _name_batch(model: Any) -> None:
-    """Call the free dimension "batch" everywhere, which torch calls by a number of its own."""
+    """Rename the free dimension to "batch" everywhere; torch numbers it."""
     import onnx_ir
 
     free = str(model.graph.inputs[0].shape[0])

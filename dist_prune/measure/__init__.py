@@ -1,1 +1,1 @@
-"""What networks and runs cost: MACs and parameters, and the energy of a stretch of time."""
+"""Costs of networks and runs: MACs, parameters and energy."""

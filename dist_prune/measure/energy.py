@@ -13,13 +13,13 @@ import torch
 from dist_prune import distributed
 from dist_prune.measure.sensors import Found, Sensor
 
-POLL_SECONDS = 10.0  # the RAPL counters of large CPUs begin anew every two minutes or so under load
-_MOVES_WITHIN = 1.0  # seconds: what stands still for longer does not count
+POLL_SECONDS = 10.0  # the RAPL counters of large CPUs restart every two minutes or so under load
+_MOVES_WITHIN = 1.0  # seconds: a counter that stands still for longer is broken
 
 
 @dataclass(frozen=True)
 class Energy:
-    """What was measured of a stretch of time, over all ranks.
+    """Energy of a stretch of time, over all ranks.
 
     joules: of all sensors, None where not measured; ranks: how many had a sensor; sensors: how many there were of
     each kind (gpu, cpu: packages, dram).
@@ -34,7 +34,7 @@ class EnergyMeter:
     """The sensors of all ranks, each of which is read by the first rank that can. All ranks make one together.
 
     found: what this rank can read; device: of its collectives. A sensor that fails, or whose counter falls or
-    stands still, leaves that stretch of time unmeasured; after it the ranks go on with the others.
+    stands still, leaves that stretch of time unmeasured; after it the ranks continue with the others.
     """
 
     def __init__(self, found: Found, device: torch.device) -> None:
@@ -87,7 +87,7 @@ class EnergyMeter:
         return joules, lost
 
     def follow(self) -> None:
-        """Read counters that begin at 0 again, so that no round of theirs is missed."""
+        """Read counters that wrap around, so that no wrap is missed."""
         for sensor in self._own:
             _reading(sensor)
 
@@ -95,7 +95,7 @@ class EnergyMeter:
 def _reading(sensor: Sensor) -> float | None:
     try:
         return sensor.read()
-    except Exception:  # whatever the driver, or the file, says: it is gone
+    except Exception:  # of the driver or the file: the sensor is gone
         return None
 
 
@@ -110,5 +110,5 @@ def _follow(meter: weakref.ref[EnergyMeter]) -> None:
 
 
 def co2_grams(joules: float | None, grid_intensity: float) -> float | None:
-    """Grams of CO2 for energy from a grid of so many grams per kWh; None where not measured."""
+    """Grams of CO2 for energy from a grid of ``grid_intensity`` grams per kWh; None where not measured."""
     return None if joules is None else joules / 3.6e6 * grid_intensity

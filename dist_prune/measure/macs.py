@@ -39,7 +39,7 @@ class MacsCount:
 
     total: of the whole network.
     by_module: by qualified name, those of the modules inside included; the whole network is ``""``.
-    not_counted: names of the operators that neither fvcore nor this project knows how to count.
+    not_counted: names of the operators that neither fvcore nor this project can count.
     """
 
     total: int
@@ -67,7 +67,7 @@ def analyze_macs(model: nn.Module, input_shape: Sequence[int]) -> MacsCount:
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
     analysis.set_op_handle("aten::baddbmm", _baddbmm_macs)
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    # Without gradients torch runs a whole attention layer as one operator, in which no module can be told apart.
+    # Without gradients torch runs a whole attention layer as one operator, which hides the modules inside.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         by_module = {name: int(macs) for name, macs in analysis.by_module().items()}
@@ -95,9 +95,9 @@ def _baddbmm_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
 
 
 def _is_free(name: str) -> bool:
-    """Tell whether an operator (``aten::add_``) is known to multiply and accumulate nothing."""
+    """Return True if an operator (``aten::add_``) is known to multiply and accumulate nothing."""
     namespace, _, operator = name.partition("::")
-    if namespace != "aten":  # somebody's extension, or a Python function
+    if namespace != "aten":  # an extension, or a Python function
         return False
     if operator in _FREE:
         return True

@@ -1,6 +1,6 @@
 """The energy sensors of a machine, found through Zeus (the optional extra ``energy``): NVML and RAPL counters.
 
-Zeus says which there are and how a GPU is asked. RAPL's counters are read here: Zeus starts a process for each of
+Zeus lists the sensors and queries GPUs. RAPL's counters are read here: Zeus starts a process for each of
 them, to see when it begins at 0 again, which a killed rank would leave behind, and until that process has looked, its
 readings are too low by the whole range of the counter.
 """
@@ -13,9 +13,9 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -23,15 +23,17 @@ Kind = Literal["gpu", "cpu", "dram"]
 _WHOLE = "package"  # zones of this name; "psys" is the machine with its packages, which would count twice
 
 
-class Sensor(Protocol):
-    """A counter of energy. key: no other sensor in the world has it; kind: what it measures."""
+@dataclass(frozen=True)
+class Sensor:
+    """A counter of energy.
+
+    key: identifies it among the sensors of all machines; kind: what it measures; read: returns joules since some moment
+    in the past, or raises an error of any kind if the sensor is gone.
+    """
 
     key: str
     kind: Kind
-
-    def read(self) -> float:
-        """Joules since some moment in the past; raises an error of any kind if the sensor is gone."""
-        ...
+    read: Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -42,45 +44,26 @@ class Found:
     missing: tuple[str, ...] = ()
 
 
-@dataclass
-class Counter:
-    """A counter that only ever rises. joules: what it says."""
+class RaplCounter:
+    """RAPL's counter of one zone, which wraps around after ``limit`` microjoules, in minutes under load.
 
-    key: str
-    kind: Kind
-    joules: Callable[[], float]
-
-    def read(self) -> float:
-        """Joules so far."""
-        return self.joules()
-
-
-@dataclass
-class RaplZone:
-    """RAPL's counter of one zone, which begins at 0 again after ``limit`` microjoules, in minutes under load.
-
-    Whoever reads it has to do so at least once in each of these rounds.
+    It must be read at least once between two wraps.
     """
 
-    key: str
-    kind: Kind
-    path: Path
-    limit: int
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path, self._limit, self._lock = path, limit, threading.Lock()
         self._last, self._total = self._now(), 0
 
     def read(self) -> float:
-        """Joules since this object was made."""
+        """Return the joules since this object was made."""
         with self._lock:
             now = self._now()
-            self._total += now - self._last + (self.limit if now < self._last else 0)
+            self._total += now - self._last + (self._limit if now < self._last else 0)
             self._last = now
             return self._total / 1e6
 
     def _now(self) -> int:
-        return int(self.path.read_text())
+        return int(self._path.read_text())
 
 
 def find_sensors(device: torch.device) -> Found:
@@ -117,19 +100,13 @@ def _rapl_zones() -> Found:
         cpu = rapl.RAPLCPU(int(path.name.partition(":")[2]), folder)
         if cpu.rapl_file.name.startswith(_WHOLE):
             zones += [("cpu", cpu.rapl_file), *([("dram", cpu.dram)] if cpu.dram else [])]  # type: ignore[list-item]
-    machine = _machine()
-    return Found(
-        tuple(
-            RaplZone(
-                f"{machine} {os.path.relpath(zone.path, folder)}",
-                kind,
-                Path(zone.energy_uj_path),
-                int(zone.max_energy_range_uj),
-            )
-            for kind, zone in zones
-        ),
-        () if zones else ("CPU: this machine shows no RAPL counters",),
-    )
+    # The same in all containers of a machine, so that each of its sensors counts once.
+    machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    sensors = []
+    for kind, zone in zones:
+        counter = RaplCounter(Path(zone.energy_uj_path), int(zone.max_energy_range_uj))
+        sensors.append(Sensor(f"{machine} {os.path.relpath(zone.path, folder)}", kind, counter.read))
+    return Found(tuple(sensors), () if zones else ("CPU: this machine shows no RAPL counters",))
 
 
 def _gpu(device: torch.device) -> Found:
@@ -146,23 +123,18 @@ def _gpu(device: torch.device) -> Found:
             break
     else:
         return Found(missing=("GPU: NVML does not know this process's device (a MIG slice has no counter)",))
-    with contextlib.suppress(pynvml.NVMLError):  # GPUs without MIG say so by an error
+    with contextlib.suppress(pynvml.NVMLError):  # GPUs without MIG raise an error
         if pynvml.nvmlDeviceGetMigMode(gpu.handle)[0]:
             return Found(missing=("GPU: it is divided by MIG, and NVML counts for the whole of it",))
     if not gpu.supports_get_total_energy_consumption():
         return Found(missing=("GPU: older than Volta, which have no counter",))
     gpu.get_total_energy_consumption()  # raises here rather than in the first epoch
-    return Found((Counter(f"GPU {uuid}", "gpu", lambda: gpu.get_total_energy_consumption() / 1000),))
-
-
-def _machine() -> str:
-    """Tells machines apart, and is the same in all containers of one."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Found((Sensor(f"GPU {uuid}", "gpu", lambda: gpu.get_total_energy_consumption() / 1000),))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what Zeus says about sensors that are not there, and about how to get them, from standard error."""
+    """Suppress the messages of Zeus about missing sensors."""
     logger = logging.getLogger("zeus")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dist_prune.errors import UserError, nearest
+from dist_prune.errors import UserError, first_line, nearest
 from dist_prune.models.cifar_resnet import CifarResNet
 
 # What torchvision and timm take to load weights from elsewhere.
@@ -39,14 +39,14 @@ class Architecture:
         A description may be untrusted, so nothing is downloaded and no other file is read.
         """
         for name in _FETCHING & self.arguments.keys():
-            raise UserError(f"model '{self.builder}': '{name}' would fetch weights; leave it out")
+            raise UserError(f"model '{self.builder}': '{name}' would fetch weights; remove it")
         try:
             model = _builder(self.builder)(**self.arguments)
         except UserError:
             raise
-        except Exception as error:  # whatever a builder raises for arguments that it cannot use
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise UserError(f"model '{self.builder}' does not accept {self.arguments}: {reason}") from error
+        except Exception as error:  # builders raise errors of any kind for bad arguments
+            text = f"model '{self.builder}' does not accept {self.arguments}: {first_line(error)}"
+            raise UserError(text) from error
         return remember(model, self)
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def remember(model: nn.Module, architecture: Architecture) -> nn.Module:
 
 
 def architecture_of(model: nn.Module) -> Architecture | None:
-    """How a *plain* model was built: as remembered, or recognized for stock torchvision and timm models.
+    """Return the architecture of a *plain* model: as remembered, or recognized for stock torchvision and timm models.
 
     Recognition builds candidates without memory (meta device) and compares their whole structure, so a model
     that its owner has edited is not mistaken for the stock one. None where nothing matches.

@@ -57,5 +57,5 @@ def label_epochs(axes: Axes, epochs: Sequence[int]) -> None:
 
 
 def add_activation_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], rows: int = 1) -> None:
-    """Add the key to the colors of a map, to the right of `axes`, which stand in so many rows."""
+    """Add the key to the colors of a map, to the right of `axes`, which fill `rows` rows."""
     style.color_bar(figure, image, axes, rows, {0: "0  closed", 0.5: "0.5", 1: "1  open"})

@@ -43,15 +43,9 @@ class ProgressBar:
         open_ratio: float | None = None,
         images_per_second: float | None = None,
     ) -> None:
-        """Show that `step` is done. A value that is None keeps showing as it was last given.
+        """Show that `step` of the run is done, in `epoch` (from 1). For a value that is None, the last one stays.
 
-        Args:
-            step: the number of steps done since the beginning of the run.
-            epoch: the epoch, counted from 1.
-            loss: the total loss.
-            accuracy: a fraction.
-            open_ratio: the fraction of open gates.
-            images_per_second: over all processes.
+        accuracy and open_ratio are fractions; images_per_second is over all processes.
         """
         if not self._enabled:
             return
@@ -97,11 +91,6 @@ class ProgressBar:
 
 
 def final_table(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
-    """Return the table that ends a run.
-
-    Args:
-        summary: a summary record, with `accuracy` and `accuracy_consensus` where they were measured.
-        files: the outputs and their paths, for example {"sliced network": Path("runs/x/sliced")}.
-    """
+    """Return the table that ends a run: the results of a summary record, and the paths of output files by name."""
     rows = result_rows(summary) + [(name, str(path)) for name, path in files.items()]
     return tabulate(rows, tablefmt="simple", disable_numparse=True)

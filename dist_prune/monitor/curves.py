@@ -86,17 +86,9 @@ def _draw(axes: Axes, panel: _Panel) -> None:
     if panel.percent:
         axes.yaxis.set_major_formatter(style.percent_ticks())
     style.title(axes, panel.title, pad=26)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=4,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=style.QUIET,
-        handlelength=1.4,
-        columnspacing=1.4,
-        borderaxespad=0.2,
-    )
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": style.QUIET}
+    look |= {"handlelength": 1.4, "columnspacing": 1.4, "borderaxespad": 0.2}
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, **look)
 
 
 def _moving_mean(values: Sequence[float], width: int) -> npt.NDArray[np.float64]:

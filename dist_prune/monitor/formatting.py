@@ -63,7 +63,7 @@ def plain(number: float | None) -> str:
 def spread(mean: float, std: float, scale: float = 1, digits: int = 2) -> str:
     """Format mean and standard deviation, times `scale`, with equally many digits: "82.06 ± 0.31".
 
-    A NaN mean reads "not measured"; a NaN deviation, that of a single value, is omitted.
+    A NaN mean reads "not measured"; a NaN std, that of a single value, is omitted.
     """
     if isnan(mean):
         return NOT_MEASURED

@@ -17,12 +17,12 @@ _SITE_GROUP = "sites/"
 
 
 def loss(term: str) -> str:
-    """The name of a loss term that a method calls `term`, for example `loss/polarization`."""
+    """Return the metric name of a loss term, for example `loss/polarization`."""
     return _LOSS_GROUP + term
 
 
 def is_loss(name: str) -> bool:
-    """Whether a metric name is that of a loss term (the total included)."""
+    """Return True for the name of a loss term (the total included)."""
     return name.startswith(_LOSS_GROUP)
 
 

@@ -12,13 +12,9 @@ _SHARED_TEMPLATES = Path(__file__).parent  # base.html.j2, which every page exte
 
 
 def render(template: Path, **values: Any) -> str:
-    """Fill in a template, which may extend `base.html.j2`.
+    """Fill in a template, which may extend `base.html.j2`; a missing value is an error.
 
     HTML pages escape every value: names of recipes, classes, sites and folders may come from untrusted files.
-
-    Args:
-        template: path of the template.
-        values: what it refers to. One that is missing is an error.
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, _SHARED_TEMPLATES]),

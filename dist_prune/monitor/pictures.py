@@ -17,7 +17,7 @@ _NEARLY = 0.05  # a mean this close to 0 or 1 counts as closed or open
 
 
 def mean_activation_picture(
-    history: npt.ArrayLike, site_names: Sequence[str], epochs: Sequence[int] | None = None
+    history: npt.ArrayLike, site_names: Sequence[str], epochs: Sequence[int]
 ) -> Figure:
     """Draw the paper's figure 6: one row a site, from input (top) to output, one column an epoch.
 
@@ -26,16 +26,10 @@ def mean_activation_picture(
     Args:
         history: mean activation, (epochs, sites), each in [0, 1] or NaN.
         site_names: the sites from input to output.
-        epochs: the epoch of each column; 1, 2, ... by default.
-
-    Raises:
-        ValueError: the shape does not fit the names or epochs.
+        epochs: the epoch of each column.
     """
-    table = _checked(history, site_names)
-    columns, sites = table.shape
-    epochs = list(range(1, columns + 1) if epochs is None else epochs)
-    if len(epochs) != columns:
-        raise ValueError(f"{len(epochs)} epochs for {columns} columns")
+    table = np.asarray(history, dtype=np.float64)
+    sites = len(site_names)
     row = 0.3 if sites <= 20 else 0.16 if sites <= MOST_NAMES else 9.6 / sites
     figure = style.new_figure(8, 1.3 + row * max(sites, 4))
     axes = figure.add_subplot()
@@ -58,24 +52,15 @@ def polarization_picture(
         site_names: the sites from input to output.
         positions: the step or epoch of each time.
         xlabel: the unit of `positions`.
-
-    Raises:
-        ValueError: the shape does not fit the names or positions.
     """
-    table = _checked(history, site_names)
-    if len(positions) != len(table):
-        raise ValueError(f"{len(positions)} positions for {len(table)} times")
+    table = np.asarray(history, dtype=np.float64)
     figure = style.new_figure(8, 4.2)
     axes = figure.add_subplot()
     style.quiet(axes)
-    closed: list[_Line] = []
-    opened: list[_Line] = []
-    between: list[_Line] = []
-    for line in table.T:
-        if np.isfinite(line).any():
-            end = line[_end(line)]
-            group = closed if end <= _NEARLY else opened if end >= 1 - _NEARLY else between
-            group.append(line)
+    lines = [line for line in table.T if np.isfinite(line).any()]
+    closed = [line for line in lines if line[_end(line)] <= _NEARLY]
+    opened = [line for line in lines if line[_end(line)] >= 1 - _NEARLY]
+    between = [line for line in lines if _NEARLY < line[_end(line)] < 1 - _NEARLY]
     width = 1.7 if len(site_names) <= 20 else 1.1
     _draw(axes, positions, between, "in between", style.QUIET, width)
     _draw(axes, positions, closed, "closed", style.CLOSED, width)
@@ -112,26 +97,9 @@ def _draw(
         height = float(np.median([line[_end(line)] for line in lines]))
         if _NEARLY < height < 1 - _NEARLY:
             height = min(max(height, 0.08), 0.92)  # clear of the counts at 0 and 1
-        axes.annotate(
-            f"{len(lines)} {label}",
-            (1, height),
-            xycoords=("axes fraction", "data"),
-            xytext=(10, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            fontsize=11,
-            fontweight="bold",
-        )
-
-
-def _checked(history: npt.ArrayLike, site_names: Sequence[str]) -> npt.NDArray[np.float64]:
-    table = np.asarray(history, dtype=np.float64)
-    if table.ndim != 2 or table.shape[1] != len(site_names) or table.size == 0:
-        raise ValueError(
-            f"history of shape {table.shape} for {len(site_names)} sites, expected (times, sites)"
-        )
-    return table
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        look: dict[str, Any] = {"va": "center", "color": color, "fontsize": 11, "fontweight": "bold"}
+        axes.annotate(f"{len(lines)} {label}", (1, height), xytext=(10, 0), **place, **look)
 
 
 def gate_history(

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,33 +18,13 @@ Record = dict[str, Any]
 
 TRAIN_KEYS = ("epoch", "step")
 EVAL_KEYS = (
-    "epoch",
-    "step",
-    "seconds",
-    "images_per_second",
-    "accuracy",
-    "accuracy_consensus",
-    "open_ratio",
-    "r_polar",
-    "macs",
-    "macs_dense",
-    "macs_ratio",
-    "energy_joules",
-)
+    "epoch", "step", "seconds", "images_per_second", "accuracy", "accuracy_consensus", "open_ratio", "r_polar",
+    "macs", "macs_dense", "macs_ratio", "energy_joules",
+)  # fmt: skip
 SUMMARY_KEYS = (
-    "accuracy_sliced",
-    "macs",
-    "macs_dense",
-    "macs_ratio",
-    "parameters",
-    "parameters_dense",
-    "agreement",
-    "units_flipped_by_rounding",
-    "max_abs_difference",
-    "seconds_total",
-    "energy_joules",
-    "world_size",
-)
+    "accuracy_sliced", "macs", "macs_dense", "macs_ratio", "parameters", "parameters_dense", "agreement",
+    "units_flipped_by_rounding", "max_abs_difference", "seconds_total", "energy_joules", "world_size",
+)  # fmt: skip
 _REQUIRED: dict[str, tuple[str, ...]] = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "summary": SUMMARY_KEYS}
 
 
@@ -130,39 +110,22 @@ class RunFolder:
     def write_status(
         self, state: State, reason: str | None = None, last_step: int = 0, resumed_from: int | None = None
     ) -> None:
-        """Write status.json, for people and for launchers that flatten exit codes.
-
-        Raises:
-            ValueError: `state` is none of running, done, stopped, failed.
-        """
-        if state not in get_args(State):
-            raise ValueError(f"state {state!r} is none of {', '.join(get_args(State))}")
+        """Write status.json, for people and for launchers that flatten exit codes."""
         status = {"state": state, "reason": reason, "last_step": last_step, "resumed_from": resumed_from}
         self.write_json(self.status, status)
 
     def read_status(self) -> Record | None:
-        """Return the content of status.json, or None where no run has begun.
-
-        Raises:
-            ValueError: it is damaged.
-        """
+        """Return the content of status.json, or None where no run has begun; ValueError if it is damaged."""
         if not self.status.exists():
             return None
         status = json.loads(self.status.read_text("utf-8"))
-        if (
-            not isinstance(status, dict)
-            or not isinstance(status.get("last_step"), int)
-            or "state" not in status
-        ):
+        whole = isinstance(status, dict) and isinstance(status.get("last_step"), int) and "state" in status
+        if not whole:
             raise ValueError(f"{self.status} does not hold the state of a run")
         return status
 
     def read_sites(self) -> list[MaskSite]:
-        """Return the sites of mask.json, none where there is no such file.
-
-        Raises:
-            ValueError: the file is not that of a mask.
-        """
+        """Return the sites of mask.json, none without that file; ValueError if it is not that of a mask."""
         if not self.mask.exists():
             return []
         try:
@@ -172,17 +135,14 @@ class RunFolder:
             raise ValueError(f"{self.mask} is not a mask.json: '{where}': {problem}") from error
 
     def append(self, kind: Kind, record: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl: the kind, the keys of the contract in their order, then the rest.
+        """Append one line to metrics.jsonl: the kind, its required keys in their order, then the others.
 
-        Train records need `epoch` and `step`, eval records `EVAL_KEYS`, the summary `SUMMARY_KEYS`; other
-        keys may follow. None stands for what was not measured.
+        None means not measured.
 
         Raises:
-            ValueError: the kind is unknown, or a key of the contract is missing.
+            ValueError: a required key is missing.
             OSError: the line cannot be written; the file is as it was.
         """
-        if kind not in _REQUIRED:
-            raise ValueError(f"record kind {kind!r} is none of {', '.join(_REQUIRED)}")
         missing = [key for key in _REQUIRED[kind] if key not in record]
         if missing:
             raise ValueError(f"{kind} record lacks {', '.join(missing)}")
@@ -194,10 +154,7 @@ class RunFolder:
     def read_metrics(self, kind: Kind | None = None) -> list[Record]:
         """Return the records in the order in which they were written, all or those of one kind.
 
-        A half-written last line, left by a process that was killed, is ignored.
-
-        Raises:
-            ValueError: any other line is not JSON.
+        A half-written last line of a killed process is ignored; any other damaged line raises ValueError.
         """
         return [record for record in self._records() if kind in (None, record["kind"])]
 

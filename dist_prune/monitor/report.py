@@ -25,12 +25,7 @@ class Picture(NamedTuple):
 
 
 def write_pictures(folder: Path, figures: Mapping[str, Sequence[Figure]]) -> list[Picture]:
-    """Write figures as PNG files into `folder`.
-
-    Args:
-        folder: where to write.
-        figures: the figures of each kind.
-    """
+    """Write figures, grouped by kind, as PNG files into `folder`."""
     pictures = [
         Picture(kind, kind if number == 1 else f"{kind}-{number}", style.png(figure))
         for kind, members in figures.items()
@@ -44,7 +39,7 @@ def write_pictures(folder: Path, figures: Mapping[str, Sequence[Figure]]) -> lis
 def write_report(run: RunFolder, to_accuracy: float | None = None) -> Path:
     """Write report/report.html and report/*.png, from config.json, metrics.jsonl, status.json and mask.json.
 
-    The report of an unfinished run shows the records so far and says so; that of a run without gates has no
+    The report of an unfinished run shows the records so far and a warning; that of a run without gates has no
     pictures of gates.
 
     Args:

@@ -69,7 +69,7 @@ def quiet(axes: Axes, grid: bool = True) -> None:
 def color_bar(
     figure: Figure, image: AxesImage, axes: Sequence[Axes], rows: int, ticks: Mapping[float, str]
 ) -> Colorbar:
-    """Add the key to the colors of `image`, to the right of `axes`, which stand in `rows` rows."""
+    """Add the key to the colors of `image`, to the right of `axes`, which fill `rows` rows."""
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, ticks=list(ticks), aspect=20 * rows)
     bar.ax.set_yticklabels(list(ticks.values()), fontsize=9, color=QUIET)
     bar.ax.tick_params(length=0)

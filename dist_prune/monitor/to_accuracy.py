@@ -10,7 +10,7 @@ class Reached(NamedTuple):
     """The cost of an accuracy.
 
     epoch: of the evaluation that shows it; seconds, joules: of the run until then, None where not measured;
-    macs_ratio: of the network that a collapse would have left then.
+    macs_ratio: of the network that a collapse would have made then.
     """
 
     epoch: int

@@ -34,7 +34,7 @@ def naive_baselines(
 ) -> list[dict[str, Any]]:
     """Evaluate the naive baselines of a run's ``sliced/`` network, or of a sliced checkpoint, on a split.
 
-    shares: fractions to take out; draws: seeds 0 to draws - 1 for each share; data: default the run's.
+    shares: fractions to prune; draws: seeds 0 to draws - 1 for each share; data: default the run's.
     Returns the entries of ``measure_naive``; for a run folder it also writes them to its naive.json.
     Raises UserError for a share that is not between 0 and 1 and for a folder that holds no such network.
     """
@@ -65,7 +65,7 @@ def measure_naive(
 ) -> list[dict[str, Any]]:
     """Top-1 accuracy and MACs of each baseline, share and seed; ``model`` stays as it is.
 
-    batches: each call reads the split anew, (images (B, C, H, W), labels (B,)), once for as many variants as
+    batches: each call reads the split again, (images (B, C, H, W), labels (B,)), once for as many variants as
     fit into memory; input_shape: (C, H, W). Returns {"baseline": "dropout" or "layers", "share", "seed",
     "accuracy", "macs_ratio"}, all fractions: macs_ratio is over the MACs of ``model``, None where none are
     saved. A network without residual layers has no "layers" entries.
@@ -91,7 +91,7 @@ def drop_weights(model: nn.Module, share: float, seed: int) -> nn.Module:
     """Naive dropout (section 5.3): a copy with a share of its weights set to zero, which saves no MACs.
 
     Drawn uniformly over the weights of all convolution and linear layers together, exact to one weight. Norm
-    parameters and biases are left alone. With the same seed, a larger share zeroes what a smaller one does.
+    parameters and biases stay as they are. With the same seed, a larger share zeroes what a smaller one does.
     """
     dropped = copy.deepcopy(model)
     weights = [
@@ -136,7 +136,7 @@ def table(entries: Sequence[Mapping[str, Any]]) -> str:
         draws = [entry for entry in entries if (entry["baseline"], entry["share"]) == key]
         cells = [_percent([draw[column] for draw in draws]) for column in ("accuracy", "macs_ratio")]
         rows.append([_BASELINES[key[0]][0], f"{100 * key[1]:g} %", *cells])
-    text = tabulate(rows, ["baseline", "share", "accuracy", "MACs, left / whole"], disable_numparse=True)
+    text = tabulate(rows, ["baseline", "share", "accuracy", "MACs, kept / whole"], disable_numparse=True)
     if all(entry["baseline"] == "dropout" for entry in entries):
         text += "\nno naive layer pruning: the network has no residual layers of a known family"
     return text
@@ -146,5 +146,5 @@ def _percent(values: Sequence[float | None]) -> str:
     known = [100 * value for value in values if value is not None]
     if not known:
         return "not reduced"
-    deviation = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.2f}{deviation} %"
+    std = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.2f}{std} %"

@@ -164,13 +164,7 @@ class UnitMask:
             odd = sorted(set(names) ^ set(kept))[0]
             raise UserError(f"the mask must name every site of the model once; '{odd}' is missing or unknown")
         for site in model_sites:
-            units = kept[site.name]
-            if any(not 0 <= unit < site.units for unit in units) or len(set(units)) != len(units):
-                raise UserError(
-                    f"mask of '{site.name}': kept units must be distinct and in 0..{site.units - 1}"
-                )
-            if not units and not site.may_be_empty:
-                raise UserError(f"mask of '{site.name}': it has no shortcut, so one unit at least must stay")
+            site.check_units(kept[site.name])
         return UnitMask(tuple(_given(site, tuple(sorted(kept[site.name]))) for site in model_sites))
 
 

@@ -1,4 +1,4 @@
-"""Recipes: named runs as functions that return a RunConfig; the docstring says what to expect."""
+"""Recipes: named runs as functions that return a RunConfig; the docstring gives command, time and expected result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How recipes are named: a function that returns a RunConfig, and variants of it that differ in some fields."""
+"""Catalog of recipes: functions that return a RunConfig, and variants that differ in some fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dist_prune.config import GatesConfig, LrConfig, RunConfig
 
 Recipe = Callable[[], RunConfig]
 COMMAND = "deepspeed launch/train.py --ds_config ds_configs/{ds_config}.json --recipe {name}"
-# Changes that make a recipe its dense baseline: nothing is left that only gates read.
+# Changes that make a recipe its dense baseline: without the fields that only gates read.
 DENSE: dict[str, Any] = {"method": "dense", "gates": GatesConfig(), "target_macs": None}
 _SHORT_EPOCHS = 10
 
@@ -35,7 +35,7 @@ class Catalog(dict[str, Recipe]):
         return self.add(recipe)
 
     def with_short(self, base: Recipe, name: str, what: str, **changes: Any) -> Recipe:
-        """As ``variant``; and once more as ``NAME_short``, which 2 CPU cores finish within an hour."""
+        """Register a ``variant``, and a short version ``NAME_short``, which 2 CPU cores finish within an hour."""
         full = self.variant(base, name, what, **changes)
 
         def recipe() -> RunConfig:

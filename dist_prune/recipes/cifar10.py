@@ -14,7 +14,7 @@ AUGMENT = AugmentConfig(crop_padding=4, flip=True)
 
 @CATALOG.add
 def cifar10_resnet20_half() -> RunConfig:
-    """ResNet-20 with layer gates, 10 epochs of one-cycle, half of the MACs left (5 of 9 layers).
+    """ResNet-20 with layer gates, 10 epochs of one-cycle, half of the MACs kept (5 of 9 layers).
 
     deepspeed launch/train.py --ds_config ds_configs/zero2_bf16.json --recipe cifar10_resnet20_half
     """
@@ -41,7 +41,7 @@ CATALOG.variant(
 CATALOG.variant(
     cifar10_resnet20_half,
     "cifar10_resnet20_channel_half",
-    "ResNet-20 with channel gates, 10 epochs of one-cycle, half of the MACs left.",
+    "ResNet-20 with channel gates, 10 epochs of one-cycle, half of the MACs kept.",
     gates=GatesConfig(kind="channel"),
 )
 for _shape in ("depth", "width", "channels"):

@@ -1,4 +1,4 @@
-"""ImageNet, which the paper leaves open: ResNet-50, 90 epochs, dense and at half of the MACs."""
+"""ImageNet, which is not in the paper: ResNet-50, 90 epochs, dense and at half of the MACs."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ CATALOG.with_short(
 CATALOG.with_short(
     _imagenet,
     "imagenet_resnet50_layer_half",
-    "ResNet-50 on ImageNet, layer gates, half of the MACs left; not in the paper.",
+    "ResNet-50 on ImageNet, layer gates, half of the MACs kept; not in the paper.",
     target_macs=0.5,
 )
 CATALOG.with_short(
     _imagenet,
     "imagenet_resnet50_channel_half",
-    "ResNet-50 on ImageNet, channel gates, half of the MACs left; not in the paper.",
+    "ResNet-50 on ImageNet, channel gates, half of the MACs kept; not in the paper.",
     gates=GatesConfig(kind="channel"),
     target_macs=0.5,
 )

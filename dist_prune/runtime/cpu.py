@@ -33,7 +33,7 @@ def tune_cpu() -> None:
     # torch gives every rank all cores, so that ranks would compete for them.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_rank())
-    # By default glibc returns every large activation to the system when it is freed, and takes it anew in the next
+    # By default glibc returns every large activation to the system when it is freed, and requests it again in the next
     # layer, page by page. That can cost more than the computation.
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         libc = ctypes.CDLL(None)

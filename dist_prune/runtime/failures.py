@@ -42,7 +42,7 @@ def translate_rank_failures(peers: list[Peer], timeout: float) -> Iterator[None]
         # Tell the other ranks in any case: they will notice the loss of this rank and must not report it as a cause.
         first = distributed.announce_exit()
         if lost is not None:
-            # Rank 0 keeps the store that announce_exit asks. If rank 0 is the lost one, nobody answers.
+            # Rank 0 keeps the store that announce_exit reads. If rank 0 is the lost one, there is no answer.
             first = report_first_on_node(peers[0]) if first is None else first
             raise LocalRankError(f"{lost}; continue with --resume", reported=not first) from error
         if reason := out_of_memory(error):

@@ -79,7 +79,7 @@ def describe_lost_rank(error: Exception, peers: list[Peer], timeout: float) -> s
 
 def report_first_on_node(peer: Peer) -> bool:
     """Return True for the first rank of this machine that asks about ``peer``, by a marker file."""
-    mark = Path(tempfile.gettempdir(), f"dist_prune-{peer.host}-{peer.pid}-{peer.started_ns}.left")
+    mark = Path(tempfile.gettempdir(), f"dist_prune-{peer.host}-{peer.pid}-{peer.started_ns}.lost")
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:

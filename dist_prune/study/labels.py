@@ -4,18 +4,20 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from dist_prune.config import RESUMABLE_FIELDS
 
 Settings = Mapping[str, str]  # dotted key -> value as text
 
 # They change where a run computes or what it records, not what it learns. Seeds are what a group repeats.
 _IRRELEVANT = {"seed", "data", "channels_last", *RESUMABLE_FIELDS}
-_ALWAYS_SHOWN = ("model", "epochs")  # runs that differ in these are not comparable, whatever their recipes
+_ALWAYS_SHOWN = ["model", "epochs"]  # runs that differ in these are not comparable, whatever their recipes
 _AMOUNTS = ("target_macs", "target_weight", "activation")  # how much is pruned, not how
 
 
 def settings(content: Mapping[str, Any], macs_dense: int | None) -> Settings:
-    """Return what decides the outcome of a run with this config.json, apart from its seed.
+    """Return what decides the result of a run with this config.json, apart from its seed.
 
     MACs of the dense network distinguish data sets: their paths differ from machine to machine.
     """
@@ -37,13 +39,22 @@ def family(of: Settings) -> Settings:
 
 def labels(runs: Sequence[Settings]) -> list[str]:
     """Return a label for each: recipe and, as key=value, what differs. Equal settings alone have equal labels."""
-    keys = [tuple(sorted(of.items())) for of in runs]
-    groups = dict(zip(keys, runs, strict=True))
-    for omitted in ("macs_dense", ""):  # MACs only where nothing else distinguishes two groups
-        found = {key: _label(of, groups.values(), omitted) for key, of in groups.items()}
-        if len(set(found.values())) == len(groups):
+    if not len(runs):
+        return []
+    table = pd.DataFrame(list(runs))
+    for omitted in (["macs_dense"], []):  # MACs only where nothing else distinguishes two groups
+        shown = table.drop(columns=["name", *omitted], errors="ignore")
+        # Two recipes may differ in anything; only within a recipe is every difference worth a word.
+        differs = shown.groupby(table["name"]).nunique(dropna=False) > 1
+        for key in shown.columns.intersection(_ALWAYS_SHOWN):
+            differs[key] = shown[key].nunique(dropna=False) > 1
+        found = [
+            " ".join([of["name"], *(f"{k}={of[k]}" for k in shown if k in of and differs.at[of["name"], k])])
+            for of in runs
+        ]
+        if len(set(found)) == len(table.drop_duplicates()):
             break
-    return [found[key] for key in keys]
+    return found
 
 
 def short_labels(long: Iterable[str]) -> list[str]:
@@ -51,18 +62,6 @@ def short_labels(long: Iterable[str]) -> list[str]:
     parts = [label.partition(" ") for label in long]
     common = len({name for name, _, _ in parts}) == 1 and all(rest for _, _, rest in parts)
     return [rest if common else name + space + rest for name, space, rest in parts]
-
-
-def _label(group: Settings, groups: Iterable[Settings], omitted: str) -> str:
-    # Two recipes may differ in anything; only within a recipe is every difference worth a word.
-    relatives = [other for other in groups if other["name"] == group["name"]]
-    shown = [
-        f"{key}={value}"
-        for key, value in group.items()
-        if key not in ("name", omitted)
-        and any(other.get(key) != value for other in (groups if key in _ALWAYS_SHOWN else relatives))
-    ]
-    return " ".join([group["name"], *shown])
 
 
 def _flat(value: Any, path: str = "") -> Iterable[tuple[str, str]]:

@@ -70,7 +70,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no run")
     evals, summaries = run.read_metrics("eval"), run.read_metrics("summary")
     if not evals and not summaries:
-        raise ValueError(f"{folder} is unfinished and has no evaluation yet; leave it out")
+        raise ValueError(f"{folder} is unfinished and has no evaluation yet; remove it")
     row = {"run": name, "finished": bool(summaries), "evals": evals, "sites": run.read_sites()}
     row["naive"] = _read_naive(folder / "naive.json")
     gates = {key: e[key] for e in evals for key in _GATES if e.get(key) is not None}
@@ -80,12 +80,8 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{run.config} is not JSON") from error
     try:
-        found = settings(content, [*evals, *summaries][-1].get("macs_dense"))
-        return row | {
-            "settings": found,
-            "seed": content["config"]["seed"],
-            "epochs": content["config"]["epochs"],
-        }
+        row |= {key: content["config"][key] for key in ("seed", "epochs")}
+        return row | {"settings": settings(content, [*evals, *summaries][-1].get("macs_dense"))}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{run.config} is not the configuration of a run") from error
 
@@ -99,11 +95,8 @@ def _read_naive(path: Path) -> list[_NaiveDraw]:
 
 def _is_dense(runs: pd.DataFrame) -> pd.Series:
     # A gated method without gates trains the plain network, too.
-    return runs["settings"].map(
-        lambda of: (
-            of.get("method") == "dense" or (of.get("method"), of.get("gates.kind")) == ("consensus", "none")
-        )
-    )
+    method = runs["settings"].map(lambda of: (of.get("method"), of.get("gates.kind")))
+    return method.map(lambda of: of[0] == "dense" or of == ("consensus", "none"))
 
 
 def _dense_groups(runs: pd.DataFrame) -> list[str | None]:

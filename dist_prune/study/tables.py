@@ -100,7 +100,7 @@ def _naive(draws: pd.DataFrame) -> pd.DataFrame:
             "share (%)": f"{100 * share:g}",
             "draws": str(len(same)),
             "accuracy (%)": _spread(same["accuracy_sliced"], 100),
-            "MACs, left / dense (%)": _spread(same["macs_ratio"], 100, 1)
+            "MACs, kept / dense (%)": _spread(same["macs_ratio"], 100, 1)
             if same["macs_ratio"].notna().any() or same["baseline"].iloc[0] != "dropout"
             else "not reduced",
         }
@@ -124,6 +124,6 @@ def _runs(runs: pd.DataFrame) -> pd.DataFrame:
             "epochs": pd.Series(epochs).where(last["epoch"].notna(), NOT_MEASURED),
             "accuracy, last evaluation (%)": last["accuracy"].map(lambda value: spread(value, _NAN, 100)),
             "accuracy, sliced (%)": runs["accuracy_sliced"].map(lambda value: spread(value, _NAN, 100)),
-            "MACs, left / dense (%)": ratio.map(lambda value: spread(value, _NAN, 100, 1)),
+            "MACs, kept / dense (%)": ratio.map(lambda value: spread(value, _NAN, 100, 1)),
         }
     )

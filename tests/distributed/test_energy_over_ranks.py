@@ -12,13 +12,13 @@ from ranks import run_ranks
 
 from dist_prune import distributed
 from dist_prune.measure.energy import Energy, EnergyMeter
-from dist_prune.measure.sensors import Counter, Found, RaplZone
+from dist_prune.measure.sensors import Found, RaplCounter, Sensor
 
 CPU = torch.device("cpu")
 
 
-def package(machine: str, file: Path) -> RaplZone:
-    return RaplZone(f"{machine} package-0", "cpu", file, LIMIT)
+def package(machine: str, file: Path) -> Sensor:
+    return Sensor(f"{machine} package-0", "cpu", RaplCounter(file, LIMIT).read)
 
 
 def spent_by(meter: EnergyMeter, *spending: tuple[Path, float]) -> tuple[Energy, dict[str, int]]:
@@ -34,7 +34,7 @@ def spent_by(meter: EnergyMeter, *spending: tuple[Path, float]) -> tuple[Energy,
 
 def two_ranks_of_one_machine(folder: Path):
     file = folder / "energy_uj"
-    gpu = Counter(f"GPU {distributed.rank()}", "gpu", iter([0.0, 2.0, 4.0, 4.5]).__next__)
+    gpu = Sensor(f"GPU {distributed.rank()}", "gpu", iter([0.0, 2.0, 4.0, 4.5]).__next__)
     meter = EnergyMeter(Found((package("here", file), gpu)), CPU)
     return spent_by(meter, (file, 0.5))
 

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from dist_prune import UserError
 from dist_prune.config import GatesConfig, RunConfig, override
-from dist_prune.config.effects import without_effect
+from dist_prune.config.effects import _NEEDS, without_effect
 from dist_prune.config.override import settings_keys
 from dist_prune.config.schedules import Constant, Ramp
 from dist_prune.config.section import fields as describe
@@ -200,11 +200,27 @@ def test_the_order_of_settings_does_not_matter_for_gates_of_kind_none():
         (Consensus, ["freeze.thaw_after=7"], ["freeze.thaw_after"]),
         (Consensus, ["lr_schedule.kind=cosine", "lr_schedule.milestones=[1]"], ["lr_schedule.milestones"]),
         (UniformDepth, ["method=uniform_depth", "target_macs=0.5", "activation=1"], ["activation"]),
+        (Consensus, ["lr_schedule.warmup_epochs=2", "label_smoothing=0.1"], []),
+        (Consensus, ["lr_schedule.warmup_share=0.2"], ["lr_schedule.warmup_share"]),
+        (Consensus, ["betas=[0.8,0.9]"], ["betas"]),
+        (Consensus, ["betas=[0.8,0.9]", "optimizer=adamw", "nesterov=true"], ["nesterov"]),
+        (Consensus, ["weight_decay=0", "decay_gates_and_norms=false"], ["decay_gates_and_norms"]),
+        (Dense, ["method=dense", "gates.backprop_to_input=true"], ["gates.backprop_to_input"]),
+        (Consensus, ["gates.backprop_to_input=true", "gates.logit_scale=0.5"], []),
+        (Consensus, ["cache.gigabytes=4"], ["cache.gigabytes"]),
+        (Consensus, ["cache.gigabytes=4", "data=s3://bucket/shards"], []),
     ],
 )
 def test_a_field_that_is_set_and_does_nothing_is_named(method, settings, fields):
     lines = without_effect(override(config(), settings), method.reads, settings_keys(settings))
     assert [line.split(" has no effect: ")[0] for line in lines] == fields
+
+
+def test_whatever_a_field_needs_is_a_field():
+    keys = {key for key, _, _ in describe(config())}
+    sections = {key.partition(".")[0] for key in keys}
+    assert {need.partition("=")[0] for need in _NEEDS.values()} <= keys
+    assert _NEEDS.keys() <= keys | sections
 
 
 def test_every_field_says_what_it_is_and_errors_about_it_say_so():

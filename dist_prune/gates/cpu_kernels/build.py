@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_prune.errors import DistPruneWarning
+from dist_prune.errors import DistPruneWarning, first_line
 
 _kernels: Any = None
 
@@ -32,17 +32,13 @@ def compile_kernels() -> bool:
         # It imports setuptools, which programs without kernels do not need.
         from torch.utils.cpp_extension import load
 
-        from dist_prune.runtime.compiling import outlast_killed_builds
-
-        outlast_killed_builds()
         source = Path(__file__).with_name("kernels.cpp")
         flags = ["-O3", "-march=native", "-fopenmp"]
         try:
             _kernels = load(f"dist_prune_kernels_{_build_of(source)}", [str(source)], extra_cflags=flags)
         except (RuntimeError, OSError, ImportError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             # Kernels only save time, so training continues without them.
-            text = f"CPU kernels are not compiled ({reason[0]}); torch's operations are used"
+            text = f"CPU kernels are not compiled ({first_line(error)}); torch's operations are used"
             warnings.warn(text, DistPruneWarning, stacklevel=2)
     return _kernels is not None
 

@@ -10,10 +10,10 @@ from unit_helpers import shaken
 from dist_prune import UserError, build_model, save_sliced
 from dist_prune.benchmark import inference, stopwatch
 from dist_prune.benchmark.inference import Options, benchmark
-from dist_prune.benchmark.outcome import table, write_benchmark
+from dist_prune.benchmark.results import table, write_benchmark
 from dist_prune.cli.main import COMMANDS
 from dist_prune.measure.macs import count_macs
-from dist_prune.measure.sensors import Counter, Found
+from dist_prune.measure.sensors import Found, Sensor
 from dist_prune.pruning.collapse import slice_network
 
 SHAPE = (3, 16, 16)
@@ -34,7 +34,7 @@ def layers(tmp_path):
 def sensor(monkeypatch):
     """A machine that always takes so many watts, and says so."""
     monkeypatch.setattr(stopwatch, "LEAST_SECONDS", 0.05)
-    watts = Counter("made up", "cpu", lambda: WATTS * time.perf_counter())
+    watts = Sensor("made up", "cpu", lambda: WATTS * time.perf_counter())
     monkeypatch.setattr(inference, "find_sensors", lambda device: Found((watts,)))
 
 

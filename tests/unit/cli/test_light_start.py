@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data_tools import SOURCES
 from dist_prune import __version__
+from dist_prune.cli.shards import SOURCE_NAMES
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAIN = ["train", "--ds_config", "ds_configs/zero2.json"]
@@ -21,7 +23,7 @@ for words in json.loads(sys.argv[1]):
         train_main(words[1:]) if words[0] == "train" else main()
     except SystemExit as ended:
         codes.append(ended.code)
-heavy = {"torch", "torchvision", "pandas", "matplotlib", "deepspeed", "tensorboard"} & set(sys.modules)
+heavy = {"torch", "torchvision", "pandas", "matplotlib", "deepspeed", "tensorboard", "data_tools"} & set(sys.modules)
 print(json.dumps([codes, sorted(heavy), time.process_time() - begun]))
 """
 
@@ -40,15 +42,28 @@ def test_help_lists_and_typos_answer_within_a_second_and_load_no_torch():
         ["recipes"],
         ["recipes", "digits"],
         ["recipees"],
+        ["shards", "make", "--help"],
         ["export", "RUN", "--fold"],
+        ["shards", "make", "digits", "--ot", "folder"],
+        ["shards", "verify", "folder", "--worker", "2"],
         [*TRAIN, "--recipee", "digits"],
         [*TRAIN, "--recipe", "digitz"],
         [*TRAIN, "--set", "epoch=3"],
         [*TRAIN, "--set", "round_to=0"],
     )
-    assert codes == [0] * 4 + [2] * 6
+    assert codes == [0, 0, 0, 0, 2, 0] + [2] * 7
     assert heavy == []
-    assert seconds < 1  # of processor time, all ten together: other processes may be running
+    assert seconds < 1  # of processor time, all together: other processes may be running
     assert f"dist-prune {__version__}" in done.stdout
     assert "round_to=1\n    keep multiples of this many channels" in done.stdout
-    assert len(done.stderr.splitlines()) == 6, done.stderr
+    assert len(done.stderr.splitlines()) == 8, done.stderr
+
+
+def test_the_help_of_shards_make_names_every_source():
+    assert tuple(SOURCES) == SOURCE_NAMES
+
+
+def test_the_shard_tools_load_no_torch_before_they_write():
+    code = "import data_tools, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr

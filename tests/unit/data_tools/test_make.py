@@ -153,9 +153,7 @@ def test_images_of_several_sizes_cannot_be_made_raw(tmp_path):
     for split in ("train", "test"):
         write_image(tmp_path / "raw" / split / "a" / "1.png", 1)
         write_image(tmp_path / "raw" / split / "a" / "2.png", 2, size=(5, 6))
-    with pytest.raises(
-        ShardError, match=r"a/1\.png has \(10, 12\).*a/2\.png \(6, 5\); leave out --format raw"
-    ):
+    with pytest.raises(ShardError, match=r"a/1\.png has \(10, 12\).*a/2\.png \(6, 5\); remove --format raw"):
         make_shards("imagefolder", tmp_path / "raw", tmp_path / "out", format="raw")
 
 
@@ -219,13 +217,13 @@ def test_incomplete_shards_that_are_there_are_reported(tmp_path):
 
 @pytest.mark.parametrize("source", ["digits", "cifar10", "cifar100", "svhn", "tiny-imagenet"])
 def test_test_fraction_is_refused_where_there_are_test_images(tmp_path, source):
-    with pytest.raises(ShardError, match="leave out --test_fraction"):
+    with pytest.raises(ShardError, match="remove --test_fraction"):
         make_shards(source, None, tmp_path / "out", test_fraction=0.1)
 
 
 def test_a_test_fraction_is_refused_also_when_the_shards_are_there(tmp_path):
     make_shards("digits", None, tmp_path)
-    with pytest.raises(ShardError, match="leave out --test_fraction"):
+    with pytest.raises(ShardError, match="remove --test_fraction"):
         make_shards("digits", None, tmp_path, test_fraction=0.5)
 
 

@@ -9,14 +9,14 @@ from powercap import LIMIT, make_zone, spend
 
 from dist_prune.measure import energy
 from dist_prune.measure.energy import EnergyMeter, co2_grams
-from dist_prune.measure.sensors import Counter, Found, RaplZone
+from dist_prune.measure.sensors import Found, RaplCounter, Sensor
 
 CPU = torch.device("cpu")
 
 
 def zone(folder, name="package-0", kind="cpu", microjoules=0):
     file = make_zone(folder / name, name, microjoules)
-    return RaplZone(f"machine {name}", kind, file, LIMIT), file
+    return Sensor(f"machine {name}", kind, RaplCounter(file, LIMIT).read), file
 
 
 def test_without_a_sensor_energy_is_not_measured_and_no_collective_is_spent(monkeypatch):
@@ -31,7 +31,7 @@ def test_all_counters_of_a_process_add_up_from_one_call_to_the_next(tmp_path, mo
     package, first = zone(tmp_path, "package-0")
     memory, second = zone(tmp_path, "dram", "dram")
     gpu = [7.0]
-    meter = EnergyMeter(Found((package, memory, Counter("gpu", "gpu", lambda: gpu[0]))), CPU)
+    meter = EnergyMeter(Found((package, memory, Sensor("gpu", "gpu", lambda: gpu[0]))), CPU)
     spend(first, 0.25)
     spend(second, 0.5)
     gpu[0] += 2
@@ -96,13 +96,13 @@ def test_a_counter_that_does_not_rise_is_no_sensor(monkeypatch, reading):
     clock = iter(range(0, 100, 10))
     monkeypatch.setattr(energy.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(energy, "_follow", lambda _: None)
-    meter = EnergyMeter(Found((Counter("gpu", "gpu", lambda: next(values)),)), CPU)
+    meter = EnergyMeter(Found((Sensor("gpu", "gpu", lambda: next(values)),)), CPU)
     assert meter.take().joules is None
     assert meter.ranks == 0
 
 
 def test_what_cannot_be_told_from_nothing_is_not_0():
-    meter = EnergyMeter(Found((Counter("gpu", "gpu", lambda: 5.0),)), CPU)
+    meter = EnergyMeter(Found((Sensor("gpu", "gpu", lambda: 5.0),)), CPU)
     taken = meter.take()  # sooner than the counter moves
     assert (taken.joules, taken.ranks) == (None, 1)
 

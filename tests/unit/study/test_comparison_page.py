@@ -114,9 +114,9 @@ def test_naive_baselines_get_a_table_where_there_are_some(runs, tmp_path):
         "share (%)": "20",
         "draws": "2",
         "accuracy (%)": "57.00 ± 1.41",
-        "MACs, left / dense (%)": "not reduced",
+        "MACs, kept / dense (%)": "not reduced",
     }
-    assert (layers["share (%)"], layers["MACs, left / dense (%)"]) == ("50", "50.0 ± 0.0")
+    assert (layers["share (%)"], layers["MACs, kept / dense (%)"]) == ("50", "50.0 ± 0.0")
 
 
 def test_one_run_can_be_compared_with_nothing(runs, tmp_path):

@@ -16,16 +16,8 @@ from dist_prune.monitor.formatting import NOT_MEASURED, count, plain
 
 _COLOURS = {"dense": style.INK, "sliced": style.BLUE, "reference": style.AMBER}
 _HEADER = (
-    "batch",
-    "network",
-    "MACs",
-    "parameters",
-    "latency, ms",
-    "images/s",
-    "gain over dense",
-    "peak memory",
-    "J/image",
-)
+    "batch", "network", "MACs", "parameters", "latency, ms", "images/s", "gain over dense", "peak memory", "J/image",
+)  # fmt: skip
 
 
 def write_benchmark(result: Mapping[str, Any], folder: str | Path) -> list[Path]:
