@@ -97,7 +97,7 @@ def forever(loader: Any) -> Batches:
 
 
 def image_folder(kind: str, images: Path, data: ImageData) -> Batches:
-    """torchvision's ImageFolder (Pillow) in torch's DataLoader."""
+    """Torchvision's ImageFolder (Pillow) in torch's DataLoader."""
     dataset = ImageFolder(str(images / "train"), transform(kind, data))
     return forever(DataLoader(dataset, batch_size=BATCH[kind], shuffle=True))
 

@@ -1,8 +1,6 @@
 """Write a data set as WebDataset shards: shuffled once, checked, atomic, the same bytes every time."""
 
-import hashlib
 from pathlib import Path
-from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -18,7 +16,7 @@ from data_tools.existing_output import (
     remove_sidecars,
     same_shards,
 )
-from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit
+from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit, checksum
 from data_tools.output import OutputStore, open_output
 from data_tools.parallel import each
 from data_tools.plan import ShardPlan, ShardSet, ShardSize, plan_shards
@@ -102,11 +100,10 @@ def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress
 
     def write(plan: ShardPlan) -> Sidecar:
         path = output.staging_dir / plan.name
-        with reported(f"cannot write {path}"), open(path, "wb") as stream:
-            file = _HashingFile(stream)
-            with TarWriter(file, encoder=False, mtime=0) as tar:
+        with reported(f"cannot write {path}"):
+            with open(path, "wb") as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
                 statistics = wanted.writer.write(tar, plan, wanted.raw.splits[plan.split])
-        shard = Shard(plan.name, len(plan.numbers), file.sha256, file.size)
+            shard = Shard(plan.name, len(plan.numbers), checksum(path, "sha256"), path.stat().st_size)
         return Sidecar(fingerprint=wanted.fingerprint, shard=shard, statistics=statistics)
 
     finished = finished_shards(wanted, output)
@@ -126,24 +123,6 @@ def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress
             finished[sidecar.shard.name] = sidecar
             bar.update(sidecar.shard.length)
     return finished
-
-
-class _HashingFile:
-    """A write-only stream that counts and hashes the bytes that are written."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        self.size += len(data)
-        return self._stream.write(data)
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
 
 
 def _assemble(wanted: ShardSet, finished: dict[str, Sidecar], output: OutputStore) -> ShardIndex:

@@ -67,7 +67,9 @@ def measure(
     parameters, and for each batch size and network latency, throughput, gains, memory and energy; None: not
     measured.
     """
-    device = _device(options.device)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device here; remove --device cuda")
+    device = torch.device(options.device)
     networks: dict[str, nn.Module | None] = {DENSE: architecture.build().eval(), SLICED: sliced}
     sizes: dict[str, Any] = {name: _size(network, input_shape) for name, network in networks.items()}
     reference = reference_network(architecture, kept)
@@ -87,12 +89,6 @@ def measure(
         "sizes": sizes,
         "measured": rows,
     }
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here; remove --device cuda")
-    return torch.device(name)
 
 
 def _size(network: nn.Module | None, input_shape: Sequence[int]) -> dict[str, int]:

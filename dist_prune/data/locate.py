@@ -81,17 +81,11 @@ def _find(location: str) -> str:
         )
     if not is_name or Path(location).exists():
         return location
-    known = sorted({*datasets, *_made(home)})
+    known = sorted({*datasets, *(index.parent.name for index in home.glob(f"*/{INDEX_NAME}"))})
     raise ShardError(
         f"no dataset {location!r}{suggestion(location, known)}: "
         f"expected a folder of shards or one of {', '.join(known)}"
     )
-
-
-def _made(home: Path) -> list[str]:
-    if not home.is_dir():
-        return []
-    return [path.name for path in home.iterdir() if (path / INDEX_NAME).is_file()]
 
 
 def _make_embedded(home: Path) -> Path:

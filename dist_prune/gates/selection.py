@@ -113,18 +113,15 @@ def budget_status(costs: Costs, kept: Mapping[str, Collection[int]], target: flo
     share = costs.of(kept) / costs.dense
     if abs(share - target) <= TOLERANCE:
         return "met"
-    values = torch.cat(
-        [torch.zeros(site.units).index_fill(0, _index(kept[site.name]), 1) for site in costs.sites]
+    opened = {(name, unit) for name, units in kept.items() for unit in units}
+    values = torch.tensor(
+        [float((site.name, u) in opened) for site in costs.sites for u in range(site.units)]
     )
     units = costs.unit_shares(values)
     # No other decision about a single unit would come nearer.
     flipped = share + torch.where(values == 1, -units, units)
     nearest = (flipped - target).abs().min() >= abs(share - target)
     return "met as nearly as whole units allow" if nearest else "missed"
-
-
-def _index(units: Collection[int]) -> Tensor:
-    return torch.tensor(list(units), dtype=torch.long)
 
 
 def protected_groups(costs: Costs, target: float, allow_empty: bool) -> list[Tensor]:

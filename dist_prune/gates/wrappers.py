@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.ops import add_gated, scale_channels
-from dist_prune.pruning.residual import residual_form
+from dist_prune.pruning.residual import form_of
 from dist_prune.pruning.sites import Site
 
 
@@ -28,9 +28,7 @@ class GatedBlock(Gated):
 
     def __init__(self, inner: nn.Module, gate: Gate, site: Site) -> None:
         super().__init__(inner, gate, site)
-        form = residual_form(inner)
-        assert form is not None, f"{type(inner).__name__} is not a residual block of a known family"
-        self.form = form
+        self.form = form_of(inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the block, (B, C_in, H, W) -> (B, C_out, H', W')."""

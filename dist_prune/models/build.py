@@ -138,16 +138,13 @@ def architecture_of(model: nn.Module) -> Architecture | None:
 def _candidates(model: nn.Module) -> list[Architecture]:
     known = getattr(model, "pretrained_cfg", None) or {}
     if "timm" in type(model).__module__ and known.get("architecture"):
-        arguments = {"num_classes": model.num_classes, "in_chans": _in_channels(model)}
+        first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+        arguments = {"num_classes": model.num_classes, "in_chans": first.in_channels}
         return [Architecture(f"timm/{known['architecture']}", arguments)]
     if isinstance(model, torchvision.models.ResNet):
         names = torchvision.models.list_models(module=torchvision.models, include=["*resne*"])
         return [Architecture(f"torchvision/{name}", {"num_classes": model.fc.out_features}) for name in names]
     return []
-
-
-def _in_channels(model: nn.Module) -> int:
-    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
 
 
 def _same_structure(candidate: Architecture, model: nn.Module) -> bool:

@@ -84,6 +84,9 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     get = result.get
     gated = get("accuracy_consensus") is not None
+    co2 = []
+    if "co2_grams" in result:
+        co2 = [("CO2", f"{grams(get('co2_grams'))} (at {get('grid_intensity'):g} g/kWh)")]
     return [
         ("accuracy, gates dynamic" if gated else "accuracy", percent(get("accuracy"))),
         ("accuracy, gates fixed to the consensus", percent(get("accuracy_consensus"))),
@@ -98,7 +101,7 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("largest difference, masked - sliced output", plain(get("max_abs_difference"))),
         ("time", duration(get("seconds_total"))),
         ("energy", energy(get("energy_joules")) + _sensors(result)),
-        *([("CO2", grams(get("co2_grams")) + _grid(result))] if "co2_grams" in result else []),
+        *co2,
         ("processes", count(get("world_size"))),
     ]
 
@@ -121,8 +124,3 @@ def _sensors(result: Mapping[str, Any]) -> str:
     if found and get("world_size") not in (None, get("energy_ranks")):
         found.append(f"sensors for {get('energy_ranks')} of {get('world_size')} processes only")
     return f" of {', '.join(found)}" if found else ""
-
-
-def _grid(result: Mapping[str, Any]) -> str:
-    """Return the carbon intensity that the user gave."""
-    return f" (at {result.get('grid_intensity'):g} g/kWh)"

@@ -20,7 +20,7 @@ from torchvision.models.inception import InceptionA, InceptionB, InceptionC, Inc
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from dist_prune.pruning.replacement_blocks import open_to_sites
-from dist_prune.pruning.residual import residual_form
+from dist_prune.pruning.residual import form_of, residual_form
 from dist_prune.pruning.sites import AbsorbedConstant, ChannelSlice, Site
 
 POSITIONS = ("before", "between", "after")
@@ -59,9 +59,7 @@ def _residual(name: str, block: Any, position: str) -> Iterator[Site]:
     timm_extras = [getattr(block, extra, None) for extra in ("se", "aa", "drop_block", "drop_path")]
     if not plain_convs or any(not isinstance(extra, nn.Identity | None) for extra in timm_extras):
         return
-    form = residual_form(block)
-    assert form is not None
-    branch = tuple(f"{name}.{child}" for child in form.branch_modules(block))
+    branch = tuple(f"{name}.{child}" for child in form_of(block).branch_modules(block))
     stage, last = name.rpartition(".")[0], len(convs)
 
     def site(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock
 
 from dist_prune.pruning.replacement_blocks import AttentionOnly, ConstantMap, MlpOnly, Shift, own_activation
-from dist_prune.pruning.residual import residual_form
+from dist_prune.pruning.residual import form_of, residual_form
 from dist_prune.pruning.sites import Site
 
 
@@ -87,9 +87,7 @@ def _shortcut_only(block: nn.Module, constant: Tensor | None, keeps_activation: 
     A ReLU behind an unchanged shortcut repeats the ReLU that ended the block before: relu(relu(x)) = relu(x),
     so it is dropped there and the block costs nothing.
     """
-    form = residual_form(block)
-    assert form is not None
-    shortcut, activation = form.shortcut_of(block), own_activation(block)
+    shortcut, activation = form_of(block).shortcut_of(block), own_activation(block)
     steps = [] if shortcut is None else [shortcut]
     steps += [] if constant is None else [Shift(constant)]
     if steps:

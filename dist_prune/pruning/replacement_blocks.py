@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import EncoderBlock
 
-from dist_prune.pruning.residual import residual_form
+from dist_prune.pruning.residual import form_of
 
 
 class Shift(nn.Module):
@@ -75,8 +75,7 @@ class AddToChannels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        form = residual_form(self.block)
-        assert form is not None
+        form = form_of(self.block)
         shortcut = form.shortcut_of(self.block)
         kept = x if shortcut is None else shortcut(x)
         # Under autocast the branch computes in half precision and the shortcut may not.
@@ -125,9 +124,7 @@ def open_to_sites(plain: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def own_activation(block: nn.Module) -> nn.Module:
     """Return a copy of a residual block's last activation that leaves its input unchanged."""
     # Without a branch its input may be the output of the previous block, which backward still needs.
-    form = residual_form(block)
-    assert form is not None
-    activation = copy.deepcopy(form.activation_of(block))
+    activation = copy.deepcopy(form_of(block).activation_of(block))
     if hasattr(activation, "inplace"):
         activation.inplace = False  # type: ignore[assignment]
     return activation

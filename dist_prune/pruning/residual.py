@@ -96,6 +96,13 @@ def residual_form(module: nn.Module) -> ResidualForm | None:
     return None
 
 
+def form_of(block: nn.Module) -> ResidualForm:
+    """Return the form of a block that is known to be residual."""
+    form = residual_form(block)
+    assert form is not None, f"{type(block).__name__} is not a residual block of a known family"
+    return form
+
+
 def residual_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """Return all residual blocks of known families by qualified name, in the order of the network."""
     return {name: module for name, module in model.named_modules() if residual_form(module) is not None}

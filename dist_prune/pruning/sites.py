@@ -5,7 +5,10 @@ A site is plain data about a *plain* network. Slicing, MACs and the insertion of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from dist_prune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,10 @@ class Site:
     branch: tuple[str, ...] = ()
     absorbed: tuple[AbsorbedConstant, ...] = ()
     may_be_empty: bool = True
+
+    def check_units(self, kept: Sequence[int]) -> None:
+        """Raise UserError if these units (their numbers) cannot be all that stay."""
+        if any(not 0 <= unit < self.units for unit in kept) or len(set(kept)) != len(kept):
+            raise UserError(f"'{self.name}': kept units must be distinct and in 0..{self.units - 1}")
+        if not kept and not self.may_be_empty:
+            raise UserError(f"'{self.name}' has no shortcut, so one unit at least must stay")

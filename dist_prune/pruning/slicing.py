@@ -51,12 +51,7 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Sl
     for name, units in kept.items():
         if name not in known:
             raise UserError(f"the network has no site '{name}'")
-        if len(set(units)) != len(units) or any(not 0 <= unit < known[name].units for unit in units):
-            raise UserError(
-                f"'{name}' has the units 0 to {known[name].units - 1}, each of which stays once at most"
-            )
-        if not units and not known[name].may_be_empty:
-            raise UserError(f"'{name}' has no shortcut, so one unit at least must stay")
+        known[name].check_units(units)
     chosen = {known[name]: sorted(units) for name, units in kept.items()}
     # Order matters: constants are computed from whole layers, and replacements of blocks from narrowed ones.
     changed = {site: units for site, units in chosen.items() if len(units) < site.units}
