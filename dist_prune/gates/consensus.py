@@ -54,15 +54,6 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
     return vote(totals[:-1] / totals[-1], model_sites, round_to)
 
 
-def agrees(model: nn.Module, mask: UnitMask) -> bool:
-    """Whether all samples of the latest forward pass have decided as ``mask`` does; takes the gates' decisions."""
-    sums, _, samples = sum_decisions(gates_of(model))
-    opened = torch.cat(
-        [torch.zeros(s.units).index_fill(0, torch.tensor(s.kept, dtype=torch.long), 1) for s in mask.sites]
-    )
-    return torch.equal(sums.cpu(), opened * samples)
-
-
 def masked(model: nn.Module, mask: UnitMask) -> nn.Module:
     """Return a copy of the gated network with its gates fixed to ``mask`` for every sample; eval mode."""
     fixed = copy.deepcopy(model)
