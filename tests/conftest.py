@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], Any]], tuple[Pat
         folder, result = base / f"shared-{name}", base / f"shared-{name}.result"
         with FileLock(f"{folder}.lock"):
             if not result.exists():
-                folder.mkdir(exist_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)  # half of it, where another process has failed
+                folder.mkdir()
                 made = make(folder)
                 result.write_bytes(pickle.dumps(made))
         return folder, pickle.loads(result.read_bytes())

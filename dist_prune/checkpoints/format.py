@@ -1,8 +1,9 @@
-"""Portable checkpoints: full fp32 tensors and plain JSON, independent of world size and ZeRO stage, no pickle.
+"""Portable checkpoints: a ``TrainState`` as full fp32 tensors and plain JSON, no pickle.
 
     checkpoints/step-00000120/model.safetensors      parameters and buffers by name
                               optimizer.safetensors  optimizer state, as STATE/PARAMETER (momentum_buffer/conv1.weight)
-                              state.json             phase and structure first, then position and which data
+                              phase.safetensors      state of the phase, decisions of finished phases
+                              state.json             format version, progress, data, energy, finished phases
                               manifest.json          sizes and sha256, written last
     checkpoints/latest                               name of the newest, moved last
     checkpoints/best                                 name of the best, where it is kept
@@ -17,64 +18,49 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
+from dist_prune.checkpoints.train_state import ModelState, OptimizerState, TrainState
 from dist_prune.errors import UserError
 from dist_prune.files import save_tensors, write_atomic
 
-KEEP = 2  # the newest, and the one before it in case the newest is damaged
+
+class UnusableCheckpoint(UserError):
+    """A checkpoint that is whole and that this program cannot continue from."""
 
 
-@dataclass
-class Checkpoint:
-    """A state of training. ``state`` is plain JSON data; tensors are full, fp32 and on the CPU."""
-
-    weights: dict[str, Tensor]
-    optimizer_state: dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
-    state: dict[str, Any]
-
-    def pop_extra_state(self) -> dict[str, Tensor]:
-        """Take out of ``weights`` what ``with_extra_state`` has put beside them."""
-        names = [name for name in self.weights if name.startswith(_EXTRA)]
-        return {name.removeprefix(_EXTRA): self.weights.pop(name) for name in names}
+# The newest, and the one before it in case the newest is damaged.
+KEEP = 2
 
 
-_EXTRA = "phase/"  # no module's name has a slash
+def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best: bool = False) -> Path:
+    """Write a checkpoint below ``folder``, on one rank.
 
-
-def with_extra_state(weights: dict[str, Tensor], extra: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a module together with the tensors that its phase keeps beside them."""
-    return weights | {f"{_EXTRA}{name}": tensor for name, tensor in extra.items()}
-
-
-def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, step: int, keep: int = KEEP, best: int | None = None
-) -> Path:
-    """Write ``checkpoint`` as step ``step`` below ``folder``; one rank does.
-
-    The newest ``keep`` stay, and that of step ``best``, where it is there. Raises OSError or SafetensorError if
-    it cannot be written; then what was there before is as it was, and nothing is left beside it.
+    The newest ``keep`` stay, and with ``keep_best`` that of the best step, where it is there. Raises OSError or
+    SafetensorError if it cannot be written; then older checkpoints are as they were, and nothing is left beside them.
     """
-    final = folder / _name(step)
+    final = folder / _name(state.progress.step)
     beside = folder / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir(parents=True)
-        _write_files(beside, checkpoint)
+        _write_files(beside, state)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)  # a full disk is to have its room back
+        # A full disk gets its room back.
+        shutil.rmtree(beside, ignore_errors=True)
         raise
     if final.exists():
         _remove(final)
+    # The rename is the moment at which the checkpoint exists; before it, nothing of it is visible.
     os.replace(beside, final)
     _sync(folder)
     write_atomic(folder / "latest", f"{final.name}\n".encode())
     stay = {path.name for path in _before(folder, final)[-keep:]}
+    best = state.progress.best_step if keep_best else None
     if best is not None and (folder / _name(best)).exists():
         write_atomic(folder / "best", f"{_name(best)}\n".encode())
         stay.add(_name(best))
@@ -85,8 +71,9 @@ def save_checkpoint(
 
 
 def _remove(path: Path) -> None:
-    """Take a folder away whole: a process that is killed here leaves no half of it under its name."""
+    """Remove a folder as a whole: a process that is killed here leaves no half of it under its name."""
     aside = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.old.tmp")
+    # Renamed first: a half-removed folder must not keep its name.
     with contextlib.suppress(OSError):
         os.replace(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
@@ -97,54 +84,66 @@ def _name(step: int) -> str:
 
 
 def _before(folder: Path, newest: Path) -> list[Path]:
-    """The checkpoints up to ``newest``, in their order. What is later was passed over by a resume, so it is damaged."""
+    """Return the checkpoints up to ``newest``, in their order."""
+    # Later ones were passed over by a resume, so they are damaged.
     return sorted(path for path in folder.glob("step-*") if path.name <= newest.name)
 
 
-def _write_files(beside: Path, checkpoint: Checkpoint) -> None:
-    save_tensors(beside / "model.safetensors", checkpoint.weights)
-    flat = {
-        f"{key}/{name}": t for name, state in checkpoint.optimizer_state.items() for key, t in state.items()
-    }
+def _write_files(beside: Path, state: TrainState) -> None:
+    optimizer_state = state.model.optimizer_state
+    flat = {f"{key}/{name}": t for name, states in optimizer_state.items() for key, t in states.items()}
+    save_tensors(beside / "model.safetensors", state.model.weights)
     save_tensors(beside / "optimizer.safetensors", flat)
-    (beside / "state.json").write_text(json.dumps(checkpoint.state, indent=2))
+    save_tensors(beside / "phase.safetensors", state.tensors())
+    (beside / "state.json").write_text(json.dumps(state.as_json(), indent=2))
+    # Last, so that a folder without a manifest is known to be incomplete.
     manifest = {path.name: _fingerprint(path) for path in sorted(beside.iterdir())}
     (beside / "manifest.json").write_text(json.dumps(manifest, indent=2))
     for path in [*beside.iterdir(), beside]:
         _sync(path)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read one checkpoint folder; raises UserError if it is incomplete or does not match its manifest."""
+def load_checkpoint(path: Path) -> TrainState:
+    """Read one checkpoint folder; raises UserError if it is incomplete, damaged or of another format."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, expected in manifest.items():
             if _fingerprint(path / name) != expected:
                 raise UserError(f"checkpoint {path} is damaged: {name} does not match its checksum")
-        state = json.loads((path / "state.json").read_text())
-        weights = safetensors.torch.load_file(path / "model.safetensors")
-        flat = safetensors.torch.load_file(path / "optimizer.safetensors")
-    except (OSError, ValueError, AttributeError, safetensors.SafetensorError) as error:
+        data = json.loads((path / "state.json").read_text())
+        weights, flat, tensors = (
+            safetensors.torch.load_file(path / f"{name}.safetensors")
+            if f"{name}.safetensors" in manifest
+            else {}
+            for name in ("model", "optimizer", "phase")
+        )
+    except (OSError, ValueError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error
-    return Checkpoint(weights, _by_parameter(flat), state)
+    try:
+        return TrainState.restore(data, tensors, ModelState(weights, _by_parameter(flat)))
+    except UserError as error:
+        raise UnusableCheckpoint(f"checkpoint {path} cannot be used: {error}") from error
 
 
-def _by_parameter(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    states: dict[str, dict[str, Tensor]] = {}
+def _by_parameter(flat: dict[str, Tensor]) -> OptimizerState:
+    states: OptimizerState = {}
     for name, tensor in flat.items():
-        key, slash, parameter = name.partition("/")
-        if not slash:  # written before there were optimizers with several states: momentum by parameter name
-            key, parameter = "momentum_buffer", name
+        key, _, parameter = name.partition("/")
         states.setdefault(parameter, {})[key] = tensor
     return states
 
 
-def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint below ``folder`` that is whole, and a line about each newer one that is not."""
+def load_newest(folder: Path) -> tuple[TrainState | None, list[str]]:
+    """Return the newest checkpoint below ``folder`` that is whole, and a line about each newer one that is not.
+
+    Raises UserError if the newest whole one is of another format: an older one would be, too.
+    """
     passed_over: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return load_checkpoint(path), passed_over
+        except UnusableCheckpoint:
+            raise
         except UserError as error:
             passed_over.append(str(error))
     return None, passed_over
@@ -155,7 +154,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)  # a folder, too
+    # Folders too: without it, a power failure may lose the rename.
+    opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
     finally:

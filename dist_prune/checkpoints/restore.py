@@ -1,4 +1,4 @@
-"""What a run goes on from: its newest whole checkpoint, if recipe and data are still those that it was begun with."""
+"""The checkpoint that a run continues from: the newest whole one, if recipe and data are still the same."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dist_prune import distributed
-from dist_prune.checkpoints.format import Checkpoint, load_newest
-from dist_prune.checkpoints.recorded import check_state, config_of
+from dist_prune.checkpoints.format import load_newest
+from dist_prune.checkpoints.recorded import config_of
+from dist_prune.checkpoints.train_state import TrainState
 from dist_prune.config import RESUMABLE_FIELDS, RunConfig
 from dist_prune.data import ImageData
 from dist_prune.errors import UserError
@@ -16,31 +17,26 @@ from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.consistency import flatten
 
 
-def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> Checkpoint | None:
-    """Rank 0's newest whole checkpoint, on every rank; None where there is none yet.
+def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> TrainState | None:
+    """Return the state of rank 0's newest whole checkpoint, on every rank; None where there is none yet.
 
-    Raises UserError on every rank if it is of a run with another recipe or with other shards.
+    Raises UserError on every rank if it is of a run with another recipe or with other shards, or of another format.
     """
-    checkpoint = None
-    problem = None
+    # Only rank 0 reads: ranks on other nodes may see an older state of a network file system.
+    state = problem = None
     if distributed.is_main():
-        checkpoint, damaged = load_newest(folder.checkpoints)
-        for line in damaged:
-            print(f"{line}; passing over it", file=sys.stderr)
-        if checkpoint:
-            problem = _other_run(folder, config, checkpoint, data)
-    checkpoint, problem = distributed.broadcast_object((checkpoint, problem))
+        try:
+            state, damaged = load_newest(folder.checkpoints)
+            for line in damaged:
+                print(f"{line}; passing over it", file=sys.stderr)
+            if state:
+                problem = other_recipe(folder, config) or other_data(folder, config, state.data, data)
+        except UserError as error:
+            problem = str(error)
+    state, problem = distributed.broadcast_object((state, problem))
     if problem:
         raise UserError(problem)
-    return checkpoint
-
-
-def _other_run(folder: RunFolder, config: RunConfig, checkpoint: Checkpoint, data: ImageData) -> str | None:
-    try:
-        check_state(checkpoint)
-    except UserError as error:
-        return str(error)
-    return other_recipe(folder, config) or other_data(folder, config, checkpoint, data)
+    return state
 
 
 def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
@@ -54,6 +50,7 @@ def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
         stored = config_of(folder)
     except UserError as error:
         return str(error)
+    # Dotted names: a difference in one nested field must not print two whole sections.
     before, now = (
         flatten(of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))) for of in (stored, config)
     )
@@ -64,15 +61,16 @@ def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
     return None
 
 
-def other_data(folder: RunFolder, config: RunConfig, checkpoint: Checkpoint, data: ImageData) -> str | None:
+def other_data(
+    folder: RunFolder, config: RunConfig, before: Mapping[str, Any], data: ImageData
+) -> str | None:
     """Return one line if the shards of the run in ``folder`` are not those of ``data``; None if they are.
 
     Shards are the same if their fingerprint and their order are, wherever they lie now.
     """
     # With other shards the rest of the epoch would repeat some images and miss others.
-    before, now = checkpoint.state.get("data"), data.identity()
-    # Runs of older versions did not record it.
-    if before in (None, now):
+    now = data.identity()
+    if before == now:
         return None
     return (
         f"{folder.path} was started with other shards than {config.data} has now "
@@ -81,7 +79,7 @@ def other_data(folder: RunFolder, config: RunConfig, checkpoint: Checkpoint, dat
 
 
 def _counted(identity: Mapping[str, Any]) -> str:
-    """How many images and shards each split has, and the first digits of the fingerprint."""
+    """Return the numbers of images and shards of each split, and the first digits of the fingerprint."""
     counts = [
         f"{sum(lengths)} {split} images in {len(lengths)}"
         for split, lengths in identity["shard_lengths"].items()

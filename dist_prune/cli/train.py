@@ -28,7 +28,7 @@ def train(arguments: Sequence[str]) -> bool:
             resume=options.resume,
             max_steps=options.max_steps,
             max_hours=options.max_hours,
-            asked=settings_keys(options.set),
+            keys_set=settings_keys(options.set),
         ),
     )
 

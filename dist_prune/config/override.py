@@ -14,7 +14,7 @@ from dist_prune.config.section import description, keys_at
 from dist_prune.errors import UserError, first_problem, nearest
 
 # Arguments of these fields are validated by the code that receives them.
-_OPEN_ENDED = ("model_args",)
+_OPEN_ENDED = ("model_args", "method_args")
 
 
 def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:

@@ -35,6 +35,7 @@ class RunConfig(OptimizerConfig):
     model: str = Field(description="network, by name")
     model_args: dict[str, Any] = Field({}, description="arguments of the network")
     method: str = Field("consensus", description="way of training, by name")
+    method_args: dict[str, Any] = Field({}, description="options of the method, its own")
     gates: GatesConfig = GatesConfig()
     epochs: int = Field(350, ge=1, le=10**6, description="passes over the training images")
     seed: int = Field(1, ge=0, lt=2**32, description="seed of weights, order, augmentation and gate noise")

@@ -32,7 +32,7 @@ def _bits(count: int, skipped: int, purpose: str, *key: int) -> np.ndarray:
 class BatchRng:
     """Random numbers for rows ``first`` to ``first + rows`` (exclusive) of one global batch.
 
-    The numbers of a row do not depend on the other rows.
+    The numbers of a row do not depend on the other rows. view: number of the augmented view, from 0.
     """
 
     seed: int
@@ -40,6 +40,7 @@ class BatchRng:
     step: int
     first: int
     rows: int
+    view: int = 0
 
     def of_rows(self, purpose: str, columns: int) -> np.ndarray:
         """Return uniform numbers in [0, 1), (rows, columns)."""
@@ -60,8 +61,9 @@ class BatchRng:
         return (_bits(self.rows, self.first, purpose, *self._key) >> np.uint64(1)).tolist()
 
     @property
-    def _key(self) -> tuple[int, int, int]:
-        return self.seed, self.epoch, self.step
+    def _key(self) -> tuple[int, ...]:
+        # The first view is what a batch of one view is.
+        return (self.seed, self.epoch, self.step, *([self.view] if self.view else []))
 
 
 def _uniform(bits: np.ndarray) -> np.ndarray:

@@ -37,14 +37,18 @@ class BatchTransform:
     def __call__(self, pixels: Tensor, labels: Tensor, rng: BatchRng) -> Batch:
         """Normalize, and mix neighbours if asked for.
 
-        labels (B,), int64, become probabilities (B, classes), float32, if images are mixed.
+        pixels: of one view or several, view after view; labels (B,), int64, become probabilities (B, classes),
+        float32, if images are mixed.
         """
         pixels = pixels.to(self._device, non_blocking=True)
         labels = labels.to(self._device, non_blocking=True)
         rows = pixels.view(-1, len(self._scale))
         images = rows.to(torch.float32).mul_(self._scale).add_(self._shift).view(pixels.shape)
         if self._augment.mixup or self._augment.cutmix:
-            images, labels = self._mixed(images, one_hot(labels, self._classes), rng)
+            targets = one_hot(labels, self._classes)
+            # All views are mixed by the same share and place, so that one target fits all of them.
+            mixed = [self._mixed(view, targets, rng) for view in images.split(len(labels))]
+            images, labels = torch.cat([view for view, _ in mixed]), mixed[0][1]
         images = images.permute(0, 3, 1, 2)  # which is channels_last
         return (images if self._channels_last else images.contiguous()), labels
 

@@ -1,6 +1,7 @@
 """The batches of one rank by number, read and augmented; unreadable samples end the run or are skipped."""
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,8 @@ from dist_prune.data.workers import ReadingFailed
 class WorkerBatch(NamedTuple):
     """A batch that a worker has read.
 
-    pixels: (B, H, W, C), uint8; labels: (B,), int64; skipped: a message for each sample that was skipped.
+    pixels: (views * B, H, W, C), uint8, view after view; labels: (B,), int64; rng: of the first view;
+    skipped: a message for each sample that was skipped.
     """
 
     pixels: Tensor
@@ -39,7 +41,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Batches(Dataset[WorkerBatch | Failure]):
-    """The batches of a plan. ``skip`` skips samples that cannot be read."""
+    """The batches of a plan. ``skip`` skips samples that cannot be read; ``views``: of each image, in a batch."""
 
     plan: TrainPlan | EvalPlan
     reader: Reader
@@ -47,6 +49,7 @@ class Batches(Dataset[WorkerBatch | Failure]):
     seed: int
     epoch: int
     skip: bool
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -60,34 +63,38 @@ class Batches(Dataset[WorkerBatch | Failure]):
             return Failure(ReadingFailed(f"reading failed: {_described(error)}"))
 
     def _batch(self, part: Part) -> WorkerBatch:
-        rng = BatchRng(self.seed, self.epoch, part.step, part.first, len(part.rows))
-        pixels, labels, skipped = self._read(part, rng)
-        pixels = self.transform.augment(pixels, rng)
+        rngs = [
+            BatchRng(self.seed, self.epoch, part.step, part.first, len(part.rows), view)
+            for view in range(self.views)
+        ]
+        pixels, labels, skipped = self._read(part, rngs)
+        views = [self.transform.augment(view, rng) for view, rng in zip(pixels, rngs, strict=True)]
         # After the augmentation, whose random numbers go by the row.
         if skipped:
-            pixels, labels = pixels[labels >= 0], labels[labels >= 0]
-        return WorkerBatch(torch.from_numpy(pixels), torch.from_numpy(labels), rng, skipped)
+            views, labels = [view[labels >= 0] for view in views], labels[labels >= 0]
+        whole = views[0] if self.views == 1 else np.concatenate(views)
+        return WorkerBatch(torch.from_numpy(whole), torch.from_numpy(labels), rngs[0], skipped)
 
-    def _read(self, part: Part, rng: BatchRng) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Return pixels (B, H, W, C), labels (B,), -1 where a sample is skipped, and the reasons."""
+    def _read(self, part: Part, rngs: Sequence[BatchRng]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Return pixels (views, B, H, W, C), labels (B,), -1 where a sample is skipped, and the reasons."""
         transform = self.transform
         skipped: list[str] = []
-        pixels = np.zeros((len(part.rows), *transform.size, transform.channels), np.uint8)
+        pixels = np.zeros((len(rngs), len(part.rows), *transform.size, transform.channels), np.uint8)
         labels = np.full(len(part.rows), -1)
-        crops = transform.crops(rng)
+        crops = np.stack([transform.crops(rng) for rng in rngs])
         for row, (shard, number) in enumerate(zip(part.shards.tolist(), part.rows.tolist(), strict=True)):
             try:
-                pixels[row], labels[row] = self._sample(shard, number, crops[row])
+                pixels[:, row], labels[row] = self._sample(shard, number, crops[:, row])
             except ShardError as error:
                 if not self.skip:
                     raise
                 skipped.append(str(error))
         return pixels, labels, skipped
 
-    def _sample(self, shard: int, number: int, crop: np.ndarray) -> tuple[np.ndarray, int]:
+    def _sample(self, shard: int, number: int, crops: np.ndarray) -> tuple[list[np.ndarray], int]:
         sample = self.reader.sample(shard, number)
         try:
-            return self.transform.prepare(sample.image, crop), sample.label
+            return [self.transform.prepare(sample.image, crop) for crop in crops], sample.label
         except ImageError as error:
             raise ShardError(f"{sample.place}: {error}") from error
 

@@ -91,10 +91,12 @@ class ImageData:
         rank: int,
         world_size: int,
         skip_steps: int = 0,
+        views: int = 1,
         device: torch.device = CPU,
     ) -> Iterator[Batch]:
         """Iterate over one epoch of one rank: images (B, C, H, W) float32 and labels (B,) int64, on ``device``.
 
+        With more ``views``, images are (views * B, C, H, W): the same images, augmented anew, view after view.
         Every rank gets the same number of micro-batches, full ones if nothing is left out. ``skip_steps``
         leaves out the first so many global batches and changes nothing about the others. Labels are
         probabilities (B, classes), float32, if images are mixed.
@@ -113,7 +115,7 @@ class ImageData:
             rank=rank,
             world_size=world_size,
         )
-        batches = self._batches("train", train_plan, epoch, training=True)
+        batches = self._batches("train", train_plan, epoch, training=True, views=views)
         return self._deliver(batches, skip_steps * train_plan.accumulation, True, device)
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
@@ -154,11 +156,11 @@ class ImageData:
         return self._deliver(self._batches(split, eval_plan, 0, training=False), 0, False, device)
 
     def _batches(
-        self, split: str, chosen: plan.TrainPlan | plan.EvalPlan, epoch: int, training: bool
+        self, split: str, chosen: plan.TrainPlan | plan.EvalPlan, epoch: int, training: bool, views: int = 1
     ) -> Batches:
         reader = Reader(self.store, self.index, split, chosen.shards)
         transform = ImageTransform(self.index, self.image_size, self.augment, training)
-        return Batches(chosen, reader, transform, self.seed, epoch, skip=self.bad_data == "skip")
+        return Batches(chosen, reader, transform, self.seed, epoch, skip=self.bad_data == "skip", views=views)
 
     def _deliver(self, batches: Batches, first: int, training: bool, device: torch.device) -> Iterator[Batch]:
         """Read the batches from number ``first`` on and make them ready on the device."""

@@ -1,7 +1,7 @@
 """DeepSpeed behind one seam.
 
-What the rest of the program sees is an engine that computes forward, backward and steps, and that can hand
-out and take back its whole state as full fp32 tensors by name, independent of world size and ZeRO stage.
+The rest of the program sees an engine that computes forward, backward and steps, and whose whole state is available as
+full fp32 tensors by name, independent of world size and ZeRO stage.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dist_prune import distributed
+from dist_prune.checkpoints.train_state import ModelState, OptimizerState
 from dist_prune.engine import zero_state
 from dist_prune.engine.deepspeed_import import DeepSpeedConfig, DeepSpeedZeroConfig, deepspeed
 from dist_prune.engine.ds_config import Batching, zero_stage
-from dist_prune.engine.zero_state import OptimizerState, TrainState
 from dist_prune.errors import UserError, nearest
 from dist_prune.runtime.cpu import tune_cpu
 from dist_prune.runtime.launch import complete_environment, local_rank
@@ -43,11 +43,11 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             whole = _complete(ds_config, Batching(1, 1, 1))
-            # The ranks have not met yet, and DeepSpeed checks it against their number.
+            # The ranks have not met yet, so the world size does not fit.
             del whole["train_batch_size"]
             DeepSpeedConfig(whole)
-    # DeepSpeed raises errors of any kind for values that it does not expect.
     except Exception as error:
+        # Values that DeepSpeed does not expect fail anywhere in it, with any type of error.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"DeepSpeed cannot use the DeepSpeed config: {reason}") from error
 
@@ -65,6 +65,7 @@ def start_process_group(timeout: float = 600.0) -> torch.device:
     else:
         tune_cpu()
     backend = "nccl" if on_gpu else "gloo"
+    # Ours first: DeepSpeed would meet the other ranks without a time limit and without a readable error.
     if not torch.distributed.is_initialized():
         distributed.start(backend, timeout)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -88,7 +89,7 @@ class Engine:
         self.batching = batching
         self.stage = zero_stage(ds_config)
         self._autocast = _autocast_dtype(ds_config)
-        self._clipping = ds_config.get("gradient_clipping", 0.0) if _settles_gradients(ds_config) else None
+        self._clipping = ds_config.get("gradient_clipping", 0.0) if _checks_gradients(ds_config) else None
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, *_ = deepspeed.initialize(
                 model=module.to(device),
@@ -98,19 +99,14 @@ class Engine:
             )
         # In DeepSpeed's own groups, too.
         distributed.limit_waiting(timeout)
-
-    @property
-    def module(self) -> nn.Module:
-        """The module in training; at ZeRO 3 its parameters are partitioned between forward passes."""
-        return self._engine.module
-
-    @property
-    def gathers_weights(self) -> bool:
-        """True if forward passes have collectives of their own; no other may run beside them (NCCL)."""
-        return self.stage == 3
+        # The module in training; at ZeRO 3 its parameters are partitioned between forward passes.
+        self.module: nn.Module = self._engine.module
+        # Then forward passes have collectives of their own, beside which there should be no other (NCCL).
+        self.gathers_weights = self.stage == 3
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step; a parameter group's own ``lr_scale`` multiplies it."""
+        # DeepSpeed's scheduler is not used: its state would go through checkpoints.
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
@@ -121,6 +117,7 @@ class Engine:
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) on the device -> logits (B, classes), in the precision of training."""
+        # DeepSpeed's fp16 has half weights; under autocast images stay fp32.
         if self._engine.fp16_enabled():
             images = images.half()
         return self._engine(images)
@@ -144,12 +141,12 @@ class Engine:
         """
         at_end = self._engine.is_gradient_accumulation_boundary()
         if at_end and self._clipping is not None:
-            self._settle_gradients(self._clipping)
+            self._check_gradients(self._clipping)
         self._engine.step()
         return not at_end or self._engine.was_step_applied()
 
-    def _settle_gradients(self, clipping: float) -> None:
-        # ZeRO checks the norm of all gradients itself. Without ZeRO, DeepSpeed would put bad ones into the
+    def _check_gradients(self, clipping: float) -> None:
+        # ZeRO looks at the norm of all gradients by itself. Without ZeRO, DeepSpeed would put bad ones into the
         # weights, but it takes an optimizer's word for it. Gradients are averaged: all ranks find the same.
         optimizer = self._engine.optimizer
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -172,6 +169,7 @@ class Engine:
                 raise UserError(f"no parameter '{name}' to project; {nearest(name, parameters)}")
         chosen = {name: parameters[name] for name in functions}
         with torch.no_grad():
+            # Read all before writing any: a function may look at more than its own weight.
             with self._gathered(list(chosen.values())):
                 values = {n: functions[n](zero_state.full_fp32(p).clone()) for n, p in chosen.items()}
             for name, parameter in chosen.items():
@@ -181,7 +179,7 @@ class Engine:
         """A context in which reading a weight that ZeRO 3 has partitioned is refused in one line."""
         return zero_state.PartitionedWeightsRefused() if self.stage == 3 else contextlib.nullcontext()
 
-    def snapshot(self) -> TrainState:
+    def snapshot(self) -> ModelState:
         """The whole state, equal on all ranks; averages the buffers of all ranks first (collective)."""
         distributed.average_buffers(self.module)
         parameters = dict(self.module.named_parameters())
@@ -189,19 +187,20 @@ class Engine:
             weights = {name: zero_state.to_host(zero_state.full_fp32(p)) for name, p in parameters.items()}
         persistent = self.module.state_dict().keys()
         weights |= {n: zero_state.to_host(b) for n, b in self.module.named_buffers() if n in persistent}
+        # ZeRO creates the optimizer's state in the first step that it applies.
         if self.stage and self._engine.global_steps == self._engine.skipped_steps:
-            return TrainState(weights, {})  # ZeRO creates the state with the first step that it takes
-        return TrainState(weights, zero_state.optimizer_state(self._engine.optimizer, self.stage, parameters))
+            return ModelState(weights, {})
+        return ModelState(weights, zero_state.optimizer_state(self._engine.optimizer, self.stage, parameters))
 
-    def restore_optimizer(self, state: OptimizerState, images: Tensor) -> None:
+    def restore_optimizer(self, state: OptimizerState, forward: Callable[[], Tensor]) -> None:
         """Put the optimizer's state back (weights are loaded before the engine is built).
 
-        images: a batch for the priming step by which ZeRO creates its partitions of the state.
+        forward: a forward pass, for the priming step by which ZeRO creates its partitions of the state.
         """
         if not state:
             return
         if self.stage > 0:
-            self._prime(images)
+            self._prime(forward)
         parameters = dict(self.module.named_parameters())
         zero_state.set_optimizer_state(self._engine.optimizer, self.stage, parameters, state)
 
@@ -216,27 +215,31 @@ class Engine:
             return contextlib.nullcontext()
         return deepspeed.zero.GatheredParameters(parameters)
 
-    def _prime(self, images: Tensor) -> None:
+    def _prime(self, forward: Callable[[], Tensor]) -> None:
         """A window of zero gradients at learning rate 0: changes no weight, creates every state tensor."""
+        # Batch norms learn in forward passes, whatever the learning rate: their buffers are put back.
         self.set_lr(0.0)
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         for _ in range(self.batching.accumulation):
-            self.backward(self.forward(images).float().sum() * 0.0)
+            self.backward(forward().float().sum() * 0.0)
             self.step()
         for buffer, before in zip(self.module.buffers(), buffers, strict=True):
             buffer.detach().copy_(before)
 
 
 def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
-    """The JSON with what follows from recipe and world size."""
+    """Return the JSON completed by recipe and world size."""
     zero = ds_config.get("zero_optimization", {})
     return {
-        "zero_allow_untested_optimizer": True,  # SGD at ZeRO >= 1
-        "zero_force_ds_cpu_optimizer": False,  # SGD with offload
+        # SGD at ZeRO 1 to 3, and SGD with offload.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
-        "gradient_clipping": 0.0,  # DeepSpeed's own default is 1.0: it would clip unasked
+        # DeepSpeed's own default is 1.0: it would clip unasked.
+        "gradient_clipping": 0.0,
         **ds_config,
-        **({"gradient_clipping": 0.0} if _settles_gradients(ds_config) else {}),  # the engine clips
+        # Without ZeRO the engine clips by itself.
+        **({"gradient_clipping": 0.0} if _checks_gradients(ds_config) else {}),
         # ZeRO 3 would replace torch's linear layer in the whole process, permanently.
         "zero_optimization": {**zero, "memory_efficient_linear": False} if zero.get("stage") == 3 else zero,
         "train_batch_size": batching.global_batch,
@@ -245,8 +248,8 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
     }
 
 
-def _settles_gradients(ds_config: dict[str, Any]) -> bool:
-    """Return True if only our engine can refuse bad gradients and clip good ones: no ZeRO, no scaler of torch."""
+def _checks_gradients(ds_config: dict[str, Any]) -> bool:
+    """Return True if our engine itself refuses bad gradients and clips: without ZeRO and torch's scaler."""
     return zero_stage(ds_config) == 0 and _autocast_dtype(ds_config) != torch.float16
 
 

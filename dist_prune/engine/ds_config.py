@@ -45,7 +45,7 @@ class Batching:
 
 
 def load_ds_config(path: str | Path) -> dict[str, Any]:
-    """The checked content of a DeepSpeed JSON file; raises UserError that names the file and the key."""
+    """Return the checked content of a DeepSpeed JSON file; raises UserError that names the file and the key."""
     try:
         config = json.loads(Path(path).read_text())
     except OSError as error:
@@ -123,6 +123,7 @@ def _check_precision(config: dict[str, Any]) -> None:
         raise UserError(
             "'fp16' without ZeRO keeps fp32 weights that checkpoints cannot read; use stage 1 or 2"
         )
+    # bool is an int in Python, and true is not 1.0 here.
     clipping = config.get("gradient_clipping", 0.0)
     if not isinstance(clipping, (int, float)) or isinstance(clipping, bool) or clipping < 0:
         raise UserError(f"'gradient_clipping' is a number from 0 up, not {clipping!r}")
@@ -140,8 +141,8 @@ def _check_precision(config: dict[str, Any]) -> None:
 def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int) -> Batching:
     """Divide the recipe's global batch over ``world_size`` ranks.
 
-    The JSON owns the micro-batch; without one each rank takes its whole share at once. Raises UserError where
-    the numbers do not divide or where the JSON contradicts the recipe.
+    The JSON owns the micro-batch; without one each rank takes its whole share at once. Raises UserError if the numbers
+    do not divide or if the JSON contradicts the recipe.
     """
     micro = config.get("train_micro_batch_size_per_gpu")
     if micro is None:

@@ -7,7 +7,6 @@ partitions the module's own weights too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,23 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dist_prune import distributed
+from dist_prune.checkpoints.train_state import OptimizerState
 from dist_prune.engine.deepspeed_import import ZeroParamStatus, deepspeed_utils
 from dist_prune.errors import UserError
 
-OptimizerState = dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
 _STEP = "step"  # AdamW's count of steps: one number, where all other states have a value per weight
-
-
-@dataclass
-class TrainState:
-    """The whole state of a module in training, equal on all ranks: full fp32 tensors on the CPU by name.
-
-    weights: parameters and buffers; optimizer_state: of the parameters that have one (SGD: momentum_buffer; AdamW:
-    exp_avg, exp_avg_sq, step).
-    """
-
-    weights: dict[str, Tensor]
-    optimizer_state: OptimizerState
 
 
 def to_host(tensor: Tensor) -> Tensor:

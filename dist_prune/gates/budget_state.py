@@ -57,7 +57,7 @@ class BudgetState:
         """
         # Frozen gates have no logits: theirs stay what they were.
         logits = torch.where(evaluated, logits, self.logits)
-        # Logits that all rise alike say nothing about importance, so thresholds must rise as fast as they do.
+        # A rise of all logits does not change which unit is important: thresholds must rise as fast.
         expected = torch.where(evaluated & self.evaluated, 2 * logits - self.logits, logits)
         self.logits, self.evaluated = logits, evaluated
         return expected

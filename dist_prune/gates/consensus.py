@@ -26,13 +26,13 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
     The model runs in eval mode and gets its mode back. One all-reduce at the end, whatever the number of batches.
 
     Args:
-        model: The gated network. Its buffers (batch-norm statistics) are averaged over ranks first.
-        batches: This rank's share of the data: images (B, C, H, W), or tuples that begin with them. A rank may
+        model: the gated network. Its buffers (batch-norm statistics) are averaged over ranks first.
+        batches: this rank's share of the data: images (B, C, H, W), or tuples that begin with them. A rank may
             have none.
-        round_to: Numbers of kept channels become multiples of it (see ``vote``).
+        round_to: numbers of kept channels become multiples of it (see ``vote``).
 
     Raises:
-        NothingToEvaluate: If there is no sample on any rank.
+        NothingToEvaluate: there is no sample on any rank.
     """
     # Engines synchronize parameters only: without this, ranks would vote with different networks.
     distributed.average_buffers(model)
@@ -52,15 +52,6 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
     if totals[-1] == 0:
         raise NothingToEvaluate("the consensus mask needs at least one sample")
     return vote(totals[:-1] / totals[-1], model_sites, round_to)
-
-
-def agrees(model: nn.Module, mask: UnitMask) -> bool:
-    """Whether all samples of the latest forward pass have decided as ``mask`` does; takes the gates' decisions."""
-    sums, _, samples = sum_decisions(gates_of(model))
-    opened = torch.cat(
-        [torch.zeros(s.units).index_fill(0, torch.tensor(s.kept, dtype=torch.long), 1) for s in mask.sites]
-    )
-    return torch.equal(sums.cpu(), opened * samples)
 
 
 def masked(model: nn.Module, mask: UnitMask) -> nn.Module:

@@ -43,8 +43,7 @@ class Freezer:
         Args:
             model: the gated network.
             means: of all units over the global batch, (all units,), on the CPU.
-            open_counts: False: no unit is decided to stay open. All gates begin open, which says nothing before they
-                have begun to learn.
+            open_counts: units may be decided to stay open; False while gates, which begin open, have not learned yet.
         """
         # One signed count a unit: a step of the other kind, or of both kinds, begins it anew.
         streaks, opened = self._streaks, (means == 1) & open_counts

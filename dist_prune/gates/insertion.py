@@ -176,10 +176,10 @@ def shape_gates(model: nn.Module, open_bias: float, backprop_to_input: bool, log
     """Set how gates begin and learn, before training.
 
     Args:
-        model: The gated network.
-        open_bias: Initial bias of the last dense layer.
-        backprop_to_input: Whether the gradient of gates flows into the maps that they read.
-        logit_scale: Factor on what the last dense layer reads.
+        model: the gated network.
+        open_bias: initial bias of the last dense layer.
+        backprop_to_input: the gradient of gates flows into the maps that they read.
+        logit_scale: factor on what the last dense layer reads.
     """
     for gate in gating_modules(model):
         nn.init.constant_(gate.last.bias, open_bias)

@@ -116,7 +116,7 @@ class MeanAccumulator:
             yield
         finally:
             self._call_when_decided(None)
-        # Gates in a compiled graph call nobody.
+        # Compiled gates make no call.
         if self._total is None:
             self._start(samples, scalars)
 

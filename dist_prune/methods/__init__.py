@@ -1,6 +1,17 @@
 """Methods: ways of training behind one seam; the loop never asks which one it runs."""
 
-from dist_prune.methods.base import Method, Phase, Step, Task, Transition
+from dist_prune.methods.base import (
+    Method,
+    Options,
+    Phase,
+    PhaseResult,
+    Phases,
+    PrunedPhase,
+    Step,
+    Task,
+    Transition,
+    next_phase,
+)
 from dist_prune.methods.consensus import Consensus
 from dist_prune.methods.dense import Dense
 from dist_prune.methods.uniform import UniformChannels, UniformDepth, UniformWidth
@@ -13,4 +24,16 @@ METHODS: dict[str, type[Method]] = {
     "uniform_width": UniformWidth,
 }
 
-__all__ = ["METHODS", "Method", "Phase", "Step", "Task", "Transition"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Options",
+    "Phase",
+    "PhaseResult",
+    "Phases",
+    "PrunedPhase",
+    "Step",
+    "Task",
+    "Transition",
+    "next_phase",
+]

@@ -1,37 +1,59 @@
-"""The seam between methods and the training loop: a method yields phases, transitions lie between them."""
+"""The seam between methods and the training loop: a method yields phases and gets the result of each one back.
+
+The order in which the loop calls what methods bring:
+
+    for phase in method.phases():                      the code after a ``yield`` runs when that phase is over
+        load_extra_state, on_weights_loaded            after a resume
+        for each step:
+            for each micro-batch:
+                before_forward -> forward -> task_loss -> loss_terms -> backward
+            optimizer step
+            project                                    what weights must satisfy
+            after_step                                 observe
+        at the end of an epoch:
+            on_weights_loaded -> vote -> masked        of a plain replica, to evaluate it
+        is_over
+        vote -> masked, sliced                         the decision, checked on real images
+        result = PhaseResult(module, epochs_run, decision)
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dist_prune.config import OptimizerConfig, RunConfig
-from dist_prune.gates.insertion import find_sites
+from dist_prune.config.section import Section
+from dist_prune.errors import UserError, first_problem, nearest
 from dist_prune.gates.means import GateMeans
 from dist_prune.models.build import build_model
 from dist_prune.pruning.collapse import TensorSlice
 from dist_prune.pruning.costs import Costs, unit_costs
+from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.layer_sites import layer_sites
 from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.sites import Site
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is given: the recipe and the shape of the problem. input_shape: (C, H, W)."""
+    """The recipe and the shape of the problem. input_shape: (C, H, W)."""
 
     config: RunConfig
     num_classes: int
     input_shape: tuple[int, int, int]
 
     def build(self) -> nn.Module:
-        """The plain network of the recipe, with weights drawn from the run's seed (equal on all ranks)."""
+        """Return the plain network of the recipe, with weights drawn from the run's seed (equal on all ranks)."""
+        # The same weights on every rank and after every resume.
         torch.manual_seed(self.config.seed)
         return build_model(
             self.config.model,
@@ -40,24 +62,14 @@ class Task:
             **self.config.model_args,
         )
 
-    @cached_property
-    def costs(self) -> Costs:
-        """MACs of the dense network, and how they depend on the units that the recipe's gates control.
-
-        Networks and methods without gates count layers, where there are any.
-        """
-        plain, gates = self.build(), self.config.gates
-        gated = self.config.method == "consensus" and gates.kind != "none"
-        sites = find_sites(plain, gates.kind, gates.position) if gated else layer_sites(plain)
-        return unit_costs(plain, self.input_shape, sites)
-
 
 @dataclass(frozen=True)
 class Step:
-    """What a loss term may look at: one forward pass of one micro-batch.
+    """One forward pass of one micro-batch, for loss terms.
 
-    images: (B, C, H, W); labels: (B,), or (B, classes) where images are mixed; logits: (B, classes);
-    means: None in networks without gates; epoch: since the start of the phase, fraction included.
+    images: (views * B, C, H, W), view after view; labels: (B,), or (B, classes) where images are mixed;
+    logits: (views * B, classes); means: None in networks without gates; epoch: since the start of the phase,
+    fraction included.
     """
 
     module: nn.Module
@@ -70,67 +82,79 @@ class Step:
 
 @dataclass(frozen=True)
 class Transition:
-    """For each tensor of the new module, what it inherits from the old one; the optimizer's state follows.
+    """The tensors that a phase inherits from the previous one, with their optimizer state.
 
-    Tensors that are not named keep what the new module brings (a re-initialization names none). With
-    ``keep_optimizer`` false the optimizer starts afresh.
+    tensors: by name in the new module, the old tensor and its indices that stay. Tensors that are not named keep the
+        values that the new module brings (a re-initialization names none).
+    keep_optimizer: False starts the optimizer without state.
     """
 
     tensors: Mapping[str, TensorSlice] = field(default_factory=dict)
     keep_optimizer: bool = True
 
 
+@dataclass(frozen=True)
+class PhaseResult:
+    """The outcome of a phase, sent back to the method that yielded it.
+
+    module: a plain copy of the phase's module with its final weights, on the run's device. On a resume in a later
+    phase it is the phase's module as the method built it: the weights that later phases inherit come from the
+    checkpoint. So decide by ``decision`` and ``epochs_run``, which checkpoints hold, and not by weights.
+    epochs_run: epochs after which the phase was over.
+    decision: what ``vote`` returned at the end.
+    """
+
+    module: nn.Module
+    epochs_run: int
+    decision: Decision | None = None
+
+
+Phases = Generator["Phase", PhaseResult, None]
+
+
 @dataclass
 class Phase:
-    """A stretch of training with its own module, schedules, loss terms and stopping rule (``is_over``).
+    """A stretch of training with its own module, optimizer, schedules, loss terms and stopping rule (``is_over``).
 
-    structure: plain JSON data that says how to build ``module`` again; stored in every checkpoint and given
-    back to the method on resume. kept: units that earlier phases left, by site name; empty while all stand.
-    continues: the phase goes on in the epochs and the learning-rate schedule of the one before, to the end that both
-    have in common; otherwise it begins its own.
+    name: unique among the phases of a method.
+    module: what is trained.
+    epochs: its length, which the learning-rate schedule spans.
+    kept: units that earlier phases left, by site name; empty while all stand.
+    transition: what it inherits from the phase before; None: nothing.
+    continues: it goes on in the epochs and the learning-rate schedule of the phase before, to the end that both have
+        in common; otherwise it begins its own.
     optimizer, label_smoothing: the recipe's where they are None.
-    When the phase is over, the trainer sets ``trained`` (a plain copy of the module with its final weights),
-    ``decision`` (its mask over the training images, if it has one) and ``ended`` (after how many epochs): the next
-    phase is built from them.
+    views: independently augmented views of each image in a batch.
+    has_gates: the module decides per sample; then it has gate means and a mask.
     """
+
+    has_gates: ClassVar[bool] = False
 
     name: str
     module: nn.Module
     epochs: int
-    structure: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     transition: Transition | None = None
     continues: bool = False
     optimizer: OptimizerConfig | None = None
     label_smoothing: float | None = None
-    trained: nn.Module | None = None
-    decision: UnitMask | None = None
-    ended: int | None = None
+    views: int = 1
 
-    @property
-    def has_gates(self) -> bool:
-        """Whether the module decides per sample; then it has gate means and a mask."""
-        return False
-
-    def kept_under(self, mask: UnitMask | None) -> dict[str, tuple[int, ...]]:
-        """Units left by earlier phases and by ``mask``, by site name; sites that are whole may be missing."""
-        return {**self.kept, **(mask.kept if mask else {})}
-
-    def macs(self, dense: Costs, mask: UnitMask | None) -> int:
-        """MACs of what remains of the module under ``mask``; dense: the costs of the recipe's dense network."""
-        return dense.of(self.kept_under(mask))
+    def macs(self, costs: Costs, decision: Decision | None) -> int:
+        """Return the MACs of what remains of the module; costs: those of the recipe's dense network."""
+        return decision.macs(costs, self.kept) if decision else costs.of(self.kept)
 
     def is_over(self, epoch: int) -> bool:
-        """Whether the phase ends after so many epochs; the same on all ranks, and after a resume."""
+        """Return True if the phase ends after so many epochs; the same on all ranks, and after a resume."""
         return epoch >= self.epochs
 
-    def loaded(self, module: nn.Module) -> None:
-        """Called when a checkpoint or a snapshot of this phase has been put into a module of its kind."""
+    def on_weights_loaded(self, module: nn.Module) -> None:
+        """Called when weights of a checkpoint, or of the engine, have been put into a module of this phase."""
 
     def extra_state(self) -> dict[str, Tensor]:
-        """Tensors beside the module's that the phase needs to continue after a resume; equal on all ranks, on the CPU.
+        """Return tensors beside the module's that a resume needs; equal on all ranks, on the CPU.
 
-        Checkpoints store them with the weights; ``load_extra_state`` gets them back before ``loaded``.
+        Checkpoints store them; ``load_extra_state`` gets them back before ``on_weights_loaded``.
         """
         return {}
 
@@ -140,21 +164,33 @@ class Phase:
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Called before every micro-batch. step: optimizer steps so far; first_sample: see ``NoiseKey``."""
 
-    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The task loss *summed* over the micro-batch, fp32; the step divides by the global count.
+    def forward(self, compute: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+        """Return the logits (views * B, classes) of images (views * B, C, H, W).
 
-        logits: (B, classes); labels: (B,), or probabilities (B, classes) where images are mixed.
+        compute: the forward pass of the module in training. All views go through it in one call, so that batch norms
+        see them together. A module that returns more than logits in training returns logits alone in eval mode.
         """
-        return F.cross_entropy(
-            logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing or 0.0
-        )
+        return compute(images)
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the task loss *summed* over the micro-batch, fp32, the mean over views.
+
+        The step divides by the global number of images. logits: (views * B, classes); labels: (B,), or probabilities
+        (B, classes) where images are mixed.
+        """
+        # Views come one after another, so their labels repeat.
+        targets = labels.repeat(self.views, *[1] * (labels.dim() - 1))
+        # fp32: sums over samples of bf16 logits lose the small ones.
+        smoothing = self.label_smoothing or 0.0
+        summed = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
+        return summed / self.views
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
-        """Further terms of the loss by name (names become metric names), weights included."""
+        """Return further terms of the loss by name (names become metric names), weights included."""
         return {}
 
     def project(self, module: nn.Module) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        """By name of a parameter, a function of its value that is put in its place after every optimizer step.
+        """Return, by name of a parameter, a function of its value that replaces it after every optimizer step.
 
         For what weights must satisfy (clamps, proximal steps). The engine applies it to the fp32 weights that train,
         at every ZeRO stage; each function takes the whole tensor and must return the same on all ranks.
@@ -167,48 +203,101 @@ class Phase:
         means, logits: of the gates' units over the global batch, (all units,), on the CPU (empty without gates).
         """
 
-    def decide(self, module: nn.Module, batches: Iterable[Any]) -> UnitMask | None:
-        """The mask that ``module`` (trained so far) agrees on over ``batches``; all ranks call it."""
+    def vote(self, module: nn.Module, batches: Iterable[Any]) -> Decision | None:
+        """Return what ``module`` (trained so far) has decided, over ``batches`` if need be; all ranks call it."""
         return None
 
-    def fixed(self, module: nn.Module, mask: UnitMask | None) -> nn.Module:
-        """``module`` as it computes under ``mask`` for every sample."""
+    def masked(self, module: nn.Module, decision: Decision | None) -> nn.Module:
+        """Return ``module`` as it computes under the decision for every sample."""
+        return decision.masked(module) if decision else module
+
+    def sliced(self, module: nn.Module, decision: Decision | None) -> nn.Module:
+        """Return the plain network that remains when the run ends with this phase."""
+        return decision.sliced(module) if decision else module
+
+
+@dataclass(kw_only=True)
+class PrunedPhase(Phase):
+    """The phase of a plain network that a mask has made smaller already; the mask stays its decision."""
+
+    mask: UnitMask
+
+    def vote(self, module: nn.Module, batches: Iterable[Any]) -> UnitMask:
+        """Return the mask that has made the network smaller."""
+        return self.mask
+
+    def masked(self, module: nn.Module, decision: Decision | None) -> nn.Module:
+        """Return the module: its closed units are gone."""
         return module
 
-    def agrees(self, module: nn.Module, mask: UnitMask | None) -> bool:
-        """Whether ``module`` has computed its latest batch as ``fixed`` would have."""
-        return False
-
-    def small(self, module: nn.Module, mask: UnitMask | None) -> nn.Module:
-        """The plain network that remains when the run ends with this phase."""
+    def sliced(self, module: nn.Module, decision: Decision | None) -> nn.Module:
+        """Return the module: its closed units are gone."""
         return module
+
+
+class Options(Section):
+    """Base of a method's own section of the recipe, ``method_args``."""
 
 
 class Method(ABC):
     """A way of training: a generator of phases that reads from top to bottom.
 
     reads: which of ``config.effects.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
+    Options: the method's own section of the recipe (``method_args``).
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
+    Options: ClassVar[type[Section]] = Options
 
     def __init__(self, task: Task) -> None:
+        """Raises UserError for options that the method does not know."""
         self.task = task
+        self.options: Any = _validated(self.Options, task.config)
 
     @property
     def epochs(self) -> int:
         """Epochs of all phases together, for showing progress."""
         return self.task.config.epochs
 
+    def sites(self, plain: nn.Module) -> tuple[Site, ...]:
+        """Return the sites that the method prunes, in the order of the network; layers where it prunes none."""
+        return layer_sites(plain)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """MACs of the dense network, and how they depend on the units of ``sites``."""
+        # Sites describe the plain network: gates cost MACs of their own, but are gone in the end.
+        plain = self.task.build()
+        return unit_costs(plain, self.task.input_shape, self.sites(plain))
+
     def check(self) -> None:
         """Raise UserError for what cannot work, before a run leaves anything behind."""
-        next(iter(self.phases({})))
+        # Building the first phase attaches gates, finds sites and prices the budget.
+        next(self.phases())
 
     @abstractmethod
-    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
-        """Yield the phases in order; the code after a ``yield`` runs when that phase is over.
+    def phases(self) -> Phases:
+        """Yield the phases in order and get the result of each: ``result = yield Phase(...)``.
 
-        recorded: structures by phase name, from a checkpoint. On resume the phases before the interrupted
-        one are yielded but not trained again (``trained`` stays None), so a structure that was chosen by
-        their outcome must be taken from ``recorded`` where it is there.
+        After a resume the phases before the interrupted one are yielded and not trained again; see ``PhaseResult``.
         """
+
+
+def next_phase(phases: Phases, result: PhaseResult) -> Phase | None:
+    """Send a phase's result to its method; return the phase that follows, None after the last one."""
+    try:
+        return phases.send(result)
+    except StopIteration:
+        return None
+
+
+def _validated(options: type[Section], config: RunConfig) -> Section:
+    try:
+        return options.model_validate(config.method_args)
+    except ValidationError as error:
+        # Unknown names get a suggestion, wrong values the reason.
+        key, problem = first_problem(error)
+        if error.errors(include_url=False)[0]["type"] == "extra_forbidden":
+            known = options.model_fields
+            problem = nearest(key, known) if known else f"method '{config.method}' has no options"
+        raise UserError(f"recipe key 'method_args.{key}': {problem}") from error

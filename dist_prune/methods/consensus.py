@@ -1,26 +1,29 @@
-"""Consensus gating (arXiv 2302.10798): gates and weights learn together, in one pass, and agree on a mask."""
+"""Consensus gating (arXiv 2302.10798): gates and weights are trained together until all samples agree on a mask."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import METHOD_FIELDS
 from dist_prune.gates.budget import BUDGET_FORM, Budget, Timeline
-from dist_prune.gates.consensus import agrees, collapse, consensus_mask, masked, slice_gated_network
+from dist_prune.gates.consensus import collapse, consensus_mask, masked, slice_gated_network
 from dist_prune.gates.freezer import Freezer
-from dist_prune.gates.insertion import attach_gates, follow_logits, set_noise_key, shape_gates
+from dist_prune.gates.insertion import attach_gates, find_sites, follow_logits, set_noise_key, shape_gates
 from dist_prune.gates.noise import NoiseKey
-from dist_prune.methods.base import Method, Phase, Step, Transition
+from dist_prune.methods.base import Method, Phase, Phases, PrunedPhase, Step, Transition
 from dist_prune.methods.dense import Dense
+from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import activation, polarization
 
-_PATIENCE = 50  # steps in which all samples agree, until a unit counts as decided under a budget
+# Steps in which all samples must agree until a unit counts as decided under a budget.
+_PATIENCE = 50
 # How gates learn (``shape_gates``): as in the paper, and as a budget needs it unless the recipe says otherwise.
 _FORMS: dict[str, dict[str, Any]] = {
     "paper": {"open_bias": 1.0, "backprop_to_input": True, "logit_scale": 1.0},
@@ -29,39 +32,37 @@ _FORMS: dict[str, dict[str, Any]] = {
 
 
 class Consensus(Method):
-    """Train the gated network; its consensus mask is the result. Once all is decided, train what it leaves."""
+    """Train the gated network, whose consensus mask is the result; once all units are decided, the sliced network."""
 
     reads = METHOD_FIELDS
 
-    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+    def sites(self, plain: nn.Module) -> tuple[Site, ...]:
+        """Return the sites of the recipe's gates."""
+        gates = self.task.config.gates
+        return super().sites(plain) if gates.kind == "none" else find_sites(plain, gates.kind, gates.position)
+
+    def phases(self) -> Phases:
         """Gates and weights are learned together; after the collapse in flight, weights alone."""
         config = self.task.config
         # A property of this run only: the recipe stays one of this method, whatever kind of gates is set later.
         if config.gates.kind == "none":
-            yield from Dense(self.task).phases(recorded)
+            yield from Dense(self.task).phases()
             return
         options = config.gates.model_dump(exclude={"temperature", *_FORMS["paper"]})
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
-        budget = self._budget(module)
+        budget, freezer = self._budget(module), _freezer(module, config)
         shape_gates(module, **_form(config))
-        common: dict[str, Any] = {"epochs": config.epochs}
-        gated = GatedPhase(
-            "gated",
-            module,
-            config=config,
-            budget=budget,
-            freezer=_freezer(module, config),
-            **common,
-        )
-        yield gated
-        mask = UnitMask.from_dict(recorded["collapsed"]) if "collapsed" in recorded else gated.decision
-        if mask is None or gated.ended == config.epochs:
+        gated = GatedPhase("gated", module, config.epochs, config=config, budget=budget, freezer=freezer)
+        result = yield gated
+        # The gated phase has lasted to the end: nothing is left to train.
+        if result.epochs_run == config.epochs:
             return
-        small, origins = slice_gated_network(gated.trained or gated.module, mask.kept)
-        yield CollapsedPhase(
-            "collapsed", small, structure=mask.as_dict(), kept=mask.kept, transition=Transition(origins),
-            continues=True, mask=mask, **common,
-        )  # fmt: skip
+        mask = result.decision
+        assert isinstance(mask, UnitMask)
+        small, origins = slice_gated_network(result.module, mask.kept)
+        # Optimizer state follows the weights: the collapsed network continues without a jump of the loss.
+        transition = Transition(origins)
+        yield PrunedPhase("collapsed", small, config.epochs, mask.kept, transition, continues=True, mask=mask)
 
     def _budget(self, module: nn.Module) -> Budget | None:
         config = self.task.config
@@ -69,7 +70,7 @@ class Consensus(Method):
             return None
         settings = config.budget.model_dump()
         allow_empty = settings.pop("allow_empty")
-        return Budget(module, self.task.costs, config.target_macs, Timeline(**settings), allow_empty)
+        return Budget(module, self.costs, config.target_macs, Timeline(**settings), allow_empty)
 
 
 def _form(config: RunConfig) -> dict[str, Any]:
@@ -80,6 +81,7 @@ def _form(config: RunConfig) -> dict[str, Any]:
 
 
 def _freezer(module: nn.Module, config: RunConfig) -> Freezer | None:
+    # Under a budget thresholds may still move back, so freezing waits; without one it is off unless asked for.
     after = config.freeze.after
     if after is None:
         after = _PATIENCE if config.target_macs is not None else 0
@@ -90,20 +92,18 @@ def _freezer(module: nn.Module, config: RunConfig) -> Freezer | None:
 class GatedPhase(Phase):
     """The phase of a gated network: equation 10, under a MACs budget if there is one."""
 
+    has_gates: ClassVar[bool] = True
+
     config: RunConfig
     budget: Budget | None = None
     freezer: Freezer | None = None
-
-    @property
-    def has_gates(self) -> bool:
-        """Gated networks decide per sample."""
-        return True
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         """Polarization and activation terms that the recipe or the budget gives a weight at this moment."""
         assert step.means is not None
         polar, active = self._polarization(step.epoch), self.config.activation.at(step.epoch)
         means, terms = step.means[:2], {}
+        # A term of weight 0 would still cost its backward pass.
         if polar:
             terms["polarization"] = polarization(means, polar)
         if active:
@@ -111,18 +111,19 @@ class GatedPhase(Phase):
         return terms
 
     def _polarization(self, epoch: float) -> float:
+        # A budget polarizes after it is met, the paper from the start.
         if self.config.polarization is not None:
             return self.config.polarization.at(epoch)
         return self.budget.polarization_weight(epoch / self.epochs) if self.budget else 1.0
 
     def is_over(self, epoch: int) -> bool:
-        """At the end, or when the network can be collapsed in flight."""
+        """Return True at the end, or when the network can be collapsed in flight."""
         freeze = self.config.freeze
         decided = freeze.collapse and self.freezer is not None and self.freezer.all_decided
         return epoch >= self.epochs or decided or epoch == freeze.collapse_epoch
 
-    def loaded(self, module: nn.Module) -> None:
-        """Budget and freezer set the gates of a module that was loaded."""
+    def on_weights_loaded(self, module: nn.Module) -> None:
+        """Let budget and freezer set the gates of a module whose weights were loaded."""
         for keeper in (self.budget, self.freezer):
             if keeper is not None:
                 keeper.apply(module)
@@ -147,12 +148,12 @@ class GatedPhase(Phase):
                 )
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
-        """Stochastic heads learn what their noise is keyed by."""
+        """Set the key of the noise of stochastic heads."""
         temperature = self.config.gates.temperature.at(epoch)
         set_noise_key(module, NoiseKey(self.config.seed, step, first_sample, temperature))
 
     def after_step(self, module: nn.Module, means: Tensor, logits: Tensor, epoch: float) -> None:
-        """Heads see the mean logits, the budget moves the gates' thresholds, and decided gates freeze."""
+        """Update head statistics, the thresholds of the budget, and the freezer."""
         follow_logits(module, logits)
         progress, begin = epoch / self.epochs, self.config.freeze.open_from
         if self.budget is not None:
@@ -161,32 +162,16 @@ class GatedPhase(Phase):
         if self.freezer is not None:
             self.freezer.update(module, means, open_counts=progress >= begin)
 
-    def decide(self, module: nn.Module, batches: Iterable[Any]) -> UnitMask:
-        """The consensus mask over ``batches``."""
+    def vote(self, module: nn.Module, batches: Iterable[Any]) -> UnitMask:
+        """Return the consensus mask over ``batches``."""
         return consensus_mask(module, batches, self.config.round_to)
 
-    def fixed(self, module: nn.Module, mask: UnitMask | None) -> nn.Module:
-        """The gated network with its gates fixed to the mask."""
-        assert mask is not None
-        return masked(module, mask)
+    def masked(self, module: nn.Module, decision: Decision | None) -> nn.Module:
+        """Return the gated network with its gates fixed to the mask."""
+        assert isinstance(decision, UnitMask)
+        return masked(module, decision)
 
-    def agrees(self, module: nn.Module, mask: UnitMask | None) -> bool:
-        """Whether all samples of the latest batch have agreed with the mask."""
-        assert mask is not None
-        return agrees(module, mask)
-
-    def small(self, module: nn.Module, mask: UnitMask | None) -> nn.Module:
-        """The collapsed network."""
-        assert mask is not None
-        return collapse(module, mask)
-
-
-@dataclass(kw_only=True)
-class CollapsedPhase(Phase):
-    """The phase of the small network that a mask has left: nothing is left to decide."""
-
-    mask: UnitMask
-
-    def decide(self, module: nn.Module, batches: Iterable[Any]) -> UnitMask:
-        """The mask of the collapse."""
-        return self.mask
+    def sliced(self, module: nn.Module, decision: Decision | None) -> nn.Module:
+        """Return the collapsed network."""
+        assert isinstance(decision, UnitMask)
+        return collapse(module, decision)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from dist_prune.methods.base import Method, Phase
+from dist_prune.methods.base import Method, Phase, Phases
 
 
 class Dense(Method):
     """Train the recipe's network as it is."""
 
-    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+    def phases(self) -> Phases:
         """One phase."""
-        config = self.task.config
-        yield Phase("dense", self.task.build(), config.epochs)
+        yield Phase("dense", self.task.build(), self.task.config.epochs)

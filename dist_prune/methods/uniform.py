@@ -8,18 +8,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from torch import nn
 
 from dist_prune.config import RunConfig
 from dist_prune.errors import UserError
 from dist_prune.gates.insertion import find_sites
-from dist_prune.methods.base import Method, Phase, Task
+from dist_prune.measure.macs import count_macs
+from dist_prune.methods.base import Method, Phase, Phases, Task
 from dist_prune.models.build import architecture_of
 from dist_prune.pruning.collapse import slice_network
-from dist_prune.pruning.costs import Costs, unit_costs
-from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.costs import Costs
+from dist_prune.pruning.decision import Decision
+from dist_prune.pruning.sites import Site
 
 _WIDTHS = {"cifar_resnet": ("width", 16.0), "torchvision/mobilenet_v2": ("width_mult", 1.0)}
 
@@ -29,10 +31,11 @@ class UniformDepth(Method):
 
     reads = frozenset({"target_macs"})
 
-    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+    def phases(self) -> Phases:
         """One phase."""
         config = self.task.config
-        kept = uniform_depth(self.task.costs, _target(config))
+        # Weights of the removed layers were never trained: slicing only saves a second way to build the network.
+        kept = uniform_depth(self.costs, _target(config))
         small, _ = slice_network(self.task.build(), kept)
         yield Phase("dense", small, config.epochs, kept=kept)
 
@@ -42,16 +45,11 @@ class UniformWidth(Method):
 
     reads = frozenset({"target_macs"})
 
-    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+    def phases(self) -> Phases:
         """One phase."""
         task, config = self.task, self.task.config
-        small = uniform_width(task, _target(config))
-        yield _NarrowPhase(
-            "dense",
-            small.build(),
-            config.epochs,
-            own_macs=small.costs.dense,
-        )
+        small = uniform_width(task, round(_target(config) * self.costs.dense))
+        yield _NarrowPhase("dense", small.build(), config.epochs, own_macs=_macs(small))
 
 
 class UniformChannels(Method):
@@ -59,22 +57,24 @@ class UniformChannels(Method):
 
     reads = frozenset({"target_macs"})
 
-    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+    def sites(self, plain: nn.Module) -> tuple[Site, ...]:
+        """Return the channels between the layers of blocks."""
+        return find_sites(plain, "channel")
+
+    def phases(self) -> Phases:
         """One phase."""
-        config, plain = self.task.config, self.task.build()
-        costs = unit_costs(plain, self.task.input_shape, find_sites(plain, "channel"))
-        kept = uniform_channels(costs, _target(config))
-        small, _ = slice_network(plain, kept)
-        macs = costs.of(kept)
-        yield _NarrowPhase("dense", small, config.epochs, own_macs=macs)
+        config = self.task.config
+        kept = uniform_channels(self.costs, _target(config))
+        small, _ = slice_network(self.task.build(), kept)
+        yield Phase("dense", small, config.epochs, kept=kept)
 
 
 @dataclass(kw_only=True)
 class _NarrowPhase(Phase):
     own_macs: int
 
-    def macs(self, dense: Costs, mask: UnitMask | None) -> int:
-        """The narrow network's own."""
+    def macs(self, costs: Costs, decision: Decision | None) -> int:
+        """Return the narrow network's own."""
         return self.own_macs
 
 
@@ -94,6 +94,7 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
     stages: dict[str, list[str]] = defaultdict(list)
     for site in costs.sites:
         stages[site.stage].append(site.name)
+    # Every share of layers gives each stage two candidate depths: few enough to try them all.
     best: tuple[tuple[float, int], dict[str, tuple[int, ...]]] | None = None
     for share in {n / len(layers) for layers in stages.values() for n in range(len(layers) + 1)}:
         options = [
@@ -106,6 +107,7 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
                 for depth, layers in zip(depths, stages.values(), strict=True)
                 for position, name in enumerate(layers)
             }
+            # Hundredths do not count; among equals, the first and the last stage keep more.
             key = (round(abs(costs.of(kept) / costs.dense - target), 2), -depths[0] - depths[-1])
             if best is None or key < best[0]:
                 best = key, kept
@@ -116,6 +118,7 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
 
 def uniform_channels(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
     """Kept units of each channel site: the first so many, by one share, nearest to ``target`` of the dense MACs."""
+    # The widest site decides how fine the shares are.
     steps = max(site.units for site in costs.sites)
     options = (
         {site.name: tuple(range(max(1, round(site.units * n / steps)))) for site in costs.sites}
@@ -124,8 +127,8 @@ def uniform_channels(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
     return min(options, key=lambda kept: abs(costs.of(kept) / costs.dense - target))
 
 
-def uniform_width(task: Task, target: float) -> Task:
-    """The task with the width at which its network comes nearest to ``target`` of the dense MACs.
+def uniform_width(task: Task, macs: float) -> Task:
+    """Return the task with the width at which its network comes nearest to ``macs``.
 
     Raises UserError for networks that have no width argument.
     """
@@ -134,18 +137,24 @@ def uniform_width(task: Task, target: float) -> Task:
         raise UserError(f"uniform_width: {task.config.model} has no width argument; use uniform_channels")
     argument, default = _WIDTHS[architecture.builder]
     full = float(task.config.model_args.get(argument, default))
-    wanted = target * task.costs.dense
-    low, high = 0.0, 1.0  # MACs grow with the width: halve the interval that holds the budget
+    # MACs grow with the width: halve the interval that holds the budget.
+    low, high = 0.0, 1.0
     for _ in range(10):
         middle = (low + high) / 2
-        if _narrowed(task, argument, middle * full).costs.dense < wanted:
+        if _macs(_narrowed(task, argument, middle * full)) < macs:
             low = middle
         else:
             high = middle
+    # Widths round to whole channels, so either end of the interval may be nearer.
     candidates = [_narrowed(task, argument, factor * full) for factor in (low, high) if factor > 0]
-    return min(candidates, key=lambda candidate: abs(candidate.costs.dense - wanted))
+    return min(candidates, key=lambda candidate: abs(_macs(candidate) - macs))
+
+
+def _macs(task: Task) -> int:
+    return count_macs(task.build(), task.input_shape)
 
 
 def _narrowed(task: Task, argument: str, width: float) -> Task:
+    # A width is in channels, a width_mult is a factor.
     arguments = {**task.config.model_args, argument: max(width, 1.0) if argument == "width" else width}
     return dataclasses.replace(task, config=task.config.model_copy(update={"model_args": arguments}))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dist_prune.checkpoints.format import Checkpoint, load_checkpoint, load_newest
-from dist_prune.checkpoints.recorded import check_state, check_weights, config_of, data_of
+from dist_prune.checkpoints.format import load_checkpoint, load_newest
+from dist_prune.checkpoints.recorded import config_of, data_of
+from dist_prune.checkpoints.train_state import TrainState
 from dist_prune.config import AugmentConfig
 from dist_prune.data import ImageData, open_data
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import UserError
-from dist_prune.methods import Method, Phase
+from dist_prune.methods import Method, Phase, PhaseResult, next_phase
 from dist_prune.monitor.records import RunFolder
 from dist_prune.pruning.mask import load_mask
 from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_sliced_config
@@ -38,28 +38,26 @@ def collapse_run(
     """
     if mask and round_to:
         raise UserError("a mask.json is used unchanged: remove --mask or --round_to")
-    run, checkpoint = _find(Path(source))
+    run, state = _find(Path(source))
     config = config_of(run)
     data = data or data_of(run)
     given = {"data": data, "round_to": round_to}
     config = config.model_copy(update={key: value for key, value in given.items() if value})
     images = open_images(config)
-    method, task = build_method(config, images)
-    phase = _trained_phase(method, checkpoint)
+    method = build_method(config, images)
+    phase = _trained_phase(method, state)
     if (mask or round_to) and not phase.has_gates:
         raise UserError(f"{source} has no gates left to vote: remove --mask and --round_to")
     folder = RunFolder(out) if out else run
     folder.path.mkdir(parents=True, exist_ok=True)
-    setting = RunContext(
-        config, {}, Batching(256, 1, 1), images, method, task.costs, torch.device("cpu"), folder
-    )
-    assert phase.trained is not None
-    with setting.with_read_errors():
-        batches = setting.eval_batches("train")
-        phase.decision = load_mask(mask) if mask else phase.decide(phase.trained, batches)
-    setting.sync_errors()
-    outcome = finish(setting, phase, collapse_difference(setting, phase))
-    return {**outcome.summary, "sliced network": str(folder.sliced)}
+    context = RunContext(config, {}, Batching(256, 1, 1), images, method, torch.device("cpu"), folder)
+    with context.with_read_errors():
+        batches = context.eval_batches("train")
+        decision = load_mask(mask) if mask else phase.vote(phase.module, batches)
+    context.sync_errors()
+    result = PhaseResult(phase.module, state.progress.epoch, decision)
+    summary = finish(context, phase, result, collapse_difference(context, phase, result))
+    return {**summary, "sliced network": str(folder.sliced)}
 
 
 def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -> dict[str, Any]:
@@ -99,23 +97,30 @@ def open_for_sliced(config: dict[str, Any], data: str) -> ImageData:
     return images
 
 
-def _find(source: Path) -> tuple[RunFolder, Checkpoint]:
-    if (source / "manifest.json").exists():  # one checkpoint: RUN/checkpoints/step-...
-        return RunFolder(source.parent.parent), check_state(load_checkpoint(source))
+def _find(source: Path) -> tuple[RunFolder, TrainState]:
+    # One checkpoint: RUN/checkpoints/step-...
+    if (source / "manifest.json").exists():
+        return RunFolder(source.parent.parent), load_checkpoint(source)
     run = RunFolder(source)
-    checkpoint, damaged = load_newest(run.checkpoints)
-    if checkpoint is None:
+    state, damaged = load_newest(run.checkpoints)
+    if state is None:
         raise UserError(damaged[0] if damaged else f"{source} holds no checkpoint of a run")
-    return run, check_state(checkpoint)
+    return run, state
 
 
-def _trained_phase(method: Method, checkpoint: Checkpoint) -> Phase:
+def _trained_phase(method: Method, state: TrainState) -> Phase:
     """Return the phase of the checkpoint, with its weights loaded."""
-    for phase in method.phases(checkpoint.state["structures"]):
-        if phase.name == checkpoint.state["phase"]:
-            phase.load_extra_state(checkpoint.pop_extra_state())
-            check_weights(checkpoint, phase.module)
-            phase.module.load_state_dict(checkpoint.weights)
-            phase.loaded(phase.module)
-            return dataclasses.replace(phase, trained=phase.module)
-    raise UserError(f"the run's method has no phase '{checkpoint.state['phase']}'")
+    phases = method.phases()
+    phase: Phase | None = next(phases)
+    while phase is not None and phase.name != state.progress.phase:
+        ended = state.finished.get(phase.name)
+        if ended is None:
+            break
+        phase = next_phase(phases, PhaseResult(phase.module, ended.epochs_run, ended.decision))
+    if phase is None or phase.name != state.progress.phase:
+        raise UserError(f"the run's method has no phase '{state.progress.phase}'")
+    phase.load_extra_state(state.phase_state)
+    state.check_fits(phase.module)
+    phase.module.load_state_dict(state.model.weights)
+    phase.on_weights_loaded(phase.module)
+    return phase

@@ -38,7 +38,7 @@ class Costs:
     parameters: of the whole network.
     sites: those whose units can be open or closed.
     modules: those whose MACs depend on the sites.
-    not_counted: operators of the network that nobody knows how to count (see ``analyze_macs``).
+    not_counted: operators of the network without a known count (see ``analyze_macs``).
     """
 
     dense: int

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_prune.errors import UserError, first_problem
+from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.costs import Costs
+from dist_prune.pruning.masking import close_units
 from dist_prune.pruning.sites import Site
+from dist_prune.pruning.slicing import all_sites
 
 THRESHOLD = 0.5
 BINS = 20
@@ -54,6 +58,7 @@ class UnitMask:
     """A decision for every site, in the order of the network. Equal on all ranks."""
 
     sites: tuple[SiteMask, ...]
+    kind: ClassVar[str] = "units"
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
@@ -100,6 +105,40 @@ class UnitMask:
         kept, units = sum(len(s.kept) for s in self.sites), sum(s.units for s in self.sites)
         totals = {"kept": kept, "units": units, "open_ratio": self.open_ratio, "agreement": self.agreement}
         return {"sites": [asdict(site) for site in self.sites], "totals": totals}
+
+    def masked(self, module: nn.Module) -> nn.Module:
+        """Return a copy of a plain network with its closed units contributing zero; eval mode."""
+        sites = {site.name: site for site in all_sites(module)}
+        UnitMask.of(self.kept, [sites[name] for name in self.kept if name in sites])
+        return close_units(module, self.kept, sites)
+
+    def sliced(self, module: nn.Module) -> nn.Module:
+        """Return the plain network that remains, with the outputs of ``masked``; eval mode."""
+        return slice_network(module, self.kept)[0].eval()
+
+    def macs(self, costs: Costs, kept: Mapping[str, Collection[int]]) -> int:
+        """Return the MACs of what remains; kept: units that earlier phases left, by site name."""
+        return costs.of({**kept, **self.kept})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return nothing: ``as_dict`` says all."""
+        return {}
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the records of a run say about the mask."""
+        return {
+            "open_ratio": self.open_ratio,
+            "r_polar": self.r_polar,
+            "agreement": self.agreement,
+            "units_flipped_by_rounding": self.flipped,
+            "gate_means": self.mean_activation,
+            "gate_histogram": self.histogram,
+        }
+
+    @classmethod
+    def restore(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> UnitMask:
+        """Return the mask that ``as_dict`` described; raises UserError for anything else."""
+        return cls.from_dict(data)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> UnitMask:

@@ -11,7 +11,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     """Return the card of a checkpoint with this config.json, whose "results", if any, are measured figures."""
     closed = [name for name, units in config["kept_units"].items() if not units]
     results: Mapping[str, Any] = config.get("results", {})
-    # A missing sensor is no zero: figures that were not measured say so.
+    # A figure that was not measured is no zero.
     rows = "\n".join(
         f"| {name} | {'not measured' if value is None else value} |" for name, value in results.items()
     )

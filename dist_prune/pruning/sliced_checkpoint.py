@@ -177,7 +177,7 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder} is not a sliced checkpoint: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f"{folder} is not a sliced checkpoint: {path} does not say so")
+        raise UserError(f"{folder} is not a sliced checkpoint: its config.json has another format")
     if config.get("version") != VERSION:
         raise UserError(
             f"{folder} is of format version {config.get('version')}; this program reads {VERSION}"

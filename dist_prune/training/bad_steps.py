@@ -1,28 +1,31 @@
-"""Steps whose loss or gradients are not finite: skipped on all ranks alike, counted, told, and limited."""
+"""Steps whose loss or gradients are not finite: skipped on all ranks, counted, reported and limited."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dist_prune.checkpoints.train_state import Progress
 from dist_prune.errors import RunError
-from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.context import RunContext
 from dist_prune.training.step import StepMetrics
 
-_SHOWN = 8  # samples of the batch in the line; metrics.jsonl has all of them
+# Samples of the batch that the line names; metrics.jsonl has all of them.
+_SHOWN = 8
 
 
 class TrainingDiverged(RunError):
-    """Loss or gradients are no longer numbers."""
+    """Loss or gradients are not finite in too many steps in a row."""
 
 
-def count_bad_steps(setting: RunContext, at: Progress, record: StepMetrics) -> dict[str, list[int]] | None:
-    """Take note of a step that was just made; the samples of its batch (by shard) if it was skipped, else None."""
+def count_bad_steps(context: RunContext, at: Progress, record: StepMetrics) -> dict[str, list[int]] | None:
+    """Count a step; return the samples of its batch, by shard, if it was skipped, else None."""
     if record.applied:
         at.bad_in_a_row = 0
         return None
+    # The order of samples is a function of epoch and step, so any step's batch can be named afterwards.
     at.steps_skipped += 1
     at.bad_in_a_row += 1
-    return setting.data.samples_of_step(at.epoch, at.batch - 1, setting.config.global_batch_size)
+    return context.data.samples_of_step(at.epoch, at.batch - 1, context.config.global_batch_size)
 
 
 def refuse_too_many(at: Progress, limit: int) -> None:
@@ -37,7 +40,7 @@ def refuse_too_many(at: Progress, limit: int) -> None:
 
 
 def line_about(step: int, record: StepMetrics, samples: Mapping[str, Sequence[int]]) -> str:
-    """What is told of a step that was skipped."""
+    """Return the console line about a skipped step."""
     named = [f"{shard} {row}" for shard, rows in samples.items() for row in rows]
     more = f" and {len(named) - _SHOWN} more (see metrics.jsonl)" if len(named) > _SHOWN else ""
     return (

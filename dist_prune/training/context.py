@@ -1,4 +1,4 @@
-"""Run context and training progress; no engine is imported here, so that offline commands can use both."""
+"""Run context; no engine is imported here, so that offline commands can use it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
-from pydantic import ConfigDict, with_config
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -28,11 +27,10 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run is made of; the same on all ranks but for the device and ``pending_errors``.
+    """The parts of a run; equal on all ranks except for the device and ``pending_errors``.
 
-    A rank whose data cannot be read, or that cannot write, must not leave the others waiting in a collective: it
-    goes on without an error, which goes into ``pending_errors``, and all ranks raise it together, in ``sync_errors``
-    or after a step.
+    A rank that cannot read its data or cannot write must not leave the others waiting in a collective. It continues,
+    its error goes into ``pending_errors``, and all ranks raise it together, in ``sync_errors`` or after a step.
     """
 
     config: RunConfig
@@ -40,20 +38,25 @@ class RunContext:
     batching: Batching
     data: ImageData
     method: Method
-    costs: Costs
     device: torch.device
     folder: RunFolder
     pending_errors: list[ShardError | ReadingFailed | RunError | UserError] = field(default_factory=list)
+
+    @property
+    def costs(self) -> Costs:
+        """MACs of the dense network, by the units that the method prunes."""
+        return self.method.costs
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
         return self.data.steps_per_epoch(self.config.global_batch_size)
 
-    def train_batches(self, epoch: int, skip_steps: int) -> Iterator[Batch]:
-        """This rank's micro-batches of an epoch, on its device, without those of its first ``skip_steps`` steps.
+    def train_batches(self, epoch: int, skip_steps: int, views: int = 1) -> Iterator[Batch]:
+        """Yield this rank's micro-batches of an epoch, on its device, without those of its first ``skip_steps`` steps.
 
-        Black images stand in where the data cannot be read; the step tells all ranks.
+        images: (views * B, C, H, W), view after view; labels: (B,). Black images stand in where the data cannot be
+        read; the step tells all ranks.
         """
         batching = self.batching
         batches = self.data.train_batches(
@@ -63,23 +66,26 @@ class RunContext:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             skip_steps=skip_steps,
+            views=views,
             device=self.device,
         )
         try:
             yield from batches
         except (ShardError, ReadingFailed) as error:
+            # Batches without end: this rank takes part in every collective until the step has told the others.
             self.pending_errors.append(error)
-            black = torch.zeros(batching.micro, *self.data.input_shape, device=self.device)
+            black = torch.zeros(views * batching.micro, *self.data.input_shape, device=self.device)
             labels = torch.zeros(batching.micro, dtype=torch.int64, device=self.device)
             yield from itertools.repeat((black, labels))
 
     def eval_batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
-        """This rank's share of a split, on its device, every sample exactly once; ``limit``: of its first samples.
+        """Yield this rank's share of a split, on its device, every sample exactly once; limit: of its first samples.
 
-        Use them within ``with_read_errors``, and call ``sync_errors`` before you believe in what comes of them.
+        Use them within ``with_read_errors``, and call ``sync_errors`` before you use a result.
         """
         batches = self.data.eval_batches(
             split,
+            # A micro-batch may be tiny; without gradients there is room for more.
             batch_size=max(self.batching.micro, 64),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -89,7 +95,8 @@ class RunContext:
         return self._while_readable(batches)
 
     def first_images(self, split: str) -> Tensor:
-        """The first images of a split, up to 64 (B, C, H, W), the same on all ranks; all of them call it."""
+        """Return the first images of a split, up to 64 (B, C, H, W), the same on all ranks; all of them call it."""
+        # Every rank reads as rank 0 does: comparing ranks needs equal images.
         batches = self.data.eval_batches(split, batch_size=64, rank=0, world_size=1, device=self.device)
         images, _ = next(self._while_readable(batches), (None, None))
         self.sync_errors()
@@ -105,27 +112,29 @@ class RunContext:
 
     @contextlib.contextmanager
     def capture_write_errors(self) -> Iterator[None]:
-        """What one rank writes into the run folder: if it cannot, all ranks raise that together, later."""
+        """Return a context for writing into the run folder: if one rank cannot, all ranks raise it together, later."""
         try:
             yield
         except (OSError, SafetensorError) as error:
             self.pending_errors.append(CannotWrite.because_of(error, self.folder.path))
-        except (RunError, UserError) as error:  # for example what was written comes back changed
+        except (RunError, UserError) as error:
+            # For example a file that comes back changed.
             self.pending_errors.append(error)
 
     @contextlib.contextmanager
     def with_read_errors(self) -> Iterator[None]:
-        """What all ranks do with a split: where no sample is left, they raise why rather than that."""
+        """Return a context for using a split on all ranks: if no sample is left, they raise the reason."""
         try:
             yield
         except NothingToEvaluate:
+            # The cause (a missing shard) says more than its consequence.
             self.sync_errors()
             raise
 
     def sync_errors(self) -> int:
-        """Agree with the other ranks on what was read: the samples left out since the last call or step, of all ranks.
+        """Return the number of samples skipped since the last call or step, over all ranks, which all call it.
 
-        All ranks call it. Raises UserError (or RunError) on all of them if one could not read its data or write.
+        Raises UserError or RunError on all ranks if one of them could not read its data or write.
         """
         mine = torch.tensor([self.data.skipped.take(), len(self.pending_errors)], device=self.device)
         skipped, failed = distributed.all_reduce_sum(mine).tolist()
@@ -134,37 +143,12 @@ class RunContext:
         return skipped
 
     def raise_pending_errors(self) -> NoReturn:
-        """Raise what one of the ranks could not do, as UserError where data are bad; all of them call it."""
+        """Raise the first rank's pending error on all ranks, as UserError if data are bad; all of them call it."""
         error = distributed.first_object(next(iter(self.pending_errors), None))
         if isinstance(error, (RunError, UserError)):
             raise error
         hint = "; bad_data=skip leaves out what cannot be read" if self.config.bad_data == "error" else ""
         raise UserError(f"{error}{hint}")
-
-
-@with_config(ConfigDict(extra="forbid"))
-@dataclass
-class Progress:
-    """Where a run stands. step counts over all phases, batch the optimizer steps within the epoch.
-
-    skipped: samples that could not be read, over all ranks, each time that one was met, in training and in the
-    evaluations of its epochs; skipped_in_epoch: those of this epoch. max_abs_difference: between masked and sliced
-    outputs at the ends of phases so far. steps_skipped: steps whose loss or gradients were not finite;
-    bad_in_a_row: how many of them came last. best_accuracy: on the test split, of the epoch that ended at best_step.
-    """
-
-    phase: str = ""
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    skipped_in_epoch: int = 0
-    max_abs_difference: float = 0.0
-    steps_skipped: int = 0
-    bad_in_a_row: int = 0
-    best_accuracy: float = -1.0
-    best_step: int | None = None
 
 
 def open_images(config: RunConfig) -> ImageData:
@@ -181,13 +165,12 @@ def open_images(config: RunConfig) -> ImageData:
     )
 
 
-def build_method(config: RunConfig, data: ImageData) -> tuple[Method, Task]:
-    """Build the recipe's method and the task that it is given.
+def build_method(config: RunConfig, data: ImageData) -> Method:
+    """Build the recipe's method.
 
     Raises:
-        UserError: no method has that name.
+        UserError: no method has that name, or its options are wrong.
     """
     if config.method not in METHODS:
         raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
-    task = Task(config, data.num_classes, data.input_shape)
-    return METHODS[config.method](task), task
+    return METHODS[config.method](Task(config, data.num_classes, data.input_shape))

@@ -1,76 +1,54 @@
-"""What a run has spent so far, over all ranks and all its invocations."""
+"""The energy that a run has spent so far, over all ranks and all its invocations."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dist_prune.checkpoints.format import Checkpoint
+from dist_prune.checkpoints.train_state import SpentEnergy, TrainState
 from dist_prune.measure.energy import EnergyMeter, co2_grams
 
 
-@dataclass
-class Spent:
-    """Energy so far.
-
-    joules: None from the moment on that a part was not measured; ranks: the fewest that had a sensor in any part, None
-    before the first; sensors: of each kind, in the latest part.
-    """
-
-    joules: float | None = 0.0
-    ranks: int | None = None
-    sensors: dict[str, int] = field(default_factory=dict)
-
-
 class EnergyAccount:
-    """Adds up what ``meter`` measures from now on to what the checkpoint says was spent before; all ranks alike.
+    """Adds what ``meter`` measures to the energy of ``state``; all ranks alike.
 
-    What was spent after the checkpoint that a run goes on from is not counted, as its seconds are not.
+    Energy that was spent after the checkpoint that a run continues from is not counted, as its seconds are not.
     """
 
-    def __init__(self, meter: EnergyMeter, resume: Checkpoint | None) -> None:
-        self._meter = meter
-        self.run, self.epoch = Spent(), Spent()
-        if resume is not None:
-            unknown = asdict(Spent(joules=None, ranks=0))  # of a checkpoint without an account
-            saved = resume.state.get("energy", {"run": unknown, "epoch": unknown})
-            self.run, self.epoch = Spent(**saved["run"]), Spent(**saved["epoch"])
+    def __init__(self, meter: EnergyMeter, state: TrainState) -> None:
+        self._meter, self._state = meter, state
 
     def add(self) -> None:
         """Measure up to now; all ranks call it."""
-        energy = self._meter.take()
-        for spent in (self.run, self.epoch):
-            known = spent.joules is not None and energy.joules is not None
-            spent.joules = spent.joules + energy.joules if known else None  # type: ignore[operator]
-            spent.ranks = energy.ranks if spent.ranks is None else min(spent.ranks, energy.ranks)
-            spent.sensors = energy.sensors
+        measured = self._meter.take()
+        # The epoch's account starts anew at each evaluation, the run's never does.
+        for spent in (self._state.energy_run, self._state.energy_epoch):
+            # A sum with an unmeasured part is unknown, not smaller.
+            known = spent.joules is not None and measured.joules is not None
+            spent.joules = spent.joules + measured.joules if known else None  # type: ignore[operator]
+            spent.ranks = measured.ranks if spent.ranks is None else min(spent.ranks, measured.ranks)
+            spent.sensors = measured.sensors
 
     def end_epoch(self) -> dict[str, Any]:
-        """Measure up to now, and what an eval record says of the epoch; all ranks call it."""
+        """Measure up to now; return what an eval record says of the epoch. All ranks call it."""
         self.add()
-        ended, self.epoch = self.epoch, Spent()
-        return {**_record(ended), "energy_joules_total": self.run.joules}
+        ended, self._state.energy_epoch = self._state.energy_epoch, SpentEnergy()
+        return {**_record(ended), "energy_joules_total": self._state.energy_run.joules}
 
     def summary(self, grid_intensity: float | None) -> dict[str, Any]:
-        """Measure up to now, and what the summary says of the run; all ranks call it.
+        """Measure up to now; return what the summary says of the run. All ranks call it.
 
-        grid_intensity: grams of CO2 per kWh, if the user has said.
+        grid_intensity: grams of CO2 per kWh, if the user has set it.
         """
         self.add()
-        found: dict[str, Any] = {**_record(self.run), "energy_missing": list(self._meter.missing)}
+        run = self._state.energy_run
+        found: dict[str, Any] = {**_record(run), "energy_missing": list(self._meter.missing)}
         if grid_intensity is not None:
-            found |= {
-                "co2_grams": co2_grams(self.run.joules, grid_intensity),
-                "grid_intensity": grid_intensity,
-            }
+            co2 = co2_grams(run.joules, grid_intensity)
+            found |= {"co2_grams": co2, "grid_intensity": grid_intensity}
         return found
 
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint, as plain data."""
-        return {"run": asdict(self.run), "epoch": asdict(self.epoch)}
 
-
-def _record(spent: Spent) -> dict[str, Any]:
+def _record(spent: SpentEnergy) -> dict[str, Any]:
     return {
         "energy_joules": spent.joules,
         "energy_ranks": spent.ranks or 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,25 +18,22 @@ def accuracies(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     autocast: AbstractContextManager | None = None,
-    alike: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Top-1 accuracy of each model over the shares of all ranks; the data is read and decoded once.
+    """Return the top-1 accuracy of each model over the shares of all ranks; the data are read and decoded once.
 
-    models: the same names on every rank; they are put in eval mode. batches: this rank's (images
-    (B, C, H, W), labels (B,)); a rank may have none. alike: asked after the first model has seen a batch; if True,
-    the others would say the same of it, and are spared. Raises NothingToEvaluate if no rank has a sample.
+    models: the same names on every rank; they are put in eval mode. batches: this rank's (images (B, C, H, W),
+    labels (B,)); a rank may have none. Raises NothingToEvaluate if no rank has a sample.
     """
     for model in models.values():
         model.eval()
-    first, *others = models.values()
     counts = torch.zeros(len(models) + 1, dtype=torch.float64, device=device)
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        # The precision of training: users compare these figures with those of training steps.
         with autocast or nullcontext():
-            right = [(first(images).argmax(1) == labels).sum()]
-            spared = bool(others) and alike()
-            right += [right[0] if spared else (model(images).argmax(1) == labels).sum() for model in others]
+            right = [(model(images).argmax(1) == labels).sum() for model in models.values()]
         counts += torch.stack([*right, torch.as_tensor(len(labels), device=device)])
+    # One all-reduce at the end: ranks may have different numbers of batches.
     *right_counts, samples = distributed.all_reduce_sum(counts).tolist()
     if samples == 0:
         raise NothingToEvaluate(
@@ -48,7 +45,8 @@ def accuracies(
 
 @torch.no_grad()
 def max_abs_difference(a: nn.Module, b: nn.Module, images: Tensor) -> tuple[float, float]:
-    """(largest absolute difference of the two outputs, tolerance for fp32: 1e-5 * max(1, |y| max))."""
+    """Return (largest absolute difference of the two outputs, tolerance for fp32: 1e-5 * max(1, |y| max))."""
+    # TF32 keeps 10 bits of the mantissa, which would hide a real difference in its rounding.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         first, second = a.eval()(images), b.eval()(images)
     tolerance = 1e-5 * max(1.0, first.abs().max().item())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from dist_prune import distributed
 from dist_prune.errors import RunError
 from dist_prune.gates.selection import budget_status
 from dist_prune.measure.macs import count_macs, count_parameters
-from dist_prune.methods import Phase
+from dist_prune.methods import Phase, PhaseResult
+from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.sliced_checkpoint import add_results, load_sliced, save_sliced
 from dist_prune.training.context import RunContext
@@ -23,25 +23,18 @@ class CollapseFailed(RunError):
     """The sliced network does not compute what the gated one does."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """summary: the record of the run folder's contract, without times; small: the collapsed network."""
-
-    summary: dict[str, Any]
-    small: nn.Module
-
-
-def collapse_difference(setting: RunContext, phase: Phase) -> float:
-    """The largest absolute difference between masked and sliced outputs of a phase that is over, on real images.
+def collapse_difference(context: RunContext, phase: Phase, result: PhaseResult) -> float:
+    """Return the largest absolute difference between masked and sliced outputs of a phase, on real images.
 
     All ranks call it and get the same, whatever each one's processor rounds. Raises CollapseFailed, on all of them, if
     it is more than fp32 rounding.
     """
-    trained, mask = phase.trained, phase.decision
-    assert trained is not None
-    fixed, small = phase.fixed(trained, mask), phase.small(trained, mask)
-    mine = max_abs_difference(fixed, small, setting.first_images("test"))
+    masked = phase.masked(result.module, result.decision)
+    sliced = phase.sliced(result.module, result.decision)
+    # Real images: noise would not reach the units that matter.
+    mine = max_abs_difference(masked, sliced, context.first_images("test"))
     difference, tolerance = map(max, zip(*distributed.gather_objects(mine), strict=True))
+    # Not "difference > tolerance", which is False for NaN.
     if not difference <= tolerance:
         raise CollapseFailed(
             f"masked and sliced outputs differ by {difference:.3g} (tolerance {tolerance:.3g})"
@@ -50,87 +43,97 @@ def collapse_difference(setting: RunContext, phase: Phase) -> float:
 
 
 def finish(
-    setting: RunContext, phase: Phase, difference: float, autocast: torch.autocast | None = None
-) -> Outcome:
-    """Collapse the last phase (``trained`` and ``decision`` set); all ranks call it.
+    context: RunContext,
+    phase: Phase,
+    result: PhaseResult,
+    difference: float,
+    autocast: torch.autocast | None = None,
+) -> dict[str, Any]:
+    """Collapse the network of the last phase, write mask.json and sliced/, and return the summary without times.
 
-    Rank 0 writes mask.json and sliced/. difference: what ``collapse_difference`` found, the largest of all phases.
-    Raises CollapseFailed if the MACs are not those that the mask predicts.
+    All ranks call it; rank 0 writes. difference: what ``collapse_difference`` found, the largest of all phases. Raises
+    CollapseFailed if the MACs are not those that the decision predicts.
     """
-    trained, mask = phase.trained, phase.decision
-    assert trained is not None
-    fixed, small = phase.fixed(trained, mask), phase.small(trained, mask)
-    macs, predicted = count_macs(small, setting.data.input_shape), phase.macs(setting.costs, mask)
+    trained, decision, costs = result.module, result.decision, context.costs
+    masked, sliced = phase.masked(trained, decision), phase.sliced(trained, decision)
+    # The budget was met by predicted MACs; the sliced network must have exactly these.
+    macs, predicted = count_macs(sliced, context.data.input_shape), phase.macs(costs, decision)
     if macs != predicted:
         raise CollapseFailed(f"the sliced network has {macs} MACs, the mask predicts {predicted}")
+    figures = decision.figures() if decision else {}
     summary: dict[str, Any] = {
         "macs": macs,
-        "macs_dense": setting.costs.dense,
-        "macs_ratio": macs / setting.costs.dense,
-        "macs_not_counted": list(setting.costs.not_counted),
-        **_budget(setting, mask),
-        "parameters": count_parameters(small),
-        "parameters_dense": setting.costs.parameters,
-        "agreement": mask.agreement if mask else None,
-        "units_flipped_by_rounding": mask.flipped if mask else None,
+        "macs_dense": costs.dense,
+        "macs_ratio": macs / costs.dense,
+        "macs_not_counted": list(costs.not_counted),
+        **_budget(context, decision),
+        "parameters": count_parameters(sliced),
+        "parameters_dense": costs.parameters,
+        **{key: figures.get(key) for key in ("open_ratio", "agreement", "units_flipped_by_rounding")},
         "max_abs_difference": difference,
     }
-    reloaded = small
-    with setting.capture_write_errors():
-        reloaded = _write(setting, small, mask, summary)
-    setting.sync_errors()
-    models = {"accuracy": trained, "accuracy_sliced": reloaded.to(setting.device)}
-    if fixed is not trained:
-        models["accuracy_consensus"] = fixed
-    with setting.with_read_errors():
-        accuracy = accuracies(models, setting.eval_batches("test"), setting.device, autocast)
-    setting.sync_errors()
-    summary |= {"accuracy_consensus": accuracy["accuracy"] if mask else None, **accuracy}
-    with setting.capture_write_errors():
+    # From here on, what was written to disk is evaluated, not what is in memory.
+    reloaded = sliced
+    with context.capture_write_errors():
+        reloaded = _write(context, sliced, decision, summary)
+    context.sync_errors()
+    models = {"accuracy": trained, "accuracy_sliced": reloaded.to(context.device)}
+    # A network without gates is its own masked network; evaluating it twice would show nothing.
+    if masked is not trained:
+        models["accuracy_consensus"] = masked
+    with context.with_read_errors():
+        accuracy = accuracies(models, context.eval_batches("test"), context.device, autocast)
+    context.sync_errors()
+    summary |= {"accuracy_consensus": accuracy["accuracy"] if decision else None, **accuracy}
+    # The model card is written once before the evaluation, so that a crash in it loses no network.
+    with context.capture_write_errors():
         if distributed.is_main():
-            add_results(setting.folder.sliced, summary)
-    setting.sync_errors()
-    return Outcome(summary, reloaded)
+            add_results(context.folder.sliced, summary)
+    context.sync_errors()
+    return summary
 
 
-def _budget(setting: RunContext, mask: UnitMask | None) -> dict[str, Any]:
-    """The budget and what became of it, for gated networks that have one."""
-    target = setting.config.target_macs
-    if mask is None or target is None:
+def _budget(context: RunContext, decision: Decision | None) -> dict[str, Any]:
+    """Return the budget and what became of it, for runs that have one and prune units."""
+    target = context.config.target_macs
+    if target is None or not isinstance(decision, UnitMask):
         return {}
-    return {"target_macs": target, "budget": budget_status(setting.costs, mask.kept, target)}
+    return {"target_macs": target, "budget": budget_status(context.costs, decision.kept, target)}
 
 
 def _write(
-    setting: RunContext, small: nn.Module, mask: UnitMask | None, summary: dict[str, Any]
+    context: RunContext, sliced: nn.Module, decision: Decision | None, summary: dict[str, Any]
 ) -> nn.Module:
-    """Write the results on rank 0; returns the network to evaluate: there the reloaded one, bit for bit."""
+    """Write the results on rank 0; return the network to evaluate, on rank 0 the one that was reloaded."""
     if not distributed.is_main():
-        return small
-    if mask is not None:
-        setting.folder.write_json(setting.folder.mask, mask.as_dict())
-    data = setting.data
+        return sliced
+    if decision is not None:
+        context.folder.write_json(context.folder.mask, decision.as_dict())
+    data = context.data
     save_sliced(
-        small,
-        setting.folder.sliced,
+        sliced,
+        context.folder.sliced,
         input_shape=data.input_shape,
         resized_side=data.resized_side,
         normalization=data.normalization,
         class_names=data.class_names,
-        results={"trained on": setting.config.data, **summary},
+        results={"trained on": context.config.data, **summary},
     )
-    reloaded = load_sliced(setting.folder.sliced)
-    ours = small.state_dict()
+    reloaded = load_sliced(context.folder.sliced)
+    ours = sliced.state_dict()
     for name, tensor in reloaded.state_dict().items():
         if not torch.equal(tensor, ours[name].cpu()):
-            raise CollapseFailed(f"{name} came back changed from {setting.folder.sliced}")
+            raise CollapseFailed(f"{name} came back changed from {context.folder.sliced}")
     return reloaded
 
 
-def advice(mask: UnitMask | None) -> str | None:
-    """A warning with advice where units are undecided, in one line; None where all samples agree."""
-    if mask is None or not mask.undecided:
+def advice(decision: Decision | None) -> str | None:
+    """Return one line about what a mask of units has decided: a warning with advice if units are undecided."""
+    if not isinstance(decision, UnitMask):
         return None
+    mask = decision
+    if not mask.undecided:
+        return "all gates have decided"
     named = ", ".join(mask.undecided[:5]) + (", ..." if len(mask.undecided) > 5 else "")
     return (
         f"warning: {len(mask.undecided)} of {len(mask.sites)} sites are undecided ({named}): more than 1 % of the "

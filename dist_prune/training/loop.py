@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import Any
 
-from dist_prune.checkpoints.format import Checkpoint, with_extra_state
-from dist_prune.checkpoints.recorded import check_weights
-from dist_prune.checkpoints.writer import Saving, note_best
-from dist_prune.engine.zero_state import TrainState
+from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, TrainState
+from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.errors import UserError
 from dist_prune.measure.energy import EnergyMeter
 from dist_prune.measure.sensors import find_sensors
-from dist_prune.methods import Phase
-from dist_prune.pruning.mask import UnitMask
+from dist_prune.methods import Phase, PhaseResult, next_phase
+from dist_prune.pruning.decision import Decision
 from dist_prune.runtime.consistency import agree_on
 from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.bad_steps import count_bad_steps, refuse_too_many
-from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.context import RunContext
 from dist_prune.training.energy_account import EnergyAccount
 from dist_prune.training.finish import collapse_difference
 from dist_prune.training.phase_trainer import PhaseTrainer, inherit
@@ -33,111 +32,154 @@ class Trainer:
 
     def __init__(
         self,
-        setting: RunContext,
+        context: RunContext,
         recorder: Recorder,
         stop: StopRequest,
-        saving: Saving,
-        resume: Checkpoint | None,
+        writer: CheckpointWriter,
+        resume: TrainState | None,
     ) -> None:
-        self.setting = setting
+        self.context = context
         self.recorder = recorder
         self.stop = stop
-        self.saving = saving
-        self.position = Progress(**resume.state["position"]) if resume else Progress()
-        self.structures: dict[str, Mapping[str, Any]] = dict(resume.state["structures"]) if resume else {}
-        self._resume = resume
-        self._begun: set[str] = set()  # names of the phases so far
-        self._before: TrainState | None = None  # how the phase before ended
-        self._clock = time.monotonic() - self.position.seconds
-        meter = EnergyMeter(find_sensors(setting.device), setting.device)
-        self.energy = EnergyAccount(meter, resume)
+        self.writer = writer
+        self.state = resume or TrainState(Progress(), context.data.identity())
+        self.progress = self.state.progress
+        self.steps_per_epoch = context.steps_per_epoch
+        self._is_resume = resume is not None
+        self._names: set[str] = set()  # of the phases so far
+        self._snapshot: ModelState | None = None  # the engine's state, while no step has changed it
+        self._inherited: ModelState | None = None  # final state of the previous phase
+        self._clock = time.monotonic() - self.state.progress.seconds
+        self.energy = EnergyAccount(EnergyMeter(find_sensors(context.device), context.device), self.state)
 
-    def train(self) -> PhaseTrainer | None:
-        """Train to the end and return the last phase, or None if asked to stop (all is being saved then)."""
-        run = None
-        for phase in self.setting.method.phases(self.structures):
-            if self._is_over(phase):
-                continue
-            run, snapshot = self._begin(phase), None
-            while self.position.batch or not phase.is_over(self.position.epoch):  # epochs are ended
-                snapshot = None  # nobody needs its memory any more
-                for batches in self._rest_of_epoch(run):
-                    record = self._step(run, batches)
-                    self._observe(run, record)
-                    if record.stop:
-                        self._save(run, self._snapshot(run))
-                        return None
-                    if self.saving.is_due(self.position, record):
-                        self._save(run, self._snapshot(run))
-                snapshot = self._snapshot(run)
-                self._evaluate(run, snapshot)
-                self._turn_epoch()
-                self._save(run, snapshot)
-            self._end(run, snapshot or run.engine.snapshot())
-        return run
+    def train(self) -> tuple[PhaseTrainer, PhaseResult] | None:
+        """Train all phases; return the last one and its result, None if asked to stop (everything is saved then)."""
+        phases = self.context.method.phases()
+        phase: Phase | None = next(phases)
+        while phase is not None:
+            self._refuse_second_of_a_name(phase)
+            if self._is_finished(phase):
+                result = self._recorded_result(phase)
+            else:
+                trainer = self._begin(phase)
+                if not self._train_epochs(trainer):
+                    return None
+                result = self._end(trainer)
+            phase = next_phase(phases, result)
+        return trainer, result
+
+    def _train_epochs(self, trainer: PhaseTrainer) -> bool:
+        """Train a phase until it is over; False if asked to stop."""
+        while self.progress.batch or not trainer.phase.is_over(self.progress.epoch):
+            for batches in self._rest_of_epoch(trainer):
+                metrics = self._step(trainer, batches)
+                self._observe(trainer, metrics)
+                if metrics.stop or self._checkpoint_is_due(metrics):
+                    self._take_snapshot(trainer)
+                    self._save(trainer)
+                if metrics.stop:
+                    return False
+            self._take_snapshot(trainer)
+            self._evaluate(trainer)
+            self._begin_next_epoch()
+            self._save(trainer)
+        return True
 
     def seconds(self) -> float:
-        """Seconds of this run so far, earlier invocations included."""
+        """Return the seconds of this run so far, earlier invocations included."""
         return time.monotonic() - self._clock
 
-    def _is_over(self, phase: Phase) -> bool:
-        """Whether the checkpoint to resume lies in a later phase than this one."""
-        if phase.name in self._begun:  # a resume could not know which of the two was interrupted
+    def _refuse_second_of_a_name(self, phase: Phase) -> None:
+        # A resume could not know which of the two was interrupted.
+        if phase.name in self._names:
             raise UserError(
                 f"the method has two phases called '{phase.name}': give each phase a name of its own"
             )
-        self._begun.add(phase.name)
-        return self._resume is not None and self.position.phase != phase.name
+        self._names.add(phase.name)
+
+    def _is_finished(self, phase: Phase) -> bool:
+        """Return True if the checkpoint to resume from lies in a later phase."""
+        return self._is_resume and phase.name != self.progress.phase
+
+    def _recorded_result(self, phase: Phase) -> PhaseResult:
+        if phase.name not in self.state.finished:
+            raise UserError(
+                f"the checkpoint lies in phase '{self.progress.phase}', before which the method now has another "
+                f"phase '{phase.name}': begin a new run"
+            )
+        # Final weights are not stored: the interrupted phase has inherited what it needs of them.
+        finished = self.state.finished[phase.name]
+        return PhaseResult(phase.module, finished.epochs_run, finished.decision)
 
     def _begin(self, phase: Phase) -> PhaseTrainer:
-        self.structures[phase.name] = dict(phase.structure)
-        if self._resume is not None:
-            checkpoint, self._resume = self._resume, None
-            phase.load_extra_state(checkpoint.pop_extra_state())
-            check_weights(checkpoint, phase.module)
-            start = TrainState(checkpoint.weights, checkpoint.optimizer_state)
-            run = PhaseTrainer(self.setting, phase, start)
-            phase.loaded(run.engine.module)
-            return run
-        self.position.phase = phase.name
+        if self._is_resume:
+            self._is_resume = False
+            # The phase's own state first: it may decide what loaded weights mean (thresholds, frozen gates).
+            phase.load_extra_state(self.state.phase_state)
+            self.state.check_fits(phase.module)
+            trainer = PhaseTrainer(self.context, phase, self.state.model)
+            phase.on_weights_loaded(trainer.engine.module)
+            # The engine has its own copy now.
+            self.state.model = ModelState()
+            return trainer
+        self.progress.phase = phase.name
+        # A collapsed network trains on in the epoch and at the learning rate that its gated network had reached.
         if not phase.continues:
-            self.position.epoch = self.position.batch = self.position.skipped_in_epoch = 0
-        start = inherit(phase, self._before) if self._before else TrainState({}, {})
-        return PhaseTrainer(self.setting, phase, start)
+            self.progress.epoch = self.progress.batch = self.progress.skipped_in_epoch = 0
+        inherited, self._inherited = self._inherited, None
+        return PhaseTrainer(self.context, phase, inherit(phase, inherited))
 
-    def _rest_of_epoch(self, run: PhaseTrainer) -> Iterator[tuple[Batch, ...]]:
-        """This rank's micro-batches that are left of the epoch, as many at a time as make a step."""
-        run.engine.module.train()
-        self._images, self._training_began = 0, time.monotonic()
-        micro_batches = iter(self.setting.train_batches(self.position.epoch, skip_steps=self.position.batch))
-        while window := tuple(itertools.islice(micro_batches, self.setting.batching.accumulation)):
+    def _rest_of_epoch(self, trainer: PhaseTrainer) -> Iterator[tuple[Batch, ...]]:
+        """Yield this rank's micro-batches of one step at a time, for the steps of the epoch that are left."""
+        trainer.engine.module.train()
+        self._images, self._epoch_began = 0, time.monotonic()
+        batches = self.context.train_batches(
+            self.progress.epoch, skip_steps=self.progress.batch, views=trainer.phase.views
+        )
+        while window := tuple(itertools.islice(batches, self.context.batching.accumulation)):
             yield window
 
-    def _step(self, run: PhaseTrainer, batches: tuple[Batch, ...]) -> StepMetrics:
+    def _step(self, trainer: PhaseTrainer, batches: tuple[Batch, ...]) -> StepMetrics:
+        self._snapshot = None
         self.stop.count_step()
-        self.saving.check()
-        steps_per_epoch = self.setting.steps_per_epoch
-        epoch = self.position.epoch + self.position.batch / steps_per_epoch
-        self._lr = run.learning_rate.at(self.position.epoch * steps_per_epoch + self.position.batch)
-        run.engine.set_lr(self._lr)
-        said = RankFlags(
+        at = self.progress
+        epoch = at.epoch + at.batch / self.steps_per_epoch
+        # A pure function of progress: a resume has no scheduler state to lose.
+        self._lr = trainer.learning_rate.at(at.epoch * self.steps_per_epoch + at.batch)
+        trainer.engine.set_lr(self._lr)
+        # What one rank alone knows travels with the step's all-reduce, so that all of them act alike.
+        flags = RankFlags(
             stop=self.stop.reason is not None,
-            failed=bool(self.setting.pending_errors),
-            skipped=self.setting.data.skipped.take(),
-            save=self.saving.is_time(),
+            failed=bool(self.context.pending_errors),
+            skipped=self.context.data.skipped.take(),
+            save=self.writer.check(),
         )
-        seed_step_rng(self.setting.config.seed, self.position.step)
-        record = train_step(run.engine, run.phase, batches, epoch, said, number=self.position.step)
-        if record.applied:
-            run.phase.after_step(run.engine.module, record.means, record.logits, epoch)
-        self.position.step += 1
-        self.position.batch += 1
-        self._images += record.samples
-        return record
+        seed_step_rng(self.context.config.seed, at.step)
+        metrics = train_step(trainer.engine, trainer.phase, batches, epoch, flags, number=at.step)
+        # A skipped step has shown nothing about gates that the budget may learn from.
+        if metrics.applied:
+            trainer.phase.after_step(trainer.engine.module, metrics.means, metrics.logits, epoch)
+        at.step += 1
+        at.batch += 1
+        self._images += metrics.samples
+        return metrics
+
+    def _observe(self, trainer: PhaseTrainer, metrics: StepMetrics) -> None:
+        # The step has told all ranks, so that they raise the error together.
+        if metrics.failed:
+            self.context.raise_pending_errors()
+        self._count_skipped(metrics.skipped)
+        bad_batch = count_bad_steps(self.context, self.progress, metrics)
+        self.recorder.step(self.progress, metrics, trainer.sites, self._lr, self._speed(), bad_batch)
+        refuse_too_many(self.progress, self.context.config.max_bad_steps)
+
+    def _speed(self) -> float | None:
+        """Return images/s of this epoch; None if a stop came after its last step, so that nothing was trained since."""
+        return self._images / (time.monotonic() - self._epoch_began) if self._images else None
 
     def _count_skipped(self, samples: int) -> None:
         """Count samples that could not be read, over all ranks; too many of them in an epoch end the run."""
-        at, limit = self.position, self.setting.config.max_skipped
+        at, limit = self.progress, self.context.config.max_skipped
         at.skipped += samples
         at.skipped_in_epoch += samples
         if at.skipped_in_epoch > limit:
@@ -146,86 +188,101 @@ class Trainer:
                 "fix the data (lines above that begin with 'skipped:' name them) or raise max_skipped"
             )
 
-    def _observe(self, run: PhaseTrainer, record: StepMetrics) -> None:
-        if record.failed:
-            self.setting.raise_pending_errors()
-        self._count_skipped(record.skipped)
-        bad_batch = count_bad_steps(self.setting, self.position, record)
-        speed = self._images / (time.monotonic() - self._training_began)
-        self.recorder.step(self.position, record, run.sites, self._lr, speed, bad_batch)
-        refuse_too_many(self.position, self.setting.config.max_bad_steps)
+    def _checkpoint_is_due(self, metrics: StepMetrics) -> bool:
+        # The checkpoint of an epoch's last step follows its evaluation.
+        at_end = self.progress.batch == self.steps_per_epoch
+        return not at_end and (metrics.save or self.writer.is_due(self.progress.step))
 
-    def _evaluate(self, run: PhaseTrainer, snapshot: TrainState) -> None:
-        # A run that was stopped after the epoch's last step has trained nothing since, so there is no speed to report.
-        speed = self._images / (time.monotonic() - self._training_began) if self._images else None
-        run.load_replica(snapshot)
-        mask = run.decide(limit=self.setting.config.mask_samples)
-        accuracy = run.evaluate(mask)
-        self._count_skipped(self.setting.sync_errors())
-        self.position.seconds = self.seconds()
-        note_best(self.position, accuracy.get("accuracy_consensus", accuracy["accuracy"]))
-        self.recorder.evaluation(self._evaluation_record(run.phase, mask, accuracy, speed), mask)
+    def _take_snapshot(self, trainer: PhaseTrainer) -> None:
+        """Take the whole state out of the engine."""
+        # The previous snapshot may still be on its way to the disk, and memory holds one.
+        self.writer.wait()
+        self._snapshot = trainer.engine.snapshot()
+
+    def _evaluate(self, trainer: PhaseTrainer) -> None:
+        speed = self._speed()
+        assert self._snapshot is not None
+        trainer.load_replica(self._snapshot)
+        # A sample of the training images shows how far gates agree; at the end of the phase all of them vote.
+        decision = trainer.vote(limit=self.context.config.mask_samples)
+        accuracy = trainer.evaluate(decision)
+        self._count_skipped(self.context.sync_errors())
+        at = self.progress
+        at.seconds = self.seconds()
+        reached = accuracy.get("accuracy_consensus", accuracy["accuracy"])
+        if reached > at.best_accuracy:
+            at.best_accuracy, at.best_step = reached, at.step
+        record = self._evaluation_record(trainer.phase, decision, accuracy)
+        self.recorder.evaluation({**record, "images_per_second": speed}, decision)
 
     def _evaluation_record(
-        self, phase: Phase, mask: UnitMask | None, accuracy: dict[str, float], speed: float | None
+        self, phase: Phase, decision: Decision | None, accuracy: dict[str, float]
     ) -> dict[str, Any]:
-        costs = self.setting.costs
-        macs = phase.macs(costs, mask)
+        costs = self.context.costs
+        macs = phase.macs(costs, decision)
         return {
-            "epoch": self.position.epoch + 1,
-            "step": self.position.step,
+            "epoch": self.progress.epoch + 1,
+            "step": self.progress.step,
             "phase": phase.name,
-            "seconds": self.position.seconds,
-            "images_per_second": speed,
-            "samples_skipped": self.position.skipped,
-            "steps_skipped": self.position.steps_skipped,
+            "seconds": self.progress.seconds,
+            "samples_skipped": self.progress.skipped,
+            "steps_skipped": self.progress.steps_skipped,
             "accuracy_consensus": None,
             **accuracy,
-            "open_ratio": mask.open_ratio if mask else None,
-            "r_polar": mask.r_polar if mask else None,
+            "open_ratio": None,
+            "r_polar": None,
+            "gate_means": {},
+            "gate_histogram": [],
+            **(decision.figures() if decision else {}),
             "macs": macs,
             "macs_dense": costs.dense,
             "macs_ratio": macs / costs.dense,
             **self.energy.end_epoch(),
-            "gate_means": mask.mean_activation if mask else {},
-            "gate_histogram": mask.histogram if mask else [],
         }
 
-    def _turn_epoch(self) -> None:
-        self.position.epoch += 1
-        self.position.batch = self.position.skipped_in_epoch = 0
+    def _begin_next_epoch(self) -> None:
+        self.progress.epoch += 1
+        self.progress.batch = self.progress.skipped_in_epoch = 0
 
-    def _snapshot(self, run: PhaseTrainer) -> TrainState:
-        self.saving.wait()
-        return run.engine.snapshot()
-
-    def _save(self, run: PhaseTrainer, snapshot: TrainState) -> None:
-        """Have a portable checkpoint written."""
-        self.position.seconds = self.seconds()
-        if self.position.batch:  # else an evaluation has just measured
+    def _save(self, trainer: PhaseTrainer) -> None:
+        """Start to write a checkpoint of the latest snapshot."""
+        assert self._snapshot is not None
+        self.progress.seconds = self.seconds()
+        # At the end of an epoch its evaluation has just measured.
+        if self.progress.batch:
             self.energy.add()
-        state = {
-            "phase": run.phase.name,
-            "structures": self.structures,
-            "position": asdict(self.position),
-            "data": self.setting.data.identity(),
-        }
-        clockless = {**state, "position": {**asdict(self.position), "seconds": None}}
-        weights = with_extra_state(snapshot.weights, run.phase.extra_state())
-        agree_on({**weights, **clockless}, f"at step {self.position.step}", self.setting.device)
-        state["energy"] = self.energy.state()
-        self.saving.write(Checkpoint(weights, snapshot.optimizer_state, state), self.position)
-        self._count_skipped(self.setting.sync_errors())
+        state = dataclasses.replace(
+            self.state,
+            progress=copy.copy(self.progress),
+            energy_run=copy.copy(self.state.energy_run),
+            energy_epoch=copy.copy(self.state.energy_epoch),
+            finished=dict(self.state.finished),
+            model=self._snapshot,
+            phase_state=trainer.phase.extra_state(),
+        )
+        plain = state.as_json()
+        # Clocks and sensors differ from rank to rank.
+        compared = {key: plain[key] for key in ("data", "finished")}
+        compared["progress"] = {**plain["progress"], "seconds": None}
+        tensors = {**state.model.weights, **state.tensors()}
+        agree_on({**tensors, **compared}, f"at step {self.progress.step}", self.context.device)
+        self.writer.write(state)
+        self._count_skipped(self.context.sync_errors())
 
-    def _end(self, run: PhaseTrainer, snapshot: TrainState) -> None:
-        """Hand the trained module to the method, and its state (``snapshot``) to the phase that follows."""
-        self._before = snapshot
-        run.load_replica(snapshot)
-        run.phase.trained, run.phase.ended = run.replica, self.position.epoch
-        run.phase.decision = run.decide()
-        self._count_skipped(self.setting.sync_errors())
-        mask = run.phase.decision.as_dict() if run.phase.decision else None
-        agree_on({**self._before.weights, "mask": mask}, "before collapse", self.setting.device)
-        difference = collapse_difference(self.setting, run.phase)
-        self.position.max_abs_difference = max(difference, self.position.max_abs_difference)
-        run.engine.close()
+    def _end(self, trainer: PhaseTrainer) -> PhaseResult:
+        """Take the decision of a phase that is over, and check that slicing by it is exact."""
+        model = self._inherited = self._snapshot or trainer.engine.snapshot()
+        self._snapshot = None
+        trainer.load_replica(model)
+        decision = trainer.vote()
+        self._count_skipped(self.context.sync_errors())
+        # One rank with another mask would train and save another network from here on.
+        described = decision.as_dict() if decision else None
+        agree_on({**model.weights, "decision": described}, "before collapse", self.context.device)
+        phase = trainer.phase
+        result = PhaseResult(trainer.replica, self.progress.epoch, decision)
+        difference = collapse_difference(self.context, phase, result)
+        self.progress.max_abs_difference = max(difference, self.progress.max_abs_difference)
+        self.state.finished[phase.name] = FinishedPhase(result.epochs_run, decision)
+        trainer.engine.close()
+        return result

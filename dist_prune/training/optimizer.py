@@ -1,4 +1,4 @@
-"""The optimizer that a phase asks for, and its learning rate as a pure function of progress."""
+"""The optimizer of a phase, and its learning rate as a pure function of progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4  # shares of the highest
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW; gate and norm parameters without weight decay if the recipe says so."""
+    """Return SGD or AdamW; gate and norm parameters without weight decay if the recipe says so."""
     groups = parameter_groups(module, config)
     if config.optimizer == "adamw":
         return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
@@ -34,14 +34,14 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
 
 
 def state_names(config: OptimizerConfig) -> frozenset[str]:
-    """The names of the states that the optimizer keeps for each parameter."""
+    """Return the names of the states that the optimizer keeps for each parameter."""
     if config.optimizer == "adamw":
         return frozenset({"exp_avg", "exp_avg_sq", "step"})
     return frozenset({"momentum_buffer"} if config.momentum else ())
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """All parameters in one group, or two: those with weight decay, and those of gates and norms without."""
+    """Return all parameters in one group, or two: those of gates and norms are without weight decay then."""
     parameters = list(module.parameters())
     if config.decay_gates_and_norms:
         return [{"params": parameters}]
@@ -50,6 +50,7 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
         {"params": [p for p in parameters if id(p) not in spared]},
         {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
     ]
+    # A network without norms and gates has nothing in the second group.
     return [group for group in groups if group["params"]]
 
 
@@ -65,7 +66,7 @@ class LearningRate:
     steps_per_epoch: int
 
     def at(self, step: int) -> float:
-        """The rate of the phase's ``step``-th optimizer step, counted from 0."""
+        """Return the rate of the phase's ``step``-th optimizer step, counted from 0."""
         schedule = self.config.lr_schedule
         warmup = round(schedule.warmup_epochs * self.steps_per_epoch)
         # Cosine and one cycle span what the warm-up leaves, so that the rate has no jump; milestones are epochs of
@@ -84,12 +85,12 @@ class LearningRate:
 
 
 def _cosine(start: float, end: float, share: float) -> float:
-    """Half a cosine wave from ``start`` to ``end``."""
+    """Return the value at ``share`` of half a cosine wave from ``start`` to ``end``."""
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 def _one_cycle(highest: float, step: int, steps: int, warmup_share: float) -> float:
-    """The rates of torch's OneCycleLR, whose last step of each half has the half's last rate."""
+    """Return the rate of torch's OneCycleLR, whose last step of each half has the half's last rate."""
     top, last = warmup_share * steps - 1, steps - 1
     if step <= top:
         return _cosine(_ONE_CYCLE_START * highest, highest, step / top if top else 1.0)

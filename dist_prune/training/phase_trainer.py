@@ -1,4 +1,4 @@
-"""One phase in training: its engine, and a plain replica in which it is evaluated."""
+"""One phase in training: its engine, and a plain replica for evaluation."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import copy
 
 import torch
 
+from dist_prune.checkpoints.train_state import ModelState
 from dist_prune.engine.deepspeed_engine import Engine
-from dist_prune.engine.zero_state import TrainState
 from dist_prune.gates.activation_checkpointing import checkpoint_blocks
 from dist_prune.gates.insertion import sites
 from dist_prune.methods import Phase
-from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.decision import Decision
 from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies
 from dist_prune.training.optimizer import LearningRate, build_optimizer, state_names
 
 
-def inherit(phase: Phase, old: TrainState) -> TrainState:
-    """What a phase starts from: the part of the phase before that its transition names."""
-    if phase.transition is None:
-        return TrainState({}, {})
+def inherit(phase: Phase, old: ModelState | None) -> ModelState:
+    """Return what a phase starts from: the part of the previous phase that its transition names."""
+    if phase.transition is None or old is None:
+        return ModelState()
     tensors = phase.transition.tensors
     weights = {new: origin.take(old.weights[origin.name]) for new, origin in tensors.items()}
     if not phase.transition.keep_optimizer:
-        return TrainState(weights, {})
+        return ModelState(weights)
     states = {
         new: {
             # A count of steps belongs to the weight as a whole; all other states have a value per weight.
@@ -34,69 +34,71 @@ def inherit(phase: Phase, old: TrainState) -> TrainState:
         for new, origin in tensors.items()
         if origin.name in old.optimizer_state
     }
-    return TrainState(weights, states)
+    return ModelState(weights, states)
 
 
 class PhaseTrainer:
     """A phase under DeepSpeed.
 
-    The replica is a plain copy of the module: evaluation, masks and collapse use it with the weights of a
-    snapshot, so that ZeRO 3 needs no collective per forward pass there and ranks may see unequal batches.
+    The replica is a plain copy of the module. Evaluation, vote and collapse use it with the weights of a snapshot, so
+    ZeRO 3 needs no collectives per forward pass there, and ranks may have unequal numbers of batches.
     """
 
-    def __init__(self, setting: RunContext, phase: Phase, start: TrainState) -> None:
-        self.setting = setting
+    def __init__(self, context: RunContext, phase: Phase, start: ModelState) -> None:
+        self.context = context
         self.phase = phase
         self.sites = sites(phase.module)
+        # A transition names parameters and buffers of the new module; other tensors keep what the module brings.
         unplaced = phase.module.load_state_dict(start.weights, strict=False).unexpected_keys
         assert not unplaced, f"tensors without a place in phase {phase.name}: {unplaced}"
-        self.replica = copy.deepcopy(phase.module).to(setting.device)
-        optimizer = phase.optimizer or setting.config
+        # Copied before the engine partitions, compiles or checkpoints the module.
+        self.replica = copy.deepcopy(phase.module).to(context.device)
+        optimizer = phase.optimizer or context.config
         if phase.label_smoothing is None:
-            phase.label_smoothing = setting.config.label_smoothing
-        self.learning_rate = LearningRate(optimizer, phase.epochs, setting.steps_per_epoch)
-        if setting.config.checkpoint_activations:
-            checkpoint_blocks(phase.module)  # the replica, a copy made before, stays plain
+            phase.label_smoothing = context.config.label_smoothing
+        self.learning_rate = LearningRate(optimizer, phase.epochs, context.steps_per_epoch)
+        if context.config.checkpoint_activations:
+            checkpoint_blocks(phase.module)
         self.engine = Engine(
             phase.module,
             build_optimizer(phase.module, optimizer),
-            setting.ds_config,
-            setting.batching,
-            setting.device,
-            setting.config.rank_timeout,
+            context.ds_config,
+            context.batching,
+            context.device,
+            context.config.rank_timeout,
         )
-        images = torch.zeros(setting.batching.micro, *setting.data.input_shape, device=setting.device)
-        names = state_names(optimizer)  # a phase with another optimizer than the one before begins it anew
+        # ZeRO creates optimizer state in its first step: restoring needs one with a batch of the right shape.
+        images = torch.zeros(
+            phase.views * context.batching.micro, *context.data.input_shape, device=context.device
+        )
+        # A phase with another optimizer than the previous one starts without state.
+        names = state_names(optimizer)
         known = {
             parameter: {key: state[key] for key in names}
             for parameter, state in start.optimizer_state.items()
             if names and names <= state.keys()
         }
-        self.engine.restore_optimizer(known, images)
-        if setting.config.compile:
+        self.engine.restore_optimizer(known, lambda: phase.forward(self.engine.forward, images))
+        # After the restore, whose priming step would be compiled for itself.
+        if context.config.compile:
             self.engine.compile()
 
-    def load_replica(self, snapshot: TrainState) -> None:
+    def load_replica(self, model: ModelState) -> None:
         """Give the replica the weights of a snapshot."""
-        self.replica.load_state_dict(snapshot.weights)
-        self.phase.loaded(self.replica)
+        self.replica.load_state_dict(model.weights)
+        self.phase.on_weights_loaded(self.replica)
 
-    def decide(self, limit: int | None = None) -> UnitMask | None:
-        """The mask that the replica agrees on over the training images (the first ``limit`` of them)."""
-        with self.engine.autocast(), self.setting.with_read_errors():
-            return self.phase.decide(self.replica, self.setting.eval_batches("train", limit))
+    def vote(self, limit: int | None = None) -> Decision | None:
+        """Return what the replica decides over the training images (the first ``limit`` of them)."""
+        with self.engine.autocast(), self.context.with_read_errors():
+            return self.phase.vote(self.replica, self.context.eval_batches("train", limit))
 
-    def evaluate(self, mask: UnitMask | None) -> dict[str, float]:
-        """Test accuracy of the replica, with its gates as they are and, if it has a mask, fixed to that."""
-        models, fixed = {"accuracy": self.replica}, self.phase.fixed(self.replica, mask)
-        if fixed is not self.replica:
-            models["accuracy_consensus"] = fixed
-        with self.setting.with_read_errors():
-            found = accuracies(
-                models,
-                self.setting.eval_batches("test"),
-                self.setting.device,
-                self.engine.autocast(),
-                alike=lambda: self.phase.agrees(self.replica, mask),
-            )
-        return found if mask is None else {"accuracy_consensus": found["accuracy"], **found}
+    def evaluate(self, decision: Decision | None) -> dict[str, float]:
+        """Return the test accuracy of the replica as it is and, if it has decided, under its decision."""
+        models, masked = {"accuracy": self.replica}, self.phase.masked(self.replica, decision)
+        if masked is not self.replica:
+            models["accuracy_consensus"] = masked
+        with self.context.with_read_errors():
+            batches = self.context.eval_batches("test")
+            found = accuracies(models, batches, self.context.device, self.engine.autocast())
+        return found if decision is None else {"accuracy_consensus": found["accuracy"], **found}

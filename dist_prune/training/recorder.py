@@ -1,4 +1,4 @@
-"""What a run leaves behind and shows while it goes on: rank 0 writes, every other rank stays silent."""
+"""Records of a run on disk and on the console: rank 0 writes, all other ranks stay silent."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from dist_prune import distributed
+from dist_prune.checkpoints.train_state import Progress
 from dist_prune.monitor import names
 from dist_prune.monitor.console import ProgressBar, final_table
 from dist_prune.monitor.pictures import gate_history, mean_activation_picture
 from dist_prune.monitor.report import write_report
 from dist_prune.monitor.tensorboard import TensorBoardLog
-from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import mean_over_sites, polarization
 from dist_prune.training.bad_steps import line_about
-from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.context import RunContext
 from dist_prune.training.step import StepMetrics
 
 # Mean activation below which a run that has no budget most likely prunes more than its user wants.
@@ -27,17 +28,18 @@ _FEW_OPEN = 0.1
 class Recorder:
     """Records of one invocation: metrics.jsonl, TensorBoard, progress on the console.
 
-    What cannot be written does not end the run here: all ranks raise it together (``RunContext.capture_write_errors``).
+    Errors of writing do not end the run here: all ranks raise them together (``RunContext.capture_write_errors``).
     """
 
-    def __init__(self, setting: RunContext, total_steps: int, first_step: int) -> None:
+    def __init__(self, context: RunContext, total_steps: int, first_step: int) -> None:
         """Raises OSError if nothing can be written."""
         self._enabled = distributed.is_main()
-        self._log_every = setting.config.log_every
-        self._target_macs = setting.config.target_macs
-        self._writing = setting.capture_write_errors
+        self._log_every = context.config.log_every
+        self._target_macs = context.config.target_macs
+        self._writing = context.capture_write_errors
         if self._enabled:
-            self._run = setting.folder
+            # Records later than the checkpoint would appear twice after a resume.
+            self._run = context.folder
             self._run.drop_after(first_step)
             # Also at step 0: an earlier invocation may have written events and ended before its first checkpoint.
             self._tensorboard = TensorBoardLog(self._run.tensorboard, purge_step=first_step + 1)
@@ -54,7 +56,7 @@ class Recorder:
         record: StepMetrics,
         sites: Sequence[Site],
         lr: float,
-        speed: float,
+        speed: float | None,
         bad_batch: Mapping[str, Sequence[int]] | None,
     ) -> None:
         """Record one optimizer step, of which every ``log_every``-th goes to the disk, and each that was skipped.
@@ -70,9 +72,10 @@ class Recorder:
         self._progress.update(
             step, epoch, record.losses["total"], record.accuracy, gates.get(names.OPEN_RATIO), speed
         )
+        # The first step shows at once that training works; a skipped step is always worth a line.
         if step % self._log_every and step > 1 and bad_batch is None:
             return
-        metrics = {names.loss(term): value for term, value in record.losses.items()}
+        metrics: dict[str, float | None] = {names.loss(term): value for term, value in record.losses.items()}
         metrics |= {
             names.ACCURACY_TRAIN: record.accuracy,
             names.LEARNING_RATE: lr,
@@ -93,12 +96,12 @@ class Recorder:
                 step, {**metrics, **{names.site(name): mean for name, mean in means.items()}}
             )
 
-    def evaluation(self, record: Mapping[str, Any], mask: UnitMask | None) -> None:
+    def evaluation(self, record: Mapping[str, Any], decision: Decision | None) -> None:
         """Record the evaluation of one epoch and draw the mean activations so far."""
         if not self._enabled:
             return
         with self._writing():
-            self._write_evaluation(record, mask)
+            self._write_evaluation(record, decision)
         self.say(_evaluation_line(record))
         # A budget says how little may stay open; without one it is the loss weights that close units.
         if (
@@ -111,7 +114,7 @@ class Recorder:
                 "raise it later (a ramp), or set target_macs"
             )
 
-    def _write_evaluation(self, record: Mapping[str, Any], mask: UnitMask | None) -> None:
+    def _write_evaluation(self, record: Mapping[str, Any], decision: Decision | None) -> None:
         self._run.append("eval", record)
         step = record["step"]
         scalars = {
@@ -122,11 +125,13 @@ class Recorder:
             names.ENERGY_TOTAL: record["energy_joules_total"],
         }
         self._tensorboard.scalars(step, scalars)
-        if mask is not None:
-            self._run.write_json(self._run.mask, mask.as_dict())
+        if decision is not None:
+            self._run.write_json(self._run.mask, decision.as_dict())
             history, sites, records = gate_history(self._run.read_metrics("eval"))
-            picture = mean_activation_picture(history, sites, [r["epoch"] for r in records])
-            self._tensorboard.figure(names.MEAN_ACTIVATION_PICTURE, picture, step)
+            # A mask of weights has no sites.
+            if sites:
+                picture = mean_activation_picture(history, sites, [r["epoch"] for r in records])
+                self._tensorboard.figure(names.MEAN_ACTIVATION_PICTURE, picture, step)
 
     def summary(self, record: Mapping[str, Any]) -> None:
         """Record the end of the run and show its table."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from dist_prune import distributed
-from dist_prune.checkpoints.format import Checkpoint
 from dist_prune.checkpoints.restore import find_checkpoint
-from dist_prune.checkpoints.writer import Saving
+from dist_prune.checkpoints.train_state import TrainState
+from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import without_effect
 from dist_prune.data import ImageData, ShardError
@@ -35,7 +35,6 @@ from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.context import RunContext, build_method, open_images
 from dist_prune.training.finish import advice, finish
 from dist_prune.training.loop import Trainer
-from dist_prune.training.phase_trainer import PhaseTrainer
 from dist_prune.training.recorder import Recorder
 
 
@@ -49,7 +48,7 @@ class Options:
     max_steps: int | None = None
     max_hours: float | None = None
     # Dotted recipe fields that the user has set by hand: one that does nothing gets a line.
-    asked: Sequence[str] = ()
+    keys_set: Sequence[str] = ()
 
 
 def run(config: RunConfig, options: Options) -> bool:
@@ -100,7 +99,7 @@ def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageDat
 
 
 def _facts(config: RunConfig, ds_config: dict[str, Any], data: ImageData) -> dict[str, Any]:
-    """Return the settings that must be equal on all ranks."""
+    """Return the contexts that must be equal on all ranks."""
     return {
         **config.model_dump(mode="json"),
         "ds_config": ds_config,
@@ -118,9 +117,9 @@ def _run_together(
     peers: list[Peer],
 ) -> bool:
     batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
-    method, task = build_method(config, data)
-    costs = task.costs
+    method = build_method(config, data)
     method.check()
+    # Rank 0 holds the lock until the end: a second run in this folder would overwrite the first.
     with _open_folder(config, options) as folder:
         done = _is_done(folder) if distributed.is_main() else False
         done = distributed.broadcast_object(done)
@@ -130,79 +129,80 @@ def _run_together(
             if distributed.is_main():
                 print(f"{folder.path} is already finished; its results are in {folder.sliced}")
             return True
-        checkpoint = find_checkpoint(folder, config, data)
-        setting = RunContext(config, ds_config, batching, data, method, costs, device, folder)
-        return _train_and_finish(setting, options, checkpoint, peers)
+        resume = find_checkpoint(folder, config, data)
+        context = RunContext(config, ds_config, batching, data, method, device, folder)
+        return _train_and_finish(context, options, resume, peers)
 
 
 def _train_and_finish(
-    setting: RunContext, options: Options, checkpoint: Checkpoint | None, peers: list[Peer]
+    context: RunContext, options: Options, resume: TrainState | None, peers: list[Peer]
 ) -> bool:
-    first_step = checkpoint.state["position"]["step"] if checkpoint else 0
-    status = RunStatus(setting.folder, first_step, resumed_from=first_step if checkpoint else None)
-    total_steps = setting.method.epochs * setting.steps_per_epoch
-    with setting.capture_write_errors():
+    first_step = resume.progress.step if resume else 0
+    status = RunStatus(context.folder, first_step, resumed_from=first_step if resume else None)
+    total_steps = context.method.epochs * context.steps_per_epoch
+    # From here on the folder says that a run has begun, and why it ended.
+    with context.capture_write_errors():
         if distributed.is_main():
-            setting.folder.write_config(_record_of(setting))
+            context.folder.write_config(_record_of(context))
         status.write("running")
-        recorder = Recorder(setting, total_steps, first_step)
-        for line in without_effect(setting.config, setting.method.reads, options.asked):
+        recorder = Recorder(context, total_steps, first_step)
+        for line in without_effect(context.config, context.method.reads, options.keys_set):
             recorder.say(line)
-    setting.sync_errors()
+    context.sync_errors()
     try:
-        with translate_rank_failures(peers, setting.config.rank_timeout):
-            last, reason = _work(setting, options, checkpoint, recorder, status)
+        with translate_rank_failures(peers, context.config.rank_timeout):
+            reason = _work(context, options, resume, recorder, status)
     except BaseException as error:
-        with setting.capture_write_errors():
+        with context.capture_write_errors():
             status.fail(error)
         recorder.close()
         raise
+    # Status after the records: whoever waits for "done" finds everything written.
     recorder.close()
-    with setting.capture_write_errors():
-        status.write("done" if last else "stopped", reason)
+    with context.capture_write_errors():
+        status.write("stopped" if reason else "done", reason)
     recorder.report()
-    setting.sync_errors()
-    return last is not None
+    context.sync_errors()
+    return reason is None
 
 
 def _work(
-    setting: RunContext,
+    context: RunContext,
     options: Options,
-    checkpoint: Checkpoint | None,
+    resume: TrainState | None,
     recorder: Recorder,
     status: RunStatus,
-) -> tuple[PhaseTrainer | None, str | None]:
-    """Train and collapse.
-
-    Returns:
-        The last phase and None; or None and the reason of the stop.
-    """
+) -> str | None:
+    """Train and collapse; return None, or the reason of a stop on request."""
     with StopRequest(options.max_steps, options.max_hours) as stop:
-        with Saving(setting) as saving:
-            trainer = Trainer(setting, recorder, stop, saving, checkpoint)
-            status.last_step = lambda: trainer.position.step
-            last = trainer.train()
+        with CheckpointWriter(
+            context.folder.checkpoints, context.config, context.capture_write_errors
+        ) as writer:
+            trainer = Trainer(context, recorder, stop, writer, resume)
+            status.last_step = lambda: trainer.progress.step
+            trained = trainer.train()
         # Within StopRequest: a second signal must not end a rank while rank 0 still writes.
-        setting.sync_errors()
-    if last is None:
+        context.sync_errors()
+    at = trainer.progress
+    if trained is None:
         # The request may have reached any rank, and rank 0 writes the reason.
         reason = distributed.first_object(stop.reason)
-        recorder.say(f"stopped: {reason}; saved at step {trainer.position.step}, continue with --resume")
-        return None, reason
-    if last.phase.decision:
-        recorder.say(advice(last.phase.decision) or "all gates have decided")
-    at = trainer.position
-    outcome = finish(setting, last.phase, at.max_abs_difference, last.engine.autocast())
+        recorder.say(f"stopped: {reason}; saved at step {at.step}, continue with --resume")
+        return reason
+    last, result = trained
+    if line := advice(result.decision):
+        recorder.say(line)
+    summary = finish(context, last.phase, result, at.max_abs_difference, last.engine.autocast())
     rest = {
         "seconds_total": trainer.seconds(),
-        **trainer.energy.summary(setting.config.grid_intensity),
+        **trainer.energy.summary(context.config.grid_intensity),
         "samples_skipped": at.skipped,
         "steps_skipped": at.steps_skipped,
         "world_size": distributed.world_size(),
     }
-    recorder.summary({**outcome.summary, **rest})
-    setting.sync_errors()
-    return last, None
+    recorder.summary({**summary, **rest})
+    context.sync_errors()
+    return None
 
 
 @contextlib.contextmanager
@@ -231,19 +231,19 @@ def _is_done(folder: RunFolder) -> bool | str:
         return f"{folder.status} is damaged ({error}); remove it to continue the run"
 
 
-def _record_of(setting: RunContext) -> dict[str, Any]:
+def _record_of(context: RunContext) -> dict[str, Any]:
     """Return the content of config.json."""
-    config = setting.config.model_dump(mode="json")
+    config = context.config.model_dump(mode="json")
     # Offline commands may be started in another folder.
     config["data"] = absolute(config["data"])
     if config["cache"]["folder"]:
         config["cache"]["folder"] = os.path.abspath(config["cache"]["folder"])
     return {
         "config": config,
-        "ds_config": setting.ds_config,
-        "batching": asdict(setting.batching),
+        "ds_config": context.ds_config,
+        "batching": asdict(context.batching),
         "world_size": distributed.world_size(),
-        "device": str(setting.device.type),
+        "device": str(context.device.type),
         "versions": package_versions(),
         "git_commit": git_commit(),
     }

@@ -20,10 +20,12 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class RankFlags:
-    """What this rank tells the others with a step.
+    """Flags of one rank, summed over ranks with the step's all-reduce.
 
-    stop: it was asked to stop; failed: its batches stand in for data that could not be read; skipped: images
-    that were left out of them because they could not be read; save: it is time for a checkpoint.
+    stop: a stop was requested.
+    failed: the batches stand in for data that could not be read.
+    skipped: images missing from the batches because they could not be read.
+    save: it is time for a checkpoint.
     """
 
     stop: bool = False
@@ -32,7 +34,7 @@ class RankFlags:
     save: bool = False
 
     def as_tensor(self, device: torch.device) -> Tensor:
-        """What is told, as numbers that can be summed over ranks (4,)."""
+        """Return the flags as fp32 numbers (4,)."""
         return torch.tensor(
             [self.stop, self.failed, self.skipped, self.save], dtype=torch.float32, device=device
         )
@@ -40,12 +42,16 @@ class RankFlags:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one optimizer step showed, over the whole global batch.
+    """Metrics of one optimizer step over the whole global batch.
 
-    losses: ``total``, ``task`` and each term, means over samples; accuracy: share of right answers;
-    means: gate means (all units,), on the CPU, empty without gates; logits: their mean logits; samples: images
-    in the step; skipped: images that all ranks left out; stop, failed, save: whether any rank says so (see
-    ``RankFlags``); applied: False if nothing was learned, since loss or gradients were not finite.
+    losses: ``total``, ``task`` and each term, means over samples.
+    accuracy: share of correct predictions.
+    means: gate means (all units,), on the CPU, empty without gates.
+    logits: mean logits of the same units.
+    samples: images in the step.
+    skipped: images that could not be read, over all ranks.
+    stop, failed, save: True if any rank has set the flag (see ``RankFlags``).
+    applied: False if the step changed nothing, because loss or gradients were not finite.
     """
 
     losses: dict[str, float]
@@ -61,10 +67,11 @@ class StepMetrics:
 
 
 def seed_step_rng(seed: int, step: int) -> None:
-    """Let what a step draws from torch's generator (dropout) depend on seed, step and rank alone.
+    """Seed torch's generator (dropout) by seed, step and rank alone.
 
-    So a resumed run draws what the uninterrupted one would have, and no checkpoint has to hold generators.
+    A resumed run then draws the numbers of the uninterrupted one, and no checkpoint has to hold generators.
     """
+    # A hash makes one seed of the three numbers.
     key = f"{seed} {step} {distributed.rank()}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
 
@@ -74,46 +81,62 @@ def train_step(
     phase: Phase,
     batches: Sequence[Batch],
     epoch: float,
-    control: RankFlags = RankFlags(),
+    flags: RankFlags = RankFlags(),
     number: int = 0,
 ) -> StepMetrics:
-    """Train on one global batch, the run's ``number``-th; ``batches``: this rank's micro-batches (images, labels).
+    """Train on one global batch.
 
-    They are on the engine's device; labels are numbers (B,) or probabilities (B, classes). All-reduces: one a
-    micro-batch, of what the gates did, with count and control scalars (which only need to be said once), which is
-    under way while the rest of the forward pass is computed; and one a step, at its end, of loss and right answers.
-    The task loss of a rank is W / N times its local sum, so that averaged gradients are those of the joined batch.
-    Where loss or gradients are not finite on any rank, nothing changes on all of them.
+    All-reduces: one per micro-batch, of gate sums, counts and flags, overlapped with the rest of the forward pass;
+    one per step, of loss and correct predictions. If loss or gradients are not finite on any rank, the step changes
+    nothing on all of them.
+
+    Args:
+        engine: The engine of the phase.
+        phase: The phase in training.
+        batches: This rank's micro-batches on the engine's device: images (views * B, C, H, W) and labels, numbers
+            (B,) or probabilities (B, classes).
+        epoch: Epochs since the start of the phase, fraction included.
+        flags: This rank's flags.
+        number: Optimizer steps of the run so far.
     """
     buffers_before = _Buffers(engine.module)
     applied = True
-    window = MeanAccumulator(gates_of(engine.module) if phase.has_gates else {})
+    accumulated = MeanAccumulator(gates_of(engine.module) if phase.has_gates else {})
     scores = torch.zeros(2, device=engine.device)
     terms_seen: dict[str, Tensor] = {}
-    for turn, (images, labels) in enumerate(batches):
-        place = turn * distributed.world_size() + distributed.rank()
-        phase.before_forward(engine.module, number, place * engine.batching.micro, epoch)
-        told = control.as_tensor(engine.device) if turn == 0 else torch.zeros_like(window.scalars)
-        with window.collect(len(labels), told, early=not engine.gathers_weights):
-            logits = engine.forward(images)
-        means = window.wait()
+    for index, (images, labels) in enumerate(batches):
+        place = index * distributed.world_size() + distributed.rank()
+        # Every view of an image has gate noise of its own.
+        first_sample = place * engine.batching.micro * phase.views
+        phase.before_forward(engine.module, number, first_sample, epoch)
+        # Flags are summed over the window, so only its first micro-batch carries them.
+        scalars = flags.as_tensor(engine.device) if index == 0 else torch.zeros_like(accumulated.scalars)
+        with accumulated.collect(len(images), scalars, early=not engine.gathers_weights):
+            logits = phase.forward(engine.forward, images)
+        means = accumulated.wait()
         task_sum = phase.task_loss(logits, labels)
-        right = (logits.detach().argmax(1) == _most_likely(labels)).sum()
+        right = (logits.detach()[: len(labels)].argmax(1) == _most_likely(labels)).sum()
         scores = scores + torch.stack([task_sum.detach(), right.float()])
-        task = task_sum * (distributed.world_size() / window.micro_samples)
+        # W / N times the local sum: gradients averaged over ranks are then those of the joined batch. The window
+        # counts views, the loss is per image.
+        task = task_sum * (distributed.world_size() * phase.views / accumulated.micro_samples)
         with engine.refusing_partitioned_weights():
             terms = phase.loss_terms(
                 Step(engine.module, images, labels, logits, means if phase.has_gates else None, epoch)
             )
-        engine.backward(_spreading(sum(terms.values(), start=task)))
+        loss = sum(terms.values(), start=task)
+        # A loss that is not finite gets gradients that are not finite either. Averaged, they make those of all ranks
+        # so, and every engine refuses the step, without a word between ranks and without a wait for the device.
+        engine.backward(loss * (1 + 0 * loss.detach()))
         applied = engine.step()
         for name, value in terms.items():
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
-    if not applied:  # norms have averaged what is not finite
+    if not applied:
+        # Batch norms have averaged values that are not finite.
         buffers_before.put_back()
     elif projections := phase.project(engine.module):
         engine.project(projections)
-    return _record(window, means, distributed.all_reduce_sum(scores), terms_seen, applied)
+    return _record(accumulated, means, distributed.all_reduce_sum(scores), terms_seen, applied, phase.views)
 
 
 class _Buffers:
@@ -127,35 +150,38 @@ class _Buffers:
         self._copies = [torch.cat([buffer.flatten() for buffer in group]) for group in self._groups]
 
     def put_back(self) -> None:
-        """Overwrite the buffers, in place."""
+        """Restore the buffers, in place."""
         for group, copy in zip(self._groups, self._copies, strict=True):
             for buffer, before in zip(group, copy.split([b.numel() for b in group]), strict=True):
                 buffer.copy_(before.view_as(buffer))
 
 
-def _spreading(loss: Tensor) -> Tensor:
-    """``loss``; but if it is not finite, neither are its gradients.
-
-    They make those of all ranks so when they are averaged, and then every engine refuses the step, with no word
-    between ranks and no wait for the device.
-    """
-    return loss * (1 + 0 * loss.detach())
-
-
 def _most_likely(labels: Tensor) -> Tensor:
-    """The classes (B,) of labels that may be probabilities (B, classes)."""
+    """Return the classes (B,) of labels that may be probabilities (B, classes)."""
     return labels.argmax(1) if labels.dim() == 2 else labels
 
 
 def _record(
-    window: MeanAccumulator, means: GateMeans, scores: Tensor, terms: dict[str, Tensor], applied: bool
+    accumulated: MeanAccumulator,
+    means: GateMeans,
+    scores: Tensor,
+    terms: dict[str, Tensor],
+    applied: bool,
+    views: int,
 ) -> StepMetrics:
-    """Read the figures off the device, all at once: each time, one waits for it."""
+    """Return the metrics of a step."""
+    # One copy for everything: each copy from the device waits for all that it still computes.
     values, logits = means.values.detach(), means.logits
-    of_step = [window.samples.reshape(1), scores, window.scalars, *(t.reshape(1) for t in terms.values())]
+    of_step = [
+        accumulated.samples.reshape(1),
+        scores,
+        accumulated.scalars,
+        *(t.reshape(1) for t in terms.values()),
+    ]
     seen = torch.cat([values, logits, *of_step]).cpu()
     values, logits, rest = seen.split([values.numel(), logits.numel(), seen.numel() - 2 * values.numel()])
-    count, loss_sum, right, stops, failures, skipped, saves, *of_terms = rest.tolist()
+    counted, loss_sum, right, stops, failures, skipped, saves, *of_terms = rest.tolist()
+    count = counted / views
     losses = {"task": loss_sum / count, **dict(zip(terms, of_terms, strict=True))}
     losses["total"] = sum(losses.values())
     return StepMetrics(

@@ -216,7 +216,7 @@ def continue_from(optimizer: str, snapshot: bytes, stage: int) -> Any:
     phase = undecided_phase()
     phase.module.load_state_dict(state.weights)
     engine = engine_for(phase, stage, micro=8 // distributed.world_size(), optimizer=optimizer)
-    engine.restore_optimizer(state.optimizer_state, batch(8)[0])
+    engine.restore_optimizer(state.optimizer_state, lambda: engine.forward(batch(8)[0]))
     engine.set_lr(CONFIG.lr)  # the priming step has none
     _plain_step(engine, phase)
     after = engine.snapshot()

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
 from dist_prune.recipes import recipe
 
-EPOCHS, STEPS = 3, 11  # of digits with batches of 128
+EPOCHS, STEPS, BATCH = 3, 4, 359  # 1437 images of digits
 KINDS = {
     "steps": lambda o: MultiStepLR(o, [STEPS, 2 * STEPS], 0.1),
     "cosine": lambda o: CosineAnnealingLR(o, EPOCHS * STEPS),
@@ -26,6 +26,7 @@ def run_dense(folder: str, kind: str, *invocations: dict[str, Any]) -> list[bool
 
     settings = [
         "method=dense", f"epochs={EPOCHS}", "model=resnet8", "model_args.width=4", "log_every=1", "workers=0", "lr=0.1",
+        f"global_batch_size={BATCH}", "mask_samples=64",
         f"lr_schedule.kind={kind}", "lr_schedule.milestones=[1,2]", "lr_schedule.gamma=0.1",
     ]  # fmt: skip
     config = override(recipe("digits"), settings)
@@ -35,7 +36,7 @@ def run_dense(folder: str, kind: str, *invocations: dict[str, Any]) -> list[bool
 @pytest.mark.parametrize("kind", KINDS)
 def test_stopped_within_the_first_epoch_and_resumed(kind, tmp_path, data_folder):
     """Integer keys of a scheduler's state became text in state.json, so that no milestone was ever met again."""
-    invocations = ({"max_steps": 5}, {"resume": True})
+    invocations = ({"max_steps": 2}, {"resume": True})
     assert run_ranks(1, run_dense, str(tmp_path), kind, *invocations) == [[False, True]]
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     seen = [record["optimizer/lr"] for record in records if record["kind"] == "train"]

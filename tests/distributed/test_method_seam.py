@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ranks import run_ranks
 
 import dist_prune
 from dist_prune import distributed
-from dist_prune.methods import METHODS, Method, Phase, Transition
+from dist_prune.methods import METHODS, Method, Phase, Phases, Transition
 from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.residual import residual_blocks
 from dist_prune.recipes import recipe
@@ -27,12 +26,11 @@ class RandomCut(Method):
     def epochs(self) -> int:
         return 2 * self.task.config.epochs
 
-    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
-        dense = Phase("dense", self.task.build(), self.task.config.epochs)
-        yield dense
-        kept = recorded["cut"]["kept"] if "cut" in recorded else self._random_half(dense.module)
-        small, origins = slice_network(dense.trained or self.task.build(), kept)
-        yield Phase("cut", small, self.task.config.epochs, {"kept": kept}, kept, Transition(origins))
+    def phases(self) -> Phases:
+        dense = yield Phase("dense", self.task.build(), self.task.config.epochs)
+        kept = self._random_half(dense.module)
+        small, origins = slice_network(dense.module, kept)
+        yield Phase("cut", small, self.task.config.epochs, kept, Transition(origins))
 
     def _random_half(self, module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
         names = list(residual_blocks(module))
@@ -62,8 +60,8 @@ def remember_starts(phase_run: Any, starts: list[Any]) -> None:
     """Note, at the beginning of each phase, what it is given and what its engine then holds."""
 
     class Watched(phase_run.PhaseTrainer):
-        def __init__(self, setting: Any, phase: Phase, start: Any) -> None:
-            super().__init__(setting, phase, start)
+        def __init__(self, context: Any, phase: Phase, start: Any) -> None:
+            super().__init__(context, phase, start)
             held = self.engine.snapshot()
             starts.append(
                 (phase.name, start.weights, start.optimizer_state, held.weights, held.optimizer_state)
@@ -112,7 +110,7 @@ def test_a_run_resumes_within_its_second_phase(tmp_path, data_folder):
 class Twice(Method):
     """Two phases of one name, which a resume could not tell apart."""
 
-    def phases(self, recorded: Mapping[str, Mapping[str, Any]]) -> Iterator[Phase]:
+    def phases(self) -> Phases:
         yield Phase("dense", self.task.build(), 1)
         yield Phase("dense", self.task.build(), 1)
 

@@ -62,7 +62,7 @@ def resume(launch) -> Callable[[Path], list[str]]:
         from drill import load_newest
 
         found, _ = load_newest(folder / "checkpoints")
-        done = found.state["position"]["step"] if found else 0
+        done = found.progress.step if found else 0
         ranks = launch(folder, "--resume", "--max_steps", str(STEPS - done), *words, **options)
         assert ranks.wait() == [3] * len(ranks.processes), ranks.told()
         return ranks.told()

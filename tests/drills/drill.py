@@ -40,7 +40,7 @@ class AtStep:
         real = Trainer._step
 
         def step(trainer: Any, *arguments: Any) -> Any:
-            if trainer.position.step + 1 == self.step:
+            if trainer.progress.step + 1 == self.step:
                 self.action()
             return real(trainer, *arguments)
 

@@ -12,7 +12,8 @@ import torch
 from drill import assert_same_course
 from ranks import FORKSERVER
 
-from dist_prune.checkpoints.format import Checkpoint, load_checkpoint, load_newest, save_checkpoint
+from dist_prune.checkpoints.format import load_checkpoint, load_newest, save_checkpoint
+from dist_prune.checkpoints.train_state import ModelState, Progress, TrainState
 
 pytestmark = pytest.mark.drill
 
@@ -50,7 +51,9 @@ def write_for_ever(folder: Path, began) -> None:
     while True:
         step += 1
         weights = {str(i): torch.full((50_000,), float(step)) for i in range(20)}
-        save_checkpoint(folder, Checkpoint(weights, {"w": weights}, {"position": {"step": step}}), step)
+        model = ModelState(weights, {"w": weights})
+        data = {"fingerprint": "abc", "shard_lengths": {}}
+        save_checkpoint(folder, TrainState(Progress(step=step), data, model=model))
         began.set()
 
 
@@ -68,13 +71,13 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_checkpoint_twenty_times
         cut_off += any(tmp_path.glob(".*.tmp"))
         for path in tmp_path.glob("step-*"):
             step = int(path.name[5:])
-            assert all((w == step).all() for w in load_checkpoint(path).weights.values()), (
+            assert all((w == step).all() for w in load_checkpoint(path).model.weights.values()), (
                 "whole, all of one step"
             )
         found, passed_over = load_newest(tmp_path)
         assert found is not None
         assert passed_over == []
         assert (tmp_path / "latest").read_text().strip() in {path.name for path in tmp_path.glob("step-*")}
-        newest = max(newest, found.state["position"]["step"])
+        newest = max(newest, found.progress.step)
     assert cut_off >= 5, "most kills must have hit a checkpoint that was being written"
     assert newest > 1

@@ -60,7 +60,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_roo
         f"error: cannot write to the run folder {folder}: No space left on device; make room (0."
     )
     found, passed_over = load_newest(folder / "checkpoints")
-    assert (found.state["position"]["step"], passed_over) == (2, [])
+    assert (found.progress.step, passed_over) == (2, [])
     assert not list((folder / "checkpoints").glob(".*")), (
         "what could not be written is gone, and its room is free"
     )

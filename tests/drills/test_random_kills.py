@@ -52,8 +52,8 @@ def test_a_run_killed_twenty_times_while_it_writes_a_checkpoint_ends_as_if_nothi
         found, passed_over = load_newest(folder / "checkpoints")
         assert passed_over == []
         if found is not None:
-            assert found.state["position"]["step"] >= newest
-            newest = found.state["position"]["step"]
+            assert found.progress.step >= newest
+            newest = found.progress.step
     assert cut_off >= 5, "many kills must have hit a checkpoint that was being written"
     last = newest + 2
     ranks = launch(folder, "--resume", "--max_steps", "2", settings=settings)

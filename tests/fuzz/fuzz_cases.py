@@ -310,10 +310,10 @@ def _set_up(out: io.StringIO, err: io.StringIO) -> Iterator[None]:
 def _train(words: Words) -> Callable[[], None]:
     from dist_prune.training import run
 
-    def begin(setting: Any, options: Any, found: Any, peers: Any) -> bool:
+    def begin(context: Any, options: Any, found: Any, peers: Any) -> bool:
         """What a run does before it trains, but for DeepSpeed's part."""
-        trainer = run.Trainer(setting, None, run.StopRequest(), run.Saving(setting), found)  # type: ignore[arg-type]
-        next(iter(setting.method.phases(trainer.structures)))
+        run.Trainer(context, None, run.StopRequest(), None, found)  # type: ignore[arg-type]
+        next(context.method.phases())
         return True
 
     def program() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import torch
 
 from data_tools import make_shards
 from data_tools.images import encode_png
-from dist_prune.checkpoints.format import Checkpoint, save_checkpoint
+from dist_prune.checkpoints.format import save_checkpoint
+from dist_prune.checkpoints.train_state import ModelState, Progress, TrainState
 from dist_prune.config import RunConfig, override
 from dist_prune.gates.consensus import consensus_mask
 from dist_prune.monitor.records import EVAL_KEYS, RunFolder
 from dist_prune.pruning.sliced_checkpoint import save_sliced
 from dist_prune.recipes import recipe
-from dist_prune.training.context import Progress, build_method, open_images
+from dist_prune.training.context import build_method, open_images
 
 TINY = (
     "model=resnet8", "model_args.width=2", "epochs=1", "mask_samples=8", "workers=0", "log_every=1", "target_macs=null",
@@ -80,8 +81,7 @@ def make_material(home: Path) -> Material:
 def _make_run(material: Material) -> None:
     config = override(recipe("digits"), material.settings)
     images = open_images(config)
-    method, _ = build_method(config, images)
-    phase = next(iter(method.phases({})))
+    phase = next(build_method(config, images).phases())
     run = RunFolder.create(material.run, resume=False)
     run.write_config(_record(config))
     run.write_status("stopped", "made to be damaged", 1)
@@ -90,17 +90,14 @@ def _make_run(material: Material) -> None:
     run.append("eval", {**dict.fromkeys(EVAL_KEYS, 0.5), "epoch": 1, "step": 1, "gate_means": {}})
     weights = {name: tensor.clone() for name, tensor in phase.module.state_dict().items()}
     momentum = {name: {"momentum_buffer": torch.zeros_like(p)} for name, p in phase.module.named_parameters()}
-    state = {
-        "phase": phase.name,
-        "structures": {phase.name: dict(phase.structure)},
-        "position": asdict(Progress(phase=phase.name, batch=0, epoch=1, step=1)),
-        "data": images.identity(),
-    }
-    save_checkpoint(run.checkpoints, Checkpoint(weights, momentum, state), 1)
+    progress = Progress(phase=phase.name, batch=0, epoch=1, step=1)
+    model, extra = ModelState(weights, momentum), phase.extra_state()
+    state = TrainState(progress, images.identity(), model=model, phase_state=extra)
+    save_checkpoint(run.checkpoints, state)
     mask = consensus_mask(phase.module, images.eval_batches("train", batch_size=8, rank=0, world_size=1))
     run.write_json(run.mask, mask.as_dict())
     save_sliced(
-        phase.small(phase.module, mask),
+        phase.sliced(phase.module, mask),
         run.sliced,
         input_shape=images.input_shape,
         normalization=images.normalization,

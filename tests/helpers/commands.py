@@ -17,6 +17,8 @@ from ranks import FORKSERVER, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+# Seconds for a command: the first one on a machine compiles operations, a minute of processor time.
+LIMIT = 300
 QUICK = ["model=resnet8", "epochs=2", "mask_samples=128", "log_every=1"]
 
 
@@ -45,7 +47,7 @@ def environment(data_home: Path, **more: str) -> dict[str, str]:
     }
 
 
-def run_command(*words: Any, data_home: Path, seconds: float = 180, cwd: Path = ROOT) -> Finished:
+def run_command(*words: Any, data_home: Path, seconds: float = LIMIT, cwd: Path = ROOT) -> Finished:
     """Run a command line in a new process; raise TimeoutExpired after ``seconds``."""
     done = subprocess.run(
         [str(word) for word in words],
@@ -76,7 +78,7 @@ class Forked:
         )  # no daemon: those may not have workers that read data
         self.process.start()
 
-    def wait(self, seconds: float = 180) -> Finished:
+    def wait(self, seconds: float = LIMIT) -> Finished:
         """Return the end of the command; AssertionError if it does not come in time."""
         self.process.join(seconds)
         ended, (out, err) = self.process.exitcode, [file.read_text() for file in self._files]
@@ -96,14 +98,14 @@ class Forked:
         self.close()
 
 
-def run_forked(*words: Any, data_home: Path, seconds: float = 180, cwd: Path = ROOT) -> Finished:
+def run_forked(*words: Any, data_home: Path, seconds: float = LIMIT, cwd: Path = ROOT) -> Finished:
     """Run a command in a forked process."""
     with Forked(*words, variables=environment(data_home), cwd=cwd) as forked:
         return forked.wait(seconds)
 
 
 def run_forked_ranks(
-    world_size: int, *words: Any, data_home: Path, seconds: float = 180, cwd: Path = ROOT
+    world_size: int, *words: Any, data_home: Path, seconds: float = LIMIT, cwd: Path = ROOT
 ) -> list[Finished]:
     """Run a command in so many ranks, as a launcher would start them; return how each rank ended."""
     shared = {

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import ROOT, Forked, environment, quick, records
+from commands import LIMIT, ROOT, Forked, environment, quick, records
 
 from data_tools import make_shards
 
@@ -76,7 +76,7 @@ def long_run(folder: Path, data_home: Path, *settings: str) -> Iterator[Forked]:
     """A run in its own process that has trained a step, and would for long."""
     words = quick("--out", folder, ds="zero0", settings=("epochs=500", *settings))
     with Forked(*words, variables=environment(data_home)) as run:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + LIMIT
         while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         yield run

@@ -4,31 +4,47 @@ import json
 import os
 
 import pytest
-import safetensors.torch
 import torch
 
 from dist_prune import UserError
 from dist_prune.checkpoints import format as module
-from dist_prune.checkpoints.format import Checkpoint, load_checkpoint, load_newest, save_checkpoint
+from dist_prune.checkpoints.format import load_checkpoint, load_newest, save_checkpoint
+from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, SpentEnergy, TrainState
+from dist_prune.pruning.mask import SiteMask, UnitMask
+from dist_prune.pruning.weight_mask import WeightMask
+
+DATA = {"fingerprint": "abc", "shard_lengths": {"train": [3, 4]}}
+UNITS = UnitMask((SiteMask("layer1.0", "layer", 1, 0.75, (0,), 0.75),))
+WEIGHTS = WeightMask({"w": torch.tensor([[True, False], [False, True], [True, True]])})
 
 
-def state(step: int) -> Checkpoint:
-    return Checkpoint(
-        weights={"w": torch.full((3, 2), float(step)), "n": torch.tensor(step)},
-        optimizer_state={"w": {"exp_avg": torch.full((3, 2), -float(step)), "step": torch.tensor(step)}},
-        state={"phase": "gated", "position": {"step": step}, "schedule": {"last_lr": [0.1]}},
+def state(step: int) -> TrainState:
+    return TrainState(
+        Progress(phase="tuned", step=step, epoch=2, best_step=3),
+        DATA,
+        SpentEnergy(joules=2.5, ranks=1, sensors={"cpu": 1}),
+        SpentEnergy(joules=None),
+        {"gated": FinishedPhase(2, UNITS), "masked": FinishedPhase(1, WEIGHTS), "plain": FinishedPhase(4)},
+        ModelState(
+            {"w": torch.full((3, 2), float(step)), "n": torch.tensor(step)},
+            {"w": {"exp_avg": torch.full((3, 2), -float(step)), "step": torch.tensor(step)}},
+        ),
+        {"budget.rate": torch.tensor(0.5)},
     )
 
 
-def same(a: Checkpoint, b: Checkpoint) -> bool:
-    def equal(x, y):
-        return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
+def tensors_of(state: TrainState) -> dict[str, torch.Tensor]:
+    states = state.model.optimizer_state.items()
+    flat = {f"{name} {key}": t for name, states in states for key, t in states.items()}
+    return {**state.model.weights, **flat, **state.tensors()}
 
-    def flat(states):
-        return {(name, key): t for name, state in states.items() for key, t in state.items()}
 
-    same_optimizer = equal(flat(a.optimizer_state), flat(b.optimizer_state))
-    return equal(a.weights, b.weights) and same_optimizer and a.state == b.state
+def same(a: TrainState, b: TrainState) -> bool:
+    x, y = tensors_of(a), tensors_of(b)
+    same_tensors = x.keys() == y.keys() and all(
+        torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x
+    )
+    return same_tensors and a.as_json() == b.as_json()
 
 
 def folders(path):
@@ -41,7 +57,7 @@ def folder(tmp_path):
 
 
 def test_what_was_saved_is_loaded(folder):
-    path = save_checkpoint(folder, state(7), 7)
+    path = save_checkpoint(folder, state(7))
     assert path == folder / "step-00000007"
     assert same(load_checkpoint(path), state(7))
     newest, passed_over = load_newest(folder)
@@ -49,33 +65,108 @@ def test_what_was_saved_is_loaded(folder):
     assert passed_over == []
 
 
+def test_decisions_of_finished_phases_come_back_as_what_they_were(folder):
+    finished = load_checkpoint(save_checkpoint(folder, state(7))).finished
+    assert finished["gated"] == FinishedPhase(2, UNITS)
+    assert torch.equal(finished["masked"].decision.kept["w"], WEIGHTS.kept["w"])
+    assert finished["plain"] == FinishedPhase(4, None)
+
+
 def test_a_state_without_optimizer_round_trips(folder):
     """Before the first step, and for optimizers without a state."""
-    start = Checkpoint({"w": torch.zeros(2)}, {}, {})
-    assert same(load_checkpoint(save_checkpoint(folder, start, 0)), start)
+    start = TrainState(Progress(), DATA, model=ModelState({"w": torch.zeros(2)}))
+    assert same(load_checkpoint(save_checkpoint(folder, start)), start)
 
 
-def test_momentum_of_the_first_format_is_still_read(folder):
-    """Then the file held one tensor a parameter, by its name alone."""
-    path = save_checkpoint(folder, state(1), 1)
-    safetensors.torch.save_file({"conv.weight": torch.ones(2)}, path / "optimizer.safetensors")
+def rewrite(path, **changes) -> None:
+    """Change state.json and vouch for it."""
+    data = {**json.loads((path / "state.json").read_text()), **changes}
+    (path / "state.json").write_text(
+        json.dumps({key: value for key, value in data.items() if value != "gone"})
+    )
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["optimizer.safetensors"] = module._fingerprint(path / "optimizer.safetensors")
+    manifest["state.json"] = module._fingerprint(path / "state.json")
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert load_checkpoint(path).optimizer_state["conv.weight"]["momentum_buffer"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("version", "said"), [("gone", 1), (3, 3)])
+def test_a_checkpoint_of_another_format_is_refused_by_its_version_and_no_older_one_is_taken(
+    folder, version, said
+):
+    save_checkpoint(folder, state(1))
+    rewrite(save_checkpoint(folder, state(2)), version=version)
+    with pytest.raises(
+        UserError, match=f"step-00000002 cannot be used: its format is version {said}, this program"
+    ):
+        load_newest(folder)
+
+
+PROGRESS = state(1).as_json()["progress"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"progress": {**PROGRESS, "step": "x"}},
+        {"progress": {**PROGRESS, "more": 1}},
+        {"data": {"fingerprint": 1, "shard_lengths": {}}},
+        {"finished": []},
+        {"finished": {"gated": {"epochs_run": 1, "decision": {"kind": "units"}}}},
+        {"finished": {"gated": {"epochs_run": 1, "decision": {"kind": "feelings"}}}},
+        {
+            "finished": {
+                "other": {"epochs_run": 1, "decision": {"kind": "weights", "weights": [{"name": "w"}]}}
+            }
+        },
+        {"energy_run": 3},
+        {"more": 1},
+    ],
+)
+def test_a_state_that_no_run_can_continue_from_is_refused_in_one_line(folder, changes):
+    path = save_checkpoint(folder, state(1))
+    rewrite(path, **changes)
+    with pytest.raises(UserError, match="step-00000001 cannot be used: ") as refused:
+        load_checkpoint(path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weights: weights.pop("bias"), r"for bias it has nothing, where \(2,\) is needed"),
+        (
+            lambda weights: weights.update(more=torch.zeros(1)),
+            r"for more it has \(1,\), where nothing is needed",
+        ),
+        (lambda weights: weights.update(weight=torch.zeros(2, 4)), r"has \(2, 4\), where \(2, 3\) is needed"),
+    ],
+)
+def test_weights_of_another_network_are_refused_by_the_first_tensor_that_differs(change, said):
+    network = torch.nn.Linear(3, 2)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    start = TrainState(Progress(), DATA, model=ModelState(weights))
+    start.check_fits(network)
+    change(weights)
+    with pytest.raises(UserError, match=said):
+        start.check_fits(network)
 
 
 def test_whoever_may_read_other_files_of_the_run_may_read_its_tensors(folder):
-    files = list(save_checkpoint(folder, state(1), 1).iterdir())
+    files = list(save_checkpoint(folder, state(1)).iterdir())
     expected = folder.parent / "other"
     expected.touch()
     assert {path.stat().st_mode for path in files} == {expected.stat().st_mode}
 
 
 def test_the_manifest_lists_every_other_file_with_size_and_checksum(folder):
-    path = save_checkpoint(folder, state(1), 1)
+    path = save_checkpoint(folder, state(1))
     manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest.keys() == {"model.safetensors", "optimizer.safetensors", "state.json"}
+    assert manifest.keys() == {
+        "model.safetensors",
+        "optimizer.safetensors",
+        "phase.safetensors",
+        "state.json",
+    }
     assert {p.name for p in path.iterdir()} == {*manifest, "manifest.json"}
     for name, entry in manifest.items():
         assert entry["bytes"] == (path / name).stat().st_size
@@ -84,7 +175,7 @@ def test_the_manifest_lists_every_other_file_with_size_and_checksum(folder):
 
 def test_the_two_newest_stay_and_latest_names_the_newest(folder):
     for step in (1, 2, 30, 400):
-        save_checkpoint(folder, state(step), step)
+        save_checkpoint(folder, state(step))
         assert (folder / "latest").read_text() == f"step-{step:08d}\n"
     assert folders(folder) == ["step-00000030", "step-00000400"]
     assert {p.name for p in folder.iterdir()} == {"step-00000030", "step-00000400", "latest"}
@@ -92,9 +183,11 @@ def test_the_two_newest_stay_and_latest_names_the_newest(folder):
 
 
 def test_saving_a_step_again_replaces_it(folder):
-    save_checkpoint(folder, state(1), 5)
-    save_checkpoint(folder, state(2), 5)
-    assert same(load_newest(folder)[0], state(2))
+    older, newer = state(5), state(5)
+    newer.progress.epoch = 9
+    save_checkpoint(folder, older)
+    save_checkpoint(folder, newer)
+    assert same(load_newest(folder)[0], newer)
     assert folders(folder) == ["step-00000005"]
 
 
@@ -116,14 +209,14 @@ DAMAGES = {
     "empty": lambda path: path.write_bytes(b""),
     "missing": lambda path: path.unlink(),
 }
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+FILES = ("model.safetensors", "optimizer.safetensors", "phase.safetensors", "state.json", "manifest.json")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_is_detected_and_the_one_before_is_taken(folder, name, damage):
-    save_checkpoint(folder, state(1), 1)
-    newer = save_checkpoint(folder, state(2), 2)
+    save_checkpoint(folder, state(1))
+    newer = save_checkpoint(folder, state(2))
     DAMAGES[damage](newer / name)
     with pytest.raises(UserError, match="step-00000002"):
         load_checkpoint(newer)
@@ -134,14 +227,14 @@ def test_a_damaged_file_is_detected_and_the_one_before_is_taken(folder, name, da
 
 
 def test_damage_names_the_file(folder):
-    path = save_checkpoint(folder, state(2), 2)
+    path = save_checkpoint(folder, state(2))
     flip_a_bit(path / "optimizer.safetensors")
     with pytest.raises(UserError, match=r"damaged: optimizer\.safetensors"):
         load_checkpoint(path)
 
 
 def test_a_manifest_that_vouches_for_nothing_is_not_believed(folder):
-    path = save_checkpoint(folder, state(2), 2)
+    path = save_checkpoint(folder, state(2))
     (path / "manifest.json").write_text("{}")
     flip_a_bit(path / "model.safetensors")
     with pytest.raises(UserError):
@@ -150,7 +243,7 @@ def test_a_manifest_that_vouches_for_nothing_is_not_believed(folder):
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', '{"state.json": 3}'])
 def test_a_manifest_of_another_kind_is_refused(folder, content):
-    path = save_checkpoint(folder, state(2), 2)
+    path = save_checkpoint(folder, state(2))
     (path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match="step-00000002"):
         load_checkpoint(path)
@@ -158,7 +251,7 @@ def test_a_manifest_of_another_kind_is_refused(folder, content):
 
 def test_all_damaged_is_none_and_says_so_about_each(folder):
     for step in (1, 2):
-        flip_a_bit(save_checkpoint(folder, state(step), step) / "state.json")
+        flip_a_bit(save_checkpoint(folder, state(step)) / "state.json")
     found, passed_over = load_newest(folder)
     assert found is None
     assert ["step-00000002" in passed_over[0], "step-00000001" in passed_over[1]] == [True, True]
@@ -169,7 +262,7 @@ CRASHES = ("_fingerprint", "_sync", "os.replace", "first write", "second write")
 
 @pytest.mark.parametrize("where", CRASHES)
 def test_a_crash_in_the_middle_leaves_the_older_one_whole(folder, monkeypatch, where):
-    save_checkpoint(folder, state(1), 1)
+    save_checkpoint(folder, state(1))
 
     def crash(*_, **__):
         raise OSError("no space left on device")
@@ -190,12 +283,12 @@ def test_a_crash_in_the_middle_leaves_the_older_one_whole(folder, monkeypatch, w
     else:
         monkeypatch.setattr(module, where, crash)
     with pytest.raises(OSError, match="no space"):
-        save_checkpoint(folder, state(2), 2)
+        save_checkpoint(folder, state(2))
     monkeypatch.undo()
     assert folders(folder) == ["step-00000001"], "nothing half-written appears under a final name"
     assert (folder / "latest").read_text() == "step-00000001\n"
     assert same(load_newest(folder)[0], state(1))
-    save_checkpoint(folder, state(3), 3)
+    save_checkpoint(folder, state(3))
     assert same(load_newest(folder)[0], state(3))
 
 
@@ -209,14 +302,14 @@ def test_latest_moves_after_the_folder_is_in_place(folder, monkeypatch):
         replaced.append(target.name)
         real(source, target)
 
-    save_checkpoint(folder, state(1), 1)
+    save_checkpoint(folder, state(1))
     monkeypatch.setattr(module.os, "replace", replace)
-    save_checkpoint(folder, state(2), 2)
+    save_checkpoint(folder, state(2))
     assert replaced == ["step-00000002", "latest"]
 
 
 def test_a_crash_before_latest_moved_still_resumes_from_the_newest(folder, monkeypatch):
-    save_checkpoint(folder, state(1), 1)
+    save_checkpoint(folder, state(1))
     real = os.replace
 
     def replace(source, target):
@@ -226,12 +319,12 @@ def test_a_crash_before_latest_moved_still_resumes_from_the_newest(folder, monke
 
     monkeypatch.setattr(module.os, "replace", replace)
     with pytest.raises(OSError, match="killed"):
-        save_checkpoint(folder, state(2), 2)
+        save_checkpoint(folder, state(2))
     assert same(load_newest(folder)[0], state(2))
 
 
 def test_nothing_that_a_killed_process_left_is_taken_for_a_checkpoint(folder):
-    save_checkpoint(folder, state(1), 1)
+    save_checkpoint(folder, state(1))
     half = folder / ".step-00000002.4711.tmp"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
@@ -243,5 +336,5 @@ def test_leftovers_of_killed_processes_do_not_pile_up(folder):
     """Each is as large as a checkpoint."""
     for pid in (4711, 4712):
         (folder / f".step-00000002.{pid}.tmp").mkdir(parents=True)
-    save_checkpoint(folder, state(3), 3)
+    save_checkpoint(folder, state(3))
     assert {p.name for p in folder.iterdir()} == {"step-00000003", "latest"}

@@ -8,51 +8,48 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dist_prune.checkpoints.format import Checkpoint, save_checkpoint
-from dist_prune.checkpoints.writer import Saving, note_best
-from dist_prune.training.context import Progress
+from dist_prune.checkpoints.format import save_checkpoint
+from dist_prune.checkpoints.train_state import ModelState, Progress, TrainState
+from dist_prune.checkpoints.writer import CheckpointWriter
+
+DATA = {"fingerprint": "abc", "shard_lengths": {}}
 
 
-def setting(every=None, minutes=None):
-    config = SimpleNamespace(checkpoint_every=every, checkpoint_minutes=minutes)
-    return SimpleNamespace(config=config, steps_per_epoch=5)
+def writer(every=None, minutes=None) -> CheckpointWriter:
+    config = SimpleNamespace(
+        checkpoint_every=every, checkpoint_minutes=minutes, keep_best=False, keep_checkpoints=2
+    )
+    return CheckpointWriter(None, config, contextlib.nullcontext)
 
 
-def record(save: bool = False):
-    return SimpleNamespace(save=save)
+def state(step: int, best: int | None = None) -> TrainState:
+    return TrainState(Progress(step=step, best_step=best), DATA, model=ModelState({"w": torch.zeros(1)}))
 
 
-def save(folder, step: int, **options) -> None:
-    save_checkpoint(folder, Checkpoint({"w": torch.zeros(1)}, {}, {}), step, **options)
+def save(folder, step: int, keep: int, best: int | None = None) -> None:
+    save_checkpoint(folder, state(step, best), keep, keep_best=best is not None)
 
 
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_every_so_many_steps_but_not_at_the_end_of_an_epoch_which_brings_its_own():
-    saving = Saving(setting(every=2))
-    due = [
-        step
-        for step in range(1, 11)
-        if saving.is_due(Progress(step=step, batch=(step - 1) % 5 + 1), record())
-    ]
-    assert due == [2, 4, 6, 8]
+def test_a_checkpoint_is_due_every_so_many_steps():
+    assert [step for step in range(1, 9) if writer(every=3).is_due(step)] == [3, 6]
+    assert not any(writer().is_due(step) for step in range(1, 9))
 
 
 def test_after_so_many_minutes_rank_0_tells_all_with_the_step(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("dist_prune.checkpoints.writer.time.monotonic", lambda: now[0])
-    saving = Saving(setting(minutes=2))
-    assert not saving.is_time()
+    saving = writer(minutes=2)
+    assert not saving.check()
     now[0] += 119
-    assert not saving.is_time()
+    assert not saving.check()
     now[0] += 1
-    assert saving.is_time()
-    assert saving.is_due(Progress(step=1, batch=1), record(save=True)), "what the step says, on every rank"
-    assert not saving.is_due(Progress(step=1, batch=1), record(save=False))
+    assert saving.check()
     monkeypatch.setattr("dist_prune.checkpoints.writer.distributed.is_main", lambda: False)
-    assert not saving.is_time(), "one clock decides"
+    assert not saving.check(), "one clock decides"
 
 
 class SlowDisk:
@@ -60,12 +57,12 @@ class SlowDisk:
 
     def __init__(self) -> None:
         self.begun, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)
-        self.written: list[tuple[int, dict]] = []
+        self.written: list[int] = []
 
-    def __call__(self, folder, checkpoint: Checkpoint, step: int, keep: int, best: int | None) -> None:
+    def __call__(self, folder, state: TrainState, keep: int, keep_best: bool) -> None:
         self.begun.release()
         assert self.may_go_on.acquire(timeout=20)
-        self.written.append((step, checkpoint.state))
+        self.written.append(state.progress.step)
 
 
 @pytest.fixture
@@ -75,36 +72,27 @@ def slow_disk(monkeypatch) -> SlowDisk:
     return disk
 
 
-def writable():
-    config = SimpleNamespace(keep_best=False, keep_checkpoints=2, checkpoint_minutes=None)
-    return SimpleNamespace(
-        config=config, folder=SimpleNamespace(checkpoints=None), capture_write_errors=contextlib.nullcontext
-    )
-
-
-def test_training_goes_on_while_a_checkpoint_is_written(slow_disk):
-    with Saving(writable()) as saving:
-        state = {"structures": {"gated": 1}}
-        saving.write(Checkpoint({}, {}, state), Progress(step=2))
+def test_training_continues_while_a_checkpoint_is_written(slow_disk):
+    with writer() as saving:
+        saving.write(state(2))
         assert slow_disk.begun.acquire(timeout=20)
-        state["structures"]["collapsed"] = 2
         assert slow_disk.written == []
         slow_disk.may_go_on.release()
-    assert slow_disk.written == [(2, {"structures": {"gated": 1}})]
+    assert slow_disk.written == [2]
 
 
 def test_a_checkpoint_waits_until_the_one_before_is_written_and_the_end_for_the_last(slow_disk):
-    with Saving(writable()) as saving:
-        saving.write(Checkpoint({}, {}, {}), Progress(step=2))
+    with writer() as saving:
+        saving.write(state(2))
         threading.Timer(0.2, slow_disk.may_go_on.release).start()
-        saving.write(Checkpoint({}, {}, {}), Progress(step=4))
-        assert slow_disk.written == [(2, {})]
+        saving.write(state(4))
+        assert slow_disk.written == [2]
         threading.Timer(0.2, slow_disk.may_go_on.release).start()
-    assert slow_disk.written == [(2, {}), (4, {})]
+    assert slow_disk.written == [2, 4]
 
 
-def fail(saving: Saving) -> None:
-    saving.write(Checkpoint({}, {}, {}), Progress(step=2))
+def fail(saving: CheckpointWriter) -> None:
+    saving.write(state(2))
     deadline = time.monotonic() + 20
     while not saving._written.done() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -112,7 +100,7 @@ def fail(saving: Saving) -> None:
 
 def test_what_nobody_foresaw_while_writing_is_raised_with_the_next_step_or_at_the_end(monkeypatch):
     monkeypatch.setattr("dist_prune.checkpoints.writer.save_checkpoint", lambda *_: 1 / 0)
-    saving = Saving(writable())
+    saving = writer()
     fail(saving)
     with pytest.raises(ZeroDivisionError):
         saving.check()
@@ -123,7 +111,7 @@ def test_what_nobody_foresaw_while_writing_is_raised_with_the_next_step_or_at_th
 
 def test_what_ends_a_run_is_not_hidden_by_what_hinders_the_writing(monkeypatch):
     monkeypatch.setattr("dist_prune.checkpoints.writer.save_checkpoint", lambda *_: 1 / 0)
-    saving = Saving(writable())
+    saving = writer()
     fail(saving)
     with pytest.raises(RuntimeError, match="a rank is lost"), saving:
         raise RuntimeError("a rank is lost")
@@ -148,14 +136,6 @@ def test_what_a_resume_has_passed_over_goes_before_what_is_whole(tmp_path):
         save(tmp_path, step, keep=3)
     save(tmp_path, 5, keep=2)
     assert names(tmp_path) == ["latest", "step-00000004", "step-00000005"]
-
-
-def test_the_best_epoch_is_the_first_with_the_highest_accuracy():
-    at = Progress()
-    for step, accuracy in [(10, 0.5), (20, 0.8), (30, 0.8), (40, 0.7)]:
-        at.step = step
-        note_best(at, accuracy)
-    assert (at.best_step, at.best_accuracy) == (20, 0.8)
 
 
 def test_a_removal_that_is_cut_off_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):

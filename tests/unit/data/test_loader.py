@@ -145,6 +145,24 @@ def test_images_keep_their_labels(folder):
         assert [number % 10 for number in numbers(batch)] == labels.tolist()
 
 
+def test_the_first_of_several_views_is_what_one_view_is_and_the_others_are_drawn_anew(folder):
+    images = data(folder, augment=SEEDED)
+    for (single, labels), (both, same_labels) in zip(train(images), train(images, views=2), strict=True):
+        first, second = both.chunk(2)
+        assert torch.equal(labels, same_labels)
+        assert torch.equal(first, single)
+        assert first.shape == second.shape
+        assert not torch.equal(first, second)
+
+
+def test_views_without_augmentation_are_equal_and_mixed_ones_share_their_target(folder):
+    for mixed in (0.0, 1.0):
+        for both, labels in train(data(folder, augment=AugmentConfig(mixup=mixed)), views=2):
+            first, second = both.chunk(2)
+            assert torch.equal(first, second)
+            assert len(first) == len(labels)
+
+
 def test_mixed_batches_bring_probabilities(folder):
     _, labels = train(data(folder, 1, AugmentConfig(mixup=0.5)))[0]
     assert (labels.shape, labels.dtype) == ((40, 10), torch.float32)

@@ -44,18 +44,11 @@ def open_in_reference(
     rest = [unit for unit in importance.argsort().tolist() if opened[unit] and unit not in spared]
     goal = min(TARGET, macs_allowance)
     while rest and share_of(costs, opened) > macs_allowance:
-        after = {}
-        for unit in rest:
-            opened[unit] = False
-            after[unit] = share_of(costs, opened)
-            opened[unit] = True
         chosen = rest[0]
+        after = {chosen: share_without(chosen, costs, opened)}
         if after[chosen] < goal - 0.01:  # the last one, and too expensive
             anyone = [u for u in importance.argsort().tolist() if opened[u] and not alone(u, opened, groups)]
-            for unit in anyone:
-                opened[unit] = False
-                after[unit] = share_of(costs, opened)
-                opened[unit] = True
+            after = {unit: share_without(unit, costs, opened) for unit in anyone}
             fitting = [unit for unit in anyone if abs(after[unit] - goal) <= 0.01]
             chosen = fitting[0] if fitting else min(anyone, key=lambda unit: abs(after[unit] - goal))
         if macs_allowance - after[chosen] > share_of(costs, opened) - macs_allowance:
@@ -63,6 +56,12 @@ def open_in_reference(
         opened[chosen] = False
         rest = [unit for unit in rest if unit != chosen]
     return opened
+
+
+def share_without(unit: int, costs: Costs, opened: torch.Tensor) -> float:
+    fewer = opened.clone()
+    fewer[unit] = False
+    return share_of(costs, fewer)
 
 
 def alone(unit: int, opened: torch.Tensor, groups: list[torch.Tensor]) -> bool:

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from unit_helpers import images, mask_closing, undecided
 
-from dist_prune import activation, gate_means, polarization
+from dist_prune import UserError, activation, gate_means, polarization
 from dist_prune.config import BudgetConfig, GatesConfig, RunConfig, override
 from dist_prune.gates.insertion import gated_modules
 from dist_prune.measure.macs import count_macs, count_parameters
-from dist_prune.methods import METHODS, Phase, Step, Task
+from dist_prune.methods import METHODS, Method, Options, Phase, PhaseResult, Step, Task, next_phase
 from dist_prune.pruning.mask import UnitMask
 
 SHAPE = (3, 16, 16)
@@ -20,9 +20,12 @@ def task(**changes) -> Task:
     return Task(RunConfig(**{**fields, **changes}), 10, SHAPE)
 
 
+def method_of(the_task: Task) -> Method:
+    return METHODS[the_task.config.method](the_task)
+
+
 def only_phase(the_task: Task) -> Phase:
-    (phase,) = METHODS[the_task.config.method](the_task).phases({})
-    return phase
+    return next(method_of(the_task).phases())
 
 
 def step_at(phase: Phase, epoch: float) -> Step:
@@ -44,7 +47,7 @@ def test_the_network_follows_from_the_recipe_the_data_and_the_seed():
 
 
 def test_costs_are_those_of_the_plain_network():
-    costs, plain = task().costs, task().build()
+    costs, plain = method_of(task()).costs, task().build()
     assert costs.dense == count_macs(plain, SHAPE)
     assert costs.parameters == count_parameters(plain)
     assert [site.name for site in costs.sites] == [f"layer{s}.{b}" for s in (1, 2, 3) for b in (0, 1)]
@@ -55,11 +58,10 @@ def test_dense_trains_the_plain_network_and_returns_it():
     assert (phase.name, phase.epochs, phase.has_gates) == ("dense", 3, False)
     assert list(gated_modules(phase.module)) == []
     assert phase.loss_terms(step_at(phase, 1.0)) == {}
-    assert phase.decide(phase.module, []) is None
-    assert phase.fixed(phase.module, None) is phase.module
-    assert phase.small(phase.module, None) is phase.module
-    assert phase.kept_under(None) == {}
-    assert phase.macs(task().costs, None) == task().costs.dense
+    assert phase.vote(phase.module, []) is None
+    assert phase.masked(phase.module, None) is phase.module
+    assert phase.sliced(phase.module, None) is phase.module
+    assert phase.macs(method_of(task()).costs, None) == method_of(task()).costs.dense
 
 
 def test_consensus_trains_a_gated_network_in_one_phase():
@@ -150,7 +152,7 @@ def test_under_a_budget_gates_learn_beside_the_network(target, expected):
 def test_channel_gates_stand_where_the_recipe_says_and_are_counted_there(position):
     the_task = task(gates=GatesConfig(kind="channel", position=position, dense_layers=1, flatten=True))
     phase = only_phase(the_task)
-    costs = the_task.costs
+    costs = method_of(the_task).costs
     assert [wrapper.site for _, wrapper in gated_modules(phase.module)] == list(costs.sites)
     assert {site.position for site in costs.sites} == {position}
     assert all(wrapper.gate.flatten for _, wrapper in gated_modules(phase.module))
@@ -175,25 +177,71 @@ def test_a_gated_phase_decides_fixes_and_collapses():
     phase = only_phase(task())
     undecided(phase.module)
     x = images(16)
-    mask = phase.decide(phase.module, [x])
+    mask = phase.vote(phase.module, [x])
     assert isinstance(mask, UnitMask)
-    fixed, small = phase.fixed(phase.module, mask), phase.small(phase.module, mask)
+    fixed, small = phase.masked(phase.module, mask), phase.sliced(phase.module, mask)
     torch.testing.assert_close(small(x), fixed(x), rtol=1e-5, atol=1e-5)
     assert list(gated_modules(small)) == []
-    assert count_macs(small, SHAPE) == phase.macs(task().costs, mask) == task().costs.of(mask.kept)
+    assert (
+        count_macs(small, SHAPE)
+        == phase.macs(method_of(task()).costs, mask)
+        == method_of(task()).costs.of(mask.kept)
+    )
 
 
 def test_units_of_earlier_phases_and_of_the_mask_count_together():
     phase = only_phase(task())
     phase.kept = {"gone": (), "layer1.0": (0,)}
     mask = mask_closing(phase.module, ["layer1.0", "layer3.1"])
-    under = phase.kept_under(mask)
-    assert under["gone"] == ()
-    assert under["layer1.0"] == ()
-    assert under["layer3.1"] == ()
-    assert under["layer2.0"] == (0,)
-    costs = task().costs
+    costs = method_of(task()).costs
     assert phase.macs(costs, mask) == costs.of({"layer1.0": (), "layer3.1": ()})
+    assert phase.macs(costs, None) == costs.dense
+
+
+def test_a_phase_that_ends_early_is_followed_by_one_of_the_small_network_with_its_mask():
+    method = method_of(task())
+    phases = method.phases()
+    gated = next(phases)
+    mask = mask_closing(gated.module, ["layer1.0", "layer3.1"])
+    collapsed = next_phase(phases, PhaseResult(gated.module, 1, mask))
+    assert (collapsed.name, collapsed.continues, collapsed.kept) == ("collapsed", True, mask.kept)
+    assert count_macs(collapsed.module, SHAPE) == collapsed.macs(method.costs, mask)
+    assert collapsed.vote(collapsed.module, []) == mask
+    assert next_phase(phases, PhaseResult(collapsed.module, 3, mask)) is None
+
+
+def test_a_phase_that_lasts_to_the_end_is_the_only_one():
+    phases = method_of(task()).phases()
+    gated = next(phases)
+    assert next_phase(phases, PhaseResult(gated.module, 3, mask_closing(gated.module, []))) is None
+
+
+class WithOptions(METHODS["dense"]):
+    class Options(Options):
+        shrinkage: float = 0.01
+
+
+def test_a_methods_options_are_validated_by_its_own_class():
+    assert WithOptions(task()).options.shrinkage == 0.01
+    assert WithOptions(task(method_args={"shrinkage": 0.5})).options.shrinkage == 0.5
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        (WithOptions, {"shrinkge": 1}, "recipe key 'method_args.shrinkge': did you mean 'shrinkage'?"),
+        (
+            WithOptions,
+            {"shrinkage": "x"},
+            "recipe key 'method_args.shrinkage': Input should be a valid number",
+        ),
+        (METHODS["dense"], {"x": 1}, "recipe key 'method_args.x': method 'consensus' has no options"),
+    ],
+)
+def test_options_that_a_method_does_not_know_are_refused_in_one_line(method, options, said):
+    with pytest.raises(UserError) as refused:
+        method(task(method_args=options))
+    assert str(refused.value).startswith(said)
 
 
 def test_gates_of_kind_none_train_the_dense_network():
@@ -207,7 +255,7 @@ def test_the_papers_form_of_gates_is_one_setting_away_with_or_without_a_budget(t
         recipe = RunConfig(
             name="t", data="d", model="resnet8", target_macs=target, gates=GatesConfig(**settings)
         )
-        module = next(METHODS["consensus"](Task(recipe, 10, (3, 16, 16))).phases({})).module
+        module = next(METHODS["consensus"](Task(recipe, 10, (3, 16, 16))).phases()).module
         found = next(gated_modules(module))[1].gate
         return found.last.bias.item(), found.backprop_to_input, round(found.logit_scale.item(), 6)
 

@@ -11,7 +11,7 @@ from dist_prune.gates.insertion import find_sites, gated_modules
 from dist_prune.measure.macs import count_macs
 from dist_prune.methods import METHODS, Phase, Task
 from dist_prune.methods.uniform import uniform_channels, uniform_depth, uniform_width
-from dist_prune.pruning.costs import unit_costs
+from dist_prune.pruning.costs import Costs, unit_costs
 from dist_prune.pruning.residual import residual_blocks
 
 CIFAR = (3, 32, 32)
@@ -26,8 +26,11 @@ def task(
 
 
 def only_phase(the_task: Task) -> Phase:
-    (phase,) = METHODS[the_task.config.method](the_task).phases({})
-    return phase
+    return next(METHODS[the_task.config.method](the_task).phases())
+
+
+def layer_costs(the_task: Task) -> Costs:
+    return METHODS["uniform_depth"](the_task).costs
 
 
 def depths(kept: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -43,7 +46,7 @@ def depths(kept: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
 @pytest.mark.parametrize("target", [0.3, 0.538, 0.8])
 def test_a_plain_network_of_the_budgets_macs_is_trained_from_scratch(method, target):
     the_task = task(target, method)
-    phase, dense = only_phase(the_task), the_task.costs
+    phase, dense = only_phase(the_task), METHODS[method](the_task).costs
     assert (phase.name, phase.epochs, phase.has_gates) == ("dense", 3, False)
     assert list(gated_modules(phase.module)) == []
     assert phase.loss_terms(None) == {}
@@ -60,7 +63,7 @@ def test_without_a_target_the_baselines_are_refused(method):
 
 
 def test_resnet20_with_the_macs_of_five_layers_keeps_two_one_and_two():
-    kept = uniform_depth(task(None).costs, 0.538)
+    kept = uniform_depth(layer_costs(task(None)), 0.538)
     assert depths(kept) == (2, 1, 2)
     module = only_phase(task(0.538)).module
     assert list(residual_blocks(module)) == ["layer1.0", "layer1.1", "layer2.0", "layer3.0", "layer3.1"]
@@ -70,7 +73,7 @@ def test_resnet20_with_the_macs_of_five_layers_keeps_two_one_and_two():
 @pytest.mark.parametrize("target", [0.05, 0.3, 0.45, 0.538, 0.6, 0.7, 0.9, 0.99])
 def test_no_other_even_depths_come_nearer_to_the_target(model, target):
     """Stages of one length: even means that they differ by one layer at most. Hundredths do not count."""
-    costs = task(None, model=model).costs
+    costs = layer_costs(task(None, model=model))
     kept = uniform_depth(costs, target)
     blocks = len(costs.sites) // 3
     assert kept.keys() == {site.name for site in costs.sites}
@@ -86,14 +89,14 @@ def test_no_other_even_depths_come_nearer_to_the_target(model, target):
 
 
 def test_where_several_depths_are_as_near_the_first_and_the_last_stage_keep_more():
-    costs = task(None).costs
+    costs = layer_costs(task(None))
     assert depths(uniform_depth(costs, costs.of({"layer2.2": ()}) / costs.dense)) == (3, 2, 3)
 
 
 def test_stages_of_unlike_lengths_keep_the_same_share():
     the_task = task(0.5, model="resnet50")
-    assert depths(uniform_depth(the_task.costs, 0.99)) == (3, 4, 6, 3)
-    kept = depths(uniform_depth(the_task.costs, 0.55))
+    assert depths(uniform_depth(layer_costs(the_task), 0.99)) == (3, 4, 6, 3)
+    kept = depths(uniform_depth(layer_costs(the_task), 0.55))
     assert all(abs(left - 0.5 * layers) <= 1 for left, layers in zip(kept, (3, 4, 6, 3), strict=True))
 
 
@@ -110,8 +113,8 @@ def test_no_other_width_comes_nearer_to_the_target(target):
     def share(the_task: Task) -> float:
         return count_macs(the_task.build(), (3, 8, 8)) / dense
 
-    dense = task(None, **small).costs.dense
-    narrow = uniform_width(task(target, "uniform_width", **small), target)
+    dense = layer_costs(task(None, **small)).dense
+    narrow = uniform_width(task(target, "uniform_width", **small), target * dense)
     width = narrow.config.model_args["width"]
     others = [share(task(None, **small, width=width + step / 16)) for step in range(-6, 7)]
     assert min(others) < target < max(others)
@@ -119,7 +122,8 @@ def test_no_other_width_comes_nearer_to_the_target(target):
 
 
 def test_width_starts_from_the_recipes_own_and_works_for_mobilenet():
-    half = uniform_width(task(0.5, "uniform_width", model="resnet8", width=8), 0.5)
+    whole = task(0.5, "uniform_width", model="resnet8", width=8)
+    half = uniform_width(whole, 0.5 * count_macs(whole.build(), CIFAR))
     assert 4 < half.config.model_args["width"] < 8
     mobile = {"model": "mobilenet_v2", "inverted_residual_setting": [[1, 16, 1, 1], [6, 64, 1, 2]]}
     phase = only_phase(task(0.5, "uniform_width", **mobile))

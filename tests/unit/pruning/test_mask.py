@@ -9,7 +9,6 @@ from unit_helpers import gated_resnet, images, same, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model, collapse, consensus_mask, masked
 from dist_prune.config import GatesConfig, RunConfig
-from dist_prune.gates.consensus import agrees
 from dist_prune.gates.insertion import gated_modules, sites
 from dist_prune.methods import METHODS, Task
 from dist_prune.pruning.mask import SiteMask, UnitMask, load_mask, vote
@@ -17,17 +16,6 @@ from dist_prune.pruning.sites import Site
 
 LAYERS = (Site("a", "layer", 1), Site("b", "layer", 1), Site("c", "layer", 1))
 CHANNELS = (Site("wide", "channel", 4, may_be_empty=False), Site("narrow", "channel", 2))
-
-
-def test_samples_agree_with_a_mask_when_all_of_them_decide_as_it_does():
-    gated, x = gated_resnet(), images(64)
-    for sample in x.split(1)[:8]:
-        own = consensus_mask(gated, [sample])
-        output = gated(sample)
-        assert agrees(gated, own)
-        torch.testing.assert_close(output, masked(gated, own)(sample))
-        gated(torch.cat([sample, x]))
-        assert not agrees(gated, own), "these gates tell samples apart"
 
 
 def test_where_every_gate_is_frozen_the_first_batch_says_what_all_would():
@@ -134,8 +122,8 @@ def test_rounding_counts_against_agreement_but_not_as_undecided_gates():
 
 def test_a_recipe_can_ask_for_rounded_masks():
     config = RunConfig(name="n", data="d", model="resnet8", gates=GatesConfig(kind="channel"), round_to=16)
-    phase = next(iter(METHODS["consensus"](Task(config, 4, (3, 16, 16))).phases({})))
-    mask = phase.decide(undecided(phase.module), [images(32)])
+    phase = next(iter(METHODS["consensus"](Task(config, 4, (3, 16, 16))).phases()))
+    mask = phase.vote(undecided(phase.module), [images(32)])
     assert all(len(kept) % 16 == 0 for kept in mask.kept.values())
     assert mask.flipped
 

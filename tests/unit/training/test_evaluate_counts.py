@@ -48,15 +48,6 @@ def test_several_models_share_one_pass_over_the_data_and_one_may_have_two_names(
     assert (other.calls, len(read)) == (2, 2)
 
 
-def test_models_that_would_say_the_same_of_a_batch_are_spared_it():
-    first, other = Says(), Says(shift=1)
-    data = batches([0, 1, 2, 3], [0, 1, 3, 0], [2, 2])
-    answers = iter([True, False])
-    seen = accuracies({"a": first, "b": other}, data, CPU, alike=lambda: next(answers))
-    assert (first.calls, other.calls) == (2, 1)
-    assert seen == {"a": 0.5, "b": 1.0}
-
-
 def test_one_wrong_answer_in_millions_is_seen():
     """2**24 is as far as fp32 counts."""
 

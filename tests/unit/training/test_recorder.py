@@ -6,9 +6,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dist_prune.checkpoints.train_state import Progress
 from dist_prune.config import RunConfig
 from dist_prune.monitor.records import EVAL_KEYS, RunFolder
-from dist_prune.training.context import Progress, RunContext
+from dist_prune.training.context import RunContext
 from dist_prune.training.recorder import Recorder
 from dist_prune.training.step import StepMetrics
 
@@ -17,7 +18,7 @@ from dist_prune.training.step import StepMetrics
 def context(tmp_path) -> RunContext:
     config = RunConfig(name="test", data="digits", model="resnet8", log_every=1)
     folder = RunFolder.create(tmp_path / "run", resume=False)
-    return RunContext(config, {}, None, None, None, None, torch.device("cpu"), folder)
+    return RunContext(config, {}, None, None, None, torch.device("cpu"), folder)
 
 
 def record(context: RunContext, first_step: int, steps: range, loss: float) -> None:

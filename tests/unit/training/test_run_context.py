@@ -26,9 +26,7 @@ def setting(folder, bad_data: str, device: torch.device = CPU) -> RunContext:
     """Of one rank; the index was read before shards went away."""
     config = RunConfig(name="test", data=str(folder), model="resnet8", bad_data=bad_data, workers=0)
     data = open_data(str(folder), workers=0, bad_data=bad_data)
-    return RunContext(
-        config, {}, Batching(micro=16, accumulation=4, world_size=1), data, None, None, device, None
-    )
+    return RunContext(config, {}, Batching(micro=16, accumulation=4, world_size=1), data, None, device, None)
 
 
 def evaluate(chosen: RunContext) -> dict[str, float]:

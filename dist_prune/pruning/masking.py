@@ -1,0 +1,63 @@
+"""Plain networks whose closed units contribute exactly zero: the reference that slicing must equal."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_prune.pruning.residual import residual_form
+from dist_prune.pruning.sites import Site
+
+
+def close_units(plain: nn.Module, kept: Mapping[str, Sequence[int]], sites: Mapping[str, Site]) -> nn.Module:
+    """Return a copy of a plain network with all units but ``kept`` closed by hooks; eval mode.
+
+    Args:
+        plain: a network without gates.
+        kept: the units that stay, by site name; sites that are not named stay whole.
+        sites: the sites of the network by name.
+    """
+    masked = copy.deepcopy(plain)
+    for name, units in kept.items():
+        site = sites[name]
+        module = masked.get_submodule(site.gate_at)
+        if site.kind == "channel":
+            opened = torch.zeros(site.units)
+            opened[list(units)] = 1
+            if site.behind:
+                module.register_forward_hook(_scale_output(opened))
+            else:
+                module.register_forward_pre_hook(_scale_input(opened))
+        elif not units and residual_form(module):
+            module.register_forward_hook(_keep_shortcut)
+        elif not units:
+            # The last module that only the branch uses hands its output to the sum with the shortcut.
+            masked.get_submodule(site.branch[-1]).register_forward_hook(_zero)
+    return masked.eval()
+
+
+def _per_channel(opened: Tensor, maps: Tensor) -> Tensor:
+    return opened.to(maps).view(1, -1, *[1] * (maps.dim() - 2))
+
+
+def _scale_output(opened: Tensor) -> Callable[..., Tensor]:
+    return lambda module, inputs, output: output * _per_channel(opened, output)
+
+
+def _scale_input(opened: Tensor) -> Callable[..., tuple[Tensor]]:
+    return lambda module, inputs: (inputs[0] * _per_channel(opened, inputs[0]),)
+
+
+def _keep_shortcut(block: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    form = residual_form(block)
+    assert form is not None
+    shortcut = form.shortcut_of(block)
+    return form.activation_of(block)(inputs[0] if shortcut is None else shortcut(inputs[0]))
+
+
+def _zero(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return torch.zeros_like(output)

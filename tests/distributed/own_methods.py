@@ -1,0 +1,54 @@
+"""How the tests of users' own methods run them: on real ranks, stopped and resumed in each phase."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from ranks import run_ranks
+
+from dist_prune.methods import METHODS, Method
+from dist_prune.recipes import recipe
+
+# Five steps an epoch, and one epoch a phase: the first stop is in the first phase, the second one in the second.
+SETTINGS = ["epochs=1", "model=resnet8", "model_args.width=4", "global_batch_size=256", "log_every=1"]
+SETTINGS += ["workers=0", "lr=0.05", "lr_schedule.kind=cosine"]
+STOPPED: tuple[dict[str, Any], ...] = ({"max_steps": 3}, {"max_steps": 5, "resume": True}, {"resume": True})
+
+
+def train(method: type[Method], folder: str, settings: list[str]) -> list[bool]:
+    """Train at ZeRO 0, 2 and 3, stopped in each phase and resumed, and straight; whether each invocation was done."""
+    from dist_prune.config import override
+    from dist_prune.training.run import Options, run
+
+    METHODS["own"] = method
+    config = override(recipe("digits"), ["method=own", *SETTINGS, *settings])
+    runs = [(stage, f"{folder}/stage{stage}", how) for stage in (0, 2, 3) for how in STOPPED]
+    runs.append((0, f"{folder}/straight", {}))
+    return [run(config, Options(f"ds_configs/zero{stage}.json", out=out, **how)) for stage, out, how in runs]
+
+
+def figures(folder: Path) -> tuple[list[float], dict[str, torch.Tensor], dict[str, Any]]:
+    """The loss of every step, the tensors of the sliced network, and the summary."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss/total"] for record in records if record["kind"] == "train"]
+    return losses, safetensors.torch.load_file(folder / "sliced" / "model.safetensors"), records[-1]
+
+
+def assert_same_at_every_stage(method: type[Method], folder: Path, *settings: str) -> dict[str, Any]:
+    """Straight, or stopped and resumed at any stage and world size, it is one run; returns its summary."""
+    for ranks in (1, 2):
+        done = run_ranks(ranks, train, method, str(folder / f"ranks{ranks}"), [*settings])
+        assert done == [[False, False, True] * 3 + [True]] * ranks
+    losses, tensors, summary = figures(folder / "ranks1" / "straight")
+    assert len(losses) == 10
+    for other in sorted(folder.glob("ranks*/*")):
+        found = figures(other)
+        assert found[0] == pytest.approx(losses, rel=1e-4), other
+        torch.testing.assert_close(found[1], tensors, rtol=1e-3, atol=1e-4)
+        assert found[2]["macs"] == summary["macs"]
+    return summary
