@@ -31,16 +31,17 @@ class Decision(Protocol):
         """Return plain JSON data about it, the content of mask.json."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what JSON is too large for; empty for units."""
+        """Return tensors that are too large for JSON; empty for units."""
 
     def figures(self) -> dict[str, Any]:
-        """Return what the records of a run say about it, by the names of the records."""
+        """Return the figures for the records of a run, by the names of the records."""
 
     @classmethod
     def restore(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Decision:
         """Return the decision that ``as_dict`` and ``tensors`` describe; raises UserError if they describe none."""
 
 
+# Checkpoints name the kind, so that a decision is read by the class that wrote it.
 _KINDS: dict[str, type[Decision]] = {UnitMask.kind: UnitMask, WeightMask.kind: WeightMask}
 
 

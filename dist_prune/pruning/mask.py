@@ -68,6 +68,7 @@ class UnitMask:
     @property
     def agreement(self) -> float:
         """Share of samples that agree with the mask: mean over sites of the mean over units."""
+        # As equation 9: sites of many channels do not outweigh the others.
         return sum(site.agreement for site in self.sites) / len(self.sites)
 
     @property
@@ -101,13 +102,14 @@ class UnitMask:
         return [site.name for site in self.sites if site.undecided]
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of mask.json."""
+        """Return the content of mask.json."""
         kept, units = sum(len(s.kept) for s in self.sites), sum(s.units for s in self.sites)
         totals = {"kept": kept, "units": units, "open_ratio": self.open_ratio, "agreement": self.agreement}
         return {"sites": [asdict(site) for site in self.sites], "totals": totals}
 
     def masked(self, module: nn.Module) -> nn.Module:
         """Return a copy of a plain network with its closed units contributing zero; eval mode."""
+        # A mask of another network would silently close nothing.
         sites = {site.name: site for site in all_sites(module)}
         UnitMask.of(self.kept, [sites[name] for name in self.kept if name in sites])
         return close_units(module, self.kept, sites)
@@ -121,11 +123,11 @@ class UnitMask:
         return costs.of({**kept, **self.kept})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return nothing: ``as_dict`` says all."""
+        """Return nothing: ``as_dict`` is complete."""
         return {}
 
     def figures(self) -> dict[str, Any]:
-        """Return what the records of a run say about the mask."""
+        """Return the figures for the records of a run."""
         return {
             "open_ratio": self.open_ratio,
             "r_polar": self.r_polar,

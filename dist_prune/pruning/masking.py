@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.pruning.residual import residual_form
+from dist_prune.pruning.residual import form_of, residual_form
 from dist_prune.pruning.sites import Site
 
 
@@ -21,6 +21,7 @@ def close_units(plain: nn.Module, kept: Mapping[str, Sequence[int]], sites: Mapp
         kept: the units that stay, by site name; sites that are not named stay whole.
         sites: the sites of the network by name.
     """
+    # Hooks leave the modules and their names alone, so weights load into the copy as into the network itself.
     masked = copy.deepcopy(plain)
     for name, units in kept.items():
         site = sites[name]
@@ -53,8 +54,8 @@ def _scale_input(opened: Tensor) -> Callable[..., tuple[Tensor]]:
 
 
 def _keep_shortcut(block: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    form = residual_form(block)
-    assert form is not None
+    # The block has computed its branch already; its sum is taken anew without it.
+    form = form_of(block)
     shortcut = form.shortcut_of(block)
     return form.activation_of(block)(inputs[0] if shortcut is None else shortcut(inputs[0]))
 

@@ -79,5 +79,6 @@ class Site:
         """Raise UserError if these units (their numbers) cannot be all that stay."""
         if any(not 0 <= unit < self.units for unit in kept) or len(set(kept)) != len(kept):
             raise UserError(f"'{self.name}': kept units must be distinct and in 0..{self.units - 1}")
+        # A site without a shortcut is the only path through the network.
         if not kept and not self.may_be_empty:
             raise UserError(f"'{self.name}' has no shortcut, so one unit at least must stay")

@@ -73,6 +73,7 @@ class WeightMask:
         """Return a plain copy of ``module`` whose pruned weights are zero; eval mode."""
         plain = copy.deepcopy(module)
         for layer, kept in self._layers(plain):
+            # ``data``: the copy's parameters may require gradients, which forbid writing in place.
             layer.weight.data.mul_(kept.to(layer.weight))
             layer.__class__ = _PLAIN.get(type(layer), type(layer))
             layer._buffers.pop("weight_mask", None)
@@ -97,7 +98,7 @@ class WeightMask:
         }
 
     def figures(self) -> dict[str, Any]:
-        """Return what the records of a run say about it."""
+        """Return the figures for the records of a run."""
         return {"open_ratio": self.density}
 
     @classmethod
@@ -122,5 +123,6 @@ class WeightMask:
 
 
 def _unpacked(entry: Mapping[str, Any], bits: Tensor) -> Tensor:
+    # The last byte is padded: only the shape tells how many of its bits count.
     count = int(np.prod(entry["shape"]))
     return torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool().reshape(entry["shape"])

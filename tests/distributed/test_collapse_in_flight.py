@@ -1,4 +1,4 @@
-"""Collapse in flight: what is decided is cut out while training goes on, and the losses stay what they were."""
+"""Collapse in flight: what is decided is sliced away while training continues, and the losses stay what they were."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_run_collapses_when_all_is_decided_and_trains_the_small_network_to_the
     assert [record["step"] for record in records(tmp_path, "train")] == list(range(1, 56))
     rates = [record["optimizer/lr"] for record in records(tmp_path, "train")]
     straight = [b / a for a, b in itertools.pairwise(rates[30:])]
-    assert max(straight) < 1, "the learning rate goes on falling through the collapse"
+    assert max(straight) < 1, "the learning rate keeps falling through the collapse"
     assert {record["macs_ratio"] for record in evals[2:]} == {summary["macs_ratio"]}
     assert summary["accuracy"] == summary["accuracy_consensus"] == summary["accuracy_sliced"] > 0.5
     assert summary["agreement"] == 1

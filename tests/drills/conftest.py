@@ -1,4 +1,4 @@
-"""What drills are given: ranks that end with the test, and the uninterrupted run to compare with."""
+"""Fixtures of the fault-injection tests: ranks that end with the test, and the uninterrupted run to compare with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def launch(data_home, tmp_path_factory) -> Iterator[Callable[..., Ranks]]:
-    """Start the ranks of a run in a folder; whatever is left of them ends with the session."""
+    """Start the ranks of a run in a folder; kill those that are left at the end of the session."""
     environment = pytest.MonkeyPatch()
     environment.setenv("DIST_PRUNE_DATA", str(data_home))
     environment.setenv("OMP_NUM_THREADS", "1")
@@ -47,7 +47,7 @@ def launch(data_home, tmp_path_factory) -> Iterator[Callable[..., Ranks]]:
 
 @pytest.fixture(scope="session")
 def straight(launch, tmp_path_factory) -> Path:
-    """The folder of a run of two ranks that nothing has befallen, after ``STEPS`` steps."""
+    """Return the folder of an uninterrupted run of two ranks, after ``STEPS`` steps."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     ranks = launch(folder, "--max_steps", str(STEPS))
     assert ranks.wait() == [3, 3], ranks.told()
@@ -56,9 +56,9 @@ def straight(launch, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def resume(launch) -> Callable[[Path], list[str]]:
-    """Go on with a run to step ``STEPS`` and return what was told."""
+    """Resume a run up to step ``STEPS`` and return its lines on standard error."""
 
-    def go_on(folder: Path, *words: str, **options) -> list[str]:
+    def resume_run(folder: Path, *words: str, **options) -> list[str]:
         from drill import load_newest
 
         found, _ = load_newest(folder / "checkpoints")
@@ -67,4 +67,4 @@ def resume(launch) -> Callable[[Path], list[str]]:
         assert ranks.wait() == [3] * len(ranks.processes), ranks.told()
         return ranks.told()
 
-    return go_on
+    return resume_run

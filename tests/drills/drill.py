@@ -1,4 +1,4 @@
-"""Real ranks of the real program, one process each, that a drill can kill, stop, starve or poison."""
+"""Real ranks of the real program, one process each, that a fault-injection test can kill, stop, starve or poison."""
 
 from __future__ import annotations
 

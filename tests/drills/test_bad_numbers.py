@@ -57,7 +57,7 @@ def test_a_bad_step_of_one_rank_changes_nothing_on_any_rank(launch, tmp_path, ds
     assert all(torch.equal(before[name], after[name]) for name in before), (
         "weights, buffers and the gates' budget"
     )
-    assert any(not torch.equal(after[name], next_one[name]) for name in after), "and then training goes on"
+    assert any(not torch.equal(after[name], next_one[name]) for name in after), "and then training continues"
     assert all(tensor.isfinite().all() for tensor in next_one.values())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["steps_skipped"] for line in lines] == [0, 0, 1, 1, 1]

@@ -1,4 +1,4 @@
-"""A restart by torchrun goes on from the newest checkpoint; a launcher that is killed leaves no orphan."""
+"""A restart by torchrun continues from the newest checkpoint; a launcher that is killed leaves no orphan."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_a_lost_node_ends_the_other_with_one_line_and_the_run_goes_on_elsewhere(
 
 @pytest.fixture
 def undisturbed(launch, tmp_path) -> Callable[[int], list[tuple[int, float]]]:
-    """The losses of so many steps of a ``LONG`` run on two ranks of this machine that nothing befalls."""
+    """The losses of so many steps of an uninterrupted ``LONG`` run on two ranks of this machine."""
 
     def run(steps: int) -> list[tuple[int, float]]:
         folder = tmp_path / "undisturbed"

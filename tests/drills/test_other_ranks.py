@@ -1,4 +1,4 @@
-"""A run goes on with another number of ranks, or at another ZeRO stage, as the uninterrupted one would have."""
+"""A run resumes with another number of ranks, or at another ZeRO stage, as the uninterrupted one would have."""
 
 from __future__ import annotations
 

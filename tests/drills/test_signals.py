@@ -1,4 +1,4 @@
-"""A request to stop that reaches one rank stops all of them, saved; the run then goes on as if nothing had been."""
+"""A request to stop that reaches one rank saves and stops all of them; the resumed run equals the uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that does not answer while a checkpoint is written: training goes on, and nothing is lost if it then dies."""
+"""A disk that does not answer while a checkpoint is written: training continues; nothing is lost if it then dies."""
 
 from __future__ import annotations
 

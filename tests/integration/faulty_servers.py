@@ -17,7 +17,7 @@ class Faulty:
     """A WSGI application around another one; the next answers for a path end as ``faults`` says.
 
     Faults: ``503`` answers so; ``cut`` closes the connection in the middle; ``stall`` sends half, and the rest
-    when nobody waits for it any more; ``silence`` so with all of it; ``slow`` sends small pieces with pauses;
+    when no client waits for it any more; ``silence`` so with all of it; ``slow`` sends small pieces with pauses;
     ``403`` answers so.
     """
 

@@ -1,4 +1,4 @@
-"""A run that stops is saved, tells by its exit code why, and goes on as if it had not stopped."""
+"""A run that stops has saved, says why by its exit code, and resumes as if it had not stopped."""
 
 from __future__ import annotations
 

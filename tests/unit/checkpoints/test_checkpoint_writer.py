@@ -1,4 +1,4 @@
-"""Which checkpoints are written, and which of them stay; training goes on in the meantime."""
+"""Which checkpoints are written, and which of them stay; training continues in the meantime."""
 
 import contextlib
 import threading
@@ -53,7 +53,7 @@ def test_after_so_many_minutes_rank_0_tells_all_with_the_step(monkeypatch):
 
 
 class SlowDisk:
-    """Stands in for what writes checkpoints: begins, and goes on when it is told to."""
+    """Stands in for the writer of checkpoints: begins, and continues when it is told to."""
 
     def __init__(self) -> None:
         self.begun, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)

@@ -7,7 +7,7 @@ from dist_prune.data.batch_rng import BatchRng, below, permutation
 
 
 def test_the_numbers_of_today_are_those_of_tomorrow():
-    """A run is resumed with another version of numpy: its epoch must go on in the same order."""
+    """A run is resumed with another version of numpy: its epoch must continue in the same order."""
     assert permutation(8, "shards", 1, 2).tolist() == [4, 7, 1, 3, 6, 0, 2, 5]
     assert below(1000, "turn", 1, 2) == 630
     draws = BatchRng(1, 2, 3, first=4, rows=2)

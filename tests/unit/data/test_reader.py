@@ -139,7 +139,7 @@ CHANGES = {
         "labels only": lambda members: members[1:],
         "keys that differ": lambda members: [members[0], ("other.labels.npy", members[1][1])],
         "an array twice": lambda members: [*members, members[0]],
-        "a stranger": lambda members: [*members, ("readme", b"x")],
+        "an unknown member": lambda members: [*members, ("readme", b"x")],
         "fortran order": lambda members: [
             (members[0][0], npy(np.asfortranarray(IMAGES.repeat(2, 2)))),
             members[1],

@@ -1,4 +1,4 @@
-"""Shards are put to a URL as they would be made in a folder, and an interrupted writer goes on there."""
+"""Shards are put to a URL as they would be made in a folder, and an interrupted writer continues there."""
 
 from pathlib import Path
 

@@ -216,7 +216,7 @@ def test_an_image_of_another_size_is_named(shards):
     ]
 
 
-def test_samples_without_image_or_label_and_strangers_are_named(shards):
+def test_samples_without_image_or_label_and_unknown_members_are_named(shards):
     def change(found):
         content = dict(found)
         del content["train-00000004.jpg"], content["train-00000005.cls"]
