@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import braceexpand
@@ -59,22 +59,6 @@ class ShardSpec:
         return ShardSpec(text, folders.pop() or ".", frozenset(name for _, name in pairs))
 
 
-class Transport(Protocol):
-    """A remote folder of shards."""
-
-    def address(self, name: str) -> str:
-        """Return where a file of the folder is, for messages."""
-
-    def copy(self, name: str, path: Path, timeout: float, limit: int) -> None:
-        """Copy a file of the folder to a local path; one attempt.
-
-        Raises:
-            TimeoutError: not a byte arrived for ``timeout`` seconds.
-            ValueError: more than ``limit`` bytes arrived.
-            Exception: any other failure.
-        """
-
-
 @dataclass(frozen=True)
 class UrlTransport:
     """A URL that fsspec understands; the part after a ``?`` is appended to every file."""
@@ -96,7 +80,13 @@ class UrlTransport:
         return f"{self.folder}/{name}"
 
     def copy(self, name: str, path: Path, timeout: float, limit: int) -> None:
-        """Download one file."""
+        """Copy a file of the folder to a local path; one attempt.
+
+        Raises:
+            TimeoutError: not a byte arrived for ``timeout`` seconds.
+            ValueError: more than ``limit`` bytes arrived.
+            Exception: any other failure.
+        """
         files, remote = filesystem(self.address(name) + self.query)
         _watch(lambda progress: files.get_file(remote, str(path), callback=progress), timeout, limit)
 
@@ -128,7 +118,7 @@ class CommandTransport:
         return f"{PIPE}{self.before}{name}{self.after}"
 
     def copy(self, name: str, path: Path, timeout: float, limit: int) -> None:
-        """Run the command for one file."""
+        """Run the command for one file, as ``UrlTransport.copy``."""
         command = self.address(name).removeprefix(PIPE)
         with open(path, "wb") as file, tempfile.TemporaryFile() as errors:
             # In a session of its own, so that all processes of the shell can be ended together.
@@ -159,6 +149,9 @@ class CommandTransport:
                 errors.seek(0)
                 last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
                 raise OSError(": ".join([f"the command ended with exit code {code}", *last]))
+
+
+Transport = UrlTransport | CommandTransport
 
 
 class _Progress(Callback):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _LONGEST_SHOWN = 200  # characters of a value in a message
 
@@ -55,14 +58,7 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-class Invalid(Protocol):
-    """Error that pydantic raises for invalid data."""
-
-    def errors(self, *, include_url: bool) -> list[Any]:
-        """Return all problems."""
-
-
-def first_problem(error: Invalid) -> tuple[str, str]:
+def first_problem(error: ValidationError) -> tuple[str, str]:
     """Return the dotted place of the first problem, and the problem with the value found, shortened."""
     first = error.errors(include_url=False)[0]
     message = first["msg"].removeprefix("Value error, ")

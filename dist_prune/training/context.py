@@ -15,14 +15,13 @@ from torch import Tensor
 from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data import ImageData, ReadingFailed, ShardError, open_data
+from dist_prune.data.batch_transform import Batch
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import NothingToEvaluate, RunError, UserError, nearest
 from dist_prune.methods import METHODS, Method, Task
 from dist_prune.monitor.records import RunFolder
 from dist_prune.pruning.costs import Costs
 from dist_prune.runtime.failures import CannotWrite
-
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
+from dist_prune.data.batch_transform import Batch
 from dist_prune.errors import UserError
 from dist_prune.measure.energy import EnergyMeter
 from dist_prune.measure.sensors import find_sensors
@@ -24,7 +25,7 @@ from dist_prune.training.energy_account import EnergyAccount
 from dist_prune.training.finish import collapse_difference
 from dist_prune.training.phase_trainer import PhaseTrainer, inherit
 from dist_prune.training.recorder import Recorder
-from dist_prune.training.step import Batch, RankFlags, StepMetrics, seed_step_rng, train_step
+from dist_prune.training.step import RankFlags, StepMetrics, seed_step_rng, train_step
 
 
 class Trainer:

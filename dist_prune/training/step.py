@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
+from dist_prune.data.batch_transform import Batch
 from dist_prune.engine.deepspeed_engine import Engine
 from dist_prune.gates.means import GateMeans, MeanAccumulator, gates_of
 from dist_prune.methods import Phase, Step
-
-Batch = tuple[Tensor, Tensor]
 
 
 class RankFlags(NamedTuple):
