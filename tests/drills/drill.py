@@ -164,8 +164,8 @@ def assert_same_course(folder: Path, straight: Path) -> None:
     assert theirs is not None
     assert passed_over == []
     for kind, ours, expected in (
-        ("weights", mine.weights, theirs.weights),
-        ("optimizer state", flat(mine.optimizer_state), flat(theirs.optimizer_state)),
+        ("weights", mine.model.weights, theirs.model.weights),
+        ("optimizer state", flat(mine.model.optimizer_state), flat(theirs.model.optimizer_state)),
     ):
         assert ours.keys() == expected.keys()
         different = [name for name in expected if not torch.equal(ours[name], expected[name])]

@@ -39,7 +39,7 @@ class Poison:
 def checkpoint(folder, step: int) -> dict[str, torch.Tensor]:
     from dist_prune.checkpoints.format import load_checkpoint
 
-    return load_checkpoint(folder / "checkpoints" / f"step-{step:08d}").weights
+    return load_checkpoint(folder / "checkpoints" / f"step-{step:08d}").model.weights
 
 
 CASES = [(ds, what) for ds in ("zero0", "zero1", "zero2", "zero3") for what in ("loss", "gradients")]
