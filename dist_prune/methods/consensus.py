@@ -101,20 +101,19 @@ class GatedPhase(Phase):
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         """Polarization and activation terms that the recipe or the budget gives a weight at this moment."""
         assert step.means is not None
-        polar, active = self._polarization(step.epoch), self.config.activation.at(step.epoch)
+        polar, active = self.config.polarization, self.config.activation.at(step.epoch)
+        if polar is not None:
+            weight = polar.at(step.epoch)
+        else:
+            # A budget polarizes once it is met, the paper from the start.
+            weight = self.budget.polarization_weight(step.epoch / self.epochs) if self.budget else 1.0
         means, terms = step.means[:2], {}
         # A term of weight 0 would still cost its backward pass.
-        if polar:
-            terms["polarization"] = polarization(means, polar)
+        if weight:
+            terms["polarization"] = polarization(means, weight)
         if active:
             terms["activation"] = activation(means, active)
         return terms
-
-    def _polarization(self, epoch: float) -> float:
-        # A budget polarizes after it is met, the paper from the start.
-        if self.config.polarization is not None:
-            return self.config.polarization.at(epoch)
-        return self.budget.polarization_weight(epoch / self.epochs) if self.budget else 1.0
 
     def is_over(self, epoch: int) -> bool:
         """Return True at the end, or when the network can be collapsed in flight."""

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,7 @@ from dist_prune.gates.means import GateMeans, MeanAccumulator, gates_of
 from dist_prune.methods import Phase, Step
 
 
-@dataclass(frozen=True)
-class RankFlags:
+class RankFlags(NamedTuple):
     """Flags of one rank, summed over ranks with the step's all-reduce.
 
     stop: a stop was requested.
@@ -32,11 +32,8 @@ class RankFlags:
     skipped: int = 0
     save: bool = False
 
-    def as_tensor(self, device: torch.device) -> Tensor:
-        """Return the flags as fp32 numbers (4,)."""
-        return torch.tensor(
-            [self.stop, self.failed, self.skipped, self.save], dtype=torch.float32, device=device
-        )
+
+_NO_FLAGS = RankFlags()
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def train_step(
     phase: Phase,
     batches: Sequence[Batch],
     epoch: float,
-    flags: RankFlags = RankFlags(),
+    flags: RankFlags = _NO_FLAGS,
     number: int = 0,
 ) -> StepMetrics:
     """Train on one global batch.
@@ -109,12 +106,14 @@ def train_step(
         first_sample = place * engine.batching.micro * phase.views
         phase.before_forward(engine.module, number, first_sample, epoch)
         # Flags are summed over the window, so only its first micro-batch carries them.
-        scalars = flags.as_tensor(engine.device) if index == 0 else torch.zeros_like(accumulated.scalars)
+        scalars = torch.tensor(flags if index == 0 else _NO_FLAGS, dtype=torch.float32, device=engine.device)
         with accumulated.collect(len(images), scalars, early=not engine.gathers_weights):
             logits = phase.forward(engine.forward, images)
         means = accumulated.wait()
         task_sum = phase.task_loss(logits, labels)
-        right = (logits.detach()[: len(labels)].argmax(1) == _most_likely(labels)).sum()
+        # Mixed labels are probabilities: the most likely class counts.
+        classes = labels.argmax(1) if labels.dim() == 2 else labels
+        right = (logits.detach()[: len(labels)].argmax(1) == classes).sum()
         scores = scores + torch.stack([task_sum.detach(), right.float()])
         # W / N times the local sum: gradients averaged over ranks are then those of the joined batch. The window
         # counts views, the loss is per image.
@@ -153,11 +152,6 @@ class _Buffers:
         for group, copy in zip(self._groups, self._copies, strict=True):
             for buffer, before in zip(group, copy.split([b.numel() for b in group]), strict=True):
                 buffer.copy_(before.view_as(buffer))
-
-
-def _most_likely(labels: Tensor) -> Tensor:
-    """Return the classes (B,) of labels that may be probabilities (B, classes)."""
-    return labels.argmax(1) if labels.dim() == 2 else labels
 
 
 def _record(
