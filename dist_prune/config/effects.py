@@ -39,24 +39,24 @@ _NEEDS = {
 }
 
 
-def without_effect(config: RunConfig, reads: frozenset[str], asked: Iterable[str] = ()) -> list[str]:
+def without_effect(config: RunConfig, reads: frozenset[str], keys_set: Iterable[str] = ()) -> list[str]:
     """Return one line for each field that was set and that nothing reads.
 
     Args:
         config: the recipe of the run.
         reads: which of ``METHOD_FIELDS`` the method reads.
-        asked: dotted keys that the user has set, even if to their defaults.
+        keys_set: dotted keys that the user has set, even if to their defaults.
     """
     method = f"method is {config.method}"
     if "gates" in reads and config.gates.kind == "none":
         reads, method = reads - METHOD_FIELDS, "gates.kind is none"
     values = {key: value for key, value, _ in fields(config)}
     defaults = {key: value for key, value, _ in fields(RunConfig(name="", data="", model=""))}
-    asked, lines = set(asked), []
+    keys_set, lines = set(keys_set), []
     for key, value in values.items():
         section = key.partition(".")[0]
         # Whoever sets a field back to null wants it to do nothing.
-        if value is None or (key not in asked and section not in asked and value == defaults[key]):
+        if value is None or (key not in keys_set and section not in keys_set and value == defaults[key]):
             continue
         if section in METHOD_FIELDS and section not in reads and value != "none":
             lines.append(f"{key} has no effect: {method}")

@@ -51,7 +51,7 @@ class GatingModule(Gate):
         dense_layers: number of dense layers.
         head: a name of ``HEADS``.
         open_bias: initial bias of the last dense layer; None keeps torch's default. With 1 and small weights the gate
-            begins open for nearly every sample, within reach of the gradient of equation 5, |x| <= 1.
+            begins open for nearly every sample, where equation 5 gives a gradient, |x| <= 1.
         flatten: read flattened maps instead of their averages over pixels.
         number: of the gate in its network.
 

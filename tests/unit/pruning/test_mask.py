@@ -23,15 +23,15 @@ def test_where_every_gate_is_frozen_the_first_batch_says_what_all_would():
     gates = [wrapper.gate for _, wrapper in gated_modules(gated)]
     for number, gate in enumerate(gates):
         gate.freeze(torch.tensor([number % 2 == 0]))
-    asked = []
-    mask = consensus_mask(gated, (asked.append(1) or images(4) for _ in range(5)))
-    assert (len(asked), mask.agreement) == (1, 1.0)
+    evaluated = []
+    mask = consensus_mask(gated, (evaluated.append(1) or images(4) for _ in range(5)))
+    assert (len(evaluated), mask.agreement) == (1, 1.0)
     assert [len(site.kept) for site in mask.sites] == [1, 0, 1, 0, 1, 0, 1, 0, 1]
     gates[3].freeze(None)
-    consensus_mask(gated, (asked.append(1) or images(4) for _ in range(5)))
-    assert len(asked) == 1 + 5
-    consensus_mask(masked(gated, mask), (asked.append(1) or images(4) for _ in range(5)))
-    assert len(asked) == 1 + 5 + 1, "fixed gates are frozen, too"
+    consensus_mask(gated, (evaluated.append(1) or images(4) for _ in range(5)))
+    assert len(evaluated) == 1 + 5
+    consensus_mask(masked(gated, mask), (evaluated.append(1) or images(4) for _ in range(5)))
+    assert len(evaluated) == 1 + 5 + 1, "fixed gates are frozen, too"
 
 
 @pytest.mark.parametrize(("mean", "stays"), [(0.0, False), (0.5, False), (0.5 + 1e-7, True), (1.0, True)])
