@@ -106,9 +106,7 @@ def train_step(
         first_sample = place * engine.batching.micro * phase.views
         phase.before_forward(engine.module, number, first_sample, epoch)
         # Flags are summed over the window, so only its first micro-batch carries them.
-        scalars = torch.tensor(
-            flags if index == 0 else _NO_FLAGS, dtype=torch.float32, device=engine.device
-        )
+        scalars = torch.tensor(flags if index == 0 else _NO_FLAGS, dtype=torch.float32, device=engine.device)
         with accumulated.collect(len(images), scalars, early=not engine.gathers_weights):
             logits = phase.forward(engine.forward, images)
         means = accumulated.wait()
