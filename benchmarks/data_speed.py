@@ -232,7 +232,7 @@ def _anonymous_megabytes(pid: int | None) -> float:
 def mixing(images: Path, work: Path, rounds: int) -> dict[str, Any]:
     """Run length of classes and imbalance of batches: by a permutation of all, and by our order of shards of 1,000.
 
-    run_length: neighbours of one class in a row, mean; imbalance: the share of a batch that would have to change
+    run_length: neighbors of one class in a row, mean; imbalance: the share of a batch that would have to change
     its class for all classes to be equally frequent, mean.
     """
     result = {}

@@ -25,7 +25,7 @@ COPYING = re.compile(r"[0-9a-f]{64}\.partial")  # a folder for a shard that is b
 STRIPE = 2  # shards whose checksums agree in so many digits share a lock, so that locks stay few
 EVICTION_LOCK = ".evict.lock"
 # Seconds after which an unused shard is compared with its checksum before it is used again. 110 MB
-# take 0.06 s: at every opening, each of 8 workers would lose a fifth of its time.
+# take 0.06 s: if every use did so, each of 8 workers would lose a fifth of its time.
 TRUSTED = 3600.0
 
 

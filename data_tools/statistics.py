@@ -25,7 +25,7 @@ class ImageStatistics:
     sums_of_squares: list[int] = field(default_factory=lambda: [0, 0, 0])
 
     def see(self, facts: ImageFacts) -> None:
-        """Count the size and colour of one image."""
+        """Count the size and color of one image."""
         self._see_size([facts.height, facts.width])
         self.all_gray = self.all_gray and facts.gray
 

@@ -14,7 +14,7 @@ from dist_prune.files import to_json, write_atomic
 from dist_prune.monitor import style
 from dist_prune.monitor.formatting import NOT_MEASURED, count, plain
 
-_COLOURS = {"dense": style.INK, "sliced": style.BLUE, "reference": style.AMBER}
+_COLORS = {"dense": style.INK, "sliced": style.BLUE, "reference": style.AMBER}
 _HEADER = (
     "batch", "network", "MACs", "parameters", "latency, ms", "images/s", "gain over dense", "peak memory", "J/image",
 )  # fmt: skip
@@ -96,7 +96,7 @@ def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     values = [row["images_per_second"] for row in rows]
     spread = [row["images_per_second_quartiles"] for row in rows]
     places = range(len(rows))
-    axes.barh(places, values, 0.72, color=[_COLOURS[row["network"]] for row in rows])
+    axes.barh(places, values, 0.72, color=[_COLORS[row["network"]] for row in rows])
     around = [[v - low for v, (low, _) in zip(values, spread, strict=True)]]
     around += [[high - v for v, (_, high) in zip(values, spread, strict=True)]]
     axes.errorbar(values, places, xerr=around, fmt="none", ecolor=style.QUIET, elinewidth=1.2, capsize=2)

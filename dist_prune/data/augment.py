@@ -46,11 +46,11 @@ def apply_policy(pixels: np.ndarray, policy: str, seeds: Sequence[int]) -> None:
 def cutout(pixels: np.ndarray, side: int, fill: np.ndarray, draws: np.ndarray) -> None:
     """Fill a square of each image of (B, H, W, C), in place, as far as it lies inside; draws (B, 2).
 
-    Its centre may be any pixel (arXiv 1708.04552); ``fill`` (C,) is uint8.
+    Its center may be any pixel (arXiv 1708.04552); ``fill`` (C,) is uint8.
     """
     inside = []
-    for length, centre in zip(pixels.shape[1:3], draws.T, strict=True):
-        begin = (centre * length).astype(np.int64)[:, None] - side // 2
+    for length, center in zip(pixels.shape[1:3], draws.T, strict=True):
+        begin = (center * length).astype(np.int64)[:, None] - side // 2
         places = np.arange(length)
         inside.append((begin <= places) & (places < begin + side))
     pixels[inside[0][:, :, None] & inside[1][:, None, :]] = fill
@@ -62,7 +62,7 @@ def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor
 
 
 def cutmix(images: Tensor, targets: Tensor, share: float, draws: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Replace a part of all (B, H, W, C) by that of the next image (arXiv 1905.04899); draws (2,): its centre.
+    """Replace a part of all (B, H, W, C) by that of the next image (arXiv 1905.04899); draws (2,): its center.
 
     The part has the image's proportions and 1 - ``share`` of its area; what lies outside is dropped, and
     targets (B, classes) follow the area that remains.
@@ -77,8 +77,8 @@ def cutmix(images: Tensor, targets: Tensor, share: float, draws: np.ndarray) -> 
     return mixed, targets.lerp(targets.roll(-1, 0), replaced)
 
 
-def _around(centre: float, length: float, limit: int) -> tuple[int, int]:
-    begin = round(centre - length / 2)
+def _around(center: float, length: float, limit: int) -> tuple[int, int]:
+    begin = round(center - length / 2)
     return max(0, begin), min(limit, begin + round(length))
 
 

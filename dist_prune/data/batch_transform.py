@@ -35,7 +35,7 @@ class BatchTransform:
         self._shift = torch.from_numpy(np.tile(-mean / std, width)).float().to(device)
 
     def __call__(self, pixels: Tensor, labels: Tensor, rng: BatchRng) -> Batch:
-        """Normalize, and mix neighbours if asked for.
+        """Normalize, and mix neighbors if asked for.
 
         pixels: of one view or several, view after view; labels (B,), int64, become probabilities (B, classes),
         float32, if images are mixed.
@@ -55,8 +55,8 @@ class BatchTransform:
     def _mixed(self, images: Tensor, targets: Tensor, rng: BatchRng) -> Batch:
         """Mix by mixup or by cutmix; where both are asked for, half of the steps each."""
         chosen = self._augment
-        by_cutmix, *centre = rng.of_batch("mix", 3)
+        by_cutmix, *center = rng.of_batch("mix", 3)
         if chosen.cutmix and (by_cutmix < 0.5 or not chosen.mixup):
             share = rng.beta_of_batch("cutmix", chosen.cutmix)
-            return cutmix(images, targets, share, np.array(centre))
+            return cutmix(images, targets, share, np.array(center))
         return mixup(images, targets, rng.beta_of_batch("mixup", chosen.mixup))

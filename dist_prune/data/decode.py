@@ -58,10 +58,10 @@ def resize(pixels: np.ndarray, size: Size) -> np.ndarray:
     return scaled.permute(0, 2, 3, 1)[0].numpy()
 
 
-def centre_box(image: Size, size: Size, margin: float) -> Box:
+def center_box(image: Size, size: Size, margin: float) -> Box:
     """Return the largest central part with the proportions of ``size``, less the margin.
 
-    Scaling that part alone is the same as scaling the image and cutting out its centre.
+    Scaling that part alone is the same as scaling the image and cutting out its center.
     """
     scale = min(image.width / size.width, image.height / size.height) / margin
     width, height = max(1, round(size.width * scale)), max(1, round(size.height * scale))
@@ -80,4 +80,4 @@ def random_box(image: Size, draws: np.ndarray) -> Box:
             return Box(left, top, width, height)
     # Very long images: the largest central part of an allowed aspect.
     aspect = min(max(image.width / image.height, CROP_ASPECT[0]), CROP_ASPECT[1])
-    return centre_box(image, Size(1000, round(1000 * aspect)), 1.0)
+    return center_box(image, Size(1000, round(1000 * aspect)), 1.0)

@@ -9,9 +9,9 @@ from data_tools.images import ImageError
 from dist_prune.config import AugmentConfig
 from dist_prune.data.augment import apply_policy, cutout, flip, padded_crops
 from dist_prune.data.batch_rng import BatchRng
-from dist_prune.data.decode import CROP_COLUMNS, Box, Size, centre_box, decode_part, random_box, resize
+from dist_prune.data.decode import CROP_COLUMNS, Box, Size, center_box, decode_part, random_box, resize
 
-EVAL_MARGIN = 256 / 224  # photographs are scaled to this much more than is cut from their centre
+EVAL_MARGIN = 256 / 224  # photographs are scaled to this much more than is cut from their center
 
 
 class ImageTransform:
@@ -19,7 +19,7 @@ class ImageTransform:
 
     Images of one size stay as they are, or are scaled to ``image_size`` if that differs. Photographs
     (images of different sizes, or trained with random resized crops) are scaled with a margin and cut
-    from the centre. ``training`` adds the augmentation.
+    from the center. ``training`` adds the augmentation.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class ImageTransform:
         if self._augment.random_resized_crop:
             return random_box(image, crop)
         if self._stored is None:
-            return centre_box(image, self.size, EVAL_MARGIN)
+            return center_box(image, self.size, EVAL_MARGIN)
         if image != self._stored:
             raise ImageError(
                 f"the image is {_shown(image)} pixels where the index says {_shown(self._stored)}"
             )
-        return centre_box(image, self.size, 1.0)
+        return center_box(image, self.size, 1.0)
 
     def augment(self, pixels: np.ndarray, rng: BatchRng) -> np.ndarray:
         """Augment the images of ``rng``, (B, H, W, C), uint8, perhaps in place."""
@@ -94,7 +94,7 @@ def output_size(index: ShardIndex, image_size: int | None) -> Size:
 
 
 def resized_side(index: ShardIndex, image_size: int | None, augment: AugmentConfig) -> int | None:
-    """Return to how many pixels the shorter side of photographs is scaled in evaluation, before the centre is cut.
+    """Return to how many pixels the shorter side of photographs is scaled in evaluation, before the center is cut.
 
     None: images are taken as a whole.
     """

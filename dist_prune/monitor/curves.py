@@ -94,6 +94,6 @@ def _draw(axes: Axes, panel: _Panel) -> None:
 def _moving_mean(values: Sequence[float], width: int) -> npt.NDArray[np.float64]:
     """Return the mean of each value and up to `width` before and after it; the window shrinks at the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    centre = np.arange(len(values))
-    low, high = np.maximum(centre - width, 0), np.minimum(centre + width + 1, len(values))
+    center = np.arange(len(values))
+    low, high = np.maximum(center - width, 0), np.minimum(center + width + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)

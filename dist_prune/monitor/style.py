@@ -28,7 +28,7 @@ AMBER = "#E69F00"
 SKY = "#56B4E9"
 CYCLE = (INK, BLUE, ORANGE, GREEN, PINK, AMBER, SKY)
 
-# Lightness rises evenly from closed to open, so that the picture reads in grey as well.
+# Lightness rises evenly from closed to open, so that the picture reads in gray as well.
 ACTIVATION = LinearSegmentedColormap.from_list(
     "activation", ["#0d1b3e", "#27477a", "#4f7fa6", "#93b8bd", "#d5ddc4", "#fdf6df"]
 ).with_extremes(bad="#e3b7b0")

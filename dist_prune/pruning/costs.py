@@ -93,7 +93,7 @@ class Costs:
         """Return each unit's cost (all units,), a share of the dense MACs, next to ``values`` (default: all open)."""
         units = sum(site.units for site in self.sites)
         values = torch.ones(units, dtype=torch.float64) if values is None else values.detach().clone()
-        # The derivative is the cost of a unit, given which of its neighbours are open.
+        # The derivative is the cost of a unit, given which of its neighbors are open.
         with torch.enable_grad():
             return torch.autograd.grad(self.share(values.requires_grad_()), values)[0]
 

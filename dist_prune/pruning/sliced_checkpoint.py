@@ -63,7 +63,7 @@ def save_sliced(
         small: built by ``dist_prune.build_model``, or a stock torchvision ResNet or timm model, and then sliced.
         folder: the checkpoint.
         input_shape: (C, H, W).
-        resized_side: pixels to which the shorter side of an image is scaled before its centre is cropped; None where
+        resized_side: pixels to which the shorter side of an image is scaled before its center is cropped; None where
             images are not cropped.
         normalization: {"mean": [...], "std": [...]} per channel, on pixels in [0, 1].
         class_names: by label.

@@ -88,9 +88,9 @@ def small_vgg(batch_norm: bool) -> nn.Module:
 
 
 def images(count: int = 4, size: int = 16, channels: int = 3, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Noise around a colour of its own for each sample."""
-    colours = torch.randn(count, channels, 1, 1, dtype=dtype)
-    return colours + torch.randn(count, channels, size, size, dtype=dtype)
+    """Noise around a color of its own for each sample."""
+    colors = torch.randn(count, channels, 1, 1, dtype=dtype)
+    return colors + torch.randn(count, channels, size, size, dtype=dtype)
 
 
 def mask_closing(gated: nn.Module, closed: Iterable[str]) -> UnitMask:

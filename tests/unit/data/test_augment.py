@@ -80,10 +80,10 @@ def test_mixup_adds_the_next_image_and_its_target():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.75, 1.0])
-@pytest.mark.parametrize("centre", [(0.5, 0.5), (0.0, 0.99)])
-def test_cutmix_pastes_a_rectangle_of_the_next_image_and_targets_follow_its_area(share, centre):
+@pytest.mark.parametrize("center", [(0.5, 0.5), (0.0, 0.99)])
+def test_cutmix_pastes_a_rectangle_of_the_next_image_and_targets_follow_its_area(share, center):
     images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 20, 30, 3)
-    mixed, labels = cutmix(images, one_hot(torch.tensor([0, 1, 2]), 3), share, np.array(centre))
+    mixed, labels = cutmix(images, one_hot(torch.tensor([0, 1, 2]), 3), share, np.array(center))
     for number, following in ((0, 1), (1, 2), (2, 0)):
         foreign = mixed[number, ..., 0] == following
         assert torch.equal(mixed[number, ..., 0], torch.where(foreign, float(following), float(number)))
@@ -93,7 +93,7 @@ def test_cutmix_pastes_a_rectangle_of_the_next_image_and_targets_follow_its_area
         )
         rows, columns = foreign.any(1).sum().item(), foreign.any(0).sum().item()
         assert foreign.sum().item() == rows * columns
-        if centre == (0.5, 0.5):
+        if center == (0.5, 0.5):
             assert replaced == pytest.approx(1 - share, abs=0.06)
             assert rows / 20 == pytest.approx((1 - share) ** 0.5, abs=0.06)
 

@@ -14,7 +14,7 @@ from dist_prune.data.decode import (
     CROP_COLUMNS,
     Box,
     Size,
-    centre_box,
+    center_box,
     decode_part,
     random_box,
     resize,
@@ -130,10 +130,10 @@ def test_an_image_of_more_pixels_than_pillow_allows_is_not_decoded(side):
         decode_part(bytes(data), 3, Size(8, 8), whole)
 
 
-def test_centre_boxes_are_central_have_the_proportions_and_leave_the_margin():
-    assert centre_box(Size(512, 600), Size(224, 224), 256 / 224) == Box(76, 32, 448, 448)
-    assert centre_box(Size(100, 400), Size(50, 100), 1.0) == Box(100, 0, 200, 100)
-    assert centre_box(Size(1, 1), Size(16, 16), 256 / 224) == Box(0, 0, 1, 1)
+def test_center_boxes_are_central_have_the_proportions_and_leave_the_margin():
+    assert center_box(Size(512, 600), Size(224, 224), 256 / 224) == Box(76, 32, 448, 448)
+    assert center_box(Size(100, 400), Size(50, 100), 1.0) == Box(100, 0, 200, 100)
+    assert center_box(Size(1, 1), Size(16, 16), 256 / 224) == Box(0, 0, 1, 1)
 
 
 @pytest.mark.parametrize("image", [Size(30, 40), Size(10, 500), Size(500, 10), Size(1, 1), Size(375, 500)])

@@ -212,8 +212,8 @@ def test_batches_are_bit_for_bit_the_stored_pixels_normalized_and_mixed(folder, 
             share = drawn.beta_of_batch("mixup", 0.5)
             expected, soft = (values.lerp(values.roll(-1, 0), 1 - share) for values in (expected, soft))
         if mixed == "cutmix":
-            centre = np.array(drawn.of_batch("mix", 3)[1:])
-            expected, soft = cutmix(expected, soft, drawn.beta_of_batch("cutmix", 0.5), centre)
+            center = np.array(drawn.of_batch("mix", 3)[1:])
+            expected, soft = cutmix(expected, soft, drawn.beta_of_batch("cutmix", 0.5), center)
         assert torch.equal(found, expected.permute(0, 3, 1, 2))
         assert torch.equal(targets, soft if mixed else torch.from_numpy(labels[rows]))
 

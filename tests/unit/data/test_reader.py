@@ -127,7 +127,7 @@ CHANGES = {
         "a part twice": lambda members: [members[0], *members],
         "samples in folders": lambda members: [(f"{name[-5]}.x/{name}", data) for name, data in members],
         "a folder for one part": lambda members: [(f"x/{members[0][0]}", members[0][1]), *members[1:]],
-        "a palette without colours": lambda members: [
+        "a palette without colors": lambda members: [
             members[0],
             (members[1][0], no_palette()),
             *members[2:],
@@ -156,7 +156,7 @@ CHANGES = {
 
 
 def no_palette() -> bytes:
-    """A palette image that makes one of its colours transparent, but lists none."""
+    """A palette image that makes one of its colors transparent, but lists none."""
     stream = io.BytesIO()
     Image.new("P", (4, 4)).save(stream, "PNG")
     data = stream.getvalue()

@@ -23,7 +23,7 @@ def permuted() -> np.ndarray:
 
 
 def run_length(labels: np.ndarray) -> float:
-    """The mean number of neighbours of one class in a row."""
+    """The mean number of neighbors of one class in a row."""
     flat = labels.ravel()
     return len(flat) / (1 + (flat[1:] != flat[:-1]).sum())
 

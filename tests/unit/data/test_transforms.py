@@ -89,7 +89,7 @@ def test_what_happens_to_an_image_comes_in_the_order_of_crop_flip_cutout():
         assert np.array_equal(image, expected)
 
 
-def test_photographs_are_trained_on_random_parts_and_evaluated_on_their_centre():
+def test_photographs_are_trained_on_random_parts_and_evaluated_on_their_center():
     augment = AugmentConfig(random_resized_crop=True)
     image = picture(512, 600)
     trained = ImageTransform(index(None), 224, augment, True)

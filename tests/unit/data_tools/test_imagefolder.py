@@ -49,13 +49,13 @@ def test_images_of_several_sizes_have_no_common_shape(tmp_path, tree):
     assert len(index.mean) == len(index.std) == 3
 
 
-def test_one_colour_image_makes_all_of_them_colour(tmp_path):
+def test_one_color_image_makes_all_of_them_color(tmp_path):
     for number in range(3):
         write_image(tmp_path / "raw" / "train" / "a" / f"{number}.png", number, mode="L")
         write_image(tmp_path / "raw" / "test" / "a" / f"{number}.png", number, mode="L")
     assert make_shards("imagefolder", tmp_path / "raw", tmp_path / "gray").image_shape == (1, 10, 12)
-    write_image(tmp_path / "raw" / "test" / "a" / "colour.png", 9)
-    assert make_shards("imagefolder", tmp_path / "raw", tmp_path / "colour").image_shape == (3, 10, 12)
+    write_image(tmp_path / "raw" / "test" / "a" / "color.png", 9)
+    assert make_shards("imagefolder", tmp_path / "raw", tmp_path / "color").image_shape == (3, 10, 12)
 
 
 def test_a_tree_without_test_images_is_divided_only_on_request(tmp_path, tree):

@@ -75,7 +75,7 @@ def test_gray_of_16_bits_is_gray(read):
 def test_a_palette_image_without_a_palette_is_an_image_error():
     header = struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(bytes(4 * 5)))
-    transparent = chunk(b"tRNS", b"\xff\0")  # the second colour
+    transparent = chunk(b"tRNS", b"\xff\0")  # the second color
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + transparent + pixels + chunk(b"IEND", b"")
     with pytest.raises(ImageError, match="corrupt image"):
         decode_image(data, 3)

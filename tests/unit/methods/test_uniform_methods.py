@@ -107,7 +107,7 @@ def test_depth_needs_residual_layers():
 
 @pytest.mark.parametrize("target", [0.2, 0.538])
 def test_no_other_width_comes_nearer_to_the_target(target):
-    """MACs grow with the width, so its neighbours decide; every eighth of a channel gives another network."""
+    """MACs grow with the width, so its neighbors decide; every eighth of a channel gives another network."""
     small = {"model": "resnet8", "shape": (3, 8, 8)}
 
     def share(the_task: Task) -> float:

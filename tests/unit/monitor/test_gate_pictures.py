@@ -24,7 +24,7 @@ def test_in_the_mean_activation_picture_the_first_site_is_on_top_and_closed_is_d
     picture = Image.open(io.BytesIO(style.png(figure, dpi=100))).convert("L")
     axes = figure.axes[0]
 
-    def lightness(column, row):  # at the centre of a cell, in the pixels of the file
+    def lightness(column, row):  # at the center of a cell, in the pixels of the file
         x, y = axes.transData.transform((column, row))
         return picture.getpixel((int(x), picture.height - int(y)))
 

@@ -248,7 +248,7 @@ def edit(folder, **changes):
         ({"builder": ...}, "'builder': Field required"),
         ({"builder": "tensorflow/resnet"}, "tensorflow/resnet"),
         ({"arguments": {"depth": 21}}, "6n"),
-        ({"arguments": {"depth": 14, "colour": "red"}}, "colour"),
+        ({"arguments": {"depth": 14, "color": "red"}}, "color"),
         ({"kept_units": {"layer7.0": []}}, r"layer7\.0"),
         ({"kept_units": {}}, "do not belong together"),
         ({"arguments": {"depth": 14, "num_classes": 11, "width": 8}}, "do not belong together"),
