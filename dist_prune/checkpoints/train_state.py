@@ -80,7 +80,7 @@ class SpentEnergy:
 
 @dataclass
 class FinishedPhase:
-    """What a resume must know of a phase that is over."""
+    """The outcome of a phase that is over, as far as a resume needs it."""
 
     epochs_run: int
     decision: Decision | None = None

@@ -103,6 +103,10 @@ class Engine:
         self.module: nn.Module = self._engine.module
         # Then forward passes have collectives of their own, beside which there should be no other (NCCL).
         self.gathers_weights = self.stage == 3
+        # A context in which reading a weight that ZeRO 3 has partitioned is refused in one line.
+        self.refusing_partitioned_weights: contextlib.AbstractContextManager = (
+            zero_state.PartitionedWeightsRefused() if self.stage == 3 else contextlib.nullcontext()
+        )
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step; a parameter group's own ``lr_scale`` multiplies it."""
@@ -174,10 +178,6 @@ class Engine:
                 values = {n: functions[n](zero_state.full_fp32(p).clone()) for n, p in chosen.items()}
             for name, parameter in chosen.items():
                 zero_state.set_weight(parameter, self.stage, values[name])
-
-    def refusing_partitioned_weights(self) -> contextlib.AbstractContextManager:
-        """A context in which reading a weight that ZeRO 3 has partitioned is refused in one line."""
-        return zero_state.PartitionedWeightsRefused() if self.stage == 3 else contextlib.nullcontext()
 
     def snapshot(self) -> ModelState:
         """The whole state, equal on all ranks; averages the buffers of all ranks first (collective)."""

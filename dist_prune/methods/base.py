@@ -121,7 +121,7 @@ class Phase:
     epochs: its length, which the learning-rate schedule spans.
     kept: units that earlier phases left, by site name; empty while all stand.
     transition: what it inherits from the phase before; None: nothing.
-    continues: it goes on in the epochs and the learning-rate schedule of the phase before, to the end that both have
+    continues: it continues the epochs and the learning-rate schedule of the previous phase, to the end that both have
         in common; otherwise it begins its own.
     optimizer, label_smoothing: the recipe's where they are None.
     views: independently augmented views of each image in a batch.

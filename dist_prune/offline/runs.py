@@ -14,11 +14,11 @@ from dist_prune.config import AugmentConfig
 from dist_prune.data import ImageData, open_data
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import UserError
-from dist_prune.methods import Method, Phase, PhaseResult, next_phase
+from dist_prune.methods import PhaseResult
 from dist_prune.monitor.records import RunFolder
 from dist_prune.pruning.mask import load_mask
 from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_sliced_config
-from dist_prune.training.context import RunContext, build_method, open_images
+from dist_prune.training.context import RunContext, build_method, interrupted_phase, open_images
 from dist_prune.training.evaluate import accuracies
 from dist_prune.training.finish import collapse_difference, finish
 
@@ -45,7 +45,9 @@ def collapse_run(
     config = config.model_copy(update={key: value for key, value in given.items() if value})
     images = open_images(config)
     method = build_method(config, images)
-    phase = _trained_phase(method, state)
+    phase = interrupted_phase(method.phases(), state)
+    phase.module.load_state_dict(state.model.weights)
+    phase.on_weights_loaded(phase.module)
     if (mask or round_to) and not phase.has_gates:
         raise UserError(f"{source} has no gates left to vote: remove --mask and --round_to")
     folder = RunFolder(out) if out else run
@@ -106,21 +108,3 @@ def _find(source: Path) -> tuple[RunFolder, TrainState]:
     if state is None:
         raise UserError(damaged[0] if damaged else f"{source} holds no checkpoint of a run")
     return run, state
-
-
-def _trained_phase(method: Method, state: TrainState) -> Phase:
-    """Return the phase of the checkpoint, with its weights loaded."""
-    phases = method.phases()
-    phase: Phase | None = next(phases)
-    while phase is not None and phase.name != state.progress.phase:
-        ended = state.finished.get(phase.name)
-        if ended is None:
-            break
-        phase = next_phase(phases, PhaseResult(phase.module, ended.epochs_run, ended.decision))
-    if phase is None or phase.name != state.progress.phase:
-        raise UserError(f"the run's method has no phase '{state.progress.phase}'")
-    phase.load_extra_state(state.phase_state)
-    state.check_fits(phase.module)
-    phase.module.load_state_dict(state.model.weights)
-    phase.on_weights_loaded(phase.module)
-    return phase

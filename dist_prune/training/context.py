@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dist_prune import distributed
+from dist_prune.checkpoints.train_state import TrainState
 from dist_prune.config import RunConfig
 from dist_prune.data import ImageData, ReadingFailed, ShardError, open_data
 from dist_prune.data.batch_transform import Batch
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import NothingToEvaluate, RunError, UserError, nearest
-from dist_prune.methods import METHODS, Method, Task
+from dist_prune.methods import METHODS, Method, Phase, PhaseResult, Phases, Task, next_phase
 from dist_prune.monitor.records import RunFolder
 from dist_prune.pruning.costs import Costs
 from dist_prune.runtime.failures import CannotWrite
@@ -173,3 +174,27 @@ def build_method(config: RunConfig, data: ImageData) -> Method:
     if config.method not in METHODS:
         raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
     return METHODS[config.method](Task(config, data.num_classes, data.input_shape))
+
+
+def interrupted_phase(phases: Phases, state: TrainState) -> Phase:
+    """Return the phase in which a checkpoint was taken, with its own state restored; its weights are not loaded.
+
+    Raises:
+        UserError: the method has no such phase, or its network is another one.
+    """
+    phase = next(phases)
+    while phase.name != state.progress.phase:
+        finished = state.finished.get(phase.name)
+        # Final weights are not stored: the interrupted phase has inherited what it needs of them.
+        result = finished and PhaseResult(phase.module, finished.epochs_run, finished.decision)
+        following = next_phase(phases, result) if result else None
+        if following is None:
+            raise UserError(
+                f"the checkpoint was taken in phase '{state.progress.phase}', which the method does not reach now: "
+                "begin a new run"
+            )
+        phase = following
+    # Before weights are loaded: the phase's own state may decide what they mean (thresholds, frozen gates).
+    phase.load_extra_state(state.phase_state)
+    state.check_fits(phase.module)
+    return phase

@@ -20,7 +20,7 @@ from dist_prune.pruning.decision import Decision
 from dist_prune.runtime.consistency import agree_on
 from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.bad_steps import count_bad_steps, refuse_too_many
-from dist_prune.training.context import RunContext
+from dist_prune.training.context import RunContext, interrupted_phase
 from dist_prune.training.energy_account import EnergyAccount
 from dist_prune.training.finish import collapse_difference
 from dist_prune.training.phase_trainer import PhaseTrainer, inherit
@@ -47,7 +47,6 @@ class Trainer:
         self.progress = self.state.progress
         self.steps_per_epoch = context.steps_per_epoch
         self._is_resume = resume is not None
-        self._names: set[str] = set()  # of the phases so far
         self._snapshot: ModelState | None = None  # the engine's state, while no step has changed it
         self._inherited: ModelState | None = None  # final state of the previous phase
         self._clock = time.monotonic() - self.state.progress.seconds
@@ -56,16 +55,13 @@ class Trainer:
     def train(self) -> tuple[PhaseTrainer, PhaseResult] | None:
         """Train all phases; return the last one and its result, None if asked to stop (everything is saved then)."""
         phases = self.context.method.phases()
-        phase: Phase | None = next(phases)
+        phase: Phase | None = interrupted_phase(phases, self.state) if self._is_resume else next(phases)
         while phase is not None:
             self._refuse_second_of_a_name(phase)
-            if self._is_finished(phase):
-                result = self._recorded_result(phase)
-            else:
-                trainer = self._begin(phase)
-                if not self._train_epochs(trainer):
-                    return None
-                result = self._end(trainer)
+            trainer = self._begin(phase)
+            if not self._train_epochs(trainer):
+                return None
+            result = self._end(trainer)
             phase = next_phase(phases, result)
         return trainer, result
 
@@ -92,32 +88,14 @@ class Trainer:
 
     def _refuse_second_of_a_name(self, phase: Phase) -> None:
         # A resume could not know which of the two was interrupted.
-        if phase.name in self._names:
+        if phase.name in self.state.finished:
             raise UserError(
                 f"the method has two phases called '{phase.name}': give each phase a name of its own"
             )
-        self._names.add(phase.name)
-
-    def _is_finished(self, phase: Phase) -> bool:
-        """Return True if the checkpoint to resume from lies in a later phase."""
-        return self._is_resume and phase.name != self.progress.phase
-
-    def _recorded_result(self, phase: Phase) -> PhaseResult:
-        if phase.name not in self.state.finished:
-            raise UserError(
-                f"the checkpoint lies in phase '{self.progress.phase}', before which the method now has another "
-                f"phase '{phase.name}': begin a new run"
-            )
-        # Final weights are not stored: the interrupted phase has inherited what it needs of them.
-        finished = self.state.finished[phase.name]
-        return PhaseResult(phase.module, finished.epochs_run, finished.decision)
 
     def _begin(self, phase: Phase) -> PhaseTrainer:
         if self._is_resume:
             self._is_resume = False
-            # The phase's own state first: it may decide what loaded weights mean (thresholds, frozen gates).
-            phase.load_extra_state(self.state.phase_state)
-            self.state.check_fits(phase.module)
             trainer = PhaseTrainer(self.context, phase, self.state.model)
             phase.on_weights_loaded(trainer.engine.module)
             # The engine has its own copy now.
