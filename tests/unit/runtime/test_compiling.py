@@ -43,6 +43,7 @@ def test_a_lock_is_held_as_long_as_its_process_lives(tmp_path):
         pass
 
 
+@pytest.mark.drill  # It compiles, for ten seconds; the lock itself is tested above.
 def test_what_a_killed_compilation_has_left_is_passed_over(tmp_path):
     """The file that locks in torch 2.11 and before, and nobody will remove."""
     (tmp_path / "small.cpp").write_text('extern "C" int answer() { return 42; }')
