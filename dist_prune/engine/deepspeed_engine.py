@@ -103,6 +103,7 @@ class Engine:
         self.module: nn.Module = self._engine.module
         # Then forward passes have collectives of their own, beside which there should be no other (NCCL).
         self.gathers_weights = self.stage == 3
+        self.lr = 0.0
         # A context in which reading a weight that ZeRO 3 has partitioned is refused in one line.
         self.refusing_partitioned_weights: contextlib.AbstractContextManager = (
             zero_state.PartitionedWeightsRefused() if self.stage == 3 else contextlib.nullcontext()
@@ -110,6 +111,7 @@ class Engine:
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step; a parameter group's own ``lr_scale`` multiplies it."""
+        self.lr = lr
         # DeepSpeed's scheduler is not used: its state would go through checkpoints.
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -177,6 +179,12 @@ class Engine:
             with self._gathered(list(chosen.values())):
                 values = {n: functions[n](zero_state.full_fp32(p).clone()) for n, p in chosen.items()}
             for name, parameter in chosen.items():
+                # A value of another shape would be broadcast over the weight, silently.
+                if values[name].shape != zero_state.parameter_shape(parameter):
+                    raise UserError(
+                        f"project gives '{name}' the shape {tuple(values[name].shape)}, it has "
+                        f"{tuple(zero_state.parameter_shape(parameter))}"
+                    )
                 zero_state.set_weight(parameter, self.stage, values[name])
 
     def snapshot(self) -> ModelState:
@@ -192,15 +200,15 @@ class Engine:
             return ModelState(weights, {})
         return ModelState(weights, zero_state.optimizer_state(self._engine.optimizer, self.stage, parameters))
 
-    def restore_optimizer(self, state: OptimizerState, forward: Callable[[], Tensor]) -> None:
+    def restore_optimizer(self, state: OptimizerState, images: Tensor) -> None:
         """Put the optimizer's state back (weights are loaded before the engine is built).
 
-        forward: a forward pass, for the priming step by which ZeRO creates its partitions of the state.
+        images: a batch for the priming step, by which ZeRO creates its partitions of the state.
         """
         if not state:
             return
         if self.stage > 0:
-            self._prime(forward)
+            self._prime(images)
         parameters = dict(self.module.named_parameters())
         zero_state.set_optimizer_state(self._engine.optimizer, self.stage, parameters, state)
 
@@ -215,13 +223,16 @@ class Engine:
             return contextlib.nullcontext()
         return deepspeed.zero.GatheredParameters(parameters)
 
-    def _prime(self, forward: Callable[[], Tensor]) -> None:
+    def _prime(self, images: Tensor) -> None:
         """A window of zero gradients at learning rate 0: changes no weight, creates every state tensor."""
         # Batch norms learn in forward passes, whatever the learning rate: their buffers are put back.
         self.set_lr(0.0)
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         for _ in range(self.batching.accumulation):
-            self.backward(forward().float().sum() * 0.0)
+            # Without the phase's hooks: they may expect a step of training. A module may return more than logits.
+            found = self.forward(images)
+            outputs = found if isinstance(found, (tuple, list)) else [found]
+            self.backward(sum(output.float().sum() for output in outputs) * 0.0)
             self.step()
         for buffer, before in zip(self.module.buffers(), buffers, strict=True):
             buffer.detach().copy_(before)

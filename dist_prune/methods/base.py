@@ -3,18 +3,22 @@
 The order in which the loop calls what methods bring:
 
     for phase in method.phases():                      the code after a ``yield`` runs when that phase is over
-        load_extra_state, on_weights_loaded            after a resume
-        for each step:
-            for each micro-batch:
-                before_forward -> forward -> task_loss -> loss_terms -> backward
-            optimizer step
-            project                                    what weights must satisfy
-            after_step                                 observe
-        at the end of an epoch:
+        load_extra_state                               after a resume only
+        on_weights_loaded                              the module in training has its weights
+        until is_over, for each epoch:
+            for each step:
+                for each micro-batch:
+                    before_forward -> forward -> task_loss -> loss_terms -> backward
+                optimizer step
+                project                                what weights must satisfy
+                after_step                             observe
             on_weights_loaded -> vote -> masked        of a plain replica, to evaluate it
-        is_over
-        vote -> masked, sliced                         the decision, checked on real images
+            extra_state                                for the checkpoint
+        on_weights_loaded -> vote -> masked, sliced    the decision, checked on real images
         result = PhaseResult(module, epochs_run, decision)
+
+Torch's generator is seeded by the recipe's seed before every part of ``phases``, so what it draws is the same on all
+ranks and after every resume.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dist_prune.config import OptimizerConfig, RunConfig
-from dist_prune.config.section import Section
+from dist_prune.config.section import Section, keys_at
 from dist_prune.errors import UserError, first_problem, nearest
 from dist_prune.gates.means import GateMeans
 from dist_prune.models.build import build_model
@@ -41,6 +45,7 @@ from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.layer_sites import layer_sites
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.sites import Site
+from dist_prune.pruning.weight_mask import without_masks
 
 
 @dataclass(frozen=True)
@@ -145,11 +150,14 @@ class Phase:
         return decision.macs(costs, self.kept) if decision else costs.of(self.kept)
 
     def is_over(self, epoch: int) -> bool:
-        """Return True if the phase ends after so many epochs; the same on all ranks, and after a resume."""
+        """Return True if the phase ends after so many epochs; the same on all ranks, and after a resume.
+
+        It must change no state: the checkpoint of the epoch has been written already.
+        """
         return epoch >= self.epochs
 
     def on_weights_loaded(self, module: nn.Module) -> None:
-        """Called when weights of a checkpoint, or of the engine, have been put into a module of this phase."""
+        """Called when a module of this phase has got its weights: the one in training, or a plain replica of it."""
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return tensors beside the module's that a resume needs; equal on all ranks, on the CPU.
@@ -186,13 +194,19 @@ class Phase:
         return summed / self.views
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
-        """Return further terms of the loss by name (names become metric names), weights included."""
+        """Return further terms of the loss by name, scalars, weights included.
+
+        Names become metric names; ``task`` and ``total`` are taken. Like the task loss, a term is averaged over
+        micro-batches and ranks: it is a mean over the images of this micro-batch, or a function of the gate means.
+        """
         return {}
 
-    def project(self, module: nn.Module) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    def project(self, module: nn.Module, lr: float) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """Return, by name of a parameter, a function of its value that replaces it after every optimizer step.
 
-        For what weights must satisfy (clamps, proximal steps). The engine applies it to the fp32 weights that train,
+        lr: the learning rate of the step, for proximal steps.
+
+        The engine applies it to the fp32 weights that train,
         at every ZeRO stage; each function takes the whole tensor and must return the same on all ranks.
         """
         return {}
@@ -204,7 +218,11 @@ class Phase:
         """
 
     def vote(self, module: nn.Module, batches: Iterable[Any]) -> Decision | None:
-        """Return what ``module`` (trained so far) has decided, over ``batches`` if need be; all ranks call it."""
+        """Return what ``module``, a plain replica in eval mode, has decided; all ranks call it.
+
+        batches: this rank's share of the training images, (images, labels). At the end of an epoch it is a share of
+        ``mask_samples`` images, at the end of the phase of all.
+        """
         return None
 
     def masked(self, module: nn.Module, decision: Decision | None) -> nn.Module:
@@ -213,7 +231,7 @@ class Phase:
 
     def sliced(self, module: nn.Module, decision: Decision | None) -> nn.Module:
         """Return the plain network that remains when the run ends with this phase."""
-        return decision.sliced(module) if decision else module
+        return decision.sliced(module) if decision else without_masks(module)
 
 
 @dataclass(kw_only=True)
@@ -273,7 +291,8 @@ class Method(ABC):
     def check(self) -> None:
         """Raise UserError for what cannot work, before a run leaves anything behind."""
         # Building the first phase attaches gates, finds sites and prices the budget.
-        next(self.phases())
+        if next_phase(self.phases(), None, self.task.config.seed) is None:
+            raise UserError(f"method '{self.task.config.method}' yields no phase")
 
     @abstractmethod
     def phases(self) -> Phases:
@@ -283,10 +302,12 @@ class Method(ABC):
         """
 
 
-def next_phase(phases: Phases, result: PhaseResult) -> Phase | None:
-    """Send a phase's result to its method; return the phase that follows, None after the last one."""
+def next_phase(phases: Phases, result: PhaseResult | None, seed: int) -> Phase | None:
+    """Send a phase's result (None at the beginning) to its method; return the phase that follows, None at the end."""
+    # What a method draws between two phases must not depend on what a rank has drawn before.
+    torch.manual_seed(seed)
     try:
-        return phases.send(result)
+        return phases.send(result)  # type: ignore[arg-type]
     except StopIteration:
         return None
 
@@ -297,7 +318,8 @@ def _validated(options: type[Section], config: RunConfig) -> Section:
     except ValidationError as error:
         # Unknown names get a suggestion, wrong values the reason.
         key, problem = first_problem(error)
+        where = ".".join(part for part in ("method_args", key) if part)
         if error.errors(include_url=False)[0]["type"] == "extra_forbidden":
-            known = options.model_fields
-            problem = nearest(key, known) if known else f"method '{config.method}' has no options"
-        raise UserError(f"recipe key 'method_args.{key}': {problem}") from error
+            known = keys_at(options, key.split(".")[:-1])
+            problem = nearest(key.rpartition(".")[2], known) if known else f"'{config.method}' has no options"
+        raise UserError(f"recipe key '{where}': {problem}") from error

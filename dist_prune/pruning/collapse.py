@@ -56,4 +56,5 @@ def slice_network(
 
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return parameters and buffers with their qualified names, buffers that are not persistent included."""
-    return [*model.named_parameters(), *model.named_buffers()]
+    # What is not in state_dict (indices of channels) is built anew, not inherited.
+    return list(model.state_dict(keep_vars=True).items())

@@ -146,6 +146,8 @@ class UnitMask:
     def from_dict(data: Mapping[str, Any]) -> UnitMask:
         """Return the mask that ``as_dict`` described; raises UserError for anything else."""
         try:
+            if not data["sites"]:
+                raise UserError("that is no mask of units: it has no sites")
             return UnitMask(_SITES.validate_python(data["sites"]))
         except ValidationError as error:
             where, problem = first_problem(error)

@@ -102,6 +102,8 @@ def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[SlicedTensor]:
     rows = dropped.get("out", dropped.get("channels"))
     columns = dropped.get("in")
     if isinstance(module, nn.Conv2d | nn.Linear):
+        if "weight_mask" in module._buffers:
+            raise UserError("this network computes with a weight mask: slice units before masking weights")
         narrowed = [_replace(module, "weight", rows, columns)]
         narrowed += [_replace(module, "bias", rows)] if rows and module.bias is not None else []
         outputs, inputs = module.weight.shape[:2]

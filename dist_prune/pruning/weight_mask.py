@@ -18,6 +18,8 @@ from dist_prune.pruning.costs import Costs
 
 class _MaskedConv2d(nn.Conv2d):
     weight_mask: Tensor
+    # Masks are equal on all ranks: averaging their buffers would only cost time.
+    is_replicated = True
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight * self.weight_mask, self.bias)
@@ -25,6 +27,7 @@ class _MaskedConv2d(nn.Conv2d):
 
 class _MaskedLinear(nn.Linear):
     weight_mask: Tensor
+    is_replicated = True
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.weight_mask, self.bias)
@@ -99,7 +102,7 @@ class WeightMask:
 
     def figures(self) -> dict[str, Any]:
         """Return the figures for the records of a run."""
-        return {"open_ratio": self.density}
+        return {"density": self.density}
 
     @classmethod
     def restore(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> WeightMask:
@@ -120,6 +123,18 @@ class WeightMask:
             if shape != kept.shape:
                 raise UserError(f"the mask of '{name}' is {tuple(kept.shape)}, the weight {tuple(shape)}")
             yield layer, kept
+
+
+def without_masks(module: nn.Module) -> nn.Module:
+    """Return a plain copy whose masked weights are zero; ``module`` itself if no layer of it has a mask."""
+    if not any(type(layer) in _PLAIN for layer in module.modules()):
+        return module
+    plain = copy.deepcopy(module)
+    for layer in plain.modules():
+        if type(layer) in _PLAIN:
+            layer.weight.data.mul_(layer._buffers.pop("weight_mask"))  # type: ignore[union-attr, operator]
+            layer.__class__ = _PLAIN[type(layer)]
+    return plain
 
 
 def _unpacked(entry: Mapping[str, Any], bits: Tensor) -> Tensor:
