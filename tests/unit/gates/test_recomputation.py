@@ -12,9 +12,9 @@ from unit_helpers import images
 from dist_prune import attach_gates, build_model, gate_means, polarization
 from dist_prune.gates.activation_checkpointing import checkpoint_blocks
 from dist_prune.gates.heads import HEADS
-from dist_prune.gates.insertion import gating_modules, set_noise_key
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import NoiseKey
+from dist_prune.gates.wrappers import gating_modules, set_noise_key
 
 REENTRANT = pytest.mark.parametrize("reentrant", [False, True])
 
