@@ -11,20 +11,25 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 train: $(READY)
 	deepspeed launch/train.py --ds_config ds_configs/zero2.json
 
-# Three tests at a time, each on one thread (those with several ranks: one a rank): two cores are kept busy while some wait.
+# Three tests at a time on two cores: servers that stall, workers that end and ranks that meet sleep for a minute in
+# all, while each further process costs 20 seconds of imports. One thread each: the networks are so small that a second
+# one only waits. worksteal: a few tests take a hundred times as long as the others.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest
+QUICK_TESTS := $(PYTEST) -n 3 --dist worksteal -m "not drill"
+
 test: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest -n 3 --dist worksteal -m "not drill"
+	$(QUICK_TESTS)
 
 # The tests with the newest of everything that pyproject.toml allows: shows what upstream breaks before the lock has it.
 test-newest:
 	$(PYTHON) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
-	PATH="$(CURDIR)/$(VENV)-newest/bin:$$PATH" OMP_NUM_THREADS=1 python -m pytest -n 3 --dist worksteal -m "not drill"
+	PATH="$(CURDIR)/$(VENV)-newest/bin:$$PATH" $(QUICK_TESTS)
 
 # Fault-injection tests (docs/reliability.md) and what is slow by nature, one after another; those that mount disks or
 # make nodes need root.
 drills: $(READY)
-	OMP_NUM_THREADS=1 python -m pytest -m drill
+	$(PYTEST) -m drill
 
 lint: $(READY)
 	ruff check .

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from dist_prune.runtime.compiling import outlast_killed_builds
+
 
 def prepare_environment() -> None:
     """Set the variables that DeepSpeed reads, unless the user has; call it before its import."""
@@ -20,6 +22,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions()))
     # Otherwise DeepSpeed searches for accelerators and prints what it finds.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    outlast_killed_builds()
 
 
 def _extensions() -> Path:

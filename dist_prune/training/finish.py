@@ -133,7 +133,7 @@ def advice(decision: Decision | None) -> str | None:
         return None
     mask = decision
     if not mask.undecided:
-        return "all gates have decided"
+        return f"all {len(mask.sites)} sites are decided: at least 99 % of the images agree with the mask"
     named = ", ".join(mask.undecided[:5]) + (", ..." if len(mask.undecided) > 5 else "")
     return (
         f"warning: {len(mask.undecided)} of {len(mask.sites)} sites are undecided ({named}): more than 1 % of the "

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import scenarios
 import torch
+from commands import records
 from ranks import run_ranks
 
 from dist_prune import distributed
@@ -97,11 +96,6 @@ def run_digits(folder: str, stage: int, settings: list[str], *invocations: dict[
     return [
         run(config, Options(f"ds_configs/zero{stage}.json", out=folder, **words)) for words in invocations
     ]
-
-
-def records(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 @pytest.mark.parametrize("kind", ["layer", "channel"])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 import torch
+from commands import records
 from ranks import run_ranks
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
@@ -38,8 +38,7 @@ def test_stopped_within_the_first_epoch_and_resumed(kind, tmp_path, data_folder)
     """Integer keys of a scheduler's state became text in state.json, so that no milestone was ever met again."""
     invocations = ({"max_steps": 2}, {"resume": True})
     assert run_ranks(1, run_dense, str(tmp_path), kind, *invocations) == [[False, True]]
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    seen = [record["optimizer/lr"] for record in records if record["kind"] == "train"]
+    seen = [record["optimizer/lr"] for record in records(tmp_path, "train")]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler, expected = KINDS[kind](optimizer), []
     for _ in range(EPOCHS * STEPS):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import records
 from ranks import run_ranks
 
 import dist_prune
@@ -77,11 +77,9 @@ def test_the_second_phase_inherits_weights_and_momentum_and_half_of_the_network(
     stage, tmp_path, monkeypatch, data_folder
 ):
     assert run_ranks(2, run_random_cut, str(tmp_path), stage, {}) == [[True], [True]]
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    evals = [r for r in records if r["kind"] == "eval"]
+    evals, (summary,) = records(tmp_path, "eval"), records(tmp_path, "summary")
     assert [r["phase"] for r in evals] == ["dense", "cut"]
-    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 23))
-    (summary,) = [r for r in records if r["kind"] == "summary"]
+    assert [r["step"] for r in records(tmp_path, "train")] == list(range(1, 23))
     small = dist_prune.load_sliced(tmp_path / "sliced")
     assert len(residual_blocks(small)) == 3
     assert summary["macs_ratio"] == evals[1]["macs_ratio"] < 0.6 < evals[0]["macs_ratio"] == 1.0
@@ -100,11 +98,11 @@ def test_a_run_resumes_within_its_second_phase(tmp_path, data_folder):
     invocations = ({"max_steps": 15}, {"resume": True})
     assert run_ranks(1, run_random_cut, str(tmp_path / "stopped"), 2, *invocations) == [[False, True]]
     assert run_ranks(1, run_random_cut, str(tmp_path / "straight"), 2, {}) == [[True]]
-    losses = {}
-    for name in ("stopped", "straight"):
-        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        losses[name] = [line["loss/total"] for line in lines if line["kind"] == "train"]
-    assert losses["stopped"] == pytest.approx(losses["straight"], rel=1e-5)
+    stopped, straight = (
+        [record["loss/total"] for record in records(tmp_path / name, "train")]
+        for name in ("stopped", "straight")
+    )
+    assert stopped == pytest.approx(straight, rel=1e-5)
 
 
 class Twice(Method):

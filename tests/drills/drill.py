@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from commands import records
 from ranks import FORKSERVER, free_port
 
 from dist_prune.checkpoints.format import load_newest
@@ -147,8 +148,7 @@ def _rank(
 
 def losses(folder: Path) -> list[tuple[int, float]]:
     """(step, loss) as metrics.jsonl has them, which must be every step once, in order."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found = [(line["step"], line["loss/total"]) for line in lines if line["kind"] == "train"]
+    found = [(record["step"], record["loss/total"]) for record in records(folder, "train")]
     assert [step for step, _ in found] == list(range(1, len(found) + 1)), "no gap and no double"
     return found
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import records
 from drill import AtStep, assert_same_course, status
 
 from data_tools import make_shards
@@ -112,8 +112,7 @@ def test_with_bad_data_skip_the_samples_of_a_damaged_shard_are_left_out_and_coun
     words = ("--data", str(copied), "--max_steps", "6")
     ranks = launch(folder, *words, settings=settings, sabotage=sabotage)
     assert ranks.wait() == [3, 3], ranks.told()
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    counts = [line["samples_skipped"] for line in lines if line["kind"] == "train"]
+    counts = [record["samples_skipped"] for record in records(folder, "train")]
     assert counts[:3] == [0, 0, 0]
     assert counts == sorted(counts)
     assert 0 < counts[-1] < 3 * 128

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from dataclasses import dataclass
 
+from commands import records
 from drill import AtStep, SignalToSelf, assert_same_course
 
 
@@ -32,8 +32,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(launch, resume, straight
     folder = tmp_path / "run"
     ranks = launch(folder, sabotage={0: HangThenDie()})
     assert ranks.wait() == [-signal.SIGKILL, 1], ranks.told()
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    steps = [record["step"] for record in records(folder, "train")]
     assert steps == [1, 2, 3, 4, 5], "a step after that of the checkpoint"
     whole = [path.name for path in (folder / "checkpoints").glob("step-*")]
     assert whole == ["step-00000002"]
