@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
+from dist_prune.errors import UserError
 from dist_prune.gates.cpu_kernels.fused_gating import fused_gating
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS
@@ -24,6 +25,15 @@ from dist_prune.gates.recompute import (
 )
 
 _UNCHANGED = contextlib.nullcontext()
+
+
+def _repeats(logits: Tensor, latest: Tensor | None) -> bool:
+    """Return True if the logits of a recomputation (B, units) are those of the latest forward pass."""
+    # Tolerant of rounding, and of steps whose values are not finite, which are skipped later: the logits of other
+    # samples differ by much more.
+    return latest is None or (
+        logits.shape == latest.shape and torch.allclose(logits, latest, rtol=1e-3, atol=1e-4, equal_nan=True)
+    )
 
 
 class GatingModule(Gate):
@@ -75,6 +85,7 @@ class GatingModule(Gate):
         self.random_drop = 0.0
         self.noise_key: NoiseKey | None = None
         self._latest_noise_key: NoiseKey | None = None
+        self._latest_logits: Tensor | None = None  # of the latest training pass with noise
         self._leaf: Tensor | None = None  # decisions recorded without a graph
         self._passes = torch.zeros((), dtype=torch.int64)  # a number would be compiled into the graph
         self._frozen: Tensor | None = None
@@ -126,9 +137,18 @@ class GatingModule(Gate):
 
     def _recorded(self, applied: Tensor, decisions: Tensor, logits: Tensor, recomputed: bool) -> Tensor:
         """Record the decisions, and return those that are applied to the network."""
+        draws = self.head.draws or self.random_drop > 0
         if recomputed:
+            if draws and not _repeats(logits, self._latest_logits):
+                raise UserError(
+                    "a checkpointed gate with noise was recomputed for another forward pass than its latest: "
+                    "call backward before the next forward pass"
+                )
             return applied if self._leaf is None else with_means_gradient(applied, decisions, self._leaf)
         self._leaf = None
+        # Compiled graphs never recompute through Python.
+        if self.training and draws and not torch.compiler.is_compiling():
+            self._latest_logits = logits.detach()
         # Without a graph in training, a reentrant checkpoint may follow, whose recomputation needs the gradient of
         # the gate means (``with_means_gradient``).
         if self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
