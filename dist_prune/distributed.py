@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -92,28 +92,23 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def start_all_reduce(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start to sum ``tensor`` over all ranks, detached; one collective, none on a single rank.
+def start_all_reduce(tensor: Tensor) -> dist.Work | None:
+    """Start to sum ``tensor`` over all ranks, in place; one collective, none on a single rank.
 
     The sum keeps the dtype: pass fp32 or wider for counts (bf16 sums saturate at 256).
 
     Returns:
-        A function that returns the sum once all ranks have contributed; on GPUs the device waits, not the program.
+        What to ``wait`` for before reading the sum, if anything; on GPUs the device waits, not the program.
     """
-    total = tensor.detach().clone()
-    work = dist.all_reduce(total, async_op=True) if world_size() > 1 else None
-
-    def wait() -> Tensor:
-        if work is not None:
-            work.wait()
-        return total
-
-    return wait
+    return dist.all_reduce(tensor, async_op=True) if world_size() > 1 else None
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Return the sum of ``tensor`` over all ranks, detached."""
-    return start_all_reduce(tensor)()
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
 
 
 def broadcast_object(value: Any) -> Any:

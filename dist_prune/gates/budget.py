@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError
 from dist_prune.gates.budget_state import BudgetState, margins
-from dist_prune.gates.insertion import gating_modules, shape_gates, sites, strip_gates
+from dist_prune.gates.insertion import shape_gates, strip_gates
 from dist_prune.gates.selection import Selection, protected_groups
+from dist_prune.gates.wrappers import gating_modules, sites
 from dist_prune.pruning.costs import Costs, unit_costs
 
 # What ``shape_gates`` gives gates under a budget. All importance scores begin at 0, where weight decay leaves them;
@@ -88,14 +90,14 @@ class Budget:
     def macs_allowance(self, progress: float) -> float:
         """Return the share of the dense MACs that open units may cost when ``progress`` of the run is over."""
         t = self.timeline
-        return 1 - (1 - self.target) * _ramp(progress, t.prune_start, t.prune_end)
+        return float(np.interp(progress, (t.prune_start, t.prune_end), (1.0, self.target)))
 
     def polarization_weight(self, progress: float) -> float:
         """Return the weight of the polarization term, which rises once the target is met.
 
         Gates that it has pushed out of the straight-through window no longer get its gradient (equation 5).
         """
-        ramp = _ramp(progress, self.timeline.prune_end, self.timeline.polarize_end)
+        ramp = float(np.interp(progress, (self.timeline.prune_end, self.timeline.polarize_end), (0.0, 1.0)))
         # Equation 9 is a mean: its gradient on one logit falls with the number of units, and with the window.
         return 0.2 * len(self._state.importance) * self._state.ste_window * ramp
 
@@ -109,8 +111,7 @@ class Budget:
         """
         state, gates = self._state, gating_modules(model)
         evaluated = torch.cat([torch.full((gate.units,), not gate.frozen) for gate in gates])
-        expected = state.extrapolate(logits.cpu(), evaluated)
-        state.average_importance(expected / self._unit_costs, progress)
+        expected = state.observe(logits.cpu(), evaluated, self._unit_costs, progress)
         if progress < self.timeline.warmup_end:
             thresholds = torch.full_like(expected, -_FAR)
         else:
@@ -162,8 +163,3 @@ def macs_budget(
     plain = strip_gates(copy.deepcopy(model))
     costs = unit_costs(plain, input_shape, sites(model))
     return Budget(model, costs, target, timeline or Timeline(), allow_empty)
-
-
-def _ramp(progress: float, begin: float, end: float) -> float:
-    """Return 0 before ``begin``, 1 after ``end``, and a straight line between them."""
-    return min(max((progress - begin) / (end - begin), 0.0), 1.0)

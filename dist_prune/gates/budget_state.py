@@ -48,25 +48,25 @@ class BudgetState:
         self.ste_window = 1.0
         self.progress = -math.inf
 
-    def extrapolate(self, logits: Tensor, evaluated: Tensor) -> Tensor:
-        """Record the logits of a step and return those expected in the next one.
+    def observe(self, logits: Tensor, evaluated: Tensor, unit_costs: Tensor, progress: float) -> Tensor:
+        """Record the logits of a step, average importance, and return the logits expected in the next step.
 
         Args:
             logits: mean logits (units,).
             evaluated: units whose gate was evaluated (units,), bool.
+            unit_costs: MACs of each unit relative to their mean (units,).
+            progress: share of the run that is over.
         """
         # Frozen gates have no logits: theirs stay what they were.
         logits = torch.where(evaluated, logits, self.logits)
         # A rise of all logits does not change which unit is important: thresholds must rise as fast.
         expected = torch.where(evaluated & self.evaluated, 2 * logits - self.logits, logits)
         self.logits, self.evaluated = logits, evaluated
-        return expected
-
-    def average_importance(self, importance: Tensor, progress: float) -> None:
-        """Average the importance scores of a step into those of earlier ones."""
         # Scores of single steps are noise. In units of progress, the average is the same for short and long runs.
         weight = 1 - math.exp((self.progress - progress) / _SMOOTHING)
-        self.importance, self.progress = self.importance.lerp(importance, weight), progress
+        self.importance = self.importance.lerp(expected / unit_costs, weight)
+        self.progress = progress
+        return expected
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all attributes as tensors, copied."""

@@ -12,8 +12,9 @@ from torch import nn
 from dist_prune import distributed
 from dist_prune.errors import NothingToEvaluate
 from dist_prune.gates.gate import FixedGate
-from dist_prune.gates.insertion import gated_modules, sites, strip_gates
+from dist_prune.gates.insertion import strip_gates
 from dist_prune.gates.means import gates_of, sum_decisions
+from dist_prune.gates.wrappers import gated_modules, sites
 from dist_prune.models.build import in_eval_mode
 from dist_prune.pruning.collapse import TensorSlice, named_tensors, slice_network
 from dist_prune.pruning.mask import UnitMask, vote

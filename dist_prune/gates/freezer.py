@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dist_prune.gates.insertion import gating_modules
+from dist_prune.gates.wrappers import gating_modules
 
 
 class Freezer:
@@ -35,7 +35,7 @@ class Freezer:
     @property
     def all_decided(self) -> bool:
         """Return True if every unit of the network is decided."""
-        return bool(self._decided().all())
+        return bool((self._streaks.abs() >= self._patience).all())
 
     def update(self, model: nn.Module, means: Tensor, open_counts: bool = True) -> None:
         """Count a step, then freeze and thaw gates.
@@ -68,13 +68,11 @@ class Freezer:
             gate.freeze(None)
         self._freeze(model)
 
-    def _decided(self) -> Tensor:
-        return self._streaks.abs() >= self._patience
-
     def _freeze(self, model: nn.Module) -> None:
         if not self._freezes:
             return
-        decided, opened = self._decided().split(self._sizes), (self._streaks > 0).split(self._sizes)
+        decided = (self._streaks.abs() >= self._patience).split(self._sizes)
+        opened = (self._streaks > 0).split(self._sizes)
         for gate, units_decided, units in zip(gating_modules(model), decided, opened, strict=True):
             freezes = bool(units_decided.all())
             # Freezing writes to the gate, so only changes are applied.

@@ -22,17 +22,14 @@ class Gate(nn.Module):
         units: number of units.
         constant: 0 or 1 if the gate decides that for all samples and units, else None. Then neither the gate nor a
             branch that it closes needs to be computed.
+        frozen: decisions do not depend on what the gate reads.
         on_decided: called after each decision, if set; not while the network is compiled.
     """
 
     units: int
     constant: int | None = None
+    frozen = False
     is_replicated = True  # buffers follow from global means, so they are equal on all ranks
-
-    @property
-    def frozen(self) -> bool:
-        """Return True if decisions do not depend on what the gate reads."""
-        return False
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,17 +62,13 @@ class Gate(nn.Module):
 class FixedGate(Gate):
     """A gate whose decisions are those of a mask, the same for every sample."""
 
+    frozen = True
     open_units: Tensor
 
     def __init__(self, open_units: Tensor) -> None:
         super().__init__()
         self.units = open_units.numel()
         self.register_buffer("open_units", open_units, persistent=False)
-
-    @property
-    def frozen(self) -> bool:
-        """Return True."""
-        return True
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the block input (B, ...) twice, and decisions (B, units)."""

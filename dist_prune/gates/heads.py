@@ -38,6 +38,7 @@ class Head(nn.Module):
     """
 
     draws = True  # needs a noise key in training
+    follows = False  # takes mean logits after a step (``follow``)
     supports_budget = True  # a threshold on the logits decides how many units are open
     is_replicated = True  # buffers follow from global means, so they are equal on all ranks
 
@@ -90,6 +91,7 @@ class BernoulliThreshold(Head):
     mean: Tensor
     momentum = 0.1
     draws = False
+    follows = True
     supports_budget = False
 
     def __init__(self, units: int, number: int = 0) -> None:

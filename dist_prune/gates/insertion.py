@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dist_prune.errors import UserError, nearest
-from dist_prune.gates.heads import HEADS, NoiseKey
+from dist_prune.gates.heads import HEADS
 from dist_prune.gates.modules import GatingModule
-from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels
+from dist_prune.gates.wrappers import (
+    Gated,
+    GatedBlock,
+    GatedBranch,
+    GatedChannels,
+    gated_modules,
+    gating_modules,
+)
 from dist_prune.measure.macs import count_macs
 from dist_prune.models.build import architecture_of, in_eval_mode, remember
 from dist_prune.pruning.channel_sites import POSITIONS, channel_sites
@@ -149,29 +156,6 @@ def strip_gates(model: nn.Module) -> nn.Module:
     return model
 
 
-def gated_modules(model: nn.Module) -> Iterator[tuple[str, Gated]]:
-    """Yield all gated modules with their qualified names, in the order of the network; none is within another."""
-    # Every step walks the network several times. Unlike ``named_modules`` this skips the inside of gated modules,
-    # which is most of the network.
-    stack: list[tuple[str, nn.Module]] = [("", model)]
-    seen: set[nn.Module] = set()
-    while stack:
-        name, module = stack.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        if isinstance(module, Gated):
-            yield name, module
-        else:
-            children = [(f"{name}.{part}".lstrip("."), child) for part, child in module.named_children()]
-            stack += reversed(children)
-
-
-def gating_modules(model: nn.Module) -> list[GatingModule]:
-    """Return the gates of ``model`` that learn, in the order of the network."""
-    return [gated.gate for _, gated in gated_modules(model) if isinstance(gated.gate, GatingModule)]
-
-
 def shape_gates(model: nn.Module, open_bias: float, backprop_to_input: bool, logit_scale: float) -> None:
     """Set how gates begin and learn, before training.
 
@@ -185,21 +169,3 @@ def shape_gates(model: nn.Module, open_bias: float, backprop_to_input: bool, log
         nn.init.constant_(gate.last.bias, open_bias)
         gate.backprop_to_input = backprop_to_input
         gate.logit_scale.fill_(logit_scale)
-
-
-def set_noise_key(model: nn.Module, noise_key: NoiseKey) -> None:
-    """Set the key of the gate noise in the next forward pass."""
-    for gate in gating_modules(model):
-        gate.noise_key = noise_key
-
-
-def follow_logits(model: nn.Module, logits: Tensor) -> None:
-    """Give the heads the units' mean logits over the global batch (all units,), after a step."""
-    gates = gating_modules(model)
-    for gate, part in zip(gates, logits.split([gate.units for gate in gates]), strict=True):
-        gate.head.follow(part)
-
-
-def sites(model: nn.Module) -> tuple[Site, ...]:
-    """Return the sites that the gates of ``model`` control, in the order of the network."""
-    return tuple(module.site for _, module in gated_modules(model))

@@ -8,15 +8,16 @@ with all N samples. The task loss of a rank is likewise W / N times its local su
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dist_prune import distributed
 from dist_prune.gates.gate import Gate
-from dist_prune.gates.insertion import follow_logits, gated_modules
+from dist_prune.gates.wrappers import gated_modules, gating_modules
 
 
 class GateMeans(NamedTuple):
@@ -86,7 +87,8 @@ class MeanAccumulator:
     def __init__(self, gates: Mapping[str, Gate]) -> None:
         self._gates = gates
         self._sums = torch.zeros(0)
-        self._total: Callable[[], Tensor] | None = None
+        self._total: Tensor | None = None
+        self._work: dist.Work | None = None
         self._totals = torch.zeros(())
         self.samples, self.micro_samples = torch.zeros(2)
         self.scalars = torch.zeros(0)
@@ -111,18 +113,16 @@ class MeanAccumulator:
         if early and not self._gates:
             self._start(samples, scalars)
         elif early:
-            self._call_when_decided(on_decided)
+            for gate in self._gates.values():
+                gate.on_decided = on_decided
         try:
             yield
         finally:
-            self._call_when_decided(None)
+            for gate in self._gates.values():
+                gate.on_decided = None
         # Compiled gates make no call.
         if self._total is None:
             self._start(samples, scalars)
-
-    def _call_when_decided(self, function: Callable[[Gate], None] | None) -> None:
-        for gate in self._gates.values():
-            gate.on_decided = function
 
     def _start(self, samples: int, scalars: Tensor) -> None:
         self._sums = logits = torch.empty(0, device=scalars.device)
@@ -132,12 +132,15 @@ class MeanAccumulator:
                 self._sums, logits, samples = sum_decisions(self._gates)
         # One collective for everything: on a cluster each one costs its latency, whatever it carries.
         packed = [self._sums, logits, self._sums.new_full((1,), samples), scalars.to(self._sums)]
-        self._total = distributed.start_all_reduce(torch.cat(packed))
+        self._total = torch.cat(packed).detach()
+        self._work = distributed.start_all_reduce(self._total)
 
     def wait(self) -> GateMeans:
         """Return the means of all micro-batches so far. The device waits for other ranks, not the program."""
         assert self._total is not None, "collect comes first"
-        total, self._total = self._total(), None
+        total, self._total = self._total, None
+        if self._work is not None:
+            self._work.wait()
         self._totals = self._totals + total
         units = self._sums.numel()
         sums, logits, rest = self._totals.tensor_split([units, 2 * units])
@@ -146,6 +149,14 @@ class MeanAccumulator:
         mine = self._sums * (distributed.world_size() / self.micro_samples)
         values = mine + (sums / self.samples - mine.detach())
         return GateMeans(values, tuple(gate.units for gate in self._gates.values()), logits / self.samples)
+
+
+def follow_logits(model: nn.Module, logits: Tensor) -> None:
+    """Give the heads the units' mean logits over the global batch (all units,), after a step."""
+    gates = gating_modules(model)
+    for gate, part in zip(gates, logits.split([gate.units for gate in gates]), strict=True):
+        if gate.head.follows:
+            gate.head.follow(part)
 
 
 def gate_means(model: nn.Module) -> GateMeans:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
+from dist_prune.errors import UserError
 from dist_prune.gates.cpu_kernels.fused_gating import fused_gating
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS
@@ -27,15 +27,13 @@ from dist_prune.gates.recompute import (
 _UNCHANGED = contextlib.nullcontext()
 
 
-@contextlib.contextmanager
-def _without_autocast(device_type: str) -> Iterator[None]:
-    """Do what ``torch.autocast(device_type, enabled=False)`` does, at a tenth of its cost, which each gate pays."""
-    was_enabled = torch.is_autocast_enabled(device_type)
-    torch.set_autocast_enabled(device_type, False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled(device_type, was_enabled)
+def _repeats(logits: Tensor, latest: Tensor | None) -> bool:
+    """Return True if the logits of a recomputation (B, units) are those of the latest forward pass."""
+    # Tolerant of rounding, and of steps whose values are not finite, which are skipped later: the logits of other
+    # samples differ by much more.
+    return latest is None or (
+        logits.shape == latest.shape and torch.allclose(logits, latest, rtol=1e-3, atol=1e-4, equal_nan=True)
+    )
 
 
 class GatingModule(Gate):
@@ -87,6 +85,7 @@ class GatingModule(Gate):
         self.random_drop = 0.0
         self.noise_key: NoiseKey | None = None
         self._latest_noise_key: NoiseKey | None = None
+        self._latest_logits: Tensor | None = None  # of the latest training pass with noise
         self._leaf: Tensor | None = None  # decisions recorded without a graph
         self._passes = torch.zeros((), dtype=torch.int64)  # a number would be compiled into the graph
         self._frozen: Tensor | None = None
@@ -114,25 +113,42 @@ class GatingModule(Gate):
             return x, x, decisions
         recomputed = in_recomputation()
         noise_key = self._take_noise_key(len(x), recomputed) if self.training else None
-        # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding.
-        with _without_autocast(x.device.type):
+        norms = without_norm_updates(self.body) if recomputed else _UNCHANGED
+        # One sample has no variance of its own.
+        if self.training and len(x) == 1:
+            norms = norms_by_running_statistics(self.body)
+        # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding. Each gate pays for
+        # this: ``torch.autocast(enabled=False)`` costs ten times as much.
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device)
+        torch.set_autocast_enabled(device, False)
+        try:
             first, second, features = self._features(x)
             features = features.to(self.last.weight.dtype)
-            with self._norm_mode(len(x), recomputed):
-                applied, decisions, logits = self._decide(features, noise_key)
+            buffers = self.threshold, self.ste_window, self.logit_scale
+            with norms:
+                # One operation in place of the layers, where it can be: on CPUs they cost ten times as much.
+                applied, decisions, logits = fused_gating(
+                    features, self.body, self.last, self.head, buffers, self.random_drop, noise_key
+                ) or self._call_layers(features, noise_key)
+        finally:
+            torch.set_autocast_enabled(device, autocast)
         return first, second, self._recorded(applied, decisions, logits, recomputed)
-
-    def _norm_mode(self, batch: int, recomputed: bool) -> contextlib.AbstractContextManager[None]:
-        # One sample has no variance of its own.
-        if self.training and batch == 1:
-            return norms_by_running_statistics(self.body)
-        return without_norm_updates(self.body) if recomputed else _UNCHANGED
 
     def _recorded(self, applied: Tensor, decisions: Tensor, logits: Tensor, recomputed: bool) -> Tensor:
         """Record the decisions, and return those that are applied to the network."""
+        draws = self.head.draws or self.random_drop > 0
         if recomputed:
+            if draws and not _repeats(logits, self._latest_logits):
+                raise UserError(
+                    "a checkpointed gate with noise was recomputed for another forward pass than its latest: "
+                    "call backward before the next forward pass"
+                )
             return applied if self._leaf is None else with_means_gradient(applied, decisions, self._leaf)
         self._leaf = None
+        # Compiled graphs never recompute through Python.
+        if self.training and draws and not torch.compiler.is_compiling():
+            self._latest_logits = logits.detach()
         # Without a graph in training, a reentrant checkpoint may follow, whose recomputation needs the gradient of
         # the gate means (``with_means_gradient``).
         if self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -147,12 +163,8 @@ class GatingModule(Gate):
             opened: open units (units,), bool; None: evaluate the gating module again.
         """
         self._frozen = None if opened is None else opened.to(self.last.weight)
+        self.frozen = opened is not None
         self.constant = int(opened[0]) if opened is not None and bool((opened == opened[0]).all()) else None
-
-    @property
-    def frozen(self) -> bool:
-        """Return True if decisions do not depend on what the gate reads: see ``freeze``."""
-        return self._frozen is not None
 
     def _take_noise_key(self, batch: int, recomputed: bool) -> NoiseKey | None:
         """Return the noise key that the caller has set for this pass, else one that counts passes, if there is noise.
@@ -169,13 +181,8 @@ class GatingModule(Gate):
         self._latest_noise_key = key
         return key
 
-    def _decide(self, features: Tensor, noise_key: NoiseKey | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _call_layers(self, features: Tensor, noise_key: NoiseKey | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return (B, units) each: decisions that are applied, the gate's own, and their logits."""
-        # One operation in place of the layers below, where it can be: on CPUs they cost ten times as much.
-        buffers = self.threshold, self.ste_window, self.logit_scale
-        fused = fused_gating(features, self.body, self.last, self.head, buffers, self.random_drop, noise_key)
-        if fused is not None:
-            return fused
         logits = self.last(self.body(features) * self.logit_scale)
         decisions = applied = self.head((logits - self.threshold) / self.ste_window, noise_key)
         # Gate means count the gate's own decisions: drops would keep every mean away from 1.

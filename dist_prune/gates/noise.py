@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,19 +20,12 @@ class NoiseKey:
         step: number of the optimizer step.
         first_sample: number, within the global batch, of the first sample of this rank's micro-batch.
         temperature: of Gumbel-softmax.
-        place: step and first sample as a tensor.
     """
 
     seed: int
     step: int | Tensor
-    first_sample: int
+    first_sample: int | Tensor
     temperature: float = 1.0
-    place: Tensor = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # Compiled code is specialized to the numbers that it reads, but not to what tensors hold.
-        numbers = torch.as_tensor(self.step), torch.as_tensor(self.first_sample)
-        object.__setattr__(self, "place", torch.stack(numbers))
 
     def of_stream(self, stream: int) -> int:
         """Return the key of one stream of draws, 64 bits, signed."""
@@ -58,29 +51,32 @@ def uniform_noise(noise_key: NoiseKey, stream: int, like: Tensor) -> Tensor:
 def _noise(noise_key: NoiseKey, stream: int, like: Tensor, logistic: bool) -> Tensor:
     # A custom operation is opaque to the compiler; elsewhere it would cost more than it computes.
     draw = _compiled_draw if torch.compiler.is_compiling() else _draw
-    return draw(noise_key.place, noise_key.seed, stream, like.detach(), logistic)
+    step, first = torch.as_tensor(noise_key.step), torch.as_tensor(noise_key.first_sample)
+    return draw(step, first, noise_key.seed, stream, like.detach(), logistic)
 
 
-def _draw(place: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
+def _draw(step: Tensor, first_sample: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
     batch, units = like.shape
-    # ``place`` is on the CPU, so reading it does not wait for a device.
-    step, first = place.tolist()
+    # Both are on the CPU, so reading them does not wait for a device.
+    first = int(first_sample)
     samples = torch.arange(first, first + batch, device=like.device).unsqueeze(1)
     # Each number is computed from its own counter, so it does not matter which rank computes it.
     counters = samples * units + torch.arange(units, device=like.device)
-    bits = _scramble(counters * _signed(_GAMMA) + _key(seed, step, stream))
+    bits = _scramble(counters * _signed(_GAMMA) + _key(seed, int(step), stream))
     # 53 bits fill a double; the half keeps 0 and 1 out, whose logits are infinite.
     uniform = (((bits >> 11) & ((1 << 53) - 1)).double() + 0.5) / 2.0**53
     return (uniform.log() - (-uniform).log1p() if logistic else uniform).to(like.dtype)
 
 
 @torch.library.custom_op("dist_prune::noise", mutates_args=())
-def _compiled_draw(place: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
-    return _draw(place, seed, stream, like, logistic)
+def _compiled_draw(
+    step: Tensor, first_sample: Tensor, seed: int, stream: int, like: Tensor, logistic: bool
+) -> Tensor:
+    return _draw(step, first_sample, seed, stream, like, logistic)
 
 
 @_compiled_draw.register_fake
-def _(place: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
+def _(step: Tensor, first_sample: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
     return torch.empty_like(like)
 
 

@@ -1,13 +1,17 @@
-"""Gated modules: a module of the network, untouched, together with the gate of one site."""
+"""Gated modules: a module of the network, untouched, together with the gate of one site; and how to find them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dist_prune.gates.gate import Gate
+from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.ops import add_gated, scale_channels
 from dist_prune.pruning.residual import form_of
 from dist_prune.pruning.sites import Site
@@ -33,9 +37,9 @@ class GatedBlock(Gated):
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the block, (B, C_in, H, W) -> (B, C_out, H', W')."""
         for_branch, for_shortcut, decisions = self.gate(x)
-        shortcut = self.form.shortcut_of(self.inner)
+        shortcut = getattr(self.inner, self.form.shortcut)
+        activation = getattr(self.inner, self.form.activation)
         x = for_shortcut if shortcut is None else shortcut(for_shortcut)
-        activation = self.form.activation_of(self.inner)
         if self.gate.constant == 0:
             # Without a branch the block's input reaches the activation, which must not change it in place.
             return torch.relu(x) if type(activation) is nn.ReLU else activation(x.clone())
@@ -79,3 +83,40 @@ class GatedChannels(Gated):
             return maps
         # Behind the last norm of a residual block, ``out += shortcut`` changes the result in place.
         return scale_channels(maps, decisions, may_alias=self.site.position != "after")
+
+
+def gated_modules(model: nn.Module) -> Iterator[tuple[str, Gated]]:
+    """Yield all gated modules with their qualified names, in the order of the network; none is within another."""
+    # Every step walks the network several times. Unlike ``named_modules`` this skips the inside of gated modules,
+    # which is most of the network.
+    stack: list[tuple[str, nn.Module]] = [("", model)]
+    seen: set[nn.Module] = set()
+    while stack:
+        name, module = stack.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        if isinstance(module, Gated):
+            yield name, module
+        else:
+            children = [(f"{name}.{part}".lstrip("."), child) for part, child in module.named_children()]
+            stack += reversed(children)
+
+
+def gating_modules(model: nn.Module) -> list[GatingModule]:
+    """Return the gates of ``model`` that learn, in the order of the network."""
+    return [gated.gate for _, gated in gated_modules(model) if isinstance(gated.gate, GatingModule)]
+
+
+def sites(model: nn.Module) -> tuple[Site, ...]:
+    """Return the sites that the gates of ``model`` control, in the order of the network."""
+    return tuple(module.site for _, module in gated_modules(model))
+
+
+def set_noise_key(model: nn.Module, noise_key: NoiseKey) -> None:
+    """Set the key of the gate noise in the next forward pass."""
+    # Compiled code is specialized to the numbers that it reads, but not to what tensors hold.
+    step, first_sample = torch.as_tensor(noise_key.step), torch.as_tensor(noise_key.first_sample)
+    noise_key = replace(noise_key, step=step, first_sample=first_sample)
+    for gate in gating_modules(model):
+        gate.noise_key = noise_key

@@ -13,8 +13,10 @@ from dist_prune.config.effects import METHOD_FIELDS
 from dist_prune.gates.budget import BUDGET_FORM, Budget, Timeline
 from dist_prune.gates.consensus import collapse, consensus_mask, masked, slice_gated_network
 from dist_prune.gates.freezer import Freezer
-from dist_prune.gates.insertion import attach_gates, find_sites, follow_logits, set_noise_key, shape_gates
+from dist_prune.gates.insertion import attach_gates, find_sites, shape_gates
+from dist_prune.gates.means import follow_logits
 from dist_prune.gates.noise import NoiseKey
+from dist_prune.gates.wrappers import set_noise_key
 from dist_prune.methods.base import Method, Phase, Phases, PrunedPhase, Step, Transition
 from dist_prune.methods.dense import Dense
 from dist_prune.pruning.decision import Decision

@@ -56,8 +56,8 @@ def _scale_input(opened: Tensor) -> Callable[..., tuple[Tensor]]:
 def _keep_shortcut(block: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     # The block has computed its branch already; its sum is taken anew without it.
     form = form_of(block)
-    shortcut = form.shortcut_of(block)
-    return form.activation_of(block)(inputs[0] if shortcut is None else shortcut(inputs[0]))
+    shortcut = getattr(block, form.shortcut)
+    return getattr(block, form.activation)(inputs[0] if shortcut is None else shortcut(inputs[0]))
 
 
 def _zero(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def _shortcut_only(block: nn.Module, constant: Tensor | None, keeps_activation: 
     A ReLU behind an unchanged shortcut repeats the ReLU that ended the block before: relu(relu(x)) = relu(x),
     so it is dropped there and the block costs nothing.
     """
-    shortcut, activation = form_of(block).shortcut_of(block), own_activation(block)
+    shortcut, activation = getattr(block, form_of(block).shortcut), own_activation(block)
     steps = [] if shortcut is None else [shortcut]
     steps += [] if constant is None else [Shift(constant)]
     if steps:

@@ -76,11 +76,11 @@ class AddToChannels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
         form = form_of(self.block)
-        shortcut = form.shortcut_of(self.block)
+        shortcut = getattr(self.block, form.shortcut)
         kept = x if shortcut is None else shortcut(x)
         # Under autocast the branch computes in half precision and the shortcut may not.
         added = kept.index_add(1, self.index, form.branch(self.block, x).to(kept.dtype))
-        return form.activation_of(self.block)(added)
+        return getattr(self.block, form.activation)(added)
 
     def extra_repr(self) -> str:
         """Return the number of channels: structures are compared by their text."""
@@ -124,7 +124,7 @@ def open_to_sites(plain: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def own_activation(block: nn.Module) -> nn.Module:
     """Return a copy of a residual block's last activation that leaves its input unchanged."""
     # Without a branch its input may be the output of the previous block, which backward still needs.
-    activation = copy.deepcopy(form_of(block).activation_of(block))
+    activation = copy.deepcopy(getattr(block, form_of(block).activation))
     if hasattr(activation, "inplace"):
-        activation.inplace = False  # type: ignore[assignment]
+        activation.inplace = False
     return activation

@@ -30,14 +30,6 @@ class ResidualForm:
     activation: str
     shortcut: str = "downsample"
 
-    def shortcut_of(self, block: nn.Module) -> nn.Module | None:
-        """Return the module that transforms the shortcut, or None where x passes unchanged."""
-        return getattr(block, self.shortcut)
-
-    def activation_of(self, block: nn.Module) -> nn.Module:
-        """Return the module that is applied to the sum."""
-        return getattr(block, self.activation)
-
     def branch_modules(self, block: nn.Module) -> list[str]:
         """Return the names of the children that only F uses (and, where it is shared, its activation)."""
         return [name for name, _ in block.named_children() if name != self.shortcut]

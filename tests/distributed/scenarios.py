@@ -14,8 +14,8 @@ import dist_prune
 from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.gates.budget import Budget, Timeline
-from dist_prune.gates.insertion import gated_modules
 from dist_prune.gates.means import GateMeans
+from dist_prune.gates.wrappers import gated_modules
 from dist_prune.methods import Phase, Step
 from dist_prune.methods.consensus import GatedPhase
 from dist_prune.pruning.costs import unit_costs

@@ -14,7 +14,7 @@ from ranks import run_ranks
 from dist_prune import distributed
 from dist_prune.gates.consensus import slice_gated_network
 from dist_prune.gates.freezer import Freezer
-from dist_prune.gates.insertion import sites
+from dist_prune.gates.wrappers import sites
 from dist_prune.methods import Phase, Transition
 
 STEPS = 10

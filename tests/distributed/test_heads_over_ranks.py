@@ -12,9 +12,9 @@ from torch import nn
 import dist_prune
 from dist_prune import distributed
 from dist_prune.gates.heads import HEADS, Head
-from dist_prune.gates.insertion import gated_modules, set_noise_key
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import NoiseKey
+from dist_prune.gates.wrappers import gated_modules, set_noise_key
 
 CASES = [(kind, head) for kind in ("layer", "channel") for head in HEADS]
 SIZES = [3, 5]

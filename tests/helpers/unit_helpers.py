@@ -11,8 +11,8 @@ from torchvision.models import VGG, ResNet
 from torchvision.models.vgg import make_layers
 
 from dist_prune import attach_gates, build_model, gate_means
-from dist_prune.gates.insertion import gated_modules, sites
 from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.wrappers import gated_modules, sites
 from dist_prune.pruning.mask import UnitMask
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -46,22 +46,18 @@ def compile_kernels() -> bool:
     return _kernels is not None
 
 
-def kernels_for(*maps: Tensor) -> Any:
-    """Return the compiled kernels if they support these (B, C, H, W) maps, else None."""
-    if _kernels is None:
+def kernels_for(*inputs: Tensor) -> Any:
+    """Return the compiled kernels if they support these maps (B, C, H, W) or features (B, F), else None."""
+    if torch.compiler.is_compiling() or _kernels is None:
         return None
-    dtype = maps[0].dtype
+    dtype = inputs[0].dtype
     fits = dtype in (torch.float32, torch.bfloat16) and all(
-        m.device.type == "cpu" and m.dtype == dtype and m.is_contiguous(memory_format=torch.channels_last)
-        for m in maps
+        x.device.type == "cpu"
+        and x.dtype == dtype
+        and (x.dim() == 2 or x.is_contiguous(memory_format=torch.channels_last))
+        for x in inputs
     )
     return _kernels if fits else None
-
-
-def kernels_for_features(features: Tensor) -> Any:
-    """Return the compiled kernels if they support these features (B, F), else None."""
-    fits = features.dtype == torch.float32 and features.device.type == "cpu" and features.dim() == 2
-    return _kernels if fits and not torch.compiler.is_compiling() else None
 
 
 def _build_of(source: Path) -> str:

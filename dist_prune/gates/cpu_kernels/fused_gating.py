@@ -5,10 +5,11 @@ Separate torch operations cost ten times what they compute there, in every gated
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from dist_prune.gates.cpu_kernels.build import kernels_for_features
+from dist_prune.gates.cpu_kernels.build import kernels_for
 from dist_prune.gates.heads import Head, StraightThrough
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.random_drop import drop_stream
@@ -37,14 +38,15 @@ def fused_gating(
     Returns:
         None where the layers have to be called one by one.
     """
-    kernels = kernels_for_features(features)
+    kernels = kernels_for(features)
     # The kernel divides by the variance of the batch, which one sample does not have.
-    if kernels is None or len(features) == 1 or not _is_default(body, last, head):
+    fits = features.dtype == torch.float32 and len(features) > 1
+    if kernels is None or not fits or not _is_default(body, last, head):
         return None
     dense, norm, _ = body
     drop = (0.0, 0, 0)
     if noise_key is not None and random_drop:
-        drop = random_drop, noise_key.of_stream(drop_stream(head.number)), noise_key.first_sample
+        drop = random_drop, noise_key.of_stream(drop_stream(head.number)), int(noise_key.first_sample)
     return kernels.decide(
         features, dense.weight, dense.bias, norm.weight, norm.bias, last.weight, last.bias,
         norm.running_mean, norm.running_var, norm.num_batches_tracked,
@@ -62,15 +64,9 @@ def _is_default(body: nn.Sequential, last: nn.Linear, head: Head) -> bool:
         and norm.training and norm.affine and norm.track_running_stats and norm.momentum is not None
         and dense.bias is not None and last.bias is not None
         # Hooks count operations, or gather weights that are partitioned over ranks (ZeRO 3): the kernel skips them.
-        and not any(map(_has_hooks, (body, dense, norm, relu, last, head))) and not _has_any_global_hook()
+        and not any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in (body, dense, norm, relu, last, head)
+        )
+        and not _has_any_global_hook()
     )  # fmt: skip
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return any(hooks)

@@ -16,9 +16,9 @@ from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import UserError, attach_gates, build_model, gate_means, masked
 from dist_prune.gates.gate import Gate
-from dist_prune.gates.insertion import find_sites, gated_modules, sites
+from dist_prune.gates.insertion import find_sites
 from dist_prune.gates.modules import GatingModule
-from dist_prune.gates.wrappers import GatedBlock, GatedBranch
+from dist_prune.gates.wrappers import GatedBlock, GatedBranch, gated_modules, sites
 from dist_prune.models.build import architecture_of
 from dist_prune.pruning.residual import residual_blocks
 from dist_prune.pruning.sites import Site

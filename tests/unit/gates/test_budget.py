@@ -12,9 +12,9 @@ from dist_prune import UserError, attach_gates, build_model
 from dist_prune.gates.budget import Budget, Timeline, macs_budget
 from dist_prune.gates.budget_state import margins
 from dist_prune.gates.freezer import Freezer
-from dist_prune.gates.insertion import gated_modules, gating_modules
 from dist_prune.gates.means import gate_means
 from dist_prune.gates.selection import protected_groups
+from dist_prune.gates.wrappers import gated_modules, gating_modules
 from dist_prune.pruning.costs import Costs
 
 LINE = Timeline(warmup_end=0.2, prune_start=0.4, prune_end=0.6, polarize_end=0.8)

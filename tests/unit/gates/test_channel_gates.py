@@ -9,9 +9,9 @@ from torchvision.models import MobileNetV2
 from unit_helpers import images, maps, same, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model, gate_means, polarization
-from dist_prune.gates.insertion import find_sites, gated_modules, sites
+from dist_prune.gates.insertion import find_sites
 from dist_prune.gates.modules import GatingModule
-from dist_prune.gates.wrappers import GatedBlock, GatedBranch, GatedChannels
+from dist_prune.gates.wrappers import GatedBlock, GatedBranch, GatedChannels, gated_modules, sites
 from dist_prune.measure.macs import count_macs
 from dist_prune.pruning.sites import Site
 

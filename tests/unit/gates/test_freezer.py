@@ -11,7 +11,7 @@ from unit_helpers import images, shaken, undecided
 from dist_prune import attach_gates, build_model, consensus_mask, gate_means, macs_budget
 from dist_prune.gates.consensus import masked
 from dist_prune.gates.freezer import Freezer
-from dist_prune.gates.insertion import gated_modules, gating_modules, sites
+from dist_prune.gates.wrappers import gated_modules, gating_modules, sites
 from dist_prune.pruning.mask import UnitMask
 
 

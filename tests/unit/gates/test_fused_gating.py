@@ -9,9 +9,9 @@ from unit_helpers import images, maps, same, shaken
 
 from dist_prune import attach_gates, build_model, gate_means
 from dist_prune.gates.cpu_kernels.fused_gating import fused_gating
-from dist_prune.gates.insertion import gated_modules
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import NoiseKey
+from dist_prune.gates.wrappers import gated_modules
 
 SHAPES = [(2, 3, 4, 4), (32, 16, 8, 8), (9, 33, 1, 1), (16, 200, 3, 5)]
 OUTPUTS = ("first", "second", "applied", "decided")  # what a network may use of a gate

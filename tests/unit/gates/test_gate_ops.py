@@ -6,8 +6,9 @@ from torch.autograd import gradcheck
 from unit_helpers import FORMATS, maps, same
 
 from dist_prune.gates.consensus import collapse, masked
-from dist_prune.gates.insertion import attach_gates, sites
+from dist_prune.gates.insertion import attach_gates
 from dist_prune.gates.ops import add_gated, fan_out
+from dist_prune.gates.wrappers import sites
 from dist_prune.models.build import build_model
 from dist_prune.pruning.mask import UnitMask
 

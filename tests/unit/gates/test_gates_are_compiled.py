@@ -9,8 +9,8 @@ from unit_helpers import shaken
 
 from dist_prune import attach_gates, build_model
 from dist_prune.gates.freezer import Freezer
-from dist_prune.gates.insertion import gated_modules, gating_modules, set_noise_key
 from dist_prune.gates.noise import NoiseKey, logistic_noise
+from dist_prune.gates.wrappers import gated_modules, gating_modules, set_noise_key
 
 STEPS = 4
 

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from unit_helpers import images
 
 from dist_prune import attach_gates, build_model
-from dist_prune.gates.insertion import gated_modules
 from dist_prune.gates.means import gate_means
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.random_drop import random_drop
+from dist_prune.gates.wrappers import gated_modules
 
 NOISE_KEY = NoiseKey(seed=1, step=5, first_sample=0)
 

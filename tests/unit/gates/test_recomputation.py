@@ -1,6 +1,7 @@
 """Activation checkpointing: recomputed passes draw the same noise, and losses, gradients and statistics are equal."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,12 +10,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from unit_helpers import images
 
-from dist_prune import attach_gates, build_model, gate_means, polarization
+from dist_prune import UserError, attach_gates, build_model, gate_means, polarization
 from dist_prune.gates.activation_checkpointing import checkpoint_blocks
 from dist_prune.gates.heads import HEADS
-from dist_prune.gates.insertion import gating_modules, set_noise_key
 from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import NoiseKey
+from dist_prune.gates.wrappers import gating_modules, set_noise_key
 
 REENTRANT = pytest.mark.parametrize("reentrant", [False, True])
 
@@ -86,6 +87,35 @@ def test_decisions_are_recorded_once(reentrant):
     logits.sum().backward()
     with pytest.raises(RuntimeError, match="forward pass"):
         gate_means(model)
+
+
+@REENTRANT
+@pytest.mark.parametrize("head", ["ste", "gumbel"])
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_backward_pass_through_an_earlier_forward_pass_is_refused_where_there_is_noise(
+    head, keyed, reentrant
+):
+    """Its recomputation would draw the noise of the latest pass: other decisions, and silently wrong gradients."""
+    model = dropping(head=head)
+    for block in blocks(model):
+        recomputed(block, reentrant)
+
+    def forward(step: int, scale: float = 1.0) -> torch.Tensor:
+        if keyed:
+            set_noise_key(model, NoiseKey(1, step, 0))
+        return model(scale * DATA[step].clone().requires_grad_()).square().mean()
+
+    # A pass that is never backpropagated, and one with values that are not finite, are no mistake.
+    forward(0)
+    forward(1).backward()
+    forward(0, scale=math.nan).backward()
+    with pytest.raises(UserError, match="backward before the next forward pass") as caught:
+        (forward(0) + forward(1)).backward()
+    assert "\n" not in str(caught.value)
+    for gate in gating_modules(model):
+        gate.random_drop = 0.0
+    if head == "ste":
+        (forward(0) + forward(1)).backward()
 
 
 @pytest.mark.parametrize("kind", ["layer", "channel"])

@@ -7,7 +7,7 @@ from unit_helpers import images, mask_closing, undecided
 
 from dist_prune import UserError, activation, gate_means, polarization
 from dist_prune.config import BudgetConfig, GatesConfig, RunConfig, override
-from dist_prune.gates.insertion import gated_modules
+from dist_prune.gates.wrappers import gated_modules
 from dist_prune.measure.macs import count_macs, count_parameters
 from dist_prune.methods import METHODS, Method, Options, Phase, PhaseResult, Step, Task, next_phase
 from dist_prune.pruning.mask import UnitMask

@@ -7,7 +7,8 @@ from torchvision.models.mobilenetv2 import MobileNetV2
 
 from dist_prune import UserError
 from dist_prune.config import RunConfig
-from dist_prune.gates.insertion import find_sites, gated_modules
+from dist_prune.gates.insertion import find_sites
+from dist_prune.gates.wrappers import gated_modules
 from dist_prune.measure.macs import count_macs
 from dist_prune.methods import METHODS, Phase, Task
 from dist_prune.methods.uniform import uniform_channels, uniform_depth, uniform_width

@@ -16,8 +16,8 @@ from unit_helpers import half_resnet, images, relative_difference, shaken, small
 
 from dist_prune import attach_gates, build_model, collapse, load_sliced, masked, save_sliced
 from dist_prune.gates.gate import Gate
-from dist_prune.gates.insertion import find_sites, sites
-from dist_prune.gates.wrappers import Gated
+from dist_prune.gates.insertion import find_sites
+from dist_prune.gates.wrappers import Gated, sites
 from dist_prune.measure.macs import count_macs
 from dist_prune.pruning.costs import unit_costs
 from dist_prune.pruning.mask import UnitMask

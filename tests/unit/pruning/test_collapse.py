@@ -24,8 +24,8 @@ from unit_helpers import (
 from dist_prune import UserError, attach_gates, build_model, collapse, masked
 from dist_prune.gates.consensus import slice_gated_network
 from dist_prune.gates.gate import FixedGate, Gate
-from dist_prune.gates.insertion import find_sites, gated_modules, sites, strip_gates
-from dist_prune.gates.wrappers import Gated
+from dist_prune.gates.insertion import find_sites, strip_gates
+from dist_prune.gates.wrappers import Gated, gated_modules, sites
 from dist_prune.measure.macs import count_macs
 from dist_prune.pruning.collapse import TensorSlice, slice_network
 from dist_prune.pruning.costs import unit_costs

@@ -12,7 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from unit_helpers import images, relative_difference, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, masked, save_sliced
-from dist_prune.gates.insertion import sites
+from dist_prune.gates.wrappers import sites
 from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.mask import UnitMask
 

@@ -9,7 +9,7 @@ from unit_helpers import gated_resnet, images, same, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model, collapse, consensus_mask, masked
 from dist_prune.config import GatesConfig, RunConfig
-from dist_prune.gates.insertion import gated_modules, sites
+from dist_prune.gates.wrappers import gated_modules, sites
 from dist_prune.methods import METHODS, Task
 from dist_prune.pruning.mask import SiteMask, UnitMask, load_mask, vote
 from dist_prune.pruning.sites import Site

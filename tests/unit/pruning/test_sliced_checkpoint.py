@@ -14,8 +14,7 @@ from torch import nn
 from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, save_sliced
-from dist_prune.gates.insertion import sites
-from dist_prune.gates.wrappers import GatedBlock
+from dist_prune.gates.wrappers import GatedBlock, sites
 from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.sliced_checkpoint import add_results, read_sliced_config
 
