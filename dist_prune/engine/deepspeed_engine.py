@@ -232,7 +232,7 @@ class Engine:
             # Without the phase's hooks: they may expect a step of training. A module may return more than logits.
             found = self.forward(images)
             outputs = found if isinstance(found, (tuple, list)) else [found]
-            self.backward(sum(output.float().sum() for output in outputs) * 0.0)
+            self.backward(torch.stack([output.float().sum() for output in outputs]).sum() * 0.0)
             self.step()
         for buffer, before in zip(self.module.buffers(), buffers, strict=True):
             buffer.detach().copy_(before)

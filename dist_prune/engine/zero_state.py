@@ -137,16 +137,22 @@ def _link_states(optimizer: Any) -> None:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
+# What a partitioned weight says truly: everything but its shape and its values.
+_HARMLESS = {Tensor.dtype.__get__, Tensor.device.__get__, Tensor.requires_grad.__get__}  # type: ignore[attr-defined]
+
+
 class PartitionedWeightsRefused(TorchFunctionMode):
     """Refuses what reads a weight that ZeRO 3 has partitioned: it is empty between forward passes."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Raise UserError instead of computing with an empty weight."""
+        if function in _HARMLESS:
+            return function(*args, **(kwargs or {}))
         for value in (*args, *(args[0] if args and isinstance(args[0], (list, tuple)) else ())):
             status = getattr(value, "ds_status", None) if isinstance(value, nn.Parameter) else None
             if status == ZeroParamStatus.NOT_AVAILABLE:
                 raise UserError(
-                    "a loss term reads the network's weights, which no rank holds whole at ZeRO 3: change them in "
-                    "project(), read them in the forward pass, or use ZeRO 0, 1 or 2"
+                    "the method reads the network's weights outside of the forward pass, and no rank holds them whole "
+                    "at ZeRO 3: change them in what project() returns, or use ZeRO 0, 1 or 2"
                 )
         return function(*args, **(kwargs or {}))

@@ -162,7 +162,7 @@ class GatingModule(Gate):
         Args:
             opened: open units (units,), bool; None: evaluate the gating module again.
         """
-        self._frozen = None if opened is None else opened.to(self.last.weight)
+        self._frozen = None if opened is None else opened.to(self.threshold)
         self.frozen = opened is not None
         self.constant = int(opened[0]) if opened is not None and bool((opened == opened[0]).all()) else None
 

@@ -45,8 +45,9 @@ def collapse_run(
     config = config.model_copy(update={key: value for key, value in given.items() if value})
     images = open_images(config)
     method = build_method(config, images)
-    phase = interrupted_phase(method.phases(), state)
+    phase = interrupted_phase(method.phases(), state, config.seed)
     phase.module.load_state_dict(state.model.weights)
+    phase.module.eval()
     phase.on_weights_loaded(phase.module)
     if (mask or round_to) and not phase.has_gates:
         raise UserError(f"{source} has no gates left to vote: remove --mask and --round_to")

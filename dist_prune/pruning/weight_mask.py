@@ -74,13 +74,7 @@ class WeightMask:
 
     def sliced(self, module: nn.Module) -> nn.Module:
         """Return a plain copy of ``module`` whose pruned weights are zero; eval mode."""
-        plain = copy.deepcopy(module)
-        for layer, kept in self._layers(plain):
-            # ``data``: the copy's parameters may require gradients, which forbid writing in place.
-            layer.weight.data.mul_(kept.to(layer.weight))
-            layer.__class__ = _PLAIN.get(type(layer), type(layer))
-            layer._buffers.pop("weight_mask", None)
-        return plain.eval()
+        return without_masks(self.masked(module)).eval()
 
     def macs(self, costs: Costs, kept: Mapping[str, Collection[int]]) -> int:
         """Return the MACs of the network: zero weights are still multiplied by dense kernels."""
@@ -130,10 +124,10 @@ def without_masks(module: nn.Module) -> nn.Module:
     if not any(type(layer) in _PLAIN for layer in module.modules()):
         return module
     plain = copy.deepcopy(module)
-    for layer in plain.modules():
-        if type(layer) in _PLAIN:
-            layer.weight.data.mul_(layer._buffers.pop("weight_mask"))  # type: ignore[union-attr, operator]
-            layer.__class__ = _PLAIN[type(layer)]
+    layers: list[Any] = [layer for layer in plain.modules() if type(layer) in _PLAIN]
+    for layer in layers:
+        layer.weight.data.mul_(layer._buffers.pop("weight_mask"))
+        layer.__class__ = _PLAIN[type(layer)]
     return plain
 
 

@@ -176,24 +176,23 @@ def build_method(config: RunConfig, data: ImageData) -> Method:
     return METHODS[config.method](Task(config, data.num_classes, data.input_shape))
 
 
-def interrupted_phase(phases: Phases, state: TrainState) -> Phase:
+def interrupted_phase(phases: Phases, state: TrainState, seed: int) -> Phase:
     """Return the phase in which a checkpoint was taken, with its own state restored; its weights are not loaded.
 
     Raises:
         UserError: the method has no such phase, or its network is another one.
     """
-    phase = next(phases)
-    while phase.name != state.progress.phase:
+    phase = next_phase(phases, None, seed)
+    while phase is not None and phase.name != state.progress.phase:
         finished = state.finished.get(phase.name)
         # Final weights are not stored: the interrupted phase has inherited what it needs of them.
         result = finished and PhaseResult(phase.module, finished.epochs_run, finished.decision)
-        following = next_phase(phases, result) if result else None
-        if following is None:
-            raise UserError(
-                f"the checkpoint was taken in phase '{state.progress.phase}', which the method does not reach now: "
-                "begin a new run"
-            )
-        phase = following
+        phase = next_phase(phases, result, seed) if result else None
+    if phase is None:
+        raise UserError(
+            f"the checkpoint was taken in phase '{state.progress.phase}', which the method does not reach now: begin a "
+            "new run"
+        )
     # Before weights are loaded: the phase's own state may decide what they mean (thresholds, frozen gates).
     phase.load_extra_state(state.phase_state)
     state.check_fits(phase.module)

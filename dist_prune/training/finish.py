@@ -69,7 +69,10 @@ def finish(
         **_budget(context, decision),
         "parameters": count_parameters(sliced),
         "parameters_dense": costs.parameters,
-        **{key: figures.get(key) for key in ("open_ratio", "agreement", "units_flipped_by_rounding")},
+        **{
+            key: figures.get(key)
+            for key in ("open_ratio", "density", "agreement", "units_flipped_by_rounding")
+        },
         "max_abs_difference": difference,
     }
     # From here on, what was written to disk is evaluated, not what is in memory.
@@ -107,6 +110,8 @@ def _write(
     """Write the results on rank 0; return the network to evaluate, on rank 0 the one that was reloaded."""
     if not distributed.is_main():
         return sliced
+    # The last phase may have no mask; one of an earlier phase would not be that of the sliced network.
+    context.folder.mask.unlink(missing_ok=True)
     if decision is not None:
         context.folder.write_json(context.folder.mask, decision.as_dict())
     data = context.data

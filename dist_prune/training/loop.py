@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.data.batch_transform import Batch
@@ -47,6 +49,7 @@ class Trainer:
         self.progress = self.state.progress
         self.steps_per_epoch = context.steps_per_epoch
         self._is_resume = resume is not None
+        self._seed = context.config.seed
         self._snapshot: ModelState | None = None  # the engine's state, while no step has changed it
         self._inherited: ModelState | None = None  # final state of the previous phase
         self._clock = time.monotonic() - self.state.progress.seconds
@@ -54,16 +57,23 @@ class Trainer:
 
     def train(self) -> tuple[PhaseTrainer, PhaseResult] | None:
         """Train all phases; return the last one and its result, None if asked to stop (everything is saved then)."""
-        phases = self.context.method.phases()
-        phase: Phase | None = interrupted_phase(phases, self.state) if self._is_resume else next(phases)
+        phases, phase = self.context.method.phases(), None
+        if self._is_resume:
+            phase = interrupted_phase(phases, self.state, self._seed)
+        else:
+            phase = next_phase(phases, None, self._seed)
         while phase is not None:
             self._refuse_second_of_a_name(phase)
             trainer = self._begin(phase)
             if not self._train_epochs(trainer):
                 return None
             result = self._end(trainer)
-            phase = next_phase(phases, result)
-        return trainer, result
+            phase = next_phase(phases, result, self._seed)
+            if phase is None:
+                return trainer, result
+            # Networks of the previous phase would stay in memory through the next one.
+            del trainer, result
+        raise UserError("the method yields no phase")
 
     def _train_epochs(self, trainer: PhaseTrainer) -> bool:
         """Train a phase until it is over; False if asked to stop."""
@@ -96,17 +106,25 @@ class Trainer:
     def _begin(self, phase: Phase) -> PhaseTrainer:
         if self._is_resume:
             self._is_resume = False
-            trainer = PhaseTrainer(self.context, phase, self.state.model)
+            # The engine gets its own copy of the weights.
+            start, self.state.model = self.state.model, ModelState()
+        else:
+            start = self._start_of(phase)
+        trainer = PhaseTrainer(self.context, phase, start)
+        with trainer.engine.refusing_partitioned_weights:
             phase.on_weights_loaded(trainer.engine.module)
-            # The engine has its own copy now.
-            self.state.model = ModelState()
-            return trainer
+        return trainer
+
+    def _start_of(self, phase: Phase) -> ModelState:
+        """Return what a new phase inherits, and begin its epochs unless it continues those of the previous one."""
         self.progress.phase = phase.name
         # A collapsed network trains on in the epoch and at the learning rate that its gated network had reached.
         if not phase.continues:
             self.progress.epoch = self.progress.batch = self.progress.skipped_in_epoch = 0
+            # The best epoch is one of the last network that was trained, not of a larger one before.
+            self.progress.best_accuracy, self.progress.best_step = -1.0, None
         inherited, self._inherited = self._inherited, None
-        return PhaseTrainer(self.context, phase, inherit(phase, inherited))
+        return inherit(phase, inherited)
 
     def _rest_of_epoch(self, trainer: PhaseTrainer) -> Iterator[tuple[Batch, ...]]:
         """Yield this rank's micro-batches of one step at a time, for the steps of the epoch that are left."""
@@ -137,7 +155,8 @@ class Trainer:
         metrics = train_step(trainer.engine, trainer.phase, batches, epoch, flags, number=at.step)
         # A skipped step has shown nothing about gates that the budget may learn from.
         if metrics.applied:
-            trainer.phase.after_step(trainer.engine.module, metrics.means, metrics.logits, epoch)
+            with trainer.engine.refusing_partitioned_weights:
+                trainer.phase.after_step(trainer.engine.module, metrics.means, metrics.logits, epoch)
         at.step += 1
         at.batch += 1
         self._images += metrics.samples
@@ -237,7 +256,11 @@ class Trainer:
             energy_epoch=copy.copy(self.state.energy_epoch),
             finished=dict(self.state.finished),
             model=self._snapshot,
-            phase_state=trainer.phase.extra_state(),
+            # Copies: the next steps may change the phase's tensors while they are being written.
+            phase_state={
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in trainer.phase.extra_state().items()
+            },
         )
         plain = state.as_json()
         # Clocks and sensors differ from rank to rank.
@@ -256,8 +279,8 @@ class Trainer:
         decision = trainer.vote()
         self._count_skipped(self.context.sync_errors())
         # One rank with another mask would train and save another network from here on.
-        described = decision.as_dict() if decision else None
-        agree_on({**model.weights, "decision": described}, "before collapse", self.context.device)
+        found = {"decision": decision.as_dict(), **decision.tensors()} if decision else {}
+        agree_on({**model.weights, **found}, "before collapse", self.context.device)
         phase = trainer.phase
         result = PhaseResult(trainer.replica, self.progress.epoch, decision)
         difference = collapse_difference(self.context, phase, result)

@@ -8,6 +8,7 @@ import torch
 
 from dist_prune.checkpoints.train_state import ModelState
 from dist_prune.engine.deepspeed_engine import Engine
+from dist_prune.errors import UserError, nearest
 from dist_prune.gates.activation_checkpointing import checkpoint_blocks
 from dist_prune.gates.wrappers import sites
 from dist_prune.methods import Phase
@@ -22,6 +23,12 @@ def inherit(phase: Phase, old: ModelState | None) -> ModelState:
     if phase.transition is None or old is None:
         return ModelState()
     tensors = phase.transition.tensors
+    for new, origin in tensors.items():
+        if origin.name not in old.weights:
+            raise UserError(
+                f"the transition to phase '{phase.name}' takes '{new}' from '{origin.name}', which the previous phase "
+                f"does not have; {nearest(origin.name, old.weights)}"
+            )
     weights = {new: origin.take(old.weights[origin.name]) for new, origin in tensors.items()}
     if not phase.transition.keep_optimizer:
         return ModelState(weights)
@@ -37,6 +44,20 @@ def inherit(phase: Phase, old: ModelState | None) -> ModelState:
     return ModelState(weights, states)
 
 
+def _refuse_misfit(phase: Phase, start: ModelState, gates: int) -> None:
+    """Raise UserError for a phase that does not fit its own module."""
+    if bool(gates) != phase.has_gates:
+        raise UserError(f"phase '{phase.name}' has has_gates={phase.has_gates}, its module has {gates} gates")
+    own = phase.module.state_dict()
+    for name, tensor in start.weights.items():
+        if name not in own:
+            raise UserError(f"phase '{phase.name}' inherits '{name}'; {nearest(name, own)}")
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"phase '{phase.name}' inherits '{name}' as {tuple(tensor.shape)}, it is {tuple(own[name].shape)}"
+            )
+
+
 class PhaseTrainer:
     """A phase under DeepSpeed.
 
@@ -48,9 +69,9 @@ class PhaseTrainer:
         self.context = context
         self.phase = phase
         self.sites = sites(phase.module)
+        _refuse_misfit(phase, start, len(self.sites))
         # A transition names parameters and buffers of the new module; other tensors keep what the module brings.
-        unplaced = phase.module.load_state_dict(start.weights, strict=False).unexpected_keys
-        assert not unplaced, f"tensors without a place in phase {phase.name}: {unplaced}"
+        phase.module.load_state_dict(start.weights, strict=False)
         # Copied before the engine partitions, compiles or checkpoints the module.
         self.replica = copy.deepcopy(phase.module).to(context.device)
         optimizer = phase.optimizer or context.config
@@ -78,7 +99,7 @@ class PhaseTrainer:
             for parameter, state in start.optimizer_state.items()
             if names and names <= state.keys()
         }
-        self.engine.restore_optimizer(known, lambda: phase.forward(self.engine.forward, images))
+        self.engine.restore_optimizer(known, images)
         # After the restore, whose priming step would be compiled for itself.
         if context.config.compile:
             self.engine.compile()
@@ -86,6 +107,8 @@ class PhaseTrainer:
     def load_replica(self, model: ModelState) -> None:
         """Give the replica the weights of a snapshot."""
         self.replica.load_state_dict(model.weights)
+        # Evaluation leaves the replica in eval mode; the first vote must not find it in another.
+        self.replica.eval()
         self.phase.on_weights_loaded(self.replica)
 
     def vote(self, limit: int | None = None) -> Decision | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dist_prune import distributed
 from dist_prune.data.batch_transform import Batch
 from dist_prune.engine.deepspeed_engine import Engine
+from dist_prune.errors import UserError
 from dist_prune.gates.means import GateMeans, MeanAccumulator, gates_of
 from dist_prune.methods import Phase, Step
 
@@ -122,6 +123,11 @@ def train_step(
             terms = phase.loss_terms(
                 Step(engine.module, images, labels, logits, means if phase.has_gates else None, epoch)
             )
+        for name, value in terms.items():
+            if name in ("task", "total") or value.dim():
+                raise UserError(
+                    f"loss term '{name}': terms are scalars, and 'task' and 'total' are names of the loss itself"
+                )
         loss = sum(terms.values(), start=task)
         # A loss that is not finite gets gradients that are not finite either. Averaged, they make those of all ranks
         # so, and every engine refuses the step, without a word between ranks and without a wait for the device.
@@ -132,9 +138,15 @@ def train_step(
     if not applied:
         # Batch norms have averaged values that are not finite.
         buffers_before.put_back()
-    elif projections := phase.project(engine.module):
-        engine.project(projections)
-    return _record(accumulated, means, distributed.all_reduce_sum(scores), terms_seen, applied, phase.views)
+    else:
+        with engine.refusing_partitioned_weights:
+            projections = phase.project(engine.module, engine.lr)
+        if projections:
+            engine.project(projections)
+    # Ranks see different images, so a term of one rank is not that of the global batch.
+    own = [value / distributed.world_size() for value in terms_seen.values()]
+    totals = distributed.all_reduce_sum(torch.cat([scores, *(value.reshape(1).float() for value in own)]))
+    return _record(accumulated, means, totals, list(terms_seen), applied, phase.views)
 
 
 class _Buffers:
@@ -157,23 +169,17 @@ class _Buffers:
 def _record(
     accumulated: MeanAccumulator,
     means: GateMeans,
-    scores: Tensor,
-    terms: dict[str, Tensor],
+    totals: Tensor,
+    terms: Sequence[str],
     applied: bool,
     views: int,
 ) -> StepMetrics:
     """Return the metrics of a step."""
     # One copy for everything: each copy from the device waits for all that it still computes.
     values, logits = means.values.detach(), means.logits
-    of_step = [
-        accumulated.samples.reshape(1),
-        scores,
-        accumulated.scalars,
-        *(t.reshape(1) for t in terms.values()),
-    ]
-    seen = torch.cat([values, logits, *of_step]).cpu()
+    seen = torch.cat([values, logits, accumulated.samples.reshape(1), accumulated.scalars, totals]).cpu()
     values, logits, rest = seen.split([values.numel(), logits.numel(), seen.numel() - 2 * values.numel()])
-    counted, loss_sum, right, stops, failures, skipped, saves, *of_terms = rest.tolist()
+    counted, stops, failures, skipped, saves, loss_sum, right, *of_terms = rest.tolist()
     count = counted / views
     losses = {"task": loss_sum / count, **dict(zip(terms, of_terms, strict=True))}
     losses["total"] = sum(losses.values())

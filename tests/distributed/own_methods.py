@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from ranks import run_ranks
 
+from dist_prune import distributed
 from dist_prune.methods import METHODS, Method
 from dist_prune.recipes import recipe
 
@@ -29,7 +30,17 @@ def train(method: type[Method], folder: str, settings: list[str]) -> list[bool]:
     config = override(recipe("digits"), ["method=own", *SETTINGS, *settings])
     runs = [(stage, f"{folder}/stage{stage}", how) for stage in (0, 2, 3) for how in STOPPED]
     runs.append((0, f"{folder}/straight", {}))
-    return [run(config, Options(f"ds_configs/zero{stage}.json", out=out, **how)) for stage, out, how in runs]
+    return [run(config, Options(ds_config(folder, stage), out=out, **how)) for stage, out, how in runs]
+
+
+def ds_config(folder: str, stage: int) -> str:
+    """The project's own JSON, but that ZeRO 3 partitions small weights, too."""
+    config = json.loads(Path(f"ds_configs/zero{stage}.json").read_text())
+    if stage == 3:
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    path = Path(f"{folder}-rank{distributed.rank()}-zero{stage}.json")
+    path.write_text(json.dumps(config))
+    return str(path)
 
 
 def figures(folder: Path) -> tuple[list[float], dict[str, torch.Tensor], dict[str, Any]]:

@@ -120,7 +120,11 @@ def engine_for(
     from dist_prune.training.optimizer import build_optimizer
 
     device = start_process_group()
-    config = {"zero_optimization": {"stage": stage}, **(ds or {})}
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        # By default, weights of small networks would stay whole on every rank.
+        zero["stage3_param_persistence_threshold"] = 0
+    config = {"zero_optimization": zero, **(ds or {})}
     return Engine(
         phase.module,
         build_optimizer(phase.module, CONFIG.model_copy(update={"optimizer": optimizer})),
@@ -216,7 +220,7 @@ def continue_from(optimizer: str, snapshot: bytes, stage: int) -> Any:
     phase = undecided_phase()
     phase.module.load_state_dict(state.weights)
     engine = engine_for(phase, stage, micro=8 // distributed.world_size(), optimizer=optimizer)
-    engine.restore_optimizer(state.optimizer_state, lambda: engine.forward(batch(8)[0]))
+    engine.restore_optimizer(state.optimizer_state, batch(8)[0])
     engine.set_lr(CONFIG.lr)  # the priming step has none
     _plain_step(engine, phase)
     after = engine.snapshot()

@@ -55,7 +55,7 @@ def with_and_without_collapse(stage: int) -> tuple[list[float], list[float], int
     start = inherit(phase, before)
     small.load_state_dict(start.weights)
     engine = scenarios.engine_for(phase, stage, micro=micro)
-    engine.restore_optimizer(start.optimizer_state, lambda: engine.forward(scenarios.batch(micro)[0]))
+    engine.restore_optimizer(start.optimizer_state, scenarios.batch(micro)[0])
     engine.set_lr(scenarios.CONFIG.lr)  # the priming step has none
     collapsed = losses_of(engine, phase)
     engine.close()

@@ -10,11 +10,12 @@ import pytest
 import torch
 from commands import records
 from ranks import run_ranks
+from torch import Tensor
 
 import dist_prune
-from dist_prune import distributed
-from dist_prune.methods import METHODS, Method, Phase, Phases, Transition
-from dist_prune.pruning.collapse import slice_network
+from dist_prune import attach_gates, distributed
+from dist_prune.methods import METHODS, Method, Phase, Phases, Step, Transition
+from dist_prune.pruning.collapse import TensorSlice, slice_network
 from dist_prune.pruning.residual import residual_blocks
 from dist_prune.recipes import recipe
 
@@ -128,3 +129,61 @@ def test_two_phases_of_one_name_are_refused_by_name(tmp_path, data_folder):
     """Stopped in the second one and resumed, a run would train the first one's epochs once more."""
     (said,) = run_ranks(1, run_twice, str(tmp_path))
     assert said == "the method has two phases called 'dense': give each phase a name of its own"
+
+
+class Nothing(Method):
+    def phases(self) -> Phases:
+        yield from ()
+
+
+class GatesOfAnother(Method):
+    """Gates in a phase that says it has none."""
+
+    def phases(self) -> Phases:
+        yield Phase("plain", attach_gates(self.task.build()), 1)
+
+
+class WrongOrigin(Method):
+    def phases(self) -> Phases:
+        module = self.task.build()
+        yield Phase("first", module, 1)
+        yield Phase("second", module, 1, transition=Transition({"fc.bias": TensorSlice("fc.bais")}))
+
+
+class Renamed(Method):
+    """A loss term by a name that is taken."""
+
+    def phases(self) -> Phases:
+        yield RenamedPhase("only", self.task.build(), 1)
+
+
+class RenamedPhase(Phase):
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        return {"task": step.logits.mean()}
+
+
+MISTAKES = {
+    Nothing: "method 'own' yields no phase",
+    GatesOfAnother: "phase 'plain' has has_gates=False, its module has 3 gates",
+    WrongOrigin: "the transition to phase 'second' takes 'fc.bias' from 'fc.bais', which the previous phase does not "
+    "have; did you mean 'fc.bias'?",
+    Renamed: "loss term 'task': terms are scalars, and 'task' and 'total' are names of the loss itself",
+}
+
+
+def run_mistakes(folder: str) -> list[str]:
+    from dist_prune.config import override
+    from dist_prune.training.run import Options, run
+
+    config = override(recipe("digits"), ["method=own", "epochs=1", "model=resnet8", "workers=0"])
+    said = []
+    for number, method in enumerate(MISTAKES):
+        METHODS["own"] = method
+        with pytest.raises(dist_prune.UserError) as refused:
+            run(config, Options("ds_configs/zero0.json", out=f"{folder}/{number}"))
+        said.append(str(refused.value))
+    return said
+
+
+def test_mistakes_of_a_method_are_told_in_one_line(tmp_path, data_folder):
+    assert run_ranks(1, run_mistakes, str(tmp_path)) == [list(MISTAKES.values())]

@@ -35,7 +35,7 @@ class ScalesPhase(Phase):
             if isinstance(norm, nn.BatchNorm2d):
                 norm.eval()
 
-    def project(self, module: nn.Module) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    def project(self, module: nn.Module, lr: float) -> Mapping[str, Callable[[Tensor], Tensor]]:
         def shrink(scale: Tensor) -> Tensor:
             return (scale - self.shrinkage * scale.sign()).clamp(0, 1)
 

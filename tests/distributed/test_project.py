@@ -19,7 +19,7 @@ SCALES = [f"0.{index}.weight" for index in (1, 3)]
 class Clamped(Phase):
     """Scales of norms end every step in [0.4, 0.41]: a bound that SGD would leave at once."""
 
-    def project(self, module: nn.Module) -> dict[str, Any]:
+    def project(self, module: nn.Module, lr: float) -> dict[str, Any]:
         return {name: lambda scale: scale.clamp(0.4, 0.41) for name in SCALES}
 
 
@@ -28,6 +28,21 @@ class ReadsWeights(Phase):
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         return {"l1": 1e-3 * step.module[0][1].weight.abs().sum()}
+
+
+class ProjectReadsWeights(Phase):
+    """What is read while projections are chosen is empty at ZeRO 3; what they are given is whole."""
+
+    def project(self, module: nn.Module, lr: float) -> dict[str, Any]:
+        largest = module[0][1].weight.abs().max()
+        return {name: lambda scale: scale.clamp(max=largest) for name in SCALES}
+
+
+class Misshapen(Phase):
+    """A value that would be broadcast over the whole weight."""
+
+    def project(self, module: nn.Module, lr: float) -> dict[str, Any]:
+        return {SCALES[0]: lambda scale: scale.mean()}
 
 
 def network() -> nn.Module:
@@ -86,4 +101,40 @@ def test_a_loss_term_that_reads_weights_works_where_ranks_hold_them_and_is_refus
     with_term, without = (run_ranks(1, steps_of, kind, 2)[0][0] for kind in (ReadsWeights, Phase))
     assert not torch.equal(with_term[SCALES[0]], without[SCALES[0]])
     (said,) = run_ranks(1, steps_of, ReadsWeights, 3)
-    assert said.startswith("a loss term reads the network's weights, which no rank holds whole at ZeRO 3")
+    assert said.startswith("the method reads the network's weights outside of the forward pass")
+
+
+def test_weights_that_are_read_while_projections_are_chosen_are_refused_at_zero_3_too():
+    (said,) = run_ranks(1, steps_of, ProjectReadsWeights, 3)
+    assert said.startswith("the method reads the network's weights outside of the forward pass")
+    assert not isinstance(run_ranks(1, steps_of, ProjectReadsWeights, 2)[0], str)
+
+
+def test_a_projection_of_another_shape_is_refused_by_both_shapes():
+    (said,) = run_ranks(1, steps_of, Misshapen, 0)
+    assert said == "project gives '0.1.weight' the shape (), it has (5,)"
+
+
+class Mean(Phase):
+    """A term that is a mean over this rank's images."""
+
+    def loss_terms(self, step: Step) -> dict[str, Tensor]:
+        return {"squares": step.logits.square().mean()}
+
+
+def losses_of(phase_class: type[Phase]) -> dict[str, float]:
+    from dist_prune.training.step import train_step
+
+    ranks = distributed.world_size()
+    engine = scenarios.engine_for(phase_class("toy", network(), 4), 0, micro=8 // ranks)
+    engine.module.eval()
+    batch = scenarios.share(*scenarios.batch(8), [8 // ranks] * ranks)
+    found = train_step(engine, phase_class("toy", engine.module, 4), [batch], epoch=0.0).losses
+    engine.close()
+    return found
+
+
+def test_a_loss_term_is_recorded_as_its_mean_over_ranks():
+    (alone,) = run_ranks(1, losses_of, Mean)
+    for found in run_ranks(2, losses_of, Mean):
+        assert found == pytest.approx(alone, rel=1e-5)

@@ -16,6 +16,7 @@ class BareEngine:
     """What a step needs of an engine, in plain torch: gradients add up in the module."""
 
     gathers_weights = False
+    lr = 0.1
     refusing_partitioned_weights = contextlib.nullcontext()
 
     def __init__(self, module: nn.Module, micro: int) -> None:
