@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit_helpers import gated_resnet, images, undecided
 
@@ -163,6 +163,7 @@ def test_identical_micro_batches_give_the_value_and_gradient_of_one(times):
 BATCH = st.integers(2, 40).flatmap(lambda n: st.lists(st.integers(0, 1), min_size=n, max_size=n))
 
 
+@settings(deadline=None)
 @given(st.lists(BATCH, min_size=1, max_size=5))
 def test_unequal_micro_batches_give_the_mean_over_everything_so_far(batches):
     tensors = [torch.tensor(batch).float().view(-1, 1) for batch in batches]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_prune.gates.heads import HEADS
@@ -37,6 +37,7 @@ def test_decides_by_the_sign_and_passes_the_gradient_up_to_one(x, decision, slop
     assert logits.grad.item() == -2.5 * slope
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20),
     st.sampled_from(["float32", "float64", "bfloat16"]),
