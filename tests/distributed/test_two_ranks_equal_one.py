@@ -55,7 +55,7 @@ def test_two_ranks_equal_one_process_on_the_joined_batch(steps, case):
 def test_collectives_of_ours_are_one_a_micro_batch_and_one_a_step_of_few_bytes(steps):
     units = 6
     gates = 4 * (2 * units + 1 + 4)  # fp32: decisions and logits of all units, count, four control scalars
-    scores = 4 * 2  # loss and right answers
+    scores = 4 * (2 + 3)  # loss, right answers, three loss terms
     for rank in steps:
         assert rank["equal"]["collectives"] == {"all_reduce": [gates, scores]}
         assert rank["accumulated"]["collectives"] == {"all_reduce": [gates] * 3 + [scores]}
