@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from own_methods import assert_same_at_every_stage
+from own_methods import assert_same_at_every_stage, every_plan
 from torch import Tensor, nn
 
 import dist_prune
@@ -74,9 +74,12 @@ class SparseScales(Method):
         yield FineTunedPhase("tuned", small, epochs, mask.kept, inherited, optimizer=tuning, mask=mask)
 
 
-def test_scales_are_clamped_thresholded_pruned_and_fine_tuned_alike_at_every_stage(tmp_path, data_folder):
+@every_plan
+def test_scales_are_clamped_thresholded_pruned_and_fine_tuned_alike_at_every_stage(
+    plan, tmp_path, data_folder
+):
     settings = ("lr=0.3", "method_args.shrinkage=0.02", "method_args.threshold=0.885")
-    summary = assert_same_at_every_stage(SparseScales, tmp_path, *settings)
+    summary = assert_same_at_every_stage(SparseScales, tmp_path, plan, *settings)
     small = dist_prune.load_sliced(tmp_path / "ranks2" / "stage3" / "sliced")
     norms = [small.layer1[0].bn1, small.layer2[0].bn1, small.layer3[0].bn1]
     assert [norm.num_features for norm in norms] == [2, 6, 16]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from own_methods import assert_same_at_every_stage
+from own_methods import assert_same_at_every_stage, every_plan
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -70,14 +70,15 @@ class Rewinding(Method):
         yield RewoundPhase("rewound", subnet, epochs, mask=found.decision)
 
 
+@every_plan
 def test_weights_are_masked_in_the_forward_pass_rewound_and_fine_tuned_alike_at_every_stage(
-    tmp_path, data_folder
+    plan, tmp_path, data_folder
 ):
     settings = ("augment.crop_padding=1", "method_args.density=0.3")
-    summary = assert_same_at_every_stage(Rewinding, tmp_path, *settings)
+    summary = assert_same_at_every_stage(Rewinding, tmp_path, plan, *settings)
     assert summary["macs_ratio"] == 1, "dense kernels multiply zeros as well"
     small = dist_prune.load_sliced(tmp_path / "ranks2" / "stage3" / "sliced")
     weights = torch.cat([w.flatten() for w in small.parameters() if w.dim() == 4])
     assert abs(weights.ne(0).float().mean().item() - 0.3) < 0.001
-    described = json.loads((tmp_path / "ranks1" / "straight" / "mask.json").read_text())
+    described = json.loads((tmp_path / "straight" / "stage0" / "mask.json").read_text())
     assert abs(described["totals"]["density"] - 0.3) < 0.001

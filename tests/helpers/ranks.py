@@ -16,7 +16,7 @@ from typing import Any
 # Ranks are forked from a process that has imported everything once: importing takes seconds, for each of them.
 # The only such context of the tests: one process of pytest has one server, whichever test starts it.
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["dist_prune.training.run"])
+FORKSERVER.set_forkserver_preload(["dist_prune.training.run", "zeus.device.cpu.rapl"])
 
 
 def run_ranks(

@@ -44,7 +44,7 @@ def launch(forked_ranks, tmp_path):
 def test_two_ranks_of_one_machine_and_a_resumed_run_count_every_joule_once(launch, forked, tmp_path):
     first, spent_first = launch("--max_steps", "5", ranks=2)
     state = json.loads(next((tmp_path / "run" / "checkpoints").glob("step-*/state.json")).read_text())
-    saved = state["energy"]["run"]
+    saved = state["energy_run"]
     assert 0 < saved["joules"] < spent_first, first.err
     second, spent_second = launch("--resume", ranks=2)
     assert second.code == 0, second.err
