@@ -37,11 +37,11 @@ class Gate(nn.Module):
         self.on_decided: Callable[[Gate], None] | None = None
 
     def record(self, decisions: Tensor, logits: Tensor) -> None:
-        """Record decisions and logits (B, units) of this forward pass."""
+        """Record decisions and logits (B, units), these detached, of this forward pass."""
         # A recomputation repeats a pass whose decisions have been popped already.
         if in_recomputation():
             return
-        self._latest = decisions, logits.detach()
+        self._latest = decisions, logits
         # A call would break the compiled graph.
         if not torch.compiler.is_compiling() and self.on_decided is not None:
             self.on_decided(self)

@@ -84,8 +84,8 @@ class GatingModule(Gate):
         self.backprop_to_input = True
         self.random_drop = 0.0
         self.noise_key: NoiseKey | None = None
-        self._latest_noise_key: NoiseKey | None = None
-        self._latest_logits: Tensor | None = None  # of the latest training pass with noise
+        # Noise key and logits of the latest forward pass in training, for its recomputation.
+        self._latest_pass: tuple[NoiseKey | None, Tensor | None] = None, None
         self._leaf: Tensor | None = None  # decisions recorded without a graph
         self._passes = torch.zeros((), dtype=torch.int64)  # a number would be compiled into the graph
         self._frozen: Tensor | None = None
@@ -133,22 +133,29 @@ class GatingModule(Gate):
                 ) or self._call_layers(features, noise_key)
         finally:
             torch.set_autocast_enabled(device, autocast)
-        return first, second, self._recorded(applied, decisions, logits, recomputed)
+        return first, second, self._recorded(applied, decisions, logits, noise_key, recomputed)
 
-    def _recorded(self, applied: Tensor, decisions: Tensor, logits: Tensor, recomputed: bool) -> Tensor:
+    def _recorded(
+        self,
+        applied: Tensor,
+        decisions: Tensor,
+        logits: Tensor,
+        noise_key: NoiseKey | None,
+        recomputed: bool,
+    ) -> Tensor:
         """Record the decisions, and return those that are applied to the network."""
-        draws = self.head.draws or self.random_drop > 0
+        logits = logits.detach()
         if recomputed:
-            if draws and not _repeats(logits, self._latest_logits):
+            draws = self.head.draws or self.random_drop
+            if draws and not _repeats(logits, self._latest_pass[1]):
                 raise UserError(
                     "a checkpointed gate with noise was recomputed for another forward pass than its latest: "
                     "call backward before the next forward pass"
                 )
             return applied if self._leaf is None else with_means_gradient(applied, decisions, self._leaf)
         self._leaf = None
-        # Compiled graphs never recompute through Python.
-        if self.training and draws and not torch.compiler.is_compiling():
-            self._latest_logits = logits.detach()
+        if self.training:
+            self._latest_pass = noise_key, logits
         # Without a graph in training, a reentrant checkpoint may follow, whose recomputation needs the gradient of
         # the gate means (``with_means_gradient``).
         if self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -173,12 +180,11 @@ class GatingModule(Gate):
         """
         # Other noise in the recomputation would give gradients of decisions that the forward pass did not make.
         if recomputed:
-            return self._latest_noise_key
+            return self._latest_pass[0]
         key, self.noise_key = self.noise_key, None
         if key is None and (self.head.draws or self.random_drop):
             self._passes = self._passes + 1
             key = NoiseKey(0, self._passes, distributed.rank() * batch)
-        self._latest_noise_key = key
         return key
 
     def _call_layers(self, features: Tensor, noise_key: NoiseKey | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -99,8 +99,8 @@ def gated_modules(model: nn.Module) -> Iterator[tuple[str, Gated]]:
         if isinstance(module, Gated):
             yield name, module
         else:
-            children = [(f"{name}.{part}".lstrip("."), child) for part, child in module.named_children()]
-            stack += reversed(children)
+            prefix = f"{name}." if name else ""
+            stack += [(prefix + part, child) for part, child in module.named_children()][::-1]
 
 
 def gating_modules(model: nn.Module) -> list[GatingModule]:
