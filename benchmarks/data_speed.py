@@ -69,9 +69,7 @@ def ours(kind: str, images: Path, work: Path, format: str, workers: int = 0) -> 
     """Our reader, of shards that are made if they are not there yet."""
     shards = work / f"{kind}-{format}"
     make_shards("imagefolder", images, shards, format=format, test_fraction=_test_fraction(images))
-    return open_data(
-        str(shards), workers=workers, image_size=SIZE[kind], augment=AUGMENT[kind], channels_last=True
-    )
+    return open_data(str(shards), workers=workers, image_size=SIZE[kind], augment=AUGMENT[kind], channels_last=True)
 
 
 def _test_fraction(images: Path) -> float | None:
@@ -136,9 +134,7 @@ def compare(readers: dict[str, tuple[Batches, int, int]], rounds: int) -> dict[s
             for _ in itertools.islice(batches, count):
                 pass
             images = size * count
-            speeds[name].append(
-                (images / (time.process_time() - processor), images / (time.perf_counter() - clock))
-            )
+            speeds[name].append((images / (time.process_time() - processor), images / (time.perf_counter() - clock)))
     first, *others = readers
     result: dict[str, Any] = {"rounds": rounds}
     for column, kind in enumerate(("processor", "clock")):

@@ -85,10 +85,7 @@ def chosen(cases: int, only: str | None) -> list[Case]:
         kind, _, number = only.partition(":")
         return [(kind, int(number))] if number else [(kind, n) for n in range(cases)]
     turn = [kind for kind, share in SHARES.items() for _ in range(share)]
-    return [
-        (turn[n % len(turn)], n // len(turn) * SHARES[turn[n % len(turn)]] + _nth(turn, n))
-        for n in range(cases)
-    ]
+    return [(turn[n % len(turn)], n // len(turn) * SHARES[turn[n % len(turn)]] + _nth(turn, n)) for n in range(cases)]
 
 
 def _nth(turn: list[str], number: int) -> int:
@@ -114,9 +111,7 @@ def on_command_line(material: Material, cases: int, seed: int) -> list[Case]:
     return found
 
 
-def run(
-    material: Material, cases: list[Case], seed: int, processes: int, there: bool, show: bool
-) -> list[Any]:
+def run(material: Material, cases: list[Case], seed: int, processes: int, there: bool, show: bool) -> list[Any]:
     """The outcomes of cases, in their order; every process takes every n-th and is started anew where it dies."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()

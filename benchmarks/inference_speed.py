@@ -53,12 +53,8 @@ def half_by_width(round_to: int) -> Callable[[Costs], Kept]:
     def keep(costs: Costs) -> Kept:
         options = []
         for n in range(1, 65):
-            widths = {
-                site.name: -(-max(1, site.units * n // 64) // round_to) * round_to for site in costs.sites
-            }
-            options.append(
-                {site.name: tuple(range(min(site.units, widths[site.name]))) for site in costs.sites}
-            )
+            widths = {site.name: -(-max(1, site.units * n // 64) // round_to) * round_to for site in costs.sites}
+            options.append({site.name: tuple(range(min(site.units, widths[site.name]))) for site in costs.sites})
         return min(options, key=lambda kept: abs(costs.of(kept) / costs.dense - 0.5))
 
     return keep

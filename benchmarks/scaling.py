@@ -72,9 +72,7 @@ def main() -> None:
         "steps": options.steps,
         "images_of_a_rank": BATCH,
         "images_per_second": speeds,
-        "two_ranks_over_one": {
-            arm: round(middle[f"{arm}, 2 ranks"] / middle[f"{arm}, 1 ranks"], 3) for arm in ARMS
-        },
+        "two_ranks_over_one": {arm: round(middle[f"{arm}, 2 ranks"] / middle[f"{arm}, 1 ranks"], 3) for arm in ARMS},
         "cores": os.cpu_count(),
     }
     PATH.write_text(json.dumps(result, indent=1) + "\n")

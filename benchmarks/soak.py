@@ -209,9 +209,7 @@ def soak(work: Path, seconds: float, every: float, chance: random.Random) -> dic
             sample(calm, memory, began)
             time.sleep(2)
         due = due or chance.sample(sorted(FAULTS), len(FAULTS))
-        struck.append(
-            {"minute": (time.monotonic() - began) / 60, **run.strike(due.pop(), chance.randrange(2))}
-        )
+        struck.append({"minute": (time.monotonic() - began) / 60, **run.strike(due.pop(), chance.randrange(2))})
         print(struck[-1], flush=True)
         run.start()
     run.train_on()

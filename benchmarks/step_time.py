@@ -70,9 +70,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument(
-        "--open_bias", type=float, default=1.0, help="1: gates start open; 0: about half of them"
-    )
+    parser.add_argument("--open_bias", type=float, default=1.0, help="1: gates start open; 0: about half of them")
     parser.add_argument("--kind", choices=("layer", "channel"), default="layer")
     parser.add_argument("--target_macs", type=float, help="under a budget; without, as the paper trains")
     parser.add_argument("--compile", action="store_true", help="a gated network through torch.compile, too")
@@ -106,16 +104,12 @@ def main() -> None:
     result = {
         "benchmark": "step_time",
         **vars(options),
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "plain_ms": round(1000 * statistics.median(seconds["plain"]), 2),
         "gated_ms": round(1000 * statistics.median(seconds["gated"]), 2),
-        "ratio_of_medians": round(
-            statistics.median(seconds["gated"]) / statistics.median(seconds["plain"]), 4
-        ),
+        "ratio_of_medians": round(statistics.median(seconds["gated"]) / statistics.median(seconds["plain"]), 4),
         "median_of_ratios": round(statistics.median(ratios), 4),
     }
     if options.compile:

@@ -133,9 +133,7 @@ def _some(shards: Path, images: int | None) -> str:
     """All shards of a folder, or as many of train as hold so many images (they were shuffled when made)."""
     if images is None:
         return str(shards)
-    first, *_, last = sorted(path.name for path in shards.glob("*-train-*.tar"))[
-        : images // SAMPLES_PER_SHARD
-    ]
+    first, *_, last = sorted(path.name for path in shards.glob("*-train-*.tar"))[: images // SAMPLES_PER_SHARD]
     number = slice(-len("000000.tar"), -len(".tar"))
     return f"{shards}/{first[: number.start]}{{{first[number]}..{last[number]}}}.tar"
 

@@ -29,9 +29,7 @@ ARMS = {"dense": "cifar10_resnet20_dense", "one pass": "cifar10_resnet20_half"}
 MEMORY_STEPS = 20
 
 
-def train(
-    cores: list[int], recipe: str, model: str, epochs: int, shards: Path, out: Path, *words: str
-) -> int:
+def train(cores: list[int], recipe: str, model: str, epochs: int, shards: Path, out: Path, *words: str) -> int:
     """Run the program on some cores; its peak memory in bytes."""
     environment = {
         **os.environ,

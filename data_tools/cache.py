@@ -61,9 +61,7 @@ class ShardCache:
                 cannot be written to; and errors that ``copy`` raises.
         """
         if shard.size > self.limit:
-            raise ShardError(
-                f"{address} has {shard.size} bytes, the cache may hold {self.limit}: allow it more"
-            )
+            raise ShardError(f"{address} has {shard.size} bytes, the cache may hold {self.limit}: allow it more")
         path = self.folder / f"{shard.sha256}.tar"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -88,8 +88,7 @@ def finished_shards(wanted: ShardSet, output: OutputStore) -> dict[str, Sidecar]
             sidecar = Sidecar.model_validate_json(data)
         except ValidationError as error:
             raise ShardError(
-                f"cannot read {output.root}/{name} ({describe(error)}): "
-                "delete that folder, or choose another --out"
+                f"cannot read {output.root}/{name} ({describe(error)}): delete that folder, or choose another --out"
             ) from error
         if sidecar.fingerprint != wanted.fingerprint:
             raise ShardError(

@@ -131,10 +131,7 @@ def _assemble(wanted: ShardSet, finished: dict[str, Sidecar], output: OutputStor
     for sidecar in finished.values():
         statistics.merge(sidecar.statistics)
     mean, std = statistics.mean_and_std
-    shards = {
-        name: [finished[plan.name].shard for plan in wanted.plans if plan.split == name]
-        for name in raw.splits
-    }
+    shards = {name: [finished[plan.name].shard for plan in wanted.plans if plan.split == name] for name in raw.splits}
     return ShardIndex(
         name=raw.name,
         source=wanted.source,

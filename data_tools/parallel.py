@@ -33,9 +33,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], processes: int) 
         yield from map(work, items)
         return
     waiting = iter(items)
-    pool = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("fork"), _begin, initargs=(work, os.getpid())
-    )
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), _begin, initargs=(work, os.getpid()))
     try:
         running: set[Future[Result]] = set()
         while True:

@@ -67,9 +67,7 @@ def plan_shards(source: str, raw: RawData, seed: int, size: ShardSize, form: str
     return ShardSet(source, seed, raw, writer, tuple(plans))
 
 
-def _cuts(
-    split: RawSplit, order: list[int], size: ShardSize, writer: ShardWriter
-) -> Iterator[tuple[int, int]]:
+def _cuts(split: RawSplit, order: list[int], size: ShardSize, writer: ShardWriter) -> Iterator[tuple[int, int]]:
     """Yield the (start, stop) of every shard."""
     start, total = 0, writer.shard_bytes
     for position, number in enumerate(order):

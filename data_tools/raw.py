@@ -49,14 +49,10 @@ def map_array(file: IO[bytes], member: Member, dtype: np.dtype, dimensions: int)
             raise ValueError("not numpy's format 1.0")
         shape, fortran_order, found = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # numpy passes on the errors of Python's own parser
-        raise ValueError(
-            f"{member.name} cannot be read as an array ({str(error)[:LONGEST_REASON]})"
-        ) from error
+        raise ValueError(f"{member.name} cannot be read as an array ({str(error)[:LONGEST_REASON]})") from error
     if (found, len(shape)) != (dtype, dimensions) or fortran_order:
         order = ", in Fortran's order" if fortran_order else ""
-        raise ValueError(
-            f"{member.name} holds {found} in {len(shape)} dimensions{order}, not {dtype} in {dimensions}"
-        )
+        raise ValueError(f"{member.name} holds {found} in {len(shape)} dimensions{order}, not {dtype} in {dimensions}")
     begin, size = file.tell(), math.prod(shape) * dtype.itemsize
     if min(shape) < 1 or begin + size != member.offset + member.size:
         raise ValueError(f"{member.name} has not the size of its array")

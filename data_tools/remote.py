@@ -54,9 +54,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url, **OPTIONS.get(protocol, {}))
     except ImportError as error:
         wanted = f"pip install 'dist-prune[{EXTRAS[protocol]}]'" if protocol in EXTRAS else str(error)
-        raise ShardError(
-            f"cannot use {_unsigned(url)}: the library for {protocol}:// is missing: {wanted}"
-        ) from error
+        raise ShardError(f"cannot use {_unsigned(url)}: the library for {protocol}:// is missing: {wanted}") from error
     except ValueError as error:
         raise ShardError(_unsigned(f"cannot use {url}: {error}")) from error
 

@@ -115,9 +115,7 @@ class RemoteStore(ShardStore):
     def fetch(self, shard: Shard) -> Path:
         """Return the path of the shard in the cache; copy it there first if need be."""
         address = self.transport.address(shard.name)
-        return self.cache.get(
-            shard, address, lambda path: self._copy(shard.name, path, shard.size, whole=True)
-        )
+        return self.cache.get(shard, address, lambda path: self._copy(shard.name, path, shard.size, whole=True))
 
     @contextlib.contextmanager
     def temporary_copy(self, name: str, size: int) -> Iterator[Path]:

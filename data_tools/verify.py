@@ -99,11 +99,7 @@ class _Verifier:
 
     def _check_contents(self, file: IO[bytes], report: _Report) -> None:
         try:
-            found = (
-                self._check_raw(file, report)
-                if self.index.format == "raw"
-                else self._check_files(file, report)
-            )
+            found = self._check_raw(file, report) if self.index.format == "raw" else self._check_files(file, report)
         except ValueError as error:  # of the tar, or of an array; nothing behind it can be checked
             report.problems.append(str(error))
             return

@@ -32,9 +32,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
-def save_tensors(
-    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None
-) -> None:
+def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file with the permissions of any other new file.
 
     Raises:

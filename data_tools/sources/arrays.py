@@ -122,9 +122,7 @@ class Cifar(RawDataset):
         with reported(f"cannot read {archive}", damages, fix=again), tarfile.open(archive) as tar:
             return {name: read_member(tar, f"{self.inside}/{name}") for name in names}
 
-    def _read_batch(
-        self, name: str, classes: int, pickles: Mapping[str, bytes]
-    ) -> tuple[np.ndarray, list[int]]:
+    def _read_batch(self, name: str, classes: int, pickles: Mapping[str, bytes]) -> tuple[np.ndarray, list[int]]:
         """Return the rows (N, 3072) in uint8 and the labels of one batch."""
         batch = _load(name, pickles)
         try:

@@ -11,8 +11,7 @@ from data_tools.sources.splits import FileSplit
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png"])
 # Skipping these in silence would lose data; other files (lists, notes) are no images.
 UNSUPPORTED = frozenset(
-    [".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl"]
-    + [".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
+    [".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl"] + [".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
 )
 
 
@@ -20,9 +19,7 @@ def class_folders(folder: Path) -> list[str]:
     """Return the names of the class folders in ``folder``, which must hold no image beside them."""
     for name in sorted(os.listdir(folder)):
         if _extension(name) in EXTENSIONS | UNSUPPORTED and (folder / name).is_file():
-            raise ShardError(
-                f"{folder / name} is beside the folders of the classes: move it into one of them"
-            )
+            raise ShardError(f"{folder / name} is beside the folders of the classes: move it into one of them")
     names = subfolders(folder)
     if not names:
         raise ShardError(f"no class folders in {folder}: expected {folder.name}/CLASS/*.jpg")
@@ -41,9 +38,7 @@ def subfolders(folder: Path) -> list[str]:
     return names
 
 
-def list_tree(
-    root: Path, test_folder: str | None, options: ReadOptions
-) -> tuple[list[str], FileSplit, FileSplit]:
+def list_tree(root: Path, test_folder: str | None, options: ReadOptions) -> tuple[list[str], FileSplit, FileSplit]:
     """List train/CLASS/IMAGE and the same below ``test_folder``; without one, set images of train aside.
 
     Returns:
@@ -68,8 +63,7 @@ def _divide(split: FileSplit, test_fraction: float | None) -> tuple[FileSplit, F
     """Set images aside for testing, where there is no test folder."""
     if test_fraction is None:
         raise ShardError(
-            f"{split.root} has train/ but neither test/ nor val/: add one, "
-            "or let --test_fraction 0.1 set images aside"
+            f"{split.root} has train/ but neither test/ nor val/: add one, or let --test_fraction 0.1 set images aside"
         )
     if not 0 < test_fraction < 1:
         raise ShardError(f"--test_fraction is {test_fraction}: expected a number between 0 and 1")
@@ -136,9 +130,7 @@ def _images_below(root: Path, folder: str) -> list[str]:
         for name in names:
             extension = _extension(name)
             if extension in UNSUPPORTED:
-                raise ShardError(
-                    f"cannot use {os.path.join(parent, name)}: only JPEG and PNG; convert it first"
-                )
+                raise ShardError(f"cannot use {os.path.join(parent, name)}: only JPEG and PNG; convert it first")
             if extension in EXTENSIONS:
                 images.append(os.path.relpath(os.path.join(parent, name), root))
     if not images:

@@ -28,9 +28,7 @@ class ImageFolder(RawDataset):
     def read(self, folder: Path | None, options: ReadOptions) -> RawData:
         """List the images; ``options.test_fraction`` divides a tree that has no test folder."""
         if folder is None:
-            raise ShardError(
-                "imagefolder needs a folder: dist-prune shards make imagefolder FOLDER --out DIR"
-            )
+            raise ShardError("imagefolder needs a folder: dist-prune shards make imagefolder FOLDER --out DIR")
         if not folder.is_dir():
             raise ShardError(f"no such folder: {folder}")
         root = _find_root(folder.resolve())

@@ -34,9 +34,7 @@ def read_parquet(name: str, folder: Path, options: ReadOptions) -> RawData:
         options.scratch.mkdir(parents=True, exist_ok=True)
         spool = tempfile.TemporaryFile(dir=options.scratch)  # noqa: SIM115  gone when the splits are
         total = sum(path.stat().st_size for files in paths.values() for path in files)
-        with tqdm(
-            total=total, desc="unpacking", unit="B", unit_scale=True, disable=not options.progress
-        ) as bar:
+        with tqdm(total=total, desc="unpacking", unit="B", unit_scale=True, disable=not options.progress) as bar:
             splits = {split: _unpack(files, spool, bar) for split, files in paths.items()}
         spool.flush()
     names = _class_names(paths["train"][0])

@@ -101,9 +101,7 @@ def _prepared(network: nn.Module, device: torch.device, options: Options) -> nn.
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     ready = copy.deepcopy(network).eval().requires_grad_(False).to(device)
     for tensor in [*ready.parameters(), *ready.buffers()]:
-        tensor.data = tensor.detach().clone(
-            memory_format=layout if tensor.dim() == 4 else torch.preserve_format
-        )
+        tensor.data = tensor.detach().clone(memory_format=layout if tensor.dim() == 4 else torch.preserve_format)
     return torch.compile(ready, dynamic=False) if options.compile else ready  # type: ignore[return-value]
 
 

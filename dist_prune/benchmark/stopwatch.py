@@ -76,16 +76,12 @@ def joules_of(
         for name, run in runs.items():
             found[name].append(_joules(run, device, meter, stretch))
     return {
-        name: statistics.median(known)
-        if len(known := [j for j in one if j is not None]) == len(one)
-        else None
+        name: statistics.median(known) if len(known := [j for j in one if j is not None]) == len(one) else None
         for name, one in found.items()
     }
 
 
-def _joules(
-    run: Callable[[], object], device: torch.device, meter: EnergyMeter, seconds: float
-) -> float | None:
+def _joules(run: Callable[[], object], device: torch.device, meter: EnergyMeter, seconds: float) -> float | None:
     meter.take()
     began, calls = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:

@@ -112,9 +112,7 @@ def load_checkpoint(path: Path) -> TrainState:
                 raise UserError(f"checkpoint {path} is damaged: {name} does not match its checksum")
         data = json.loads((path / "state.json").read_text())
         weights, flat, tensors = (
-            safetensors.torch.load_file(path / f"{name}.safetensors")
-            if f"{name}.safetensors" in manifest
-            else {}
+            safetensors.torch.load_file(path / f"{name}.safetensors") if f"{name}.safetensors" in manifest else {}
             for name in ("model", "optimizer", "phase")
         )
     except (OSError, ValueError, AttributeError, RecursionError, safetensors.SafetensorError) as error:

@@ -30,7 +30,5 @@ def data_of(run: RunFolder) -> str:
     except UserError as error:
         raise UserError(f"{error}; name the data with --data") from error
     if data.startswith("pipe:"):
-        raise UserError(
-            f"{run.path} read its data by a command; if you trust it, give it yourself: --data '{data}'"
-        )
+        raise UserError(f"{run.path} read its data by a command; if you trust it, give it yourself: --data '{data}'")
     return data

@@ -51,9 +51,7 @@ def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
     except UserError as error:
         return str(error)
     # Dotted names: a difference in one nested field must not print two whole sections.
-    before, now = (
-        flatten(of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))) for of in (stored, config)
-    )
+    before, now = (flatten(of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))) for of in (stored, config))
     for key in [*now, *(before.keys() - now.keys())]:
         if before.get(key) != now.get(key):
             was, is_now = before.get(key, "nothing"), now.get(key, "nothing")
@@ -61,9 +59,7 @@ def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
     return None
 
 
-def other_data(
-    folder: RunFolder, config: RunConfig, before: Mapping[str, Any], data: ImageData
-) -> str | None:
+def other_data(folder: RunFolder, config: RunConfig, before: Mapping[str, Any], data: ImageData) -> str | None:
     """Return one line if the shards of the run in ``folder`` are not those of ``data``; None if they are.
 
     Shards are the same if their fingerprint and their order are, wherever they lie now.
@@ -81,7 +77,6 @@ def other_data(
 def _counted(identity: Mapping[str, Any]) -> str:
     """Return the numbers of images and shards of each split, and the first digits of the fingerprint."""
     counts = [
-        f"{sum(lengths)} {split} images in {len(lengths)}"
-        for split, lengths in identity["shard_lengths"].items()
+        f"{sum(lengths)} {split} images in {len(lengths)}" for split, lengths in identity["shard_lengths"].items()
     ]
     return f"{' and '.join(counts)} shards, fingerprint {identity['fingerprint'][:8]}"

@@ -35,9 +35,7 @@ def _shards_make(arguments: list[str]) -> None:
         help="files: images as they are; raw: arrays of pixels, for tiny images of one size; "
         "auto: raw where the source holds arrays",
     )
-    parser.add_argument(
-        "--samples_per_shard", type=positive(int), metavar="N", help="default: 1000, raw 5000"
-    )
+    parser.add_argument("--samples_per_shard", type=positive(int), metavar="N", help="default: 1000, raw 5000")
     parser.add_argument("--bytes_per_shard", type=_bytes, metavar="N[k|M|G]", help="instead: a size in bytes")
     parser.add_argument(
         "--test_fraction", type=float, help="share of the images to hold out, if there is no test split"
@@ -70,9 +68,7 @@ def _shards_verify(arguments: list[str]) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        raise RunError(
-            f"{options['location']} is damaged: {len(problems)} problem{'s' * (len(problems) > 1)}"
-        )
+        raise RunError(f"{options['location']} is damaged: {len(problems)} problem{'s' * (len(problems) > 1)}")
     print(f"{options['location']} is whole")
 
 

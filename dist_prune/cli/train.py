@@ -35,12 +35,8 @@ def train(arguments: Sequence[str]) -> bool:
 
 def train_parser() -> Parser:
     """Return the parser of the training program."""
-    parser = Parser(
-        prog="launch/train.py", description="Train a gated network and collapse it to a small one."
-    )
-    parser.add_argument(
-        "--ds_config", "--deepspeed_config", required=True, help="DeepSpeed JSON, see ds_configs/"
-    )
+    parser = Parser(prog="launch/train.py", description="Train a gated network and collapse it to a small one.")
+    parser.add_argument("--ds_config", "--deepspeed_config", required=True, help="DeepSpeed JSON, see ds_configs/")
     parser.add_argument("--recipe", default="digits", help="a name that 'dist-prune recipes' lists")
     parser.add_argument("--data", help="a data set's name, a folder of shards, or a pattern of shard names")
     parser.add_argument("--out", help="run folder (default: runs/RECIPE-TIMESTAMP)")

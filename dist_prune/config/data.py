@@ -15,9 +15,7 @@ LARGEST_SIDE = 2**13
 class AugmentConfig(Section):
     """Random changes of training images."""
 
-    crop_padding: int = Field(
-        0, ge=0, le=LARGEST_SIDE, description="shift images by up to this many pixels; 0: never"
-    )
+    crop_padding: int = Field(0, ge=0, le=LARGEST_SIDE, description="shift images by up to this many pixels; 0: never")
     flip: bool = Field(False, description="mirror half of the images")
     random_resized_crop: bool = Field(False, description="cut out a random part of the image and scale it")
     policy: Literal["none", "randaugment", "trivialaugment"] = Field(

@@ -57,9 +57,7 @@ class BudgetConfig(Section):
     prune_start: float = Field(0.15, ge=0, lt=1, description="pruning begins")
     prune_end: float = Field(0.4, gt=0, lt=1, description="pruning ends: the budget is met")
     polarize_end: float = Field(0.6, gt=0, le=1, description="polarization has its full weight")
-    allow_empty: bool = Field(
-        False, description="channel sites may lose their last channel, stages their last layer"
-    )
+    allow_empty: bool = Field(False, description="channel sites may lose their last channel, stages their last layer")
 
     @model_validator(mode="after")
     def _ordered(self) -> BudgetConfig:

@@ -25,9 +25,7 @@ class LrConfig(Section):
     gamma: _Factor | tuple[_Factor, ...] = Field(
         0.1, description="steps: factor at each milestone, or a list with one factor per milestone"
     )
-    warmup_share: float = Field(
-        0.3, gt=0, lt=1, description="one_cycle: fraction of the run in which the rate rises"
-    )
+    warmup_share: float = Field(0.3, gt=0, lt=1, description="one_cycle: fraction of the run in which the rate rises")
     warmup_epochs: float = Field(
         0.0, ge=0, le=10**6, description="epochs of linear warm-up before the schedule, of any kind"
     )
@@ -35,9 +33,7 @@ class LrConfig(Section):
     @model_validator(mode="after")
     def _one_factor_per_milestone(self) -> LrConfig:
         if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.milestones):
-            raise ValueError(
-                f"{len(self.milestones)} milestones need as many factors in gamma, not {len(self.gamma)}"
-            )
+            raise ValueError(f"{len(self.milestones)} milestones need as many factors in gamma, not {len(self.gamma)}")
         return self
 
 

@@ -52,9 +52,7 @@ def read_config(data: Any) -> RunConfig:
         # Pydantic adds the kind of a schedule to the path; no user has written it.
         path = [part for depth, part in enumerate(where.split(".")) if not (depth and part in KINDS)]
         about = description(RunConfig, path)
-        raise UserError(
-            f"recipe key '{'.'.join(path)}': {problem}" + (f"; it is: {about}" if about else "")
-        ) from error
+        raise UserError(f"recipe key '{'.'.join(path)}': {problem}" + (f"; it is: {about}" if about else "")) from error
 
 
 def settings_keys(settings: Sequence[str]) -> list[str]:

@@ -29,9 +29,7 @@ class RunConfig(OptimizerConfig):
     """One run. Defaults are the paper's settings for CIFAR-10 (arXiv 2302.10798, section 5.1)."""
 
     name: str = Field(description="name of the recipe")
-    data: str = Field(
-        description="data set: a name, a folder of shards, its index, or a pattern or URL of shards"
-    )
+    data: str = Field(description="data set: a name, a folder of shards, its index, or a pattern or URL of shards")
     model: str = Field(description="network, by name")
     model_args: dict[str, Any] = Field({}, description="arguments of the network")
     method: str = Field("consensus", description="way of training, by name")
@@ -39,9 +37,7 @@ class RunConfig(OptimizerConfig):
     gates: GatesConfig = GatesConfig()
     epochs: int = Field(350, ge=1, le=10**6, description="passes over the training images")
     seed: int = Field(1, ge=0, lt=2**32, description="seed of weights, order, augmentation and gate noise")
-    global_batch_size: int = Field(
-        256, ge=2, le=2**24, description="images of an optimizer step, all ranks together"
-    )
+    global_batch_size: int = Field(256, ge=2, le=2**24, description="images of an optimizer step, all ranks together")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread over all classes")
 
     target_macs: float | None = Field(
@@ -70,12 +66,8 @@ class RunConfig(OptimizerConfig):
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(1, ge=0, le=1024, description="data-loading processes per rank")
     channels_last: bool = Field(True, description="memory format of images and weights")
-    bad_data: Literal["error", "skip"] = Field(
-        "error", description="unreadable images end the run or are skipped"
-    )
-    max_skipped: int = Field(
-        100, ge=0, le=2**40, description="bad_data=skip: images skipped in an epoch at most"
-    )
+    bad_data: Literal["error", "skip"] = Field("error", description="unreadable images end the run or are skipped")
+    max_skipped: int = Field(100, ge=0, le=2**40, description="bad_data=skip: images skipped in an epoch at most")
     cache: CacheConfig = CacheConfig()
 
     log_every: int = Field(10, ge=1, le=10**9, description="steps between two records")
@@ -108,9 +100,7 @@ class RunConfig(OptimizerConfig):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.compile and self.checkpoint_activations:
-            raise ValueError(
-                "checkpoint_activations=true needs compile=false: the compiler recomputes by itself"
-            )
+            raise ValueError("checkpoint_activations=true needs compile=false: the compiler recomputes by itself")
         # A collapse before the budget is met would keep more than the budget allows.
         at, first = self.freeze.collapse_epoch, math.ceil(self.budget.prune_end * self.epochs)
         if at is not None and self.target_macs is not None and at < first:

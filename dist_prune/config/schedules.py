@@ -50,9 +50,7 @@ class Ramp(_Schedule):
     @model_validator(mode="after")
     def _ordered(self) -> Ramp:
         if self.to_epoch < self.from_epoch:
-            raise ValueError(
-                f"a ramp's to_epoch ({self.to_epoch}) lies before its from_epoch ({self.from_epoch})"
-            )
+            raise ValueError(f"a ramp's to_epoch ({self.to_epoch}) lies before its from_epoch ({self.from_epoch})")
         return self
 
     def at(self, epoch: float) -> float:
@@ -70,9 +68,7 @@ class Ramp(_Schedule):
 
     def scaled(self, factor: float) -> Ramp:
         """Return the schedule for a run of ``factor`` times the length."""
-        return self.model_copy(
-            update={"from_epoch": self.from_epoch * factor, "to_epoch": self.to_epoch * factor}
-        )
+        return self.model_copy(update={"from_epoch": self.from_epoch * factor, "to_epoch": self.to_epoch * factor})
 
 
 class Steps(_Schedule):

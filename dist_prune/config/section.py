@@ -44,9 +44,7 @@ def keys_at(section: type[Section], path: Sequence[str]) -> list[str]:
 def _section_at(section: type[Section], path: Sequence[str]) -> type[Section] | None:
     for part in path:
         field = section.model_fields.get(part)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        ):
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
             return None
         section = field.annotation
     return section

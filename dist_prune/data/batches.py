@@ -64,8 +64,7 @@ class Batches(Dataset[WorkerBatch | Failure]):
 
     def _batch(self, part: Part) -> WorkerBatch:
         rngs = [
-            BatchRng(self.seed, self.epoch, part.step, part.first, len(part.rows), view)
-            for view in range(self.views)
+            BatchRng(self.seed, self.epoch, part.step, part.first, len(part.rows), view) for view in range(self.views)
         ]
         pixels, labels, skipped = self._read(part, rngs)
         views = [self.transform.augment(view, rng) for view, rng in zip(pixels, rngs, strict=True)]

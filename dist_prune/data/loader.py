@@ -165,9 +165,7 @@ class ImageData:
     def _deliver(self, batches: Batches, first: int, training: bool, device: torch.device) -> Iterator[Batch]:
         """Read the batches from number ``first`` on and make them ready on the device."""
         numbers, width = range(first, len(batches)), self.input_shape[-1]
-        transform = BatchTransform(
-            self.index, width, self.augment if training else None, self.channels_last, device
-        )
+        transform = BatchTransform(self.index, width, self.augment if training else None, self.channels_last, device)
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
             for item in arriving:
                 if isinstance(item, Failure):
@@ -176,6 +174,4 @@ class ImageData:
                 if len(item.labels):
                     yield transform(item.pixels, item.labels, item.rng)
                 elif training:  # the other ranks would wait for this one forever
-                    raise ShardError(
-                        f"all {len(item.skipped)} images of a batch are unreadable: fix the data"
-                    )
+                    raise ShardError(f"all {len(item.skipped)} images of a batch are unreadable: fix the data")

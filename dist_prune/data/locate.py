@@ -45,16 +45,12 @@ def open_data(
     if seed < 0 or workers < 0:
         raise ShardError(f"seed ({seed}) and workers ({workers}) must not be negative")
     cache = cache or CacheConfig()
-    store = open_store(
-        _find(location), cache.folder, int(cache.gigabytes * 1e9), cache.timeout, cache.retries
-    )
+    store = open_store(_find(location), cache.folder, int(cache.gigabytes * 1e9), cache.timeout, cache.retries)
     index = store.read_index()
     if isinstance(index.root, Path) and bad_data == "error":
         index.check_files()
     output_size(index, image_size)
-    return ImageData(
-        index, store, seed, workers, image_size, augment or AugmentConfig(), channels_last, bad_data
-    )
+    return ImageData(index, store, seed, workers, image_size, augment or AugmentConfig(), channels_last, bad_data)
 
 
 def absolute(location: str) -> str:

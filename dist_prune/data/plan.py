@@ -138,8 +138,7 @@ class TrainPlan:
     ) -> None:
         if micro_batch < 1 or global_batch % (micro_batch * world_size):
             raise PlanError(
-                f"the global batch size {global_batch} is no multiple of "
-                f"{world_size} ranks x micro-batch {micro_batch}"
+                f"the global batch size {global_batch} is no multiple of {world_size} ranks x micro-batch {micro_batch}"
             )
         self.accumulation = global_batch // (micro_batch * world_size)
         self._micro_batch, self._rank, self._world_size = micro_batch, rank, world_size

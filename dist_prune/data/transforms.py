@@ -22,9 +22,7 @@ class ImageTransform:
     from the center. ``training`` adds the augmentation.
     """
 
-    def __init__(
-        self, index: ShardIndex, image_size: int | None, augment: AugmentConfig, training: bool
-    ) -> None:
+    def __init__(self, index: ShardIndex, image_size: int | None, augment: AugmentConfig, training: bool) -> None:
         self.size = output_size(index, image_size)
         self.channels = index.channels
         self._augment = augment if training else AugmentConfig()
@@ -59,9 +57,7 @@ class ImageTransform:
         if self._stored is None:
             return center_box(image, self.size, EVAL_MARGIN)
         if image != self._stored:
-            raise ImageError(
-                f"the image is {_shown(image)} pixels where the index says {_shown(self._stored)}"
-            )
+            raise ImageError(f"the image is {_shown(image)} pixels where the index says {_shown(self._stored)}")
         return center_box(image, self.size, 1.0)
 
     def augment(self, pixels: np.ndarray, rng: BatchRng) -> np.ndarray:

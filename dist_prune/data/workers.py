@@ -31,9 +31,7 @@ class ReadingFailed(RunError):
     """Data could not be read although the shards are sound: a worker was killed, or the program has a fault."""
 
 
-def read(
-    items: Dataset[_Item], numbers: range, workers: int, pin_memory: bool
-) -> Generator[_Item, None, None]:
+def read(items: Dataset[_Item], numbers: range, workers: int, pin_memory: bool) -> Generator[_Item, None, None]:
     """Iterate over ``items[number]`` for all numbers, in their order; ``workers`` processes take turns.
 
     With 0 workers this process reads. Workers end when the iterator is exhausted, closed or dropped,

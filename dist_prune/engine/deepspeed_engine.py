@@ -29,9 +29,7 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
     """Raise UserError for what only DeepSpeed itself or this machine can refuse, before anything is written."""
     _autocast_dtype(ds_config)
     if compiled and zero_stage(ds_config) == 3:
-        raise UserError(
-            "compile=true needs ZeRO 0, 1 or 2: ZeRO 3 fetches weights layer by layer, between graphs"
-        )
+        raise UserError("compile=true needs ZeRO 0, 1 or 2: ZeRO 3 fetches weights layer by layer, between graphs")
     try:
         DeepSpeedZeroConfig(**ds_config.get("zero_optimization", {}))
     except ValidationError as error:

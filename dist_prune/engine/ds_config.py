@@ -98,9 +98,7 @@ def _check_stage(config: dict[str, Any]) -> None:
     zero, stage = config.get("zero_optimization", {}), zero_stage(config)
     # The replacement lasts as long as the process, also for the next run in it.
     if zero.get("memory_efficient_linear"):
-        raise UserError(
-            "'zero_optimization.memory_efficient_linear' replaces torch's linear layer; remove it"
-        )
+        raise UserError("'zero_optimization.memory_efficient_linear' replaces torch's linear layer; remove it")
     # The norm is how ZeRO notices gradients that are not finite.
     if zero.get("compute_grad_norm") is False:
         raise UserError(
@@ -120,9 +118,7 @@ def _check_precision(config: dict[str, Any]) -> None:
             "'bf16' also casts what batch norm needs in fp32; use 'torch_autocast' with dtype bfloat16 instead"
         )
     if enabled == ["fp16"] and zero_stage(config) == 0:
-        raise UserError(
-            "'fp16' without ZeRO keeps fp32 weights that checkpoints cannot read; use stage 1 or 2"
-        )
+        raise UserError("'fp16' without ZeRO keeps fp32 weights that checkpoints cannot read; use stage 1 or 2")
     # bool is an int in Python, and true is not 1.0 here.
     clipping = config.get("gradient_clipping", 0.0)
     if not isinstance(clipping, (int, float)) or isinstance(clipping, bool) or clipping < 0:

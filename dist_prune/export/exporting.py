@@ -61,12 +61,8 @@ def export_sliced(
         model = model.half() if half else model
         with _beside(target) as draft:
             _write(chosen, model, images[:RECORDED_AT], config, draft)
-            tolerance = LOGIT_TOLERANCE[next(model.parameters()).dtype] * max(
-                1.0, float(expected[-1].abs().max())
-            )
-            difference = _checked(
-                chosen, draft, images, expected, tolerance, "; remove --half" if half else ""
-            )
+            tolerance = LOGIT_TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(expected[-1].abs().max()))
+            difference = _checked(chosen, draft, images, expected, tolerance, "; remove --half" if half else "")
             _place(draft, target)
     return {
         "exported": str(target),

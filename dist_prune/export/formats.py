@@ -56,9 +56,7 @@ class Format(ABC):
         """Raise UserError where a package is missing that the format needs."""
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
         if missing:
-            raise UserError(
-                f"exporting to {self.suffix} needs {', '.join(missing)}: pip install 'dist-prune[onnx]'"
-            )
+            raise UserError(f"exporting to {self.suffix} needs {', '.join(missing)}: pip install 'dist-prune[onnx]'")
 
     @abstractmethod
     def write(self, model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
@@ -94,9 +92,7 @@ class Onnx(Format):
     def write(self, model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
         """One file, with what users need to know as JSON in the model's metadata."""
         program = record(_fp32_outside(model), images)
-        exported = torch.onnx.export(
-            program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False
-        )
+        exported = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)
         assert exported is not None
         _name_batch(exported.model)
         exported.model.metadata_props.update({key: json.dumps(config.get(key)) for key in DESCRIPTION})

@@ -74,9 +74,7 @@ class Budget:
         self.timeline = timeline
         gates = gating_modules(model)
         if not all(gate.head.supports_budget for gate in gates):
-            raise UserError(
-                "these gate heads open for about half of the samples, whatever the budget; use 'ste'"
-            )
+            raise UserError("these gate heads open for about half of the samples, whatever the budget; use 'ste'")
         # Open until the first update.
         for gate in gates:
             gate.threshold.fill_(-_FAR)

@@ -25,9 +25,7 @@ class Freezer:
             compile.
     """
 
-    def __init__(
-        self, model: nn.Module, patience: int, thaw_after: int | None = None, freezes: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, patience: int, thaw_after: int | None = None, freezes: bool = True) -> None:
         self._patience, self._thaw_after, self._freezes = patience, thaw_after, freezes
         self._sizes = [gate.units for gate in gating_modules(model)]
         self._streaks = torch.zeros(sum(self._sizes))  # steps in a row: open above 0, closed below

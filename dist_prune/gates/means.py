@@ -54,9 +54,7 @@ def sum_decisions(gates: Mapping[str, Gate]) -> tuple[Tensor, Tensor, int]:
     popped = {name: gate.pop_decisions() for name, gate in gates.items()}
     missing = [name for name, latest in popped.items() if latest is None]
     if missing:
-        raise RuntimeError(
-            f"gate means need a forward pass since the last call; the gate of {missing[0]} saw none"
-        )
+        raise RuntimeError(f"gate means need a forward pass since the last call; the gate of {missing[0]} saw none")
     decisions, logits = zip(*(latest for latest in popped.values() if latest is not None), strict=True)
     # bf16 sums saturate at 256.
     sums, logit_sums = (torch.cat(parts, dim=1).float().sum(0) for parts in (decisions, logits))

@@ -69,9 +69,7 @@ def _draw(step: Tensor, first_sample: Tensor, seed: int, stream: int, like: Tens
 
 
 @torch.library.custom_op("dist_prune::noise", mutates_args=())
-def _compiled_draw(
-    step: Tensor, first_sample: Tensor, seed: int, stream: int, like: Tensor, logistic: bool
-) -> Tensor:
+def _compiled_draw(step: Tensor, first_sample: Tensor, seed: int, stream: int, like: Tensor, logistic: bool) -> Tensor:
     return _draw(step, first_sample, seed, stream, like, logistic)
 
 

@@ -28,9 +28,7 @@ class _FanOut(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, first: Tensor | None, second: Tensor | None, pooled: Tensor | None
-    ) -> Tensor | None:
+    def backward(ctx: Any, first: Tensor | None, second: Tensor | None, pooled: Tensor | None) -> Tensor | None:
         batch, channels, height, width = ctx.shape
         maps = [m for m in (first, second) if m is not None]
         if pooled is None:
@@ -160,11 +158,7 @@ def add_gated(shortcut: Tensor, gate: Tensor, branch: Tensor, relu: bool = False
         out = shortcut + _factor(gate, branch) * branch
         return out.relu() if relu else out
     kernels = kernels_for(shortcut, branch)
-    return (
-        kernels.add_gated(shortcut, gate, branch, relu)
-        if kernels
-        else _AddGated.apply(shortcut, gate, branch, relu)
-    )
+    return kernels.add_gated(shortcut, gate, branch, relu) if kernels else _AddGated.apply(shortcut, gate, branch, relu)
 
 
 def scale_channels(maps: Tensor, gate: Tensor, may_alias: bool = True) -> Tensor:

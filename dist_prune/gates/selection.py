@@ -114,9 +114,7 @@ def budget_status(costs: Costs, kept: Mapping[str, Collection[int]], target: flo
     if abs(share - target) <= TOLERANCE:
         return "met"
     opened = {(name, unit) for name, units in kept.items() for unit in units}
-    values = torch.tensor(
-        [float((site.name, u) in opened) for site in costs.sites for u in range(site.units)]
-    )
+    values = torch.tensor([float((site.name, u) in opened) for site in costs.sites for u in range(site.units)])
     units = costs.unit_shares(values)
     # No other decision about a single unit would come nearer.
     flipped = share + torch.where(values == 1, -units, units)

@@ -102,9 +102,5 @@ def _is_free(name: str) -> bool:
     if operator in _FREE:
         return True
     packet = getattr(torch.ops.aten, operator.removesuffix("_"), None)
-    tags = (
-        {tag for overload in packet.overloads() for tag in getattr(packet, overload).tags}
-        if packet
-        else set()
-    )
+    tags = {tag for overload in packet.overloads() for tag in getattr(packet, overload).tags} if packet else set()
     return bool(tags & {torch.Tag.pointwise, getattr(torch.Tag, "reduction", torch.Tag.pointwise)})

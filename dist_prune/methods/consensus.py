@@ -144,9 +144,7 @@ class GatedPhase(Phase):
         for name, keeper in (("budget", self.budget), ("freezer", self.freezer)):
             if keeper is not None:
                 prefix = f"{name}."
-                keeper.load_state_dict(
-                    {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-                )
+                keeper.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Set the key of the noise of stochastic heads."""

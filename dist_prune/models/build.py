@@ -63,9 +63,7 @@ def build_model(name: str, *, num_classes: int, in_channels: int = 3, **argument
     builder, preset = _resolve(name)
     if builder == "torchvision" or builder.startswith("torchvision/"):
         if in_channels != 3:
-            raise UserError(
-                f"{name} takes 3 input channels, the data has {in_channels}; choose a CIFAR ResNet"
-            )
+            raise UserError(f"{name} takes 3 input channels, the data has {in_channels}; choose a CIFAR ResNet")
     else:
         arguments["in_chans" if builder.startswith("timm/") else "in_channels"] = in_channels
     return Architecture(builder, {**preset, **arguments}).build()

@@ -69,9 +69,7 @@ class CifarResNet(nn.Module):
     ) -> None:
         super().__init__()
         if not 8 <= depth <= _DEEPEST or (depth - 2) % 6:
-            raise ValueError(
-                f"a CIFAR ResNet has depth 6n + 2 (8, 14, 20, ... up to {_DEEPEST}), not {depth}"
-            )
+            raise ValueError(f"a CIFAR ResNet has depth 6n + 2 (8, 14, 20, ... up to {_DEEPEST}), not {depth}")
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut is 'A' (padding) or 'B' (projection), not {shortcut!r}")
         if width < 1:

@@ -16,9 +16,7 @@ _Line = npt.NDArray[np.float64]
 _NEARLY = 0.05  # a mean this close to 0 or 1 counts as closed or open
 
 
-def mean_activation_picture(
-    history: npt.ArrayLike, site_names: Sequence[str], epochs: Sequence[int]
-) -> Figure:
+def mean_activation_picture(history: npt.ArrayLike, site_names: Sequence[str], epochs: Sequence[int]) -> Figure:
     """Draw the paper's figure 6: one row a site, from input (top) to output, one column an epoch.
 
     Dark is closed, light is open, reddish is not recorded.

@@ -83,9 +83,7 @@ class RunFolder:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if run.holds_run() and not resume:
-                raise RunExists(
-                    f"{run.path} already holds a run; pass --resume to continue it or choose another --out"
-                )
+                raise RunExists(f"{run.path} already holds a run; pass --resume to continue it or choose another --out")
             tempfile.TemporaryFile(dir=run.path).close()
         except RunExists:
             raise

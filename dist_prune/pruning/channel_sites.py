@@ -52,9 +52,7 @@ def _can_be_sliced(plain: nn.Module, piece: ChannelSlice) -> bool:
 def _residual(name: str, block: Any, position: str) -> Iterator[Site]:
     """ResNet blocks: conv1, bn1, conv2, bn2 and in bottlenecks conv3, bn3."""
     convs = [conv for conv in ("conv1", "conv2", "conv3") if hasattr(block, conv)]
-    plain_convs = all(
-        isinstance(getattr(block, c), nn.Conv2d) and getattr(block, c).groups == 1 for c in convs
-    )
+    plain_convs = all(isinstance(getattr(block, c), nn.Conv2d) and getattr(block, c).groups == 1 for c in convs)
     # Attention, anti-aliasing and dropout between the layers would also have to be sliced, or see pruned maps.
     timm_extras = [getattr(block, extra, None) for extra in ("se", "aa", "drop_block", "drop_path")]
     if not plain_convs or any(not isinstance(extra, nn.Identity | None) for extra in timm_extras):
@@ -62,9 +60,7 @@ def _residual(name: str, block: Any, position: str) -> Iterator[Site]:
     branch = tuple(f"{name}.{child}" for child in form_of(block).branch_modules(block))
     stage, last = name.rpartition(".")[0], len(convs)
 
-    def site(
-        label: str, units: int, gate_at: str, slices: list[tuple[str, str]], gone: tuple[str, ...]
-    ) -> Site:
+    def site(label: str, units: int, gate_at: str, slices: list[tuple[str, str]], gone: tuple[str, ...]) -> Site:
         where = tuple(ChannelSlice(f"{name}.{module}", dim) for module, dim in slices)
         at, behind = f"{name}.{gate_at}", position == "after"
         return Site(f"{name}.{label}", "channel", units, stage, position, name, at, behind, where, gone)
@@ -179,9 +175,7 @@ _FAMILIES: dict[type[nn.Module], Callable[[str, Any], Iterator[Site]]] = {
     InvertedResidual: _inverted_residual,
     DenseNet: _densenet,
     Inception: _chains(("branch2.0", "branch2.1"), ("branch3.0", "branch3.1")),
-    InceptionA: _chains(
-        ("branch5x5_1", "branch5x5_2"), ("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3")
-    ),
+    InceptionA: _chains(("branch5x5_1", "branch5x5_2"), ("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3")),
     InceptionB: _chains(("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3")),
     InceptionC: _chains(
         ("branch7x7_1", "branch7x7_2", "branch7x7_3"),

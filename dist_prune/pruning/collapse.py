@@ -28,9 +28,7 @@ class TensorSlice:
         return take(old, self.indices)
 
 
-def slice_network(
-    model: nn.Module, kept: Mapping[str, Sequence[int]]
-) -> tuple[nn.Module, dict[str, TensorSlice]]:
+def slice_network(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> tuple[nn.Module, dict[str, TensorSlice]]:
     """Return a copy of a plain network with only the units ``kept``, and the origin of each of its tensors.
 
     A training run carries optimizer state over by these origins. Constants that replace closed units have none.

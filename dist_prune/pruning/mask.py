@@ -191,9 +191,7 @@ def vote(means: Tensor, model_sites: Sequence[Site], round_to: int = 1) -> UnitM
     for site, part in zip(model_sites, parts, strict=True):
         voted = part > THRESHOLD
         # A site without a shortcut keeps its most active unit: no network loses its last path.
-        stays = _rounded_up(
-            part, voted, 1 if site.kind == "layer" else round_to, at_least=not site.may_be_empty
-        )
+        stays = _rounded_up(part, voted, 1 if site.kind == "layer" else round_to, at_least=not site.may_be_empty)
         agreement = torch.where(stays, part, 1 - part)
         decided.append(
             SiteMask(

@@ -12,9 +12,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     closed = [name for name, units in config["kept_units"].items() if not units]
     results: Mapping[str, Any] = config.get("results", {})
     # A figure that was not measured is no zero.
-    rows = "\n".join(
-        f"| {name} | {'not measured' if value is None else value} |" for name, value in results.items()
-    )
+    rows = "\n".join(f"| {name} | {'not measured' if value is None else value} |" for name, value in results.items())
     return f"""---
 library_name: dist_prune
 pipeline_tag: image-classification

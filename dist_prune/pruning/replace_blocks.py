@@ -58,9 +58,7 @@ def _is_first(name: str, blocks: Collection[str]) -> bool:
     return before is None or not any(f"{name}.".startswith(f"{before}.") for name in blocks)
 
 
-def _rest_of(
-    block: nn.Module, kept: Mapping[Site, Sequence[int]], closed: Sequence[Site], is_first: bool
-) -> nn.Module:
+def _rest_of(block: nn.Module, kept: Mapping[Site, Sequence[int]], closed: Sequence[Site], is_first: bool) -> nn.Module:
     if isinstance(block, EncoderBlock):
         branches = {site.gate_at.rpartition(".")[2] for site in closed}
         if len(branches) == 2:

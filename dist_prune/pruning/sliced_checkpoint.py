@@ -149,9 +149,7 @@ def load_sliced(folder: str | Path) -> nn.Module:
         small.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2]
-        raise UserError(
-            f"{folder}: config.json and model.safetensors do not belong together:{first}"
-        ) from error
+        raise UserError(f"{folder}: config.json and model.safetensors do not belong together:{first}") from error
     return small.requires_grad_(True).eval()
 
 
@@ -179,9 +177,7 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f"{folder} is not a sliced checkpoint: its config.json has another format")
     if config.get("version") != VERSION:
-        raise UserError(
-            f"{folder} is of format version {config.get('version')}; this program reads {VERSION}"
-        )
+        raise UserError(f"{folder} is of format version {config.get('version')}; this program reads {VERSION}")
     try:
         return _Description.model_validate(config).model_dump() | config
     except ValidationError as error:

@@ -115,9 +115,7 @@ def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[SlicedTensor]:
             module.out_channels, module.in_channels = outputs, inputs
         return narrowed
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        names = [
-            n for n in ("weight", "bias", "running_mean", "running_var") if getattr(module, n) is not None
-        ]
+        names = [n for n in ("weight", "bias", "running_mean", "running_var") if getattr(module, n) is not None]
         module.num_features -= len(rows or ())
         return [_replace(module, name, rows) for name in names]
     return []

@@ -90,9 +90,7 @@ class WeightMask:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the bits of each parameter's mask, packed, (ceil(weights / 8),), uint8."""
-        return {
-            name: torch.from_numpy(np.packbits(kept.numpy().reshape(-1))) for name, kept in self.kept.items()
-        }
+        return {name: torch.from_numpy(np.packbits(kept.numpy().reshape(-1))) for name, kept in self.kept.items()}
 
     def figures(self) -> dict[str, Any]:
         """Return the figures for the records of a run."""

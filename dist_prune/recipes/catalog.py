@@ -63,8 +63,6 @@ def short(config: RunConfig) -> RunConfig:
         "polarization": config.polarization and config.polarization.scaled(share),
         "activation": config.activation.scaled(share),
         "gates": config.gates.model_copy(update={"temperature": config.gates.temperature.scaled(share)}),
-        "freeze": config.freeze.model_copy(
-            update={"collapse_epoch": at and min(_SHORT_EPOCHS, math.ceil(at * share))}
-        ),
+        "freeze": config.freeze.model_copy(update={"collapse_epoch": at and min(_SHORT_EPOCHS, math.ceil(at * share))}),
     }
     return RunConfig.model_validate({**config.model_dump(), **changes})

@@ -27,9 +27,7 @@ def _imagenet() -> RunConfig:
     )
 
 
-CATALOG.with_short(
-    _imagenet, "imagenet_resnet50_dense", "ResNet-50 on ImageNet, dense: the baseline.", **DENSE
-)
+CATALOG.with_short(_imagenet, "imagenet_resnet50_dense", "ResNet-50 on ImageNet, dense: the baseline.", **DENSE)
 CATALOG.with_short(
     _imagenet,
     "imagenet_resnet50_layer_half",

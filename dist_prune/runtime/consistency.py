@@ -32,9 +32,7 @@ def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
     """
     own = facts if isinstance(facts, str) else flatten(facts)
     peers, gathered = zip(*distributed.gather_objects((Peer.this(), own)), strict=True)
-    problems = {
-        peer: problem for peer, problem in zip(peers, gathered, strict=True) if isinstance(problem, str)
-    }
+    problems = {peer: problem for peer, problem in zip(peers, gathered, strict=True) if isinstance(problem, str)}
     if problems:
         first, problem = next(iter(problems.items()))
         # A mistake in the command line is met by all ranks; only a problem of one node needs the name of a rank.
@@ -84,9 +82,7 @@ def flatten(data: Any, key: str = "") -> dict[str, str]:
     """Return nested plain data as JSON texts by dotted key."""
     if isinstance(data, Mapping) and data:
         return {
-            k: v
-            for name, value in data.items()
-            for k, v in flatten(value, f"{key}.{name}" if key else name).items()
+            k: v for name, value in data.items() for k, v in flatten(value, f"{key}.{name}" if key else name).items()
         }
     return {key: json.dumps(data, default=str)}
 

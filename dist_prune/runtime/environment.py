@@ -16,9 +16,7 @@ def prepare_environment() -> None:
     """Set the variables that DeepSpeed reads, unless the user has; call it before its import."""
     # Operations are compiled on first use by the ninja of this environment. An ssh session, where the environment is
     # not active, would not find it, or would find another version, which compiles everything again.
-    os.environ["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    )
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions()))
     # Otherwise DeepSpeed searches for accelerators and prints what it finds.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

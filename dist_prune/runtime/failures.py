@@ -55,9 +55,7 @@ def out_of_memory(error: Exception) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return f"is out of GPU memory: {_SMALLER}, or use a higher ZeRO stage"
     # torch reports host memory by a plain RuntimeError.
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    ):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
         return f"is out of memory: {_SMALLER}, or workers, or start fewer ranks on this machine"
     return None
 

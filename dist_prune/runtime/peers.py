@@ -13,9 +13,7 @@ from pathlib import Path
 from dist_prune import distributed
 
 # Wording of gloo and of torch's store. An error class of their own does not exist: all of these are RuntimeErrors.
-_CLOSED = re.compile(
-    r"Connection (closed|reset)|Broken pipe|Socket closed|connection was closed", re.IGNORECASE
-)
+_CLOSED = re.compile(r"Connection (closed|reset)|Broken pipe|Socket closed|connection was closed", re.IGNORECASE)
 _LATE = re.compile(r"Timed out waiting|timed? ?out", re.IGNORECASE)
 _ADDRESS = re.compile(r"\[([0-9a-fA-F.:]+)\]:\d+")  # of the other end, in gloo's messages
 _MAX_HOSTS_SHOWN = 4
@@ -36,9 +34,7 @@ class Peer:
     @staticmethod
     def this() -> Peer:
         """Describe this process."""
-        return Peer(
-            distributed.rank(), socket.gethostname(), os.getpid(), distributed.address(), time.time_ns()
-        )
+        return Peer(distributed.rank(), socket.gethostname(), os.getpid(), distributed.address(), time.time_ns())
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"

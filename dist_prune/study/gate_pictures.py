@@ -43,9 +43,7 @@ def gated_runs(runs: pd.DataFrame) -> list[GatedRun]:
     for run, label in zip(runs.itertuples(), short_labels(runs["group"]), strict=True):
         table, sites, times = gate_history(run.evals)
         if sites:
-            found.append(
-                GatedRun(run, label, pd.DataFrame(table, [record["epoch"] for record in times], sites))
-            )
+            found.append(GatedRun(run, label, pd.DataFrame(table, [record["epoch"] for record in times], sites)))
     return found
 
 
@@ -115,9 +113,7 @@ def _draw_depth(axes: Axes, runs: Sequence[GatedRun]) -> None:
         face = ["white" if site in undecided else style.INK for site in table]
         axes.scatter(places + shift, table.iloc[number], c=face, **look)
     style.quiet(axes)
-    axes.set(
-        ylim=(0, 1), xlim=(0.3, len(places) + 0.7), yticks=[0, 0.5, 1], ylabel="mean activation at the end"
-    )
+    axes.set(ylim=(0, 1), xlim=(0.3, len(places) + 0.7), yticks=[0, 0.5, 1], ylabel="mean activation at the end")
     axes.set_xlabel("site, from input to output")
     axes.xaxis.set_major_locator(style.round_ticks())
 

@@ -120,6 +120,4 @@ def _dense_groups(runs: pd.DataFrame) -> list[str | None]:
 
 
 def _with_losses(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(
-        saved=1 - table["macs_ratio"], drop=table["dense_accuracy"] - table["accuracy_sliced"]
-    )
+    return table.assign(saved=1 - table["macs_ratio"], drop=table["dense_accuracy"] - table["accuracy_sliced"])

@@ -62,9 +62,7 @@ def _spread(values: pd.Series, scale: float = 1, digits: int = 2) -> str:
 
 def _groups(runs: pd.DataFrame) -> pd.DataFrame:
     grouped = runs.groupby("group", sort=False)
-    cells = pd.DataFrame(
-        {head: grouped[key].agg(_spread, *form) for head, (key, *form) in _GROUP_COLUMNS.items()}
-    )
+    cells = pd.DataFrame({head: grouped[key].agg(_spread, *form) for head, (key, *form) in _GROUP_COLUMNS.items()})
     seeds = runs["seed"].astype(str).where(runs["finished"], runs["seed"].astype(str) + " (unfinished)")
     cells.insert(0, "seeds", seeds.groupby(runs["group"]).agg(", ".join))
     drop, dense = grouped["drop"].mean(), grouped["dense"].first()
@@ -83,9 +81,7 @@ def _costs(runs: pd.DataFrame, accuracy: float) -> pd.DataFrame:
     grouped = costs.groupby("group", sort=False)
     counts, means = grouped["epoch"].count(), grouped[["seconds", "joules"]].mean()
     ratios = means / means.reindex(runs.groupby("group", sort=False)["dense"].first()).to_numpy()
-    cells = pd.DataFrame(
-        {head: grouped[key].agg(_spread, *form) for head, (key, *form) in _COST_COLUMNS.items()}
-    )
+    cells = pd.DataFrame({head: grouped[key].agg(_spread, *form) for head, (key, *form) in _COST_COLUMNS.items()})
     cells.insert(2, "time / dense", ratios["seconds"].map(lambda ratio: spread(ratio, _NAN)))
     cells.insert(4, "energy / dense", ratios["joules"].map(lambda ratio: spread(ratio, _NAN)))
     cells.loc[counts == 0] = "not reached"

@@ -80,9 +80,7 @@ def trade_off_picture(runs: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _draw(
-    axes: Axes, x: pd.DataFrame, y: pd.DataFrame, label: str, naive: bool, index: int
-) -> ErrorbarContainer:
+def _draw(axes: Axes, x: pd.DataFrame, y: pd.DataFrame, label: str, naive: bool, index: int) -> ErrorbarContainer:
     color, marker = style.QUIET if naive else style.CYCLE[index % len(style.CYCLE)], _MARKERS[index % 5]
     face, line, zorder = ("white", "--", 2) if naive else (color, "-", 3)
     look: dict[str, Any] = {"xerr": x["std"], "yerr": y["std"], "elinewidth": 1.2, "capsize": 2.5}

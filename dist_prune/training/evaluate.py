@@ -37,8 +37,7 @@ def accuracies(
     *right_counts, samples = distributed.all_reduce_sum(counts).tolist()
     if samples == 0:
         raise NothingToEvaluate(
-            "nothing to evaluate: no image could be read; fix the data "
-            "(lines above that begin with 'skipped:' say why)"
+            "nothing to evaluate: no image could be read; fix the data (lines above that begin with 'skipped:' say why)"
         )
     return {name: right / samples for name, right in zip(models, right_counts, strict=True)}
 

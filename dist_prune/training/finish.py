@@ -36,9 +36,7 @@ def collapse_difference(context: RunContext, phase: Phase, result: PhaseResult) 
     difference, tolerance = map(max, zip(*distributed.gather_objects(mine), strict=True))
     # Not "difference > tolerance", which is False for NaN.
     if not difference <= tolerance:
-        raise CollapseFailed(
-            f"masked and sliced outputs differ by {difference:.3g} (tolerance {tolerance:.3g})"
-        )
+        raise CollapseFailed(f"masked and sliced outputs differ by {difference:.3g} (tolerance {tolerance:.3g})")
     return difference
 
 
@@ -69,10 +67,7 @@ def finish(
         **_budget(context, decision),
         "parameters": count_parameters(sliced),
         "parameters_dense": costs.parameters,
-        **{
-            key: figures.get(key)
-            for key in ("open_ratio", "density", "agreement", "units_flipped_by_rounding")
-        },
+        **{key: figures.get(key) for key in ("open_ratio", "density", "agreement", "units_flipped_by_rounding")},
         "max_abs_difference": difference,
     }
     # From here on, what was written to disk is evaluated, not what is in memory.
@@ -104,9 +99,7 @@ def _budget(context: RunContext, decision: Decision | None) -> dict[str, Any]:
     return {"target_macs": target, "budget": budget_status(context.costs, decision.kept, target)}
 
 
-def _write(
-    context: RunContext, sliced: nn.Module, decision: Decision | None, summary: dict[str, Any]
-) -> nn.Module:
+def _write(context: RunContext, sliced: nn.Module, decision: Decision | None, summary: dict[str, Any]) -> nn.Module:
     """Write the results on rank 0; return the network to evaluate, on rank 0 the one that was reloaded."""
     if not distributed.is_main():
         return sliced

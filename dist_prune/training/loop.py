@@ -99,9 +99,7 @@ class Trainer:
     def _refuse_second_of_a_name(self, phase: Phase) -> None:
         # A resume could not know which of the two was interrupted.
         if phase.name in self.state.finished:
-            raise UserError(
-                f"the method has two phases called '{phase.name}': give each phase a name of its own"
-            )
+            raise UserError(f"the method has two phases called '{phase.name}': give each phase a name of its own")
 
     def _begin(self, phase: Phase) -> PhaseTrainer:
         if self._is_resume:
@@ -213,9 +211,7 @@ class Trainer:
         record = self._evaluation_record(trainer.phase, decision, accuracy)
         self.recorder.evaluation({**record, "images_per_second": speed}, decision)
 
-    def _evaluation_record(
-        self, phase: Phase, decision: Decision | None, accuracy: dict[str, float]
-    ) -> dict[str, Any]:
+    def _evaluation_record(self, phase: Phase, decision: Decision | None, accuracy: dict[str, float]) -> dict[str, Any]:
         costs = self.context.costs
         macs = phase.macs(costs, decision)
         return {

@@ -89,9 +89,7 @@ class PhaseTrainer:
             context.config.rank_timeout,
         )
         # ZeRO creates optimizer state in its first step: restoring needs one with a batch of the right shape.
-        images = torch.zeros(
-            phase.views * context.batching.micro, *context.data.input_shape, device=context.device
-        )
+        images = torch.zeros(phase.views * context.batching.micro, *context.data.input_shape, device=context.device)
         # A phase with another optimizer than the previous one starts without state.
         names = state_names(optimizer)
         known = {

@@ -69,9 +69,7 @@ class Recorder:
             self.say(line_about(at.step, record, bad_batch))
         gates = _gate_metrics(record.means, sites)
         epoch, step = at.epoch + 1, at.step
-        self._progress.update(
-            step, epoch, record.losses["total"], record.accuracy, gates.get(names.OPEN_RATIO), speed
-        )
+        self._progress.update(step, epoch, record.losses["total"], record.accuracy, gates.get(names.OPEN_RATIO), speed)
         # The first step shows at once that training works; a skipped step is always worth a line.
         if step % self._log_every and step > 1 and bad_batch is None:
             return
@@ -92,9 +90,7 @@ class Recorder:
         bad = {} if bad_batch is None else {"skipped_batch": bad_batch}
         with self._writing():
             self._run.append("train", {**place, **metrics, "gate_means": means, **bad})
-            self._tensorboard.scalars(
-                step, {**metrics, **{names.site(name): mean for name, mean in means.items()}}
-            )
+            self._tensorboard.scalars(step, {**metrics, **{names.site(name): mean for name, mean in means.items()}})
 
     def evaluation(self, record: Mapping[str, Any], decision: Decision | None) -> None:
         """Record the evaluation of one epoch and draw the mean activations so far."""
@@ -104,11 +100,7 @@ class Recorder:
             self._write_evaluation(record, decision)
         self.say(_evaluation_line(record))
         # A budget says how little may stay open; without one it is the loss weights that close units.
-        if (
-            self._target_macs is None
-            and record["open_ratio"] is not None
-            and record["open_ratio"] < _FEW_OPEN
-        ):
+        if self._target_macs is None and record["open_ratio"] is not None and record["open_ratio"] < _FEW_OPEN:
             self.say(
                 f"warning: only {record['open_ratio']:.1%} of the gates are open: lower activation, "
                 "raise it later (a ramp), or set target_macs"

@@ -86,9 +86,7 @@ def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageDat
     ds_config = load_ds_config(options.ds_config)
     check_with_deepspeed(ds_config, config.compile)
     if config.checkpoint_activations and ds_config.get("zero_optimization", {}).get("stage") == 3:
-        raise UserError(
-            "checkpoint_activations=true needs ZeRO 0, 1 or 2: ZeRO 3 has no whole weights to recompute by"
-        )
+        raise UserError("checkpoint_activations=true needs ZeRO 0, 1 or 2: ZeRO 3 has no whole weights to recompute by")
     if options.resume and not options.out:
         raise UserError("--resume needs the run folder to continue: --out RUN")
     data = open_images(config)
@@ -134,9 +132,7 @@ def _run_together(
         return _train_and_finish(context, options, resume, peers)
 
 
-def _train_and_finish(
-    context: RunContext, options: Options, resume: TrainState | None, peers: list[Peer]
-) -> bool:
+def _train_and_finish(context: RunContext, options: Options, resume: TrainState | None, peers: list[Peer]) -> bool:
     first_step = resume.progress.step if resume else 0
     status = RunStatus(context.folder, first_step, resumed_from=first_step if resume else None)
     total_steps = context.method.epochs * context.steps_per_epoch
@@ -175,9 +171,7 @@ def _work(
 ) -> str | None:
     """Train and collapse; return None, or the reason of a stop on request."""
     with StopRequest(options.max_steps, options.max_hours) as stop:
-        with CheckpointWriter(
-            context.folder.checkpoints, context.config, context.capture_write_errors
-        ) as writer:
+        with CheckpointWriter(context.folder.checkpoints, context.config, context.capture_write_errors) as writer:
             trainer = Trainer(context, recorder, stop, writer, resume)
             status.last_step = lambda: trainer.progress.step
             trained = trainer.train()

@@ -93,15 +93,11 @@ def run_digits(folder: str, stage: int, settings: list[str], *invocations: dict[
         *settings,
     ]
     config = override(recipe("digits"), quick)
-    return [
-        run(config, Options(f"ds_configs/zero{stage}.json", out=folder, **words)) for words in invocations
-    ]
+    return [run(config, Options(f"ds_configs/zero{stage}.json", out=folder, **words)) for words in invocations]
 
 
 @pytest.mark.parametrize("kind", ["layer", "channel"])
-def test_a_run_collapses_when_all_is_decided_and_trains_the_small_network_to_the_end(
-    kind, tmp_path, data_folder
-):
+def test_a_run_collapses_when_all_is_decided_and_trains_the_small_network_to_the_end(kind, tmp_path, data_folder):
     assert run_ranks(2, run_digits, str(tmp_path), 2, [f"gates.kind={kind}"], {}) == [[True], [True]]
     evals, (summary,) = records(tmp_path, "eval"), records(tmp_path, "summary")
     phases = [record["phase"] for record in evals]
@@ -122,9 +118,7 @@ def test_a_run_goes_on_from_either_side_of_its_collapse(tmp_path, data_folder):
     run_ranks(1, run_digits, str(straight), 2, [], {})
     run_ranks(1, run_digits, str(stopped), 2, [], {"max_steps": 30}, {"max_steps": 8, "resume": True})
     assert records(stopped, "eval")[-1]["phase"] == "gated"
-    (done,) = run_ranks(
-        1, run_digits, str(stopped), 2, [], {"max_steps": 4, "resume": True}, {"resume": True}
-    )
+    (done,) = run_ranks(1, run_digits, str(stopped), 2, [], {"max_steps": 4, "resume": True}, {"resume": True})
     assert done == [False, True]
     losses = [[r["loss/total"] for r in records(folder, "train")] for folder in (straight, stopped)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

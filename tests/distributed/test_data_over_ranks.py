@@ -37,9 +37,7 @@ def spoil(folder: Path, split: str, number: int) -> None:
     path.write_bytes(content)
 
 
-def train(
-    data: str, out: str, settings: list[str], faulty_rank: int | None = None, **options: Any
-) -> dict[str, Any]:
+def train(data: str, out: str, settings: list[str], faulty_rank: int | None = None, **options: Any) -> dict[str, Any]:
     """Run on this rank; what each step of it trained on, what it learned of all ranks, and how the run ended.
 
     On ``faulty_rank``, reading raises what nobody foresaw after 200 images.
@@ -138,18 +136,14 @@ def runs(digits, spoiled, tmp_path_factory) -> dict[str, dict[str, Any]]:
     folders = {name: tmp_path_factory.mktemp("runs") / "run" for name in asked}
     calls = [(str(data), str(folders[name]), *rest) for name, (data, *rest) in asked.items()]
     results = zip(*run_ranks(2, train_all, calls, seconds=240), strict=True)
-    return {
-        name: {"folder": folders[name], "ranks": ranks} for name, ranks in zip(asked, results, strict=True)
-    }
+    return {name: {"folder": folders[name], "ranks": ranks} for name, ranks in zip(asked, results, strict=True)}
 
 
 def train_all(calls: list[tuple[str, str, list[str], dict[str, Any]]]) -> list[dict[str, Any]]:
     return [train(data, out, settings, **options) for data, out, settings, options in calls]
 
 
-def test_a_run_stopped_in_mid_epoch_goes_on_with_the_rest_of_the_epoch_on_another_number_of_ranks(
-    digits, runs
-):
+def test_a_run_stopped_in_mid_epoch_goes_on_with_the_rest_of_the_epoch_on_another_number_of_ranks(digits, runs):
     stopped = runs["stopped"]
     rest = [(str(digits), str(stopped["folder"]), [], {"max_steps": STEPS - 4, "resume": True})]
     ((resumed,),) = run_ranks(1, train_all, rest)

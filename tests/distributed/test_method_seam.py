@@ -49,9 +49,7 @@ def run_random_cut(folder: str, stage: int, *invocations: dict[str, Any]) -> lis
     starts = []
     remember_starts(phase_run, starts)
     config = override(recipe("digits"), settings)
-    done = [
-        run(config, Options(f"ds_configs/zero{stage}.json", out=folder, **words)) for words in invocations
-    ]
+    done = [run(config, Options(f"ds_configs/zero{stage}.json", out=folder, **words)) for words in invocations]
     if distributed.is_main():
         torch.save(starts, Path(folder) / "starts.pt")
     return done
@@ -64,9 +62,7 @@ def remember_starts(phase_run: Any, starts: list[Any]) -> None:
         def __init__(self, context: Any, phase: Phase, start: Any) -> None:
             super().__init__(context, phase, start)
             held = self.engine.snapshot()
-            starts.append(
-                (phase.name, start.weights, start.optimizer_state, held.weights, held.optimizer_state)
-            )
+            starts.append((phase.name, start.weights, start.optimizer_state, held.weights, held.optimizer_state))
 
     from dist_prune.training import loop as trainer
 
@@ -85,9 +81,7 @@ def test_the_second_phase_inherits_weights_and_momentum_and_half_of_the_network(
     assert len(residual_blocks(small)) == 3
     assert summary["macs_ratio"] == evals[1]["macs_ratio"] < 0.6 < evals[0]["macs_ratio"] == 1.0
 
-    (_, none, _, _, no_momentum), (name, weights, momentum, held, held_momentum) = torch.load(
-        tmp_path / "starts.pt"
-    )
+    (_, none, _, _, no_momentum), (name, weights, momentum, held, held_momentum) = torch.load(tmp_path / "starts.pt")
     assert (name, none, no_momentum) == ("cut", {}, {})
     assert set(weights) == set(small.state_dict())
     assert set(momentum) == {name for name, _ in small.named_parameters()}
@@ -100,8 +94,7 @@ def test_a_run_resumes_within_its_second_phase(tmp_path, data_folder):
     assert run_ranks(1, run_random_cut, str(tmp_path / "stopped"), 2, *invocations) == [[False, True]]
     assert run_ranks(1, run_random_cut, str(tmp_path / "straight"), 2, {}) == [[True]]
     stopped, straight = (
-        [record["loss/total"] for record in records(tmp_path / name, "train")]
-        for name in ("stopped", "straight")
+        [record["loss/total"] for record in records(tmp_path / name, "train")] for name in ("stopped", "straight")
     )
     assert stopped == pytest.approx(straight, rel=1e-5)
 

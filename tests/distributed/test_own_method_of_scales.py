@@ -75,9 +75,7 @@ class SparseScales(Method):
 
 
 @every_plan
-def test_scales_are_clamped_thresholded_pruned_and_fine_tuned_alike_at_every_stage(
-    plan, tmp_path, data_folder
-):
+def test_scales_are_clamped_thresholded_pruned_and_fine_tuned_alike_at_every_stage(plan, tmp_path, data_folder):
     settings = ("lr=0.3", "method_args.shrinkage=0.02", "method_args.threshold=0.885")
     summary = assert_same_at_every_stage(SparseScales, tmp_path, plan, *settings)
     small = dist_prune.load_sliced(tmp_path / "ranks2" / "stage3" / "sliced")

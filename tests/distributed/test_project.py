@@ -49,9 +49,7 @@ def network() -> nn.Module:
     torch.manual_seed(3)
     # 5 and 7 channels: the ranks do not divide what ZeRO 3 partitions
     convolutions = [nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 7, 3), nn.BatchNorm2d(7), nn.ReLU()]
-    return nn.Sequential(
-        nn.Sequential(*convolutions), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 10)
-    )
+    return nn.Sequential(nn.Sequential(*convolutions), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 10))
 
 
 def steps_of(phase_class: type[Phase], stage: int, steps: int = 3) -> Any:

@@ -126,9 +126,7 @@ class Ranks:
             process.join()
 
 
-def _rank(
-    rank: int, world_size: int, port: int, error: Path, words: list[str], sabotage: Sabotage | None
-) -> None:
+def _rank(rank: int, world_size: int, port: int, error: Path, words: list[str], sabotage: Sabotage | None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where drills run under nohup
     with open(error, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 2)

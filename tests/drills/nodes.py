@@ -95,9 +95,9 @@ class Node:
         mine, found = os.readlink(f"/proc/{self.pid}/ns/pid"), 0
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                found += os.readlink(entry / "ns/pid") == mine and program in (
-                    entry / "cmdline"
-                ).read_text().replace("\0", " ")
+                found += os.readlink(entry / "ns/pid") == mine and program in (entry / "cmdline").read_text().replace(
+                    "\0", " "
+                )
             except OSError:  # has ended meanwhile
                 continue
         return found
@@ -135,9 +135,7 @@ class Cluster:
         self.nodes = [self._node(f"node-{n}", f"10.77.0.{n}") for n in (1, 2)]
         hosts = self._folder / "hosts"
         known = {"localhost": "127.0.0.1", **{n.name: n.address for n in self.nodes}, "node-3": "10.77.0.3"}
-        hosts.write_text(
-            "".join(f"{address} {name}\n" for name, address in known.items())
-        )  # there is no node-3
+        hosts.write_text("".join(f"{address} {name}\n" for name, address in known.items()))  # there is no node-3
         for node in self.nodes:
             cable = ["type", "veth", "peer", "eth0", "netns", str(node.pid)]
             self._ip("link", "add", node.name, "master", "switch", *cable)
@@ -145,9 +143,7 @@ class Cluster:
             node.run("ip", "address", "add", f"{node.address}/24", "dev", "eth0")
             node.run("ip", "link", "set", "eth0", "up")
             node.run("mount", "--bind", str(hosts), "/etc/hosts")
-            node.run(
-                "mount", "--bind", "/dev/null", "/etc/resolv.conf"
-            )  # no name server: do not wait for one
+            node.run("mount", "--bind", "/dev/null", "/etc/resolv.conf")  # no name server: do not wait for one
 
     def cable(self, node: Node, state: str) -> None:
         """Plug the cable of a node into the switch ("up") or pull it out ("down"): nobody is told."""

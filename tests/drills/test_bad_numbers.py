@@ -49,14 +49,10 @@ CASES = [(ds, what) for ds in ("zero0", "zero1", "zero2", "zero3") for what in (
 def test_a_bad_step_of_one_rank_changes_nothing_on_any_rank(launch, tmp_path, ds, what):
     folder = tmp_path / "run"
     settings = ("checkpoint_every=1", "keep_checkpoints=10", "target_macs=0.6")
-    ranks = launch(
-        folder, "--max_steps", "5", ds=ds, settings=settings, sabotage={1: AtStep(3, Poison(what))}
-    )
+    ranks = launch(folder, "--max_steps", "5", ds=ds, settings=settings, sabotage={1: AtStep(3, Poison(what))})
     assert ranks.wait() == [3, 3], ranks.told()
     before, after, next_one = (checkpoint(folder, step) for step in (2, 3, 4))
-    assert all(torch.equal(before[name], after[name]) for name in before), (
-        "weights, buffers and the gates' budget"
-    )
+    assert all(torch.equal(before[name], after[name]) for name in before), "weights, buffers and the gates' budget"
     assert any(not torch.equal(after[name], next_one[name]) for name in after), "and then training continues"
     assert all(tensor.isfinite().all() for tensor in next_one.values())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -121,9 +121,7 @@ def test_with_bad_data_skip_the_samples_of_a_damaged_shard_are_left_out_and_coun
     assert any(SHARD in line for line in told)
 
 
-def test_a_rank_that_cannot_read_ends_all_with_one_line(
-    launch, resume, straight_on_photographs, photographs, tmp_path
-):
+def test_a_rank_that_cannot_read_ends_all_with_one_line(launch, resume, straight_on_photographs, photographs, tmp_path):
     folder = tmp_path / "run"
     data = ("--data", str(photographs))
     ranks = launch(folder, *data, sabotage={1: AtStep(4, CannotRead())})

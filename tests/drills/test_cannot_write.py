@@ -26,9 +26,7 @@ class CannotSync:
         os.fsync = refuse
 
 
-def test_a_disk_that_fails_as_a_checkpoint_is_written_ends_the_run_with_one_line(
-    launch, resume, straight, tmp_path
-):
+def test_a_disk_that_fails_as_a_checkpoint_is_written_ends_the_run_with_one_line(launch, resume, straight, tmp_path):
     folder = tmp_path / "run"
     ranks = launch(folder, sabotage={0: AtStep(4, CannotSync())})
     told = ranks.last_words(1, 1)

@@ -28,9 +28,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("damage", "name"), [(cut, "optimizer.safetensors"), (flip_a_bit, "model.safetensors")]
-)
+@pytest.mark.parametrize(("damage", "name"), [(cut, "optimizer.safetensors"), (flip_a_bit, "model.safetensors")])
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(resume, straight, tmp_path, damage, name):
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)

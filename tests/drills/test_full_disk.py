@@ -56,22 +56,16 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_roo
     (small_disk / "run").mkdir()
     ranks = launch(folder, sabotage={0: AtStep(4, Fill(small_disk, free))})
     told = ranks.last_words(1, 1)
-    assert told.startswith(
-        f"error: cannot write to the run folder {folder}: No space left on device; make room (0."
-    )
+    assert told.startswith(f"error: cannot write to the run folder {folder}: No space left on device; make room (0.")
     found, passed_over = load_newest(folder / "checkpoints")
     assert (found.progress.step, passed_over) == (2, [])
-    assert not list((folder / "checkpoints").glob(".*")), (
-        "what could not be written is gone, and its room is free"
-    )
+    assert not list((folder / "checkpoints").glob(".*")), "what could not be written is gone, and its room is free"
     (small_disk / "filling").unlink()
     resume(folder)
     assert_same_course(folder, straight)
 
 
-def test_a_disk_that_turns_read_only_ends_the_run_with_one_line(
-    launch, resume, straight, small_disk, tmp_path
-):
+def test_a_disk_that_turns_read_only_ends_the_run_with_one_line(launch, resume, straight, small_disk, tmp_path):
     folder = tmp_path / "run"
     folder.symlink_to(small_disk / "run")
     (small_disk / "run").mkdir()

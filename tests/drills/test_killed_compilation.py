@@ -25,9 +25,7 @@ def start(folder: Path, data_home: Path) -> subprocess.Popen[str]:
     }
     words = [sys.executable, "launch/train.py", "--ds_config", "ds_configs/zero2.json"]
     words += ["--out", str(folder / "run"), "--max_steps", "1", "--set", *SETTINGS]
-    return subprocess.Popen(
-        words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def test_the_start_after_a_killed_compilation_compiles_and_trains(data_home, tmp_path):

@@ -83,15 +83,11 @@ class AskForMuch:
 
 
 @LONG
-def test_a_rank_without_memory_says_which_setting_to_lower_and_ends_the_others(
-    launch, resume, straight, tmp_path
-):
+def test_a_rank_without_memory_says_which_setting_to_lower_and_ends_the_others(launch, resume, straight, tmp_path):
     folder = tmp_path / "run"
     ranks = launch(folder, sabotage={1: AtStep(4, AskForMuch())})
     told = ranks.last_words(1, 1)
-    assert told.startswith(
-        "error: rank 1 is out of memory: lower train_micro_batch_size_per_gpu in the DeepSpeed"
-    )
+    assert told.startswith("error: rank 1 is out of memory: lower train_micro_batch_size_per_gpu in the DeepSpeed")
     resume(folder)
     assert_same_course(folder, straight)
 

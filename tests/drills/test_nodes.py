@@ -42,9 +42,7 @@ def cluster(tmp_path) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def environment(data_home) -> dict[str, str]:
     """What every job is given. Ranks of a launcher around the tests are none of ours."""
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     path = f"{BIN}{os.pathsep}{kept['PATH']}"
     return kept | {"PATH": path, "DIST_PRUNE_DATA": str(data_home), "OMP_NUM_THREADS": "1"}
 
@@ -118,9 +116,7 @@ def test_a_lost_node_ends_the_other_with_one_line_and_the_run_goes_on_elsewhere(
     assert first.wait(30) == 1
     print(f"{how}: told after {told:.1f} s, ended after {time.monotonic() - since:.1f} s")
     (line,) = first.errors()
-    assert re.match(
-        rf"rank 1 \(process \d+ on node-2\) has {SEEN[how]}, or its node .*; continue with --resume$", line
-    )
+    assert re.match(rf"rank 1 \(process \d+ on node-2\) has {SEEN[how]}, or its node .*; continue with --resume$", line)
     if how == "cut off":  # that node is alive, and has lost the other
         assert second.wait(30) == 1
         (line,) = second.errors()
@@ -143,9 +139,7 @@ def undisturbed(launch, tmp_path) -> Callable[[int], list[tuple[int, float]]]:
     return run
 
 
-def test_sigterm_to_the_launcher_of_one_node_stops_and_saves_both_and_the_run_goes_on(
-    torchrun, undisturbed, tmp_path
-):
+def test_sigterm_to_the_launcher_of_one_node_stops_and_saves_both_and_the_run_goes_on(torchrun, undisturbed, tmp_path):
     folder = tmp_path / "run"
     jobs = torchrun(folder, settings=LONG)
     wait_for(trained(folder, 2), jobs[0])
@@ -158,9 +152,7 @@ def test_sigterm_to_the_launcher_of_one_node_stops_and_saves_both_and_the_run_go
         assert job.errors() == []
     print(f"torchrun: from signal to saved {saved:.1f} s, to exit {time.monotonic() - since:.1f} s")
     stopped = status(folder)
-    assert (stopped["state"], stopped["reason"]) == ("stopped", "received SIGTERM"), (
-        "whichever rank received it"
-    )
+    assert (stopped["state"], stopped["reason"]) == ("stopped", "received SIGTERM"), "whichever rank received it"
     for job in torchrun(folder, "--resume", "--max_steps", "2", settings=LONG):
         assert job.wait(START) == 1
     assert losses(folder) == undisturbed(stopped["last_step"] + 2)

@@ -16,14 +16,10 @@ pytestmark = pytest.mark.drill
 
 def assert_nearly_same_course(folder: Path, straight: Path) -> None:
     """Other ranks add up in another order: losses and weights agree within what rounding grows to in six steps."""
-    assert [loss for _, loss in losses(folder)] == pytest.approx(
-        [loss for _, loss in losses(straight)], rel=1e-4
-    )
+    assert [loss for _, loss in losses(folder)] == pytest.approx([loss for _, loss in losses(straight)], rel=1e-4)
     (mine, _), (theirs, _) = load_newest(folder / "checkpoints"), load_newest(straight / "checkpoints")
     for name, state in theirs.model.optimizer_state.items():  # norms have seen as many batches as ranks made
-        torch.testing.assert_close(
-            mine.model.weights[name], theirs.model.weights[name], rtol=1e-3, atol=1e-4, msg=name
-        )
+        torch.testing.assert_close(mine.model.weights[name], theirs.model.weights[name], rtol=1e-3, atol=1e-4, msg=name)
         torch.testing.assert_close(mine.model.optimizer_state[name], state, rtol=1e-2, atol=1e-3, msg=name)
 
 
@@ -38,9 +34,7 @@ def test_a_run_goes_on_from_two_ranks_to_one_and_to_four(launch, tmp_path):
     ranks = launch(straight, *words, "--max_steps", "6", settings=settings)
     assert ranks.wait() == [3, 3], ranks.told()
     for world_size in (2, 1, 4):
-        ranks = launch(
-            folder, *words, "--resume", "--max_steps", "2", settings=settings, world_size=world_size
-        )
+        ranks = launch(folder, *words, "--resume", "--max_steps", "2", settings=settings, world_size=world_size)
         assert ranks.wait() == [3] * world_size, ranks.told()
     assert_nearly_same_course(folder, straight)
 

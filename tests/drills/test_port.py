@@ -26,9 +26,7 @@ def test_a_port_in_use_is_one_line(launch, tmp_path, taken):
     assert codes == [2, None], "rank 1 waits for the launcher to end it"
     told = ranks.told()
     assert len(told) == 1, told
-    assert told[0].startswith(
-        f"error: rank 0 cannot meet the others at 127.0.0.1:{taken}: that port is in use; choose"
-    )
+    assert told[0].startswith(f"error: rank 0 cannot meet the others at 127.0.0.1:{taken}: that port is in use; choose")
     assert not (tmp_path / "run").exists()
 
 

@@ -16,9 +16,7 @@ pytestmark = pytest.mark.drill
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_rank_killed_at_a_random_step_costs_nothing_that_was_saved(
-    launch, resume, straight, tmp_path, seed
-):
+def test_a_rank_killed_at_a_random_step_costs_nothing_that_was_saved(launch, resume, straight, tmp_path, seed):
     chance = random.Random(seed)
     folder, victim, step = tmp_path / "run", chance.randrange(2), chance.randint(1, 6)
     ranks = launch(folder, "--max_steps", "6", sabotage={victim: AtStep(step, SignalToSelf(signal.SIGKILL))})

@@ -60,9 +60,7 @@ def _fields(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _fields(field, f"{prefix}{name}.")
 
 
-FIELDS = dict(_fields(recipe("digits").model_dump(mode="json"))) | {
-    f"model_args.{n}": 1 for n in ("width", "depth")
-}
+FIELDS = dict(_fields(recipe("digits").model_dump(mode="json"))) | {f"model_args.{n}": 1 for n in ("width", "depth")}
 OPTIONS = (
     "--recipe", "--data", "--out", "--resume", "--max_steps", "--max_hours", "--set", "--local_rank", "--ds_config",
     "--max-steps", "--", "-h", "-", "--=", "--set=", "--recipe=digits",
@@ -78,22 +76,14 @@ def setting(chance: Random) -> str:
     if key == "model":
         return f"{written}={chance.choice(MODELS)}"
     kind = chance.randrange(4)
-    new = (
-        near(FIELDS[key], chance)
-        if kind < 2
-        else mutate_json(FIELDS[key], chance)
-        if kind == 2
-        else value(chance)
-    )
+    new = near(FIELDS[key], chance) if kind < 2 else mutate_json(FIELDS[key], chance) if kind == 2 else value(chance)
     text = new if isinstance(new, str) else json.dumps(new)
     text = text.replace("pipe:", "pine:")  # whoever types a pipe means it
     return f"{written}{chance.choice(('=', '=', '=', '=', '=', '=', ' ', '=='))}{text}"
 
 
 def option(chance: Random) -> str:
-    return chance.choice(
-        (chance.choice(OPTIONS), setting(chance), str(value(chance)).replace("pipe:", "pine:")[:200])
-    )
+    return chance.choice((chance.choice(OPTIONS), setting(chance), str(value(chance)).replace("pipe:", "pine:")[:200]))
 
 
 def options(m: Material, folder: Path, chance: Random) -> Words:
@@ -135,16 +125,10 @@ def sliced(m: Material, folder: Path, chance: Random) -> Words:
     if chance.random() < 0.6:
         config = json.loads((here / "config.json").read_text())
         if chance.random() < 0.2:
-            config["builder"] = chance.choice(
-                (*MODELS, *(f"torchvision/{name}" for name in MODELS), "timm/resnet10t")
-            )
+            config["builder"] = chance.choice((*MODELS, *(f"torchvision/{name}" for name in MODELS), "timm/resnet10t"))
         if chance.random() < 0.2:
-            name = chance.choice(
-                ("weights", "checkpoint_path", "pretrained", "pretrained_cfg", "file", "block")
-            )
-            config["arguments"][name] = chance.choice(
-                (True, "DEFAULT", "/tmp/x.pth", {"file": "/tmp/x.pth"}, "a.b")
-            )
+            name = chance.choice(("weights", "checkpoint_path", "pretrained", "pretrained_cfg", "file", "block"))
+            config["arguments"][name] = chance.choice((True, "DEFAULT", "/tmp/x.pth", {"file": "/tmp/x.pth"}, "a.b"))
         (here / "config.json").write_bytes(json_bytes(config, chance))
     else:
         _damage(here / "model.safetensors", chance)
@@ -176,11 +160,7 @@ def checkpoint(m: Material, folder: Path, chance: Random) -> Words:
 
 def run_folder(m: Material, folder: Path, chance: Random) -> Words:
     shutil.copytree(m.run, folder / "run")
-    path = (
-        folder
-        / "run"
-        / chance.choice(("config.json", "config.json", "status.json", "metrics.jsonl", "mask.json"))
-    )
+    path = folder / "run" / chance.choice(("config.json", "config.json", "status.json", "metrics.jsonl", "mask.json"))
     if path.suffix == ".json":
         path.write_bytes(json_bytes(json.loads(path.read_text()), chance))
     else:
@@ -333,9 +313,7 @@ def _command(words: Words) -> Callable[[], None]:
 
 def run_there(words: Words, folder: Path, seconds: float = 300) -> tuple[str, str]:
     """Run a command line in a process of its own; as ``run_here``."""
-    program = (
-        ["launch/train.py", *words[1:]] if words[0] == "train" else ["-m", "dist_prune.cli.main", *words]
-    )
+    program = ["launch/train.py", *words[1:]] if words[0] == "train" else ["-m", "dist_prune.cli.main", *words]
     if words[0] != "train":
         program = ["-c", "from dist_prune.cli.main import main; main()", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
@@ -356,9 +334,7 @@ def run_there(words: Words, folder: Path, seconds: float = 300) -> tuple[str, st
 def judge(code: int, told: str) -> tuple[str, str]:
     """The outcome of a command that left with ``code`` and told this on standard error."""
     lines = [line for line in told.replace("\r", "\n").splitlines() if line.strip()]
-    rest = [
-        line for line in lines if not line.startswith(("skipped: ", "step ")) and "samples/s]" not in line
-    ]
+    rest = [line for line in lines if not line.startswith(("skipped: ", "step ")) and "samples/s]" not in line]
     if "Traceback" in told or code not in (0, 1, 2, 3):
         return "finding", f"exit code {code}\n{told}"
     if code in (0, 3):

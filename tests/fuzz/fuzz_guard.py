@@ -77,9 +77,7 @@ def _under(name: str) -> bool:
 def _is_ours(code: Any) -> bool:
     """Whether code comes from a module, or is what the standard library makes of a class's fields."""
     name = getattr(code, "co_filename", "?")
-    if (
-        name == "<string>"
-    ):  # dataclasses, namedtuple and the like, never from data: those are called from a library
+    if name == "<string>":  # dataclasses, namedtuple and the like, never from data: those are called from a library
         caller = sys._getframe(3).f_code.co_filename
         return caller.startswith(tuple(sysconfig.get_paths().values())) or _under("<frozen importlib")
     return name.startswith(_TRUSTED) or "namedtuple" in name or name.startswith("<eval_with_key>")

@@ -47,9 +47,7 @@ def near(old: Any, chance: Random) -> Any:
         return chance.choice((old + 1, old - 1, -old, old * 2, old * 1000, old / 2, float(old), str(old)))
     if isinstance(old, str):
         at = chance.randrange(len(old) + 1)
-        return chance.choice(
-            (old[:at] + old[at + 1 :], old[:at] + "é" + old[at:], old.upper(), old * 2, [old])
-        )
+        return chance.choice((old[:at] + old[at + 1 :], old[:at] + "é" + old[at:], old.upper(), old * 2, [old]))
     if isinstance(old, list):
         return chance.choice((old[1:], old + old, old[::-1], [old], dict(enumerate(map(str, old)))))
     return value(chance)
@@ -65,9 +63,7 @@ def mutate_json(document: Any, chance: Random) -> Any:
         if kind == 0 and isinstance(container, dict):
             del container[key]
         elif kind == 1 and isinstance(container, dict):
-            container[str(near(key, chance) if chance.random() < 0.7 else value(chance))[:100]] = (
-                container.pop(key)
-            )
+            container[str(near(key, chance) if chance.random() < 0.7 else value(chance))[:100]] = container.pop(key)
         elif kind == 2 and isinstance(old, dict):
             old[str(value(chance))[:100]] = value(chance)
         elif kind <= 3:
@@ -84,9 +80,7 @@ def _places(holder: list[Any]) -> list[tuple[Any, Any]]:
         container = waiting.pop()
         keys = list(container) if isinstance(container, dict) else list(range(len(container)))
         found += [(container, key) for key in keys]
-        waiting += [
-            container[key] for key in keys if isinstance(container[key], (dict, list)) and container[key]
-        ]
+        waiting += [container[key] for key in keys if isinstance(container[key], (dict, list)) and container[key]]
     return found
 
 

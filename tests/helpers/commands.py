@@ -73,9 +73,7 @@ class Forked:
         program = words[0] if callable(words[0]) else _program
         arguments = words[1:] if callable(words[0]) else [str(word) for word in words]
         begin = functools.partial(_begin, variables, cwd, self._files, program, arguments)
-        self.process = FORKSERVER.Process(
-            target=begin
-        )  # no daemon: those may not have workers that read data
+        self.process = FORKSERVER.Process(target=begin)  # no daemon: those may not have workers that read data
         self.process.start()
 
     def wait(self, seconds: float = LIMIT) -> Finished:
@@ -112,9 +110,7 @@ def run_forked_ranks(
         "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
-    variables = [
-        environment(data_home, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(world_size)
-    ]
+    variables = [environment(data_home, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(world_size)]
     ranks = [Forked(*words, variables=of_rank, cwd=cwd) for of_rank in variables]
     try:
         return [rank.wait(seconds) for rank in ranks]

@@ -19,9 +19,7 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["dist_prune.training.run", "zeus.device.cpu.rapl"])
 
 
-def run_ranks(
-    world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 300
-) -> list[Any]:
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 300) -> list[Any]:
     """Call ``function(*arguments)`` on each of ``world_size`` gloo ranks and return their results by rank.
 
     ``function`` must be importable (a module-level function). Raises AssertionError with the first failing
@@ -33,9 +31,7 @@ def run_ranks(
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         settings = (environment, folder, function, arguments)
-        ranks = [
-            FORKSERVER.Process(target=_rank, args=(r, *settings), daemon=True) for r in range(world_size)
-        ]
+        ranks = [FORKSERVER.Process(target=_rank, args=(r, *settings), daemon=True) for r in range(world_size)]
         for process in ranks:
             process.start()
         try:
@@ -62,9 +58,7 @@ def _report(folder: str, rank: int) -> str:
     return f"rank {rank} failed:\n" + (path.read_text() if path.exists() else "(without a word)")
 
 
-def _rank(
-    rank: int, environment: dict[str, str], folder: str, function: Callable[..., Any], arguments: Any
-) -> None:
+def _rank(rank: int, environment: dict[str, str], folder: str, function: Callable[..., Any], arguments: Any) -> None:
     os.environ.clear()  # of the process that this one was forked from, which may be older than the test
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     import torch

@@ -97,9 +97,7 @@ def mask_closing(gated: nn.Module, closed: Iterable[str]) -> UnitMask:
     """The mask that closes exactly the sites called ``closed``."""
     closed, all_sites = set(closed), sites(gated)
     assert closed <= {site.name for site in all_sites}
-    return UnitMask.of(
-        {s.name: () if s.name in closed else tuple(range(s.units)) for s in all_sites}, all_sites
-    )
+    return UnitMask.of({s.name: () if s.name in closed else tuple(range(s.units)) for s in all_sites}, all_sites)
 
 
 def random_mask(gated: nn.Module, seed: int) -> UnitMask:

@@ -60,9 +60,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def serving(
-    application: Callable, handler: type[WSGIRequestHandler] = _Quiet
-) -> Iterator[tuple[str, Faulty]]:
+def serving(application: Callable, handler: type[WSGIRequestHandler] = _Quiet) -> Iterator[tuple[str, Faulty]]:
     """Serve an application on a free port; gives its URL and its faults."""
     faulty = Faulty(application)
     server = make_server("127.0.0.1", 0, faulty, threaded=True, request_handler=handler)

@@ -98,9 +98,7 @@ def test_a_mistake_in_the_ds_config_is_one_line(refused, tmp_path, content, expe
 
 def test_a_folder_without_images_is_refused_when_shards_are_made(forked, tmp_path):
     (tmp_path / "empty").mkdir()
-    done = forked(
-        "dist-prune", "shards", "make", "imagefolder", tmp_path / "empty", "--out", tmp_path / "out"
-    )
+    done = forked("dist-prune", "shards", "make", "imagefolder", tmp_path / "empty", "--out", tmp_path / "out")
     assert done.code == 2
     assert len(done.lines) == 1
     assert "Traceback" not in done.err

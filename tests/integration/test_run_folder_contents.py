@@ -37,9 +37,7 @@ def test_records_have_the_keys_and_values_of_the_contract(finished_run):
     assert summary["max_abs_difference"] <= 1e-5
     assert summary["macs_ratio"] == summary["macs"] / summary["macs_dense"]
     measured = bool(summary["energy_sensors"])  # few machines have a sensor
-    assert all(
-        (r["energy_joules"] is None) != measured and r["energy_joules"] != 0 for r in [*evals, summary]
-    )
+    assert all((r["energy_joules"] is None) != measured and r["energy_joules"] != 0 for r in [*evals, summary])
     assert summary["accuracy_sliced"] == summary["accuracy_consensus"]
 
 

@@ -74,9 +74,7 @@ def test_what_a_server_holds_comes_whole(place, digits, tmp_path):
         assert fetch_all(open_store(location, cache_dir=tmp_path)) == content(digits)
 
 
-@pytest.mark.parametrize(
-    "faults", [["503", "503"], ["cut"], ["503", "cut", "503"], ["slow"], ["stall"], ["silence"]]
-)
+@pytest.mark.parametrize("faults", [["503", "503"], ["cut"], ["503", "cut", "503"], ["slow"], ["stall"], ["silence"]])
 def test_failures_that_pass_change_nothing(place, digits, tmp_path, faults):
     url, server = place
     server.faults["_info.json"] = ["503"]

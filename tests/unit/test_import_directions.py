@@ -32,9 +32,7 @@ ALLOWED = {
 }
 WIRING = {"cli", "__main__"}  # these may import anything
 USE_SHARDS = {"data", *WIRING}
-FILES = sorted(
-    path.relative_to(ROOT) for top in ("dist_prune", "data_tools") for path in (ROOT / top).rglob("*.py")
-)
+FILES = sorted(path.relative_to(ROOT) for top in ("dist_prune", "data_tools") for path in (ROOT / top).rglob("*.py"))
 MODULES = {".".join(path.with_suffix("").parts) for path in FILES}
 
 
@@ -109,9 +107,7 @@ def test_imports_point_downward(part):
 def test_no_files_import_each_other_in_a_circle():
     """Type-checking imports included: a file in a circle cannot be read on its own."""
     graph = {
-        ".".join(path.with_suffix("").parts): imports_of(path) & MODULES
-        for path in FILES
-        if path.name != "__init__.py"
+        ".".join(path.with_suffix("").parts): imports_of(path) & MODULES for path in FILES if path.name != "__init__.py"
     }
     # Files that import nothing that is left cannot be in a circle.
     while leaves := {name for name, imported in graph.items() if not imported & graph.keys()}:

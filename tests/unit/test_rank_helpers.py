@@ -36,9 +36,7 @@ def test_buffers_that_all_ranks_compute_alike_are_not_averaged(monkeypatch):
     head, norm = BernoulliThreshold(3), nn.BatchNorm1d(3)
     head.mean.fill_(1)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(
-        distributed, "all_reduce_sum", lambda total: 4 * total
-    )  # another rank has three times as much
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda total: 4 * total)  # another rank has three times as much
     monkeypatch.setattr(distributed.dist, "broadcast", lambda *_, **__: None)
     buffers = {name: buffer.clone() for name, buffer in head.named_buffers()}
     distributed.average_buffers(nn.Sequential(head, norm))

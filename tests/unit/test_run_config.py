@@ -244,7 +244,5 @@ def test_a_config_does_not_change_and_knows_its_fields():
 
 
 def test_a_config_survives_json():
-    c = config(
-        polarization=Ramp(end=2, to_epoch=3), model_args={"width": 8}, gates=GatesConfig(open_bias=None)
-    )
+    c = config(polarization=Ramp(end=2, to_epoch=3), model_args={"width": 8}, gates=GatesConfig(open_bias=None))
     assert RunConfig.model_validate_json(c.model_dump_json()) == c

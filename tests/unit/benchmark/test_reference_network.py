@@ -36,9 +36,7 @@ def sliced(plain, position: str, share: float, seed: int = 0):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("name", "position"),
-    [(name, position) for name in NETWORKS for position in ("layer", "between")][
-        :-1
-    ],  # its channels are grouped
+    [(name, position) for name in NETWORKS for position in ("layer", "between")][:-1],  # its channels are grouped
 )
 def test_with_the_weights_of_the_sliced_network_it_has_its_outputs(name, position):
     plain = shaken(NETWORKS[name]()).eval()

@@ -41,9 +41,7 @@ def tensors_of(state: TrainState) -> dict[str, torch.Tensor]:
 
 def same(a: TrainState, b: TrainState) -> bool:
     x, y = tensors_of(a), tensors_of(b)
-    same_tensors = x.keys() == y.keys() and all(
-        torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x
-    )
+    same_tensors = x.keys() == y.keys() and all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
     return same_tensors and a.as_json() == b.as_json()
 
 
@@ -81,23 +79,17 @@ def test_a_state_without_optimizer_round_trips(folder):
 def rewrite(path, **changes) -> None:
     """Change state.json and vouch for it."""
     data = {**json.loads((path / "state.json").read_text()), **changes}
-    (path / "state.json").write_text(
-        json.dumps({key: value for key, value in data.items() if value != "gone"})
-    )
+    (path / "state.json").write_text(json.dumps({key: value for key, value in data.items() if value != "gone"}))
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["state.json"] = module._fingerprint(path / "state.json")
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(("version", "said"), [("gone", 1), (3, 3)])
-def test_a_checkpoint_of_another_format_is_refused_by_its_version_and_no_older_one_is_taken(
-    folder, version, said
-):
+def test_a_checkpoint_of_another_format_is_refused_by_its_version_and_no_older_one_is_taken(folder, version, said):
     save_checkpoint(folder, state(1))
     rewrite(save_checkpoint(folder, state(2)), version=version)
-    with pytest.raises(
-        UserError, match=f"step-00000002 cannot be used: its format is version {said}, this program"
-    ):
+    with pytest.raises(UserError, match=f"step-00000002 cannot be used: its format is version {said}, this program"):
         load_newest(folder)
 
 
@@ -113,11 +105,7 @@ PROGRESS = state(1).as_json()["progress"]
         {"finished": []},
         {"finished": {"gated": {"epochs_run": 1, "decision": {"kind": "units"}}}},
         {"finished": {"gated": {"epochs_run": 1, "decision": {"kind": "feelings"}}}},
-        {
-            "finished": {
-                "other": {"epochs_run": 1, "decision": {"kind": "weights", "weights": [{"name": "w"}]}}
-            }
-        },
+        {"finished": {"other": {"epochs_run": 1, "decision": {"kind": "weights", "weights": [{"name": "w"}]}}}},
         {"energy_run": 3},
         {"more": 1},
     ],

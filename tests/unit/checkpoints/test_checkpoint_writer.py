@@ -16,9 +16,7 @@ DATA = {"fingerprint": "abc", "shard_lengths": {}}
 
 
 def writer(every=None, minutes=None) -> CheckpointWriter:
-    config = SimpleNamespace(
-        checkpoint_every=every, checkpoint_minutes=minutes, keep_best=False, keep_checkpoints=2
-    )
+    config = SimpleNamespace(checkpoint_every=every, checkpoint_minutes=minutes, keep_best=False, keep_checkpoints=2)
     return CheckpointWriter(None, config, contextlib.nullcontext)
 
 

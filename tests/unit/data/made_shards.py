@@ -49,9 +49,7 @@ def encoded(pixels: np.ndarray, form: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def members_of(
-    format: str, images: Sequence[np.ndarray], labels: np.ndarray, number: int, start: int
-) -> list:
+def members_of(format: str, images: Sequence[np.ndarray], labels: np.ndarray, number: int, start: int) -> list:
     if format == "raw":
         arrays = (("images", np.stack(images)), ("labels", labels.astype(np.int64)))
         return [(f"train-{number:06d}.{name}.npy", npy(array)) for name, array in arrays]

@@ -65,9 +65,7 @@ def wrong_label(folder: Path) -> str:
 
 def label_in_words(folder: Path) -> str:
     replace(shard(folder), "train-00000025.cls", "\N{SUPERSCRIPT TWO}".encode())
-    return (
-        f"{shard(folder)}, sample train-00000025: label '\N{SUPERSCRIPT TWO}' is none of the classes 0 to 9"
-    )
+    return f"{shard(folder)}, sample train-00000025: label '\N{SUPERSCRIPT TWO}' is none of the classes 0 to 9"
 
 
 def endless_label(folder: Path) -> str:
@@ -76,16 +74,12 @@ def endless_label(folder: Path) -> str:
 
 
 def no_label(folder: Path) -> str:
-    write_tar(
-        shard(folder), [member for member in read_tar(shard(folder)) if member[0] != "train-00000025.cls"]
-    )
+    write_tar(shard(folder), [member for member in read_tar(shard(folder)) if member[0] != "train-00000025.cls"])
     return f"{shard(folder)}, sample train-00000025 lacks its image or its label"
 
 
 @both
-@pytest.mark.parametrize(
-    "spoil", [damage_image, empty_image, wrong_label, label_in_words, endless_label, no_label]
-)
+@pytest.mark.parametrize("spoil", [damage_image, empty_image, wrong_label, label_in_words, endless_label, no_label])
 def test_a_bad_sample_is_an_error_in_one_line_or_is_left_out_and_told(folder, workers, spoil, capfd):
     message = spoil(folder)
     with pytest.raises(ShardError) as caught:
@@ -117,9 +111,7 @@ def remove_shard(folder: Path) -> str:
 
 @both
 @pytest.mark.parametrize("spoil", [cut_shard, remove_shard])
-def test_a_bad_shard_is_an_error_or_all_of_its_samples_are_left_out_and_it_is_told_once(
-    folder, workers, spoil, capfd
-):
+def test_a_bad_shard_is_an_error_or_all_of_its_samples_are_left_out_and_it_is_told_once(folder, workers, spoil, capfd):
     message = spoil(folder)
     with pytest.raises(ShardError, match=message):
         evaluate(data(folder, workers, "error"))
@@ -151,9 +143,7 @@ def test_training_batches_become_shorter_and_the_other_images_stay_what_they_wer
 
 
 @both
-def test_a_training_batch_of_which_nothing_is_left_is_an_error_because_other_ranks_wait_for_it(
-    folder, workers
-):
+def test_a_training_batch_of_which_nothing_is_left_is_an_error_because_other_ranks_wait_for_it(folder, workers):
     for path in folder.glob("toy-train-*.tar"):
         path.unlink()
     with pytest.raises(ShardError, match="all 8 images of a batch are unreadable: fix the data"):
@@ -184,9 +174,7 @@ def test_shards_are_looked_for_on_opening_unless_missing_ones_are_to_be_left_out
 
 def test_an_image_of_another_size_than_the_index_says_is_named(folder):
     write_index(read_index(folder).model_copy(update={"image_shape": (1, 4, 5)}))
-    with pytest.raises(
-        ShardError, match="sample train-00000000: the image is 4 x 4 pixels where the index says 5 x 4"
-    ):
+    with pytest.raises(ShardError, match="sample train-00000000: the image is 4 x 4 pixels where the index says 5 x 4"):
         evaluate(data(folder, bad_data="error"))
 
 
@@ -201,6 +189,4 @@ def test_what_nobody_foresaw_is_one_line_that_says_where_it_happened_under_any_p
     monkeypatch.setattr(Reader, "sample", sample)
     with pytest.raises(ReadingFailed) as caught:
         evaluate(data(folder, workers, policy))
-    assert str(caught.value).startswith(
-        "reading failed: RuntimeError: no idea (in sample, test_bad_data.py, line "
-    )
+    assert str(caught.value).startswith("reading failed: RuntimeError: no idea (in sample, test_bad_data.py, line ")

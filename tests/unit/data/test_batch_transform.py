@@ -81,9 +81,7 @@ def test_mixed_labels_are_the_shares_of_the_images(mixup, cutmix):
 
 def test_all_ranks_mix_a_global_batch_alike():
     mixing = transform(augment=AugmentConfig(mixup=0.4))
-    shares = {
-        mixing(noise(4, 4, 4, 3), torch.arange(4), draws(5, first))[1].max().item() for first in (0, 4, 8)
-    }
+    shares = {mixing(noise(4, 4, 4, 3), torch.arange(4), draws(5, first))[1].max().item() for first in (0, 4, 8)}
     assert len(shares) == 1
 
 

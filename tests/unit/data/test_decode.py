@@ -24,12 +24,10 @@ from dist_prune.data.decode import (
 def picture(width: int, height: int, channels: int = 3) -> np.ndarray:
     """A photograph of a kind: smooth, with some noise; (H, W, C)."""
     rng = np.random.RandomState(0)
-    coarse = Image.fromarray(rng.randint(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
-        (width, height), Image.BICUBIC
-    )
-    return np.clip(np.asarray(coarse).astype(int) + rng.randint(-8, 9, (height, width, 3)), 0, 255).astype(
-        np.uint8
-    )[..., :channels]
+    coarse = Image.fromarray(rng.randint(0, 256, (8, 8, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    return np.clip(np.asarray(coarse).astype(int) + rng.randint(-8, 9, (height, width, 3)), 0, 255).astype(np.uint8)[
+        ..., :channels
+    ]
 
 
 def whole(image: Size) -> Box:
@@ -41,9 +39,7 @@ def whole(image: Size) -> Box:
 def test_a_part_is_what_pillow_cuts_out_and_scales(box, channels):
     pixels = picture(90, 70, channels)
     found = decode_part(encoded(pixels), channels, Size(24, 32), lambda _: box)
-    cut = Image.open(io.BytesIO(encoded(pixels))).crop(
-        (box.left, box.top, box.left + box.width, box.top + box.height)
-    )
+    cut = Image.open(io.BytesIO(encoded(pixels))).crop((box.left, box.top, box.left + box.width, box.top + box.height))
     expected = np.asarray(cut.resize((32, 24), Image.BILINEAR)).reshape(24, 32, channels)
     assert found.shape == expected.shape
     assert found.dtype == np.uint8
@@ -148,9 +144,7 @@ def test_random_boxes_lie_inside_of_any_image(image):
 
 def test_random_boxes_are_distributed_as_those_of_torchvision():
     draws = np.random.RandomState(0).random_sample((4000, CROP_COLUMNS))
-    ours = np.array(
-        [random_box(Size(375, 500), draw) for draw in draws], dtype=float
-    )  # left, top, width, height
+    ours = np.array([random_box(Size(375, 500), draw) for draw in draws], dtype=float)  # left, top, width, height
     crop, image = RandomResizedCrop(224), Image.new("RGB", (500, 375))
     theirs = np.array([crop.get_params(image, crop.scale, crop.ratio) for _ in range(4000)], dtype=float)
     theirs = theirs[:, [1, 0, 3, 2]]

@@ -42,9 +42,7 @@ def train(images: ImageData, epoch: int = 0, rank: int = 0, world_size: int = 1,
     return list(images.train_batches(epoch, rank=rank, world_size=world_size, **options))
 
 
-def global_batches(
-    images: ImageData, epoch: int, world_size: int, micro_batch: int, global_batch: int, **options
-):
+def global_batches(images: ImageData, epoch: int, world_size: int, micro_batch: int, global_batch: int, **options):
     """What all ranks read together: (images, labels) of each step, in the order of the plan.
 
     ``images``: the data as each rank opens them, or all of them.
@@ -81,9 +79,7 @@ def test_ranks_and_workers_read_the_plan_also_after_an_interruption(folder, draw
     found, begin = [], 0
     for end in (draw.draw(st.integers(0, len(expected)), "interrupted before step"), len(expected)):
         world_size = draw.draw(st.sampled_from([1, 2, 4, 8]), "ranks")
-        micro_batch = draw.draw(
-            st.sampled_from([global_batch // 8, global_batch // world_size]), "micro-batch"
-        )
+        micro_batch = draw.draw(st.sampled_from([global_batch // 8, global_batch // world_size]), "micro-batch")
         workers = draw.draw(st.integers(0, 4), "workers")
         forking = draw.draw(st.sets(st.integers(0, world_size - 1), max_size=2), "ranks with workers")
         ranks = [data(folder, workers if rank in forking else 0, seed=seed) for rank in range(world_size)]

@@ -108,8 +108,7 @@ def test_the_order_of_today_is_that_of_tomorrow():
 def test_every_sample_of_a_single_shard_is_read_in_some_epoch():
     everything = {(0, row) for row in range(20)}
     left_out = [
-        everything - {sample for batch in reference((20,), 1, epoch, 16) for sample in batch}
-        for epoch in range(12)
+        everything - {sample for batch in reference((20,), 1, epoch, 16) for sample in batch} for epoch in range(12)
     ]
     assert all(len(tail) == 4 for tail in left_out)
     assert not set.intersection(*left_out)
@@ -155,8 +154,7 @@ def test_lanes_come_to_new_shards_one_after_another():
 def test_ranks_take_turns_within_a_global_batch():
     """The noise of stochastic gates is keyed by these rows (train_step)."""
     plans = [
-        TrainPlan((100,), seed=1, epoch=0, global_batch=24, micro_batch=4, rank=rank, world_size=3)
-        for rank in range(3)
+        TrainPlan((100,), seed=1, epoch=0, global_batch=24, micro_batch=4, rank=rank, world_size=3) for rank in range(3)
     ]
     assert plans[0].accumulation == 2
     for step, turn, rank in itertools.product(range(4), range(2), range(3)):

@@ -165,9 +165,7 @@ def no_palette() -> bytes:
     return data[:begin] + b"\0\0\0\2" + transparent + zlib.crc32(transparent).to_bytes(4, "big") + data[end:]
 
 
-@pytest.mark.parametrize(
-    ("format", "change"), [(f, change) for f, found in CHANGES.items() for change in found]
-)
+@pytest.mark.parametrize(("format", "change"), [(f, change) for f, found in CHANGES.items() for change in found])
 def test_what_verification_calls_whole_can_be_read_and_nothing_else(tmp_path, format, change):
     index = make(tmp_path, {"train": (IMAGES, LABELS, (3,))}, format)
     path = tmp_path / name(0)

@@ -45,11 +45,7 @@ def test_every_sample_is_had_by_its_number(path, format):
 
 
 def test_a_name_given_stands_in_the_messages(path, format):
-    assert (
-        open_shard(path, 20, format, "s3://bucket/toy.tar")
-        .place(3)
-        .startswith("s3://bucket/toy.tar, sample ")
-    )
+    assert open_shard(path, 20, format, "s3://bucket/toy.tar").place(3).startswith("s3://bucket/toy.tar, sample ")
 
 
 @pytest.mark.parametrize("expected", [19, 21])
@@ -134,9 +130,7 @@ class Poison:
 
 def test_a_pickle_beside_the_samples_is_passed_over(tmp_path):
     members = members_of("files", IMAGES, LABELS, 0, 0)
-    write_tar(
-        tmp_path / "toy.tar", [*members[:2], ("train-00000000.pyd", pickle.dumps(Poison())), *members[2:]]
-    )
+    write_tar(tmp_path / "toy.tar", [*members[:2], ("train-00000000.pyd", pickle.dumps(Poison())), *members[2:]])
     assert open_shard(tmp_path / "toy.tar", 20, "files").label(19) == "9"
 
 
@@ -179,9 +173,7 @@ def test_the_header_of_an_array_is_data(tmp_path, header):
     magic = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
     data = magic + header + IMAGES.tobytes()
     write_tar(tmp_path / "toy.tar", [("a.images.npy", data), ("a.labels.npy", npy(LABELS))])
-    refused(
-        tmp_path / "toy.tar", "raw", r"^damaged shard .*: a\.images\.npy (cannot be|holds|has not the size)"
-    )
+    refused(tmp_path / "toy.tar", "raw", r"^damaged shard .*: a\.images\.npy (cannot be|holds|has not the size)")
 
 
 def test_an_array_that_claims_to_be_larger_than_its_member_is_noticed(tmp_path):
@@ -264,8 +256,6 @@ def test_a_sample_that_lacks_its_image_or_its_label_is_named_when_it_is_asked_fo
     write_tar(tmp_path / "toy.tar", members)
     shard = open_shard(tmp_path / "toy.tar", 20, "files")
     for lacking, key in ((shard.label, 3), (shard.image, 5)):
-        with pytest.raises(
-            ShardError, match=rf"toy\.tar, sample train-0000000{key} lacks its image or its label"
-        ):
+        with pytest.raises(ShardError, match=rf"toy\.tar, sample train-0000000{key} lacks its image or its label"):
             lacking(key)
     assert shard.label(5) == "5"

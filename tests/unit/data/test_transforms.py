@@ -59,9 +59,7 @@ EACH = {
     "randaugment": AugmentConfig(policy="randaugment"),
     "trivialaugment": AugmentConfig(policy="trivialaugment"),
     "cutout": AugmentConfig(cutout=3),
-    "all": AugmentConfig(
-        crop_padding=1, flip=True, random_resized_crop=True, policy="trivialaugment", cutout=3
-    ),
+    "all": AugmentConfig(crop_padding=1, flip=True, random_resized_crop=True, policy="trivialaugment", cutout=3),
 }
 
 
@@ -100,9 +98,7 @@ def test_photographs_are_trained_on_random_parts_and_evaluated_on_their_center()
         (ImageTransform(index(None), 224, augment, False), Box(76, 32, 448, 448)),
         (ImageTransform(index((3, 512, 600)), 224, augment, False), Box(76, 32, 448, 448)),
     ):
-        cut = Image.fromarray(image).crop(
-            (part.left, part.top, part.left + part.width, part.top + part.height)
-        )
+        cut = Image.fromarray(image).crop((part.left, part.top, part.left + part.width, part.top + part.height))
         expected = np.asarray(cut.resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
         for given in (image, encoded(image)):
             assert np.abs(transform.prepare(given, crop) - expected).max() <= 1

@@ -62,9 +62,7 @@ def files(folder: Path, split: str) -> list[tuple[bytes, int]]:
 
 def arrays(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, H, W, C) and labels (N,) of a split in raw shards, in order."""
-    loaded = {
-        name: np.load(io.BytesIO(data), allow_pickle=False) for name, data in members(folder, split).items()
-    }
+    loaded = {name: np.load(io.BytesIO(data), allow_pickle=False) for name, data in members(folder, split).items()}
     return tuple(
         np.concatenate([array for name, array in loaded.items() if name.endswith(f".{part}.npy")])
         for part in ("images", "labels")

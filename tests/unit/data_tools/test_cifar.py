@@ -147,9 +147,7 @@ def test_missing_files_are_named(original, tmp_path):
 
 
 def test_without_network_the_message_says_what_to_do(tmp_path, offline):
-    with pytest.raises(
-        ShardError, match=r"get https://.*cifar-10-python.*dist-prune shards make cifar10 FOLDER --out"
-    ):
+    with pytest.raises(ShardError, match=r"get https://.*cifar-10-python.*dist-prune shards make cifar10 FOLDER --out"):
         make_shards("cifar10", None, tmp_path / "out")
 
 

@@ -144,9 +144,7 @@ def test_names_that_are_not_utf8_are_read_in_files_and_refused_in_classes(tmp_pa
     assert make_shards("imagefolder", tree, tmp_path / "out").splits["train"].num_samples == 12
     for split in ("train", "val"):
         (tree / split / "cat").rename(tree / split / odd)
-    with pytest.raises(
-        ShardError, match=r"the name of '\\udcff' in .*train is not UTF-8: rename that folder"
-    ):
+    with pytest.raises(ShardError, match=r"the name of '\\udcff' in .*train is not UTF-8: rename that folder"):
         make_shards("imagefolder", tree, tmp_path / "other")
 
 

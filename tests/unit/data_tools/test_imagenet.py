@@ -120,9 +120,7 @@ def test_a_flat_val_may_have_the_devkit_for_its_labels(tmp_path):
     root = tmp_path / "tree"
     write_train(root)
     write_flat_val(root)
-    with pytest.raises(
-        ShardError, match=r"classes of the validation images are not in .*put ILSVRC2012_devkit"
-    ):
+    with pytest.raises(ShardError, match=r"classes of the validation images are not in .*put ILSVRC2012_devkit"):
         make_shards("imagenet", root, tmp_path / "out")
     pack(root / "ILSVRC2012_devkit_t12.tar.gz", devkit(), "w:gz")
     check(root, tmp_path / "out")
@@ -142,9 +140,7 @@ def write_parquet(path: Path, images: list, names: list[str] | None, kind=None) 
     image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     table = pyarrow.table(
         {
-            "image": pyarrow.array(
-                [{"bytes": data, "path": name} for name, data, _ in images], kind or image
-            ),
+            "image": pyarrow.array([{"bytes": data, "path": name} for name, data, _ in images], kind or image),
             "label": pyarrow.array([label for _, _, label in images], pyarrow.int64()),
         }
     )
@@ -168,9 +164,7 @@ def test_parquet_exports_are_read(tmp_path, monkeypatch, names):
     check(tmp_path / "raw", tmp_path / "above", classes)
     check(data, tmp_path / "inside", classes)
     check(data / "train-00000-of-00002.parquet", tmp_path / "file", classes)
-    assert {path.suffix for path in (tmp_path / "inside").iterdir()} == {".tar", ".json"}, (
-        "nothing else is left"
-    )
+    assert {path.suffix for path in (tmp_path / "inside").iterdir()} == {".tar", ".json"}, "nothing else is left"
 
 
 def test_parquet_files_of_another_kind_are_refused(tmp_path):

@@ -40,9 +40,7 @@ def test_what_is_no_image_is_an_image_error(read, data):
 @pytest.mark.parametrize("read", READERS[1:])
 def test_a_cut_image_is_an_image_error(read):
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(256, size=(40, 40, 3), dtype=np.uint8)).save(
-        stream, "JPEG"
-    )
+    Image.fromarray(np.random.default_rng(1).integers(256, size=(40, 40, 3), dtype=np.uint8)).save(stream, "JPEG")
     with pytest.raises(ImageError, match="corrupt image"):
         read(stream.getvalue()[:-200])
 

@@ -30,9 +30,7 @@ def test_index_follows_timms_conventions(digits):
     split = json.loads((digits / "_info.json").read_text())["splits"]["train"]
     assert split["name"] == "train"
     assert split["num_samples"] == sum(split["shard_lengths"]) == 1437
-    assert (
-        len(split["filenames"]) == len(split["shard_lengths"]) == len(split["sha256"]) == len(split["bytes"])
-    )
+    assert len(split["filenames"]) == len(split["shard_lengths"]) == len(split["sha256"]) == len(split["bytes"])
 
 
 def test_pattern_restricts_the_split_it_names_and_no_other(digits):
@@ -114,9 +112,7 @@ WRONG = {
     "titles": (_set("class_titles", ["zero"]), "one title for each class"),
     "class twice": (_set("class_names", 0, "1"), "class_names lists a name twice"),
     "more samples than bytes": (
-        lambda content: content["splits"]["train"].update(
-            shard_lengths=[500, 360, 360, 357], num_samples=1577
-        ),
+        lambda content: content["splits"]["train"].update(shard_lengths=[500, 360, 360, 357], num_samples=1577),
         "digits-train-000000.tar has 500 samples in 30720 bytes",
     ),
     "endless length": (_set("splits", "train", "shard_lengths", 0, 10**30), "train.shard_lengths.0: "),

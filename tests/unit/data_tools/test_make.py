@@ -82,9 +82,7 @@ def test_mean_and_deviation_are_those_of_the_train_pixels(tmp_path):
 
 
 @settings(deadline=None)
-@given(
-    parts=st.lists(st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=4), min_size=1, max_size=5)
-)
+@given(parts=st.lists(st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=4), min_size=1, max_size=5))
 def test_statistics_of_parts_add_up_to_those_of_the_whole_in_any_order(parts):
     rng = np.random.default_rng(0)
     whole, sums = ImageStatistics(), [ImageStatistics() for _ in parts]
@@ -117,9 +115,7 @@ def test_shards_by_bytes_hold_every_image_once_and_stay_under_the_limit(sides, l
     writer = FilesWriter(raw)
     plans = plan_shards("toy", raw, 0, ShardSize(None, limit), "files").plans
     assert sorted(number for plan in plans for number in plan.numbers) == list(range(len(sides)))
-    assert [plan.start for plan in plans] == np.cumsum(
-        [0] + [len(plan.numbers) for plan in plans[:-1]]
-    ).tolist()
+    assert [plan.start for plan in plans] == np.cumsum([0] + [len(plan.numbers) for plan in plans[:-1]]).tolist()
     taken = [writer.shard_bytes + sum(writer.sample_bytes(split, n) for n in plan.numbers) for plan in plans]
     assert all(size <= limit or len(plan.numbers) == 1 for size, plan in zip(taken, plans, strict=True))
     for size, after in zip(taken, plans[1:], strict=False):
@@ -228,9 +224,7 @@ def test_a_test_fraction_is_refused_also_when_the_shards_are_there(tmp_path):
 
 
 def test_wrong_requests_are_one_line(tmp_path):
-    with pytest.raises(
-        ShardError, match=r"unknown source 'cifer10' \(did you mean 'cifar10'\?\); known: digits,"
-    ):
+    with pytest.raises(ShardError, match=r"unknown source 'cifer10' \(did you mean 'cifar10'\?\); known: digits,"):
         make_shards("cifer10", None, tmp_path)
     with pytest.raises(ShardError, match="imagefolder needs a folder"):
         make_shards("imagefolder", None, tmp_path)

@@ -30,18 +30,14 @@ def test_local_shards_are_used_where_they_lie(digits, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(
-    "form", ["memory://bucket/digits", "memory://bucket/digits/_info.json", "pipe:cat {}"]
-)
+@pytest.mark.parametrize("form", ["memory://bucket/digits", "memory://bucket/digits/_info.json", "pipe:cat {}"])
 def test_shards_from_elsewhere_are_those_there(form, digits, memory, tmp_path):
     storage = open_store(form.format(f"{digits}/_info.json"), cache_dir=tmp_path)
     assert storage.read_index().splits == open_store(digits).read_index().splits
     assert fetch_all(storage) == content(digits)
 
 
-@pytest.mark.parametrize(
-    "form", ["{folder}/{tars}", "memory://bucket/digits/{tars}", "pipe:cat {folder}/{tars}"]
-)
+@pytest.mark.parametrize("form", ["{folder}/{tars}", "memory://bucket/digits/{tars}", "pipe:cat {folder}/{tars}"])
 def test_a_pattern_restricts_the_split_it_names_wherever_it_leads(form, digits, memory, tmp_path):
     location = form.format(folder=digits, tars="digits-train-{000001..000002}.tar")
     index = open_store(location, cache_dir=tmp_path).read_index()
@@ -52,9 +48,7 @@ def test_a_pattern_restricts_the_split_it_names_wherever_it_leads(form, digits, 
         open_store(wrong, cache_dir=tmp_path).read_index()
 
 
-@pytest.mark.parametrize(
-    "command", ["cat {folder}/X.tar | cat", "cat '{folder}/X.tar'", "cat < {folder}/X.tar"]
-)
+@pytest.mark.parametrize("command", ["cat {folder}/X.tar | cat", "cat '{folder}/X.tar'", "cat < {folder}/X.tar"])
 def test_only_the_name_in_a_command_is_replaced(command, digits, tmp_path):
     name = "digits-train-{000000..000003}.tar"
     storage = open_store("pipe:" + command.format(folder=digits).replace("X.tar", name), cache_dir=tmp_path)
@@ -98,9 +92,7 @@ def test_a_short_read_is_tried_again(digits, tmp_path):
     counter = tmp_path / "counter"
     half = f"echo x >> {counter}; [ $(wc -l < {counter}) -gt 2 ] || short=-c1000"
     shard = open_store(digits).read_index().split("train").shards[0]
-    storage = open_store(
-        f"pipe:{half}; head ${{short:--c-0}} {digits}/{shard.name}", cache_dir=tmp_path / "c"
-    )
+    storage = open_store(f"pipe:{half}; head ${{short:--c-0}} {digits}/{shard.name}", cache_dir=tmp_path / "c")
     assert storage.fetch(shard).read_bytes() == (digits / shard.name).read_bytes()
     assert counter.read_text() == "x\n" * 3
 
@@ -127,9 +119,7 @@ def test_what_is_missing_is_named(tmp_path):
         open_store("memory://nothing").read_index()
     with pytest.raises(ShardError, match="Protocol not known: foo"):
         open_store("foo://x").read_index()
-    with pytest.raises(
-        ShardError, match=r"the library for gs:// is missing: pip install 'dist-prune\[gcs\]'"
-    ):
+    with pytest.raises(ShardError, match=r"the library for gs:// is missing: pip install 'dist-prune\[gcs\]'"):
         open_store("gs://x").read_index()
 
 
@@ -185,10 +175,7 @@ def test_verification_of_shards_elsewhere_leaves_nothing_behind(memory, digits, 
     damaged = fsspec.filesystem("memory").cat_file("/bucket/digits/digits-test-000000.tar")[:-600]
     fsspec.filesystem("memory").pipe_file("/bucket/digits/digits-test-000000.tar", damaged)
     missing, *short = verify_shards(memory)
-    assert (
-        missing
-        == f"{memory}/digits-train-000002.tar: cannot read {memory}/digits-train-000002.tar: not found"
-    )
+    assert missing == f"{memory}/digits-train-000002.tar: cannot read {memory}/digits-train-000002.tar: not found"
     assert short == [
         f"{memory}/digits-test-000000.tar: found 30120 bytes, expected 30720",
     ]

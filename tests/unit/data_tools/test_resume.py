@@ -102,9 +102,7 @@ def test_finished_shards_are_not_written_again(tmp_path, monkeypatch, interrupte
 
 
 @pytest.mark.parametrize("damage", ["removed", "shortened"])
-def test_finished_shards_that_did_not_stay_whole_are_written_again(
-    tmp_path, interrupted, uninterrupted, damage
-):
+def test_finished_shards_that_did_not_stay_whole_are_written_again(tmp_path, interrupted, uninterrupted, damage):
     interrupted(5, tmp_path, **REQUEST)
     victim = tmp_path / "digits-train-000002.tar"
     if damage == "removed":

@@ -36,8 +36,7 @@ def test_images_come_with_the_classes_of_its_lists(original, tmp_path):
         assert index.class_titles == ("n03", "goldfish, Carassius auratus", "newt")
         assert index.image_shape == (3, 64, 64)
         train = [
-            (path.read_bytes(), WNIDS.index(path.parent.parent.name))
-            for path in original.glob("train/*/images/*.JPEG")
+            (path.read_bytes(), WNIDS.index(path.parent.parent.name)) for path in original.glob("train/*/images/*.JPEG")
         ]
         test = [((original / f"val/images/val_{n}.JPEG").read_bytes(), n // 2) for n in range(6)]
         assert sorted(files(tmp_path / name, "train")) == sorted(train)

@@ -54,9 +54,7 @@ def accept(folder: Path) -> None:
     content = json.loads((folder / "_info.json").read_text())
     for split in content["splits"].values():
         split["bytes"] = [(folder / name).stat().st_size for name in split["filenames"]]
-        split["sha256"] = [
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in split["filenames"]
-        ]
+        split["sha256"] = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in split["filenames"]]
     (folder / "_info.json").write_text(json.dumps(content))
 
 
@@ -133,9 +131,7 @@ def test_no_damage_goes_unnoticed_and_none_is_an_exception(damaged, place, chang
     assert not any("\n" in problem for problem in problems)
 
 
-@pytest.mark.parametrize(
-    "label", [b"2", b"-1", b"1.0", b"", b"cat", b"01", b"1 ", "\u0661".encode(), b"1" * 5000]
-)
+@pytest.mark.parametrize("label", [b"2", b"-1", b"1.0", b"", b"cat", b"01", b"1 ", "\u0661".encode(), b"1" * 5000])
 def test_a_label_that_is_no_class_is_named_with_its_sample(shards, label):
     repack(shards, lambda found: dict(found) | {"train-00000005.cls": label})
     shown = label.decode()[:20]
@@ -211,8 +207,7 @@ def test_a_corrupt_image_is_named_with_its_sample(shards):
 def test_an_image_of_another_size_is_named(shards):
     repack(shards, lambda found: dict(found) | {"train-00000005.jpg": encoded(5, size=(7, 8))})
     assert verify_shards(shards) == [
-        f"{shards}/{SHARD}: sample train-00000005: the image has the shape (3, 8, 7) "
-        "where the index says (3, 10, 12)"
+        f"{shards}/{SHARD}: sample train-00000005: the image has the shape (3, 8, 7) where the index says (3, 10, 12)"
     ]
 
 

@@ -25,9 +25,7 @@ NAMES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "safetensors"}
 
 
 def small_network():
-    return slice_network(shaken(build_model("resnet8", num_classes=4, width=4)).eval(), {"layer2.0": ()})[
-        0
-    ].eval()
+    return slice_network(shaken(build_model("resnet8", num_classes=4, width=4)).eval(), {"layer2.0": ()})[0].eval()
 
 
 @pytest.fixture
@@ -77,9 +75,7 @@ for text in (known["normalization"], json.dumps(json.loads(files["config.json"])
 assert json.loads(known["class_names"]) == ["a", "b", "c", "d"]
 print("ran")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.stdout.strip() == "ran", done.stderr
 
 

@@ -38,9 +38,7 @@ def open_in_reference(
 ) -> torch.Tensor:
     """One open unit after the other is closed, least important first; the nearest share wins."""
     opened = ~closed
-    spared = {
-        max((u for u in group.tolist() if opened[u]), key=lambda unit: importance[unit]) for group in groups
-    }
+    spared = {max((u for u in group.tolist() if opened[u]), key=lambda unit: importance[unit]) for group in groups}
     rest = [unit for unit in importance.argsort().tolist() if opened[unit] and unit not in spared]
     goal = min(TARGET, macs_allowance)
     while rest and share_of(costs, opened) > macs_allowance:

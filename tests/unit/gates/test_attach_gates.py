@@ -47,9 +47,7 @@ def test_every_residual_block_gets_a_gate_of_its_own_and_open_gates_change_nothi
     gated = attach_gates(plain)
     assert gated is plain
     assert sites(gated) == found
-    assert [(s.name, s.kind, s.units, s.may_be_empty) for s in found] == [
-        (n, "layer", 1, True) for n in names
-    ]
+    assert [(s.name, s.kind, s.units, s.may_be_empty) for s in found] == [(n, "layer", 1, True) for n in names]
     gates = [wrapper.gate for _, wrapper in gated_modules(gated)]
     assert len({id(gate) for gate in gates}) == len(names)
     with torch.no_grad():

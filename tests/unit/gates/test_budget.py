@@ -109,11 +109,7 @@ def test_importance_is_averaged_over_the_latest_steps():
         budget.update(gated, logits, 0.25 + 0.01 * number)
         ahead = logits if latest is None else 2 * logits - latest
         importance, latest = importance_in_reference(budget.costs, ahead), logits
-        expected = (
-            importance
-            if expected is None
-            else expected + (1 - math.exp(-0.01 / 0.03)) * (importance - expected)
-        )
+        expected = importance if expected is None else expected + (1 - math.exp(-0.01 / 0.03)) * (importance - expected)
     found = budget.state_dict()["importance"].float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -230,9 +226,7 @@ def test_units_that_have_left_stay_out_when_frozen_gates_are_evaluated_again():
     for step in range(100):
         evaluated = torch.tensor([gate.constant is None for gate in gates])
         frozen = torch.tensor([float(gate.constant or 0) for gate in gates])
-        means = torch.where(
-            evaluated, (logits > torch.cat([gate.threshold for gate in gates])).float(), frozen
-        )
+        means = torch.where(evaluated, (logits > torch.cat([gate.threshold for gate in gates])).float(), frozen)
         assert not means[pruned].any(), f"step {step}: a pruned layer is open"
         assert means.any()
         evaluated_again += int(evaluated[pruned].any())

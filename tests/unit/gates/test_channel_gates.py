@@ -113,9 +113,7 @@ def test_wrappers_follow_from_the_sites():
 
 @pytest.mark.parametrize("dense_layers", [1, 2])
 def test_every_channel_has_a_decision_of_its_own_for_every_sample(dense_layers):
-    gated = attach_gates(
-        build_model("resnet8", num_classes=10, width=4), "channel", dense_layers=dense_layers
-    )
+    gated = attach_gates(build_model("resnet8", num_classes=10, width=4), "channel", dense_layers=dense_layers)
     gated = undecided(gated)
     gated(images(32))
     for (_, module), site in zip(gated_modules(gated), sites(gated), strict=True):
@@ -149,9 +147,7 @@ def test_the_limit_of_flattening_is_two_percent_of_the_networks_macs():
 def test_flattening_can_be_forced_and_forbidden_and_needs_to_know_the_image():
     model = build_model("resnet8", num_classes=10)
     for flatten in (True, False):
-        gated = attach_gates(
-            copy.deepcopy(model), "channel", hidden=8, flatten=flatten, input_shape=(3, 16, 16)
-        )
+        gated = attach_gates(copy.deepcopy(model), "channel", hidden=8, flatten=flatten, input_shape=(3, 16, 16))
         assert {module.gate.flatten for _, module in gated_modules(gated)} == {flatten}
     widths = [m.gate.body[0].in_features for _, m in gated_modules(attach_gates(model, "channel"))]
     assert widths == [16, 32, 64]

@@ -210,9 +210,7 @@ def order(monkeypatch):
     """What happens, in its order: here, each all-reduce that is begun."""
     happened = []
     start = distributed.start_all_reduce
-    monkeypatch.setattr(
-        distributed, "start_all_reduce", lambda tensor: happened.append("all-reduce") or start(tensor)
-    )
+    monkeypatch.setattr(distributed, "start_all_reduce", lambda tensor: happened.append("all-reduce") or start(tensor))
     return happened
 
 
@@ -221,9 +219,7 @@ def note(order, module, name):
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_the_all_reduce_begins_when_the_last_gate_has_decided_or_if_asked_after_the_forward_pass(
-    order, early
-):
+def test_the_all_reduce_begins_when_the_last_gate_has_decided_or_if_asked_after_the_forward_pass(order, early):
     gated, x = gated_resnet(8).train(), images(16)
     window = MeanAccumulator(gates_of(gated))
     *_, (_, last) = gated_modules(gated)

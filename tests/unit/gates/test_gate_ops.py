@@ -74,9 +74,7 @@ def test_fan_out_passes_torchs_check_of_gradients(shape, layout):
 def test_compiled_kernels_equal_the_plain_expressions_in_float64(shape, dtype, gates, relu, compiled):
     """Sums in fp32, rounded once to the maps' dtype: a few units in the last place of the largest value."""
     x, kept, branch = (maps(shape, "channels_last", dtype) for _ in range(3))
-    gate = {"open": torch.ones, "closed": torch.zeros, "mixed": torch.rand}[gates](
-        shape[0], 1
-    ).requires_grad_()
+    gate = {"open": torch.ones, "closed": torch.zeros, "mixed": torch.rand}[gates](shape[0], 1).requires_grad_()
     upstream = [torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(3)]
     upstream.append(torch.randn(shape[:2]))
     outs = (add_gated(kept, gate, branch, relu), *fan_out(x))
@@ -95,9 +93,7 @@ def test_compiled_kernels_give_the_same_network_fixed_to_a_mask(kind, compiled):
     """The decisions of a mask are one value spread over the batch, not B values in memory."""
     model = attach_gates(build_model("resnet14", num_classes=10), kind).eval()
     found = enumerate(sites(model))
-    mask = UnitMask.of(
-        {s.name: range(1, s.units, 2) if n % 3 else range(s.units) for n, s in found}, sites(model)
-    )
+    mask = UnitMask.of({s.name: range(1, s.units, 2) if n % 3 else range(s.units) for n, s in found}, sites(model))
     images = torch.randn(6, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(masked(model, mask)(images), collapse(model, mask)(images))
@@ -209,9 +205,7 @@ def test_kernels_take_gradients_of_any_layout_and_from_any_users(layout, dtype, 
     near = {"rtol": 2e-2, "atol": 5e-2} if dtype is torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
     for used in ([0], [1], [2], [0, 2], [1, 2], [0, 1], [0, 1, 2]):
         ours, theirs = (
-            torch.autograd.grad([outs[n] for n in used], x, [(upstream, upstream, pooled)[n] for n in used])[
-                0
-            ]
+            torch.autograd.grad([outs[n] for n in used], x, [(upstream, upstream, pooled)[n] for n in used])[0]
             for outs in (fan_out(x), (x * 1, x * 1, x.float().mean((2, 3))))
         )
         torch.testing.assert_close(ours, theirs, **near)

@@ -34,9 +34,7 @@ def test_draws_differ_between_seeds_steps_and_gates():
 
 def test_a_sample_draws_the_same_however_the_batch_is_dealt_to_ranks():
     whole = random_drop(torch.ones(16, 4), 0.8, NOISE_KEY, gate=0)
-    parts = [
-        random_drop(torch.ones(n, 4), 0.8, NoiseKey(1, 5, first), gate=0) for first, n in ((0, 6), (6, 10))
-    ]
+    parts = [random_drop(torch.ones(n, 4), 0.8, NoiseKey(1, 5, first), gate=0) for first, n in ((0, 6), (6, 10))]
     assert torch.equal(whole, torch.cat(parts))
 
 

@@ -92,9 +92,7 @@ def test_decisions_are_recorded_once(reentrant):
 @REENTRANT
 @pytest.mark.parametrize("head", ["ste", "gumbel"])
 @pytest.mark.parametrize("keyed", [True, False])
-def test_a_backward_pass_through_an_earlier_forward_pass_is_refused_where_there_is_noise(
-    head, keyed, reentrant
-):
+def test_a_backward_pass_through_an_earlier_forward_pass_is_refused_where_there_is_noise(head, keyed, reentrant):
     """Its recomputation would draw the noise of the latest pass: other decisions, and silently wrong gradients."""
     model = dropping(head=head)
     for block in blocks(model):
@@ -134,9 +132,7 @@ def test_checkpointed_blocks_keep_less_for_backward():
     for prepare in (lambda model: 0, checkpoint_blocks):
         model, kept = dropping(), []
         prepare(model)
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
-        ):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
             model(DATA[0].clone().requires_grad_())
         sizes.append(sum(kept))
     assert sizes[1] < 0.5 * sizes[0]

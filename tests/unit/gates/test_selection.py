@@ -94,9 +94,7 @@ def test_sites_may_be_emptied_on_request_where_a_path_remains():
     assert 0 < len(protected) < len(costs.sites)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: build_model("resnet20", num_classes=10), lambda: DenseNet(4, (2, 2), 8)]
-)
+@pytest.mark.parametrize("make", [lambda: build_model("resnet20", num_classes=10), lambda: DenseNet(4, (2, 2), 8)])
 def test_a_target_out_of_reach_is_refused_with_the_smallest_share_there_is(make):
     plain = make()
     position = "between" if isinstance(plain, DenseNet) else "before"

@@ -183,9 +183,7 @@ def test_a_gated_phase_decides_fixes_and_collapses():
     torch.testing.assert_close(small(x), fixed(x), rtol=1e-5, atol=1e-5)
     assert list(gated_modules(small)) == []
     assert (
-        count_macs(small, SHAPE)
-        == phase.macs(method_of(task()).costs, mask)
-        == method_of(task()).costs.of(mask.kept)
+        count_macs(small, SHAPE) == phase.macs(method_of(task()).costs, mask) == method_of(task()).costs.of(mask.kept)
     )
 
 
@@ -252,9 +250,7 @@ def test_gates_of_kind_none_train_the_dense_network():
 @pytest.mark.parametrize("target", [None, 0.6])
 def test_the_papers_form_of_gates_is_one_setting_away_with_or_without_a_budget(target):
     def gate(**settings):
-        recipe = RunConfig(
-            name="t", data="d", model="resnet8", target_macs=target, gates=GatesConfig(**settings)
-        )
+        recipe = RunConfig(name="t", data="d", model="resnet8", target_macs=target, gates=GatesConfig(**settings))
         module = next(METHODS["consensus"](Task(recipe, 10, (3, 16, 16))).phases()).module
         found = next(gated_modules(module))[1].gate
         return found.last.bias.item(), found.backprop_to_input, round(found.logit_scale.item(), 6)

@@ -18,9 +18,7 @@ def test_depth_6n_plus_2_is_a_cifar_resnet(depth):
     model = build_model(f"resnet{depth}", num_classes=7, in_channels=1)
     assert type(model) is CifarResNet
     assert (model.conv1.in_channels, model.fc.out_features) == (1, 7)
-    assert architecture_of(model) == Architecture(
-        "cifar_resnet", {"depth": depth, "num_classes": 7, "in_channels": 1}
-    )
+    assert architecture_of(model) == Architecture("cifar_resnet", {"depth": depth, "num_classes": 7, "in_channels": 1})
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "torchvision/resnet18"])

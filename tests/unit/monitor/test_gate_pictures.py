@@ -18,9 +18,7 @@ def labels(axes):
 
 def test_in_the_mean_activation_picture_the_first_site_is_on_top_and_closed_is_dark(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would now fail
-    figure = mean_activation_picture(
-        [[0.0, 1.0], [0.0, 1.0], [0.5, 1.0]], ["first", "second"], epochs=[1, 2, 3]
-    )
+    figure = mean_activation_picture([[0.0, 1.0], [0.0, 1.0], [0.5, 1.0]], ["first", "second"], epochs=[1, 2, 3])
     picture = Image.open(io.BytesIO(style.png(figure, dpi=100))).convert("L")
     axes = figure.axes[0]
 
@@ -38,9 +36,7 @@ def test_in_the_mean_activation_picture_the_first_site_is_on_top_and_closed_is_d
 
 
 @pytest.mark.parametrize(("sites", "epochs", "names_shown"), [(9, 10, 9), (54, 50, 54), (200, 300, 50)])
-def test_the_mean_activation_picture_shows_every_cell_and_labels_that_do_not_crowd(
-    sites, epochs, names_shown
-):
+def test_the_mean_activation_picture_shows_every_cell_and_labels_that_do_not_crowd(sites, epochs, names_shown):
     history = np.random.default_rng(0).random((epochs, sites))
     axes = mean_activation_picture(history, [f"s{i}" for i in range(sites)], range(1, epochs + 1)).axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array(), history.T)

@@ -50,9 +50,7 @@ def test_a_folder_that_holds_a_run_is_refused_unless_resumed(tmp_path, trace):
     (folder / trace).mkdir() if trace.endswith("/") else (folder / trace).touch()
     with pytest.raises(RunExists) as refusal:
         RunFolder.create(folder, resume=False)
-    assert str(refusal.value) == (
-        f"{folder} already holds a run; pass --resume to continue it or choose another --out"
-    )
+    assert str(refusal.value) == (f"{folder} already holds a run; pass --resume to continue it or choose another --out")
     assert isinstance(refusal.value, FileExistsError)
     assert RunFolder.create(folder, resume=True).path == folder
 
@@ -136,9 +134,7 @@ def test_keys_stand_in_the_order_of_the_contract_and_extras_follow(run):
     assert list(run.read_metrics()[0]) == ["kind", *EVAL_KEYS, "phase"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "record"), [("train", {"epoch": 1, "step": 1}), ("eval", EVAL), ("summary", SUMMARY)]
-)
+@pytest.mark.parametrize(("kind", "record"), [("train", {"epoch": 1, "step": 1}), ("eval", EVAL), ("summary", SUMMARY)])
 def test_a_record_that_lacks_a_key_is_refused_by_its_name(run, kind, record):
     for key in record:
         with pytest.raises(ValueError, match=key):

@@ -32,9 +32,7 @@ def run(tmp_path):
 
 def evaluation(step, gates):
     record = {**dict.fromkeys(EVAL_KEYS), "epoch": step // 10, "step": step, "accuracy": 0.875}
-    return (
-        {**record, "gate_means": dict.fromkeys(SITES, 0.5), "accuracy_consensus": 0.75} if gates else record
-    )
+    return {**record, "gate_means": dict.fromkeys(SITES, 0.5), "accuracy_consensus": 0.75} if gates else record
 
 
 def test_a_finished_run_shows_results_sites_and_pictures(run):

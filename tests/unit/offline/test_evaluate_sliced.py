@@ -42,9 +42,7 @@ def test_images_are_scaled_with_a_margin_only_where_training_cut_parts_out_of_th
     assert trained_on.resized_side == side
     again = open_for_sliced(checkpoint(trained_on), "digits")
     assert torch.equal(first_images(again), first_images(trained_on))
-    other = open_data(
-        "digits", image_size=16, augment=AugmentConfig(random_resized_crop=not random_resized_crop)
-    )
+    other = open_data("digits", image_size=16, augment=AugmentConfig(random_resized_crop=not random_resized_crop))
     assert not torch.equal(first_images(again), first_images(other))
 
 

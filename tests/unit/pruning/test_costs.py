@@ -76,9 +76,7 @@ PARTS = (  # makes p; reads p and makes q; reads q, two entries a unit; and is g
 
 
 def test_masks_of_layers_are_priced_by_what_they_close():
-    costs = Costs(
-        100, 5, LAYERS, (ModuleCost(20, (), (0,)), ModuleCost(30, (), (1,)), ModuleCost(8, (), (0, 1)))
-    )
+    costs = Costs(100, 5, LAYERS, (ModuleCost(20, (), (0,)), ModuleCost(30, (), (1,)), ModuleCost(8, (), (0, 1))))
     assert costs.of({}) == costs.of({"a": (0,), "b": (0,)}) == 100
     assert costs.of({"a": ()}) == 72
     assert costs.of({"a": (), "b": ()}) == 42
@@ -130,9 +128,7 @@ def test_the_expected_share_of_decided_units_is_that_of_the_mask(name):
 
 
 def test_the_expected_share_is_the_mean_over_masks_of_units_that_open_on_their_own():
-    costs = Costs(
-        200, 5, CHANNELS, PARTS[:1] + tuple(ModuleCost(p.macs, p.dimensions, ()) for p in PARTS[1:])
-    )
+    costs = Costs(200, 5, CHANNELS, PARTS[:1] + tuple(ModuleCost(p.macs, p.dimensions, ()) for p in PARTS[1:]))
     chances = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.3, 0.8], dtype=torch.float64)
     mean = 0.0
     for mask in itertools.product((0.0, 1.0), repeat=6):

@@ -28,9 +28,7 @@ NETWORKS = {
     ),
 }
 TOGETHER = [
-    positions
-    for count in (2, 3)
-    for positions in itertools.combinations(("before", "between", "after"), count)
+    positions for count in (2, 3) for positions in itertools.combinations(("before", "between", "after"), count)
 ]
 
 

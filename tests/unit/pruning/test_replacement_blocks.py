@@ -64,9 +64,7 @@ def test_a_branch_may_add_to_some_channels_only(downsample):
         getattr(norm, name).data = getattr(block.bn2, name).data[channels]
     block.conv2, block.bn2 = narrow, norm
     before = x.clone()
-    torch.testing.assert_close(
-        AddToChannels(block, channels)(x), expected.clamp(min=0), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(AddToChannels(block, channels)(x), expected.clamp(min=0), rtol=1e-12, atol=1e-12)
     assert torch.equal(x, before), "the block before may still need it"
 
 

@@ -90,9 +90,7 @@ def test_a_subclass_counts_unless_it_has_its_own_forward(family):
     assert residual_form(Other(*arguments)) is None
 
 
-@pytest.mark.parametrize(
-    "module", [nn.Conv2d(3, 3, 1), nn.Sequential(), nn.ReLU()], ids=lambda m: type(m).__name__
-)
+@pytest.mark.parametrize("module", [nn.Conv2d(3, 3, 1), nn.Sequential(), nn.ReLU()], ids=lambda m: type(m).__name__)
 def test_other_modules_have_no_form(module):
     assert residual_form(module) is None
 

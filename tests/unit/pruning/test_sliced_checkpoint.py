@@ -45,9 +45,7 @@ def test_a_sliced_network_comes_back_bit_for_bit(family, tmp_path):
     back = load_sliced(folder)
     x = images(2, 32)
     with torch.no_grad():
-        torch.testing.assert_close(
-            back(x), small(x), rtol=1e-5, atol=1e-6
-        )  # other addresses, other vector code
+        torch.testing.assert_close(back(x), small(x), rtol=1e-5, atol=1e-6)  # other addresses, other vector code
     assert repr(back) == repr(small)
     assert not any(module.training for module in back.modules())
     assert not any(isinstance(module, GatedBlock) for module in back.modules())
@@ -138,9 +136,7 @@ def test_config_json_describes_everything(tmp_path):
         "version": 1,
         "builder": "cifar_resnet",
         "arguments": {"depth": 14, "num_classes": 10, "in_channels": 3, "shortcut": "B", "width": 8},
-        "kept_units": {
-            f"layer{s}.{b}": [] if (s, b) in ((1, 1), (2, 0)) else [0] for s in (1, 2, 3) for b in (0, 1)
-        },
+        "kept_units": {f"layer{s}.{b}": [] if (s, b) in ((1, 1), (2, 0)) else [0] for s in (1, 2, 3) for b in (0, 1)},
         "input_shape": [3, 16, 16],
         "resized_side": 18,
         "normalization": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]},
@@ -149,9 +145,7 @@ def test_config_json_describes_everything(tmp_path):
 
 
 def test_the_folder_holds_tensors_description_and_model_card_and_nothing_else(tmp_path):
-    folder = save_sliced(
-        small_resnet(), tmp_path / "sliced", results={"accuracy_sliced": 0.5, "energy_joules": None}
-    )
+    folder = save_sliced(small_resnet(), tmp_path / "sliced", results={"accuracy_sliced": 0.5, "energy_joules": None})
     assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
     assert [p.name for p in tmp_path.iterdir()] == ["sliced"]
     card = (folder / "README.md").read_text()
@@ -205,9 +199,7 @@ def test_a_crash_while_writing_leaves_the_older_one_whole(tmp_path, monkeypatch,
         raise OSError("no space left on device")
 
     target = (
-        "safetensors.torch.save_file"
-        if broken == "save_file"
-        else f"dist_prune.pruning.sliced_checkpoint.{broken}"
+        "safetensors.torch.save_file" if broken == "save_file" else f"dist_prune.pruning.sliced_checkpoint.{broken}"
     )
     monkeypatch.setattr(target, crash)
     with pytest.raises(OSError, match="no space"):

@@ -19,9 +19,7 @@ def network() -> nn.Module:
 def random_mask(module: nn.Module, density: float = 0.4) -> WeightMask:
     generator = torch.Generator().manual_seed(2)
     weights = {name: w for name, w in module.named_parameters() if w.dim() > 1}
-    return WeightMask(
-        {name: torch.rand(w.shape, generator=generator) < density for name, w in weights.items()}
-    )
+    return WeightMask({name: torch.rand(w.shape, generator=generator) < density for name, w in weights.items()})
 
 
 def test_masked_and_sliced_compute_as_the_network_whose_weights_were_multiplied_by_the_mask():

@@ -101,9 +101,7 @@ def test_the_ranks_of_this_machine_are_counted_under_every_launcher(monkeypatch,
 @pytest.mark.parametrize(
     ("cores", "bound", "ranks", "threads"), [(8, 8, 2, 4), (8, 1, 1, 1), (8, 3, 2, 3), (2, 2, 4, 1)]
 )
-def test_a_rank_takes_its_share_of_the_cores_and_no_more_than_it_is_bound_to(
-    monkeypatch, cores, bound, ranks, threads
-):
+def test_a_rank_takes_its_share_of_the_cores_and_no_more_than_it_is_bound_to(monkeypatch, cores, bound, ranks, threads):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
     monkeypatch.setattr("dist_prune.runtime.cpu.joblib.cpu_count", lambda: min(cores, bound))
@@ -112,9 +110,7 @@ def test_a_rank_takes_its_share_of_the_cores_and_no_more_than_it_is_bound_to(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no processor affinity on this system")
-@pytest.mark.parametrize(
-    ("quota", "ranks", "threads"), [(4, 1, 4), (4, 2, 2), (1, 2, 1), (64, 1, 64), (80, 2, 32)]
-)
+@pytest.mark.parametrize(("quota", "ranks", "threads"), [(4, 1, 4), (4, 2, 2), (1, 2, 1), (64, 1, 64), (80, 2, 32)])
 def test_the_ranks_of_a_container_share_the_cores_that_it_is_granted(monkeypatch, quota, ranks, threads):
     """A pod with a limit of 4 cores sees all 64 of its node."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)

@@ -74,9 +74,7 @@ def test_an_sbatch_script_without_a_step_is_one_process(environment):
 
 
 @pytest.mark.parametrize("job", [1, 19_999, 20_000, 123_456, 4_294_967_295])
-def test_the_sbatch_script_and_a_bare_srun_use_the_same_port_below_those_of_outgoing_connections(
-    environment, job
-):
+def test_the_sbatch_script_and_a_bare_srun_use_the_same_port_below_those_of_outgoing_connections(environment, job):
     script = Path(__file__).resolve().parents[3] / "launch" / "slurm" / "train.sbatch"
     (line,) = [line for line in script.read_text().splitlines() if line.startswith("port=")]
     shell = subprocess.run(

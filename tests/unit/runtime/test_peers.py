@@ -51,24 +51,18 @@ FAR = [Peer(1, "far2", 7, "10.0.0.2"), Peer(2, "far1", 8, "10.0.0.1"), Peer(3, "
 )
 def test_a_rank_on_another_machine_is_found_by_the_address_in_the_error(address, named):
     error = RuntimeError(CLOSED.replace("127.0.0.1", address))
-    with pytest.raises(
-        LocalRankError, match=f"^{named} its connection: it has failed, or its node is gone; continue"
-    ):
+    with pytest.raises(LocalRankError, match=f"^{named} its connection: it has failed, or its node is gone; continue"):
         meets(error, [Peer.this(), *FAR])
 
 
 def test_of_many_machines_some_are_named():
     many = [Peer(rank, f"far{rank:02}", 1) for rank in range(1, 64)]
-    with pytest.raises(
-        LocalRankError, match=r"^a rank on one of far01, far02, far03, far04 and 59 more has closed"
-    ):
+    with pytest.raises(LocalRankError, match=r"^a rank on one of far01, far02, far03, far04 and 59 more has closed"):
         meets(RuntimeError(CLOSED), [Peer.this(), *many])
 
 
 def test_a_rank_that_does_not_answer_is_named_with_the_time_limit():
-    with pytest.raises(
-        LocalRankError, match=r"^rank 1 \(process .*\) has not answered for 6 s \(rank_timeout\): it "
-    ):
+    with pytest.raises(LocalRankError, match=r"^rank 1 \(process .*\) has not answered for 6 s \(rank_timeout\): it "):
         meets(RuntimeError(LATE), [Peer.this(), Peer(1, socket.gethostname(), os.getppid())])
 
 

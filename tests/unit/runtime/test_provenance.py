@@ -43,9 +43,7 @@ def test_a_copy_inside_another_repository_has_no_commit_of_its_own(repository):
     assert git_commit(copy) is None
 
 
-def test_a_git_hook_does_not_put_its_repository_in_place_of_the_checkout(
-    repository, tmp_path_factory, monkeypatch
-):
+def test_a_git_hook_does_not_put_its_repository_in_place_of_the_checkout(repository, tmp_path_factory, monkeypatch):
     other = tmp_path_factory.mktemp("other")
     subprocess.run([*GIT, "-C", other, "init", "-q"], check=True)
     subprocess.run([*GIT, "-C", other, "commit", "-q", "--allow-empty", "-m", "other"], check=True)

@@ -26,9 +26,7 @@ time.sleep(60)
 @pytest.fixture
 def holder(tmp_path):
     """Another process that has locked the folder ``run``; its child outlives it for a minute."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
     word, child = process.stdout.readline().split()
     assert word == "holds"
     yield process

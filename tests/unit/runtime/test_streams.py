@@ -39,6 +39,4 @@ def test_a_program_continues_without_the_readers_of_its_output():
 
 def test_what_is_read_arrives():
     program = "from dist_prune.runtime.streams import tolerate_broken_pipes; tolerate_broken_pipes(); print('heard')"
-    assert (
-        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"heard\n"
-    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"heard\n"

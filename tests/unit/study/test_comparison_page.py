@@ -38,9 +38,7 @@ def runs(tmp_path):
 def rows(path, title):
     """The rows of one Markdown table, each {head: cell}."""
     lines = path.read_text("utf-8").split(f"## {title}\n")[1].split("\n## ")[0].splitlines()
-    table = [
-        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")
-    ]
+    table = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
     return [dict(zip(table[0], cells, strict=True)) for cells in table[2:]]
 
 

@@ -11,9 +11,7 @@ from dist_prune.monitor.to_accuracy import reached, total_joules
 
 
 def cells(folder, group):
-    lines = (
-        (folder / "comparison.md").read_text().split("## Time and energy")[1].split("\n## ")[0].splitlines()
-    )
+    lines = (folder / "comparison.md").read_text().split("## Time and energy")[1].split("\n## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     (found,) = (row for row in rows if row[0] == group)
     return dict(zip(rows[0], found, strict=True))
@@ -25,9 +23,7 @@ def study(tmp_path):
 
     def write(dense, half, **more):
         runs = [
-            make_run(
-                tmp_path / "dense", name="dense", gated=False, ratio=1.0, accuracy=0.8, joules=dense, epochs=4
-            ),
+            make_run(tmp_path / "dense", name="dense", gated=False, ratio=1.0, accuracy=0.8, joules=dense, epochs=4),
             make_run(tmp_path / "half1", accuracy=0.9, joules=half, seed=1),
             make_run(tmp_path / "half2", accuracy=0.9, joules=half, seed=2, **more),
         ]

@@ -41,9 +41,7 @@ def constant(value):
 
 
 def test_runs_that_differ_in_seed_data_path_and_bookkeeping_are_one_group(study):
-    runs = study(
-        {"seed": 2, "workers": 1}, {"seed": 1, "workers": 4, "channels_last": False, "rank_timeout": 60}
-    )
+    runs = study({"seed": 2, "workers": 1}, {"seed": 1, "workers": 4, "channels_last": False, "rank_timeout": 60})
     assert list(runs["seed"]) == [1, 2]
     assert groups(runs) == ["half"]
 

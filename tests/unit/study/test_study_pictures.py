@@ -33,8 +33,7 @@ def titles(figure):
 def drawn(axes):
     """The points of every series: {label: [(x, y), ...]}."""
     return {
-        container.get_label(): list(zip(*container.lines[0].get_data(), strict=True))
-        for container in axes.containers
+        container.get_label(): list(zip(*container.lines[0].get_data(), strict=True)) for container in axes.containers
     }
 
 

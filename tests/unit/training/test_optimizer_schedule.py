@@ -88,9 +88,7 @@ def torch_rates(build, steps=40, lr=0.5):
 def test_steps_fall_at_the_milestones_and_nowhere_else():
     seen, _ = rates(lr_schedule=LrConfig(kind="steps", milestones=(3, 7), gamma=0.1))
     assert seen == pytest.approx([0.5] * 12 + [0.05] * 16 + [0.005] * 12)
-    assert seen == pytest.approx(
-        torch_rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [12, 28], 0.1))
-    )
+    assert seen == pytest.approx(torch_rates(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [12, 28], 0.1)))
 
 
 def test_each_milestone_may_have_a_factor_of_its_own():
@@ -126,17 +124,13 @@ def test_one_cycle_has_the_rates_of_torchs_own_scheduler(epochs, share):
 def test_a_linear_warmup_precedes_every_schedule(kind):
     schedule = LrConfig(kind=kind, milestones=(5,), warmup_epochs=2)
     seen, _ = rates(lr_schedule=schedule)
-    after, _ = rates(
-        epochs=8, lr_schedule=schedule.model_copy(update={"warmup_epochs": 0, "milestones": (3,)})
-    )
+    after, _ = rates(epochs=8, lr_schedule=schedule.model_copy(update={"warmup_epochs": 0, "milestones": (3,)}))
     assert seen[:8] == pytest.approx([after[0] * (step + 1) / 8 for step in range(8)])
     assert seen[8:] == pytest.approx(after)
 
 
 def test_adamw_takes_its_figures_from_the_recipe():
-    settings = config(
-        optimizer="adamw", lr=1e-3, betas=(0.8, 0.95), weight_decay=0.02, decay_gates_and_norms=False
-    )
+    settings = config(optimizer="adamw", lr=1e-3, betas=(0.8, 0.95), weight_decay=0.02, decay_gates_and_norms=False)
     decayed, spared = build_optimizer(gated(), settings).param_groups
     assert (decayed["lr"], decayed["betas"], decayed["weight_decay"]) == (1e-3, (0.8, 0.95), 0.02)
     assert spared["weight_decay"] == 0.0

@@ -67,9 +67,7 @@ def test_the_first_images_are_the_first_that_can_be_read(folder):
 def test_what_nobody_foresaw_is_no_mistake_of_the_user(folder, monkeypatch):
     chosen = setting(folder, "skip")
     monkeypatch.setattr(Reader, "sample", lambda *_: 1 / 0)
-    with pytest.raises(
-        ReadingFailed, match=r"^reading failed: ZeroDivisionError: division by zero \(in .*\)$"
-    ):
+    with pytest.raises(ReadingFailed, match=r"^reading failed: ZeroDivisionError: division by zero \(in .*\)$"):
         evaluate(chosen)
 
 

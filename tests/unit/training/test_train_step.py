@@ -101,9 +101,7 @@ def test_a_step_that_is_not_finite_is_not_applied_and_leaves_buffers_as_they_wer
     record = train_step(BareEngine(phase.module, micro=4), phase, [(images, labels)], 0.0)
     assert not record.applied
     assert all(torch.equal(a, b) for a, b in zip(phase.module.buffers(), before, strict=True))
-    record = train_step(
-        BareEngine(phase.module.apply(lambda m: m.zero_grad()), micro=4), phase, [batch()], 0.0
-    )
+    record = train_step(BareEngine(phase.module.apply(lambda m: m.zero_grad()), micro=4), phase, [batch()], 0.0)
     assert record.applied
     assert not torch.equal(next(phase.module.buffers()), before[0])
 
