@@ -195,7 +195,7 @@ class ShardIndex(BaseModel):
         for shard in self.shards():
             if shard.length * least > shard.size:
                 raise ValueError(f"{shard.name} has {shard.length} samples in {shard.size} bytes")
-        # Whoever trains on one of two splits must not test with its images.
+        # A network trained on one split must not be tested on its images.
         for (first, one), (second, other) in itertools.combinations(self.splits.items(), 2):
             for name in set(one.filenames) & set(other.filenames):
                 raise ValueError(f"both {first!r} and {second!r} list {name}")

@@ -29,7 +29,7 @@ def start(backend: str, seconds: float) -> None:
     """
     timeout = timedelta(seconds=seconds)
     if os.environ["WORLD_SIZE"] == "1":
-        # A single rank has nobody to meet, so a port that another program uses must not stop it.
+        # A single rank meets no other, so a port that another program uses must not stop it.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
     try:

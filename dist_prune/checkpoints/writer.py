@@ -58,7 +58,7 @@ class CheckpointWriter:
     def write(self, state: TrainState) -> None:
         """Start to write a checkpoint on rank 0, once the previous one is written.
 
-        Nobody may change ``state`` afterwards.
+        The caller must not change ``state`` afterwards.
         """
         self.wait()
         # All ranks hold equal state (compared before), so one of them writes.

@@ -55,7 +55,7 @@ def without_effect(config: RunConfig, reads: frozenset[str], keys_set: Iterable[
     keys_set, lines = set(keys_set), []
     for key, value in values.items():
         section = key.partition(".")[0]
-        # Whoever sets a field back to null wants it to do nothing.
+        # A field that is set back to null is meant to do nothing.
         if value is None or (key not in keys_set and section not in keys_set and value == defaults[key]):
             continue
         if section in METHOD_FIELDS and section not in reads and value != "none":

@@ -1,6 +1,6 @@
 """Uniform baselines: dense networks of the budget's MACs, trained from scratch (by depth, width or inner channels).
 
-Whoever wants half of the MACs could train a plain network of that size. What gates find must beat it.
+A user who wants half of the MACs could train a plain network of that size: what gates find must beat it.
 """
 
 from __future__ import annotations

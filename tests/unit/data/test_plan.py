@@ -136,8 +136,8 @@ def test_a_global_batch_mixes_many_shards_and_a_rank_reads_few_at_a_time():
         for start in range(0, len(plan), 10):
             parts = [plan.part(number) for number in range(start, min(start + 10, len(plan)))]
             met = {shard for part in parts for shard in part.shards.tolist()}
-            lanes = MAX_PARTITIONS // world_size
-            assert len(met) <= lanes * (2 * BLOCK_SHARDS + 1)  # two windows, which begin anywhere in a shard
+            partitions = MAX_PARTITIONS // world_size
+            assert len(met) <= partitions * (2 * BLOCK_SHARDS + 1)  # two windows, which begin anywhere in a shard
 
 
 def test_lanes_come_to_new_shards_one_after_another():
@@ -148,7 +148,7 @@ def test_lanes_come_to_new_shards_one_after_another():
         seen |= shards
     assert new[0] >= MAX_PARTITIONS
     assert sum(new) == 64
-    assert max(new[10:]) <= 3  # together, all lanes would come to 32 new ones within a few steps
+    assert max(new[10:]) <= 3  # together, all partitions would come to 32 new ones within a few steps
 
 
 def test_ranks_take_turns_within_a_global_batch():
