@@ -70,7 +70,7 @@ def planned(seed: int, epoch: int, global_batch: int) -> list[list[int]]:
     return [(starts[part.shards] + part.rows).tolist() for part in parts]
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_ranks_and_workers_read_the_plan_also_after_an_interruption(folder, draw):
     seed, epoch = draw.draw(st.integers(0, 3), "seed"), draw.draw(st.integers(0, 3), "epoch")
