@@ -1,5 +1,6 @@
 """The index of a data set in shards: one model of ``_info.json``, after timm's conventions."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -29,6 +30,18 @@ TarName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Mean = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Std = Annotated[float, Field(strict=True, ge=SMALLEST_STD, le=1, allow_inf_nan=False)]
+
+
+def file_sizes(folder: str | Path) -> dict[str, int]:
+    """Return name and size of every file of a local folder."""
+    sizes = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # Another process that makes the same shards may remove its sidecars in the meantime.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 class Shard(NamedTuple):
@@ -148,8 +161,7 @@ class ShardIndex(BaseModel):
 
     def check_files(self) -> None:
         """Check that each shard is in the local folder with its size; as ``check_sizes``."""
-        with os.scandir(self.root) as entries:
-            self.check_sizes({entry.name: entry.stat().st_size for entry in entries if entry.is_file()})
+        self.check_sizes(file_sizes(self.root))
 
     def check_sizes(self, found: Mapping[str, int]) -> None:
         """Check the sizes ``found`` of the files beside the index."""

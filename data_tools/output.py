@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import ShardError
+from data_tools.index import file_sizes
 from data_tools.remote import RETRIES, Result, check_url, filesystem, is_url, with_retries
 
 REQUESTS = 16  # at once, where many small files are read or removed
@@ -141,8 +142,7 @@ class FolderOutput(OutputStore):
     def _sizes(self) -> dict[str, int]:
         if not self._folder.exists():
             return {}
-        with os.scandir(self._folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries}
+        return file_sizes(self._folder)
 
     def _read(self, name: str) -> bytes:
         path = self._folder / name

@@ -1,6 +1,8 @@
 """The index is read back as it was written, and a wrong one is named."""
 
+import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,24 @@ def test_missing_and_shortened_shards_are_found_without_opening_them(tmp_path):
     victim.unlink()
     with pytest.raises(ShardError, match=f"missing shard {victim}"):
         index.check_files()
+
+
+def test_a_sidecar_that_another_maker_removes_while_the_files_are_listed_does_no_harm(digits, tmp_path, monkeypatch):
+    for path in digits.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    index, sidecar = read_index(tmp_path), tmp_path / "digits-test-000000.tar.json"
+    sidecar.touch()
+    listed = os.scandir
+
+    @contextlib.contextmanager
+    def remove_once_listed(folder):
+        with listed(folder) as entries:
+            found = list(entries)
+        sidecar.unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", remove_once_listed)
+    index.check_files()
 
 
 def test_unknown_split_names_those_there(digits):
