@@ -121,12 +121,14 @@ import multiprocessing, os, sys
 from dist_prune.data import open_data
 from dist_prune.data.reader import Reader
 def boom(*_): raise OSError(5, "Input/output error")
+forks = []
 for number, ending in enumerate(sys.argv[2:]):
-    if (child := os.fork()) == 0:
+    forks.append(os.fork())
+    if forks[-1] == 0:
         os.dup2(os.open(f"{number}.err", os.O_WRONLY | os.O_CREAT), 2)
         break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
+    print(*(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) for fork in forks), flush=True)
     os._exit(0)
 images = open_data(sys.argv[1], workers=2)
 batches = images.train_batches(0, micro_batch=4, global_batch=4, rank=0, world_size=1)
