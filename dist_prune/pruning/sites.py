@@ -13,7 +13,7 @@ from dist_prune.errors import UserError
 
 @dataclass(frozen=True)
 class ChannelSlice:
-    """The entries of one module that a site's units occupy.
+    """The entries of one module that belong to a site's units.
 
     module: qualified name in the plain network; ``""`` for the network's own operations.
     dim: ``out`` or ``in`` of a convolution or linear layer; ``channels`` of what works channel by channel (norm,
@@ -30,7 +30,7 @@ class ChannelSlice:
     size: int = 0
 
     def entries(self, unit: int) -> range:
-        """Return the indices that a unit occupies."""
+        """Return the indices of a unit."""
         start = self.offset + unit * self.width
         return range(start, start + self.width)
 

@@ -57,11 +57,12 @@ class Trainer:
 
     def train(self) -> tuple[PhaseTrainer, PhaseResult] | None:
         """Train all phases; return the last one and its result, None if asked to stop (everything is saved then)."""
-        phases, phase = self.context.method.phases(), None
-        if self._is_resume:
-            phase = interrupted_phase(phases, self.state, self._seed)
-        else:
-            phase = next_phase(phases, None, self._seed)
+        phases = self.context.method.phases()
+        phase: Phase | None = (
+            interrupted_phase(phases, self.state, self._seed)
+            if self._is_resume
+            else next_phase(phases, None, self._seed)
+        )
         while phase is not None:
             self._refuse_second_of_a_name(phase)
             trainer = self._begin(phase)

@@ -21,11 +21,11 @@ def package(machine: str, file: Path) -> Sensor:
     return Sensor(f"{machine} package-0", "cpu", RaplCounter(file, LIMIT).read)
 
 
-def spent_by(meter: EnergyMeter, *spending: tuple[Path, float]) -> tuple[Energy, dict[str, int]]:
+def spent_by(meter: EnergyMeter, *spent: tuple[Path, float]) -> tuple[Energy, dict[str, int]]:
     """What all ranks measure while rank 0 lets counters rise, and the collectives that it takes."""
     distributed.barrier()
     if distributed.rank() == 0:
-        for file, joules in spending:
+        for file, joules in spent:
             spend(file, joules)
     distributed.barrier()
     with scenarios.counted_collectives() as calls:

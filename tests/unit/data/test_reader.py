@@ -47,7 +47,7 @@ def name(number: int) -> str:
     return f"toy-train-{number:06d}.tar"
 
 
-def settle() -> None:
+def join_fetches() -> None:
     """Wait for the fetches in the background."""
     for thread in threading.enumerate():
         if "_fetch_following" in thread.name:
@@ -64,7 +64,7 @@ def test_samples_are_those_of_shard_and_row(shelf):
 def test_the_next_two_shards_are_fetched_before_they_are_needed(shelf):
     reader = Reader(shelf, shelf.index, "train", [5, 1, 3, 0, 2, 4])
     reader.sample(1, 0)
-    settle()
+    join_fetches()
     assert shelf.fetched == Counter([name(1), name(3), name(0)])
 
 
@@ -88,7 +88,7 @@ def test_a_shard_that_cannot_be_had_is_not_asked_for_again_by_each_of_its_sample
     for row in (0, 1):
         with pytest.raises(ShardError, match="is not to be had"):
             reader.sample(0, row)
-    settle()
+    join_fetches()
     assert shelf.fetched == Counter([name(0), name(1)])
 
 
