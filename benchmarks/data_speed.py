@@ -40,14 +40,7 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import (
-    Compose,
-    Normalize,
-    RandomCrop,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    ToTensor,
-)
+from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
 from data_tools import make_shards
 from dist_prune.config import AugmentConfig
@@ -232,10 +225,7 @@ def mixing(images: Path, work: Path, rounds: int) -> dict[str, Any]:
     its class for all classes to be equally frequent, mean.
     """
     result = {}
-    for name, samples, classes, batch in (
-        ("10 classes", 50_000, 10, 256),
-        ("1000 classes", 1_281_000, 1000, 1024),
-    ):
+    for name, samples, classes, batch in (("10 classes", 50_000, 10, 256), ("1000 classes", 1_281_000, 1000, 1024)):
         in_order = np.arange(samples) * classes // samples
         shuffled = np.random.RandomState(0).permutation(in_order)
         order = Order((1000,) * (samples // 1000), seed=1, epoch=0, global_batch=batch)

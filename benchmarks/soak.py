@@ -181,10 +181,7 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/soak.json")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="soak-"))
-    os.environ |= {
-        "OMP_NUM_THREADS": "1",
-        "DIST_PRUNE_DATA": os.environ.get("DIST_PRUNE_DATA", str(work / "data")),
-    }
+    os.environ |= {"OMP_NUM_THREADS": "1", "DIST_PRUNE_DATA": os.environ.get("DIST_PRUNE_DATA", str(work / "data"))}
     result = soak(work, options.minutes * 60, options.every, random.Random(options.seed))
     Path(options.out).write_text(json.dumps({"command": " ".join(sys.argv), **result}, indent=1) + "\n")
     print(json.dumps({k: v for k, v in result.items() if k not in ("faults", "memory")}))

@@ -87,9 +87,7 @@ STUDIES = {
         {name: (f"cifar10_resnet110_lambda_{name}_short",) for name in ("0", "1", "2", "3", "up")},
     ),
     "budgets": Study(
-        "Targets 0.3, 0.5, 0.7 on ResNet-20, 5 epochs",
-        _budgets({"resnet20": _BOTH}),
-        settings=("epochs=5",),
+        "Targets 0.3, 0.5, 0.7 on ResNet-20, 5 epochs", _budgets({"resnet20": _BOTH}), settings=("epochs=5",)
     ),
     "budgets_networks": Study(
         "Targets 0.3, 0.5, 0.7 on other networks: 5,000 images, 10 epochs of 78 steps",

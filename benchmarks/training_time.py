@@ -31,21 +31,8 @@ MEMORY_STEPS = 20
 
 def train(cores: list[int], recipe: str, model: str, epochs: int, shards: Path, out: Path, *words: str) -> int:
     """Run the program on some cores; its peak memory in bytes."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": str(len(cores)),
-        "GOMP_SPINCOUNT": "0",
-    }
-    command = [
-        "taskset",
-        "-c",
-        ",".join(map(str, cores)),
-        sys.executable,
-        "launch/train.py",
-        "--recipe",
-        recipe,
-    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(len(cores)), "GOMP_SPINCOUNT": "0"}
+    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "launch/train.py", "--recipe", recipe]
     command += ["--ds_config", "ds_configs/zero2_bf16.json", "--data", str(shards), "--out", str(out), *words]
     command += ["--set", f"model={model}", f"epochs={epochs}", "keep_checkpoints=2"]
     with subprocess.Popen(command, cwd=ROOT, env=environment) as process:

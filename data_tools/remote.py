@@ -15,15 +15,7 @@ Result = TypeVar("Result")
 
 RETRIES = 5  # a recipe's ``cache.retries`` has the same default
 # The extra of this project that brings the library of a protocol.
-EXTRAS = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "abfs": "azure",
-    "abfss": "azure",
-    "az": "azure",
-}
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 # aiohttp would end every download after five minutes. botocore would itself retry for minutes, which
 # looks like a stalled server; and s3fs would report the progress of large objects every 50 MB only.
 _HTTP = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None)}}
@@ -66,10 +58,7 @@ def with_retries(action: Callable[[], Result], what: str, retries: int = RETRIES
         ShardError: "cannot ``what``", and why.
     """
     attempts = Retrying(
-        stop=stop_after_attempt(retries + 1),
-        wait=BACK_OFF,
-        retry=retry_if_exception(_is_transient),
-        reraise=True,
+        stop=stop_after_attempt(retries + 1), wait=BACK_OFF, retry=retry_if_exception(_is_transient), reraise=True
     )
     try:
         return attempts(action)

@@ -5,14 +5,7 @@ from pathlib import Path
 
 from data_tools.errors import ShardError
 from data_tools.sources.base import RawData, RawDataset, ReadOptions, refuse_test_fraction
-from data_tools.sources.folders import (
-    list_classes,
-    list_labelled,
-    list_tree,
-    read_lines,
-    read_titles,
-    subfolders,
-)
+from data_tools.sources.folders import list_classes, list_labelled, list_tree, read_lines, read_titles, subfolders
 
 TEST_FOLDERS = ("test", "val", "validation")
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"

@@ -15,12 +15,7 @@ def benchmark(arguments: list[str]) -> None:
     parser = command_parser("benchmark", benchmark.__doc__)
     parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
     parser.add_argument(
-        "--batch",
-        type=_numbers,
-        dest="batches",
-        default=(1, 32, 256),
-        metavar="N,N,...",
-        help="default: 1,32,256",
+        "--batch", type=_numbers, dest="batches", default=(1, 32, 256), metavar="N,N,...", help="default: 1,32,256"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="through torch.compile")
@@ -30,10 +25,7 @@ def benchmark(arguments: list[str]) -> None:
         "--seconds", type=positive(float), default=10.0, help="of measuring at each batch size (default: 10)"
     )
     parser.add_argument(
-        "--grid_intensity",
-        type=positive(float),
-        metavar="G",
-        help="grams of CO2 per kWh, for the CO2 of an image",
+        "--grid_intensity", type=positive(float), metavar="G", help="grams of CO2 per kWh, for the CO2 of an image"
     )
     parser.add_argument("--out", help="folder for speed.json and speed.png (default: FOLDER/benchmark)")
     settings = vars(parser.parse(arguments))

@@ -13,10 +13,7 @@ def collapse(arguments: list[str]) -> None:
     parser.add_argument("--mask", help="a mask.json to use instead of a vote over the training images")
     parser.add_argument("--data", help="where the shards are, if not where the run found them")
     parser.add_argument(
-        "--round_to",
-        type=positive(int),
-        metavar="N",
-        help="keep multiples of N channels (default: the recipe's)",
+        "--round_to", type=positive(int), metavar="N", help="keep multiples of N channels (default: the recipe's)"
     )
     options = parser.parse(arguments)
     from dist_prune.offline.runs import collapse_run

@@ -14,8 +14,7 @@ class GatesConfig(Section):
     """The gates of the consensus method."""
 
     kind: Literal["layer", "channel", "none"] = Field(
-        "layer",
-        description="what a gate switches: residual layers or channels; none trains the dense network",
+        "layer", description="what a gate switches: residual layers or channels; none trains the dense network"
     )
     position: Literal["before", "between", "after"] = Field(
         "between", description="channel gates: which activations of a block they stand behind"
@@ -29,8 +28,7 @@ class GatesConfig(Section):
     dense_layers: Literal[1, 2] = Field(2, description="dense layers of a gating module")
     hidden: int = Field(16, ge=1, le=2**16, description="width of a gating module with two dense layers")
     flatten: bool | None = Field(
-        None,
-        description="channel gates: read flattened maps instead of pooled ones; null: where that is cheap",
+        None, description="channel gates: read flattened maps instead of pooled ones; null: where that is cheap"
     )
     open_bias: float | None = Field(
         None,
@@ -79,10 +77,7 @@ class FreezeConfig(Section):
         0.4, ge=0, le=1, description="fraction of the run before which no unit is decided to stay open"
     )
     thaw_after: int | None = Field(
-        None,
-        ge=1,
-        le=10**9,
-        description="steps after which a decided unit must be decided again; null: never",
+        None, ge=1, le=10**9, description="steps after which a decided unit must be decided again; null: never"
     )
     collapse: bool = Field(True, description="collapse in flight once all units are decided")
     collapse_epoch: int | None = Field(

@@ -46,15 +46,11 @@ class RunConfig(OptimizerConfig):
     budget: BudgetConfig = BudgetConfig()
     freeze: FreezeConfig = FreezeConfig()
     polarization: WeightSchedule | None = Field(
-        None,
-        description="lambda_polar over the epochs; null: the budget's own schedule, or 1 without a budget",
+        None, description="lambda_polar over the epochs; null: the budget's own schedule, or 1 without a budget"
     )
     activation: WeightSchedule = Field(Constant(value=0.0), description="lambda_act over the epochs")
     mask_samples: int = Field(
-        2048,
-        ge=1,
-        le=2**40,
-        description="training images that vote on the mask of an epoch; at the end all do",
+        2048, ge=1, le=2**40, description="training images that vote on the mask of an epoch; at the end all do"
     )
     round_to: int = Field(
         1, ge=1, le=2**16, description="keep multiples of this many channels; may end above target_macs"
@@ -80,10 +76,7 @@ class RunConfig(OptimizerConfig):
     keep_checkpoints: int = Field(2, ge=1, le=10**6, description="newest checkpoints that are kept")
     keep_best: bool = Field(False, description="also keep the checkpoint with the highest test accuracy")
     max_bad_steps: int = Field(
-        10,
-        ge=0,
-        le=10**6,
-        description="steps in a row that may be skipped because loss or gradients are not finite",
+        10, ge=0, le=10**6, description="steps in a row that may be skipped because loss or gradients are not finite"
     )
     rank_timeout: float = Field(
         600.0, gt=0, le=7 * 86400, description="seconds without an answer of a rank until the run ends"
@@ -93,8 +86,7 @@ class RunConfig(OptimizerConfig):
     )
     compile: bool = Field(False, description="train through torch.compile")
     checkpoint_activations: bool = Field(
-        False,
-        description="recompute blocks in backward instead of keeping their activations: less memory, more time",
+        False, description="recompute blocks in backward instead of keeping their activations: less memory, more time"
     )
 
     @model_validator(mode="after")

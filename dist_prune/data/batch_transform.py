@@ -20,12 +20,7 @@ class BatchTransform:
     """
 
     def __init__(
-        self,
-        index: ShardIndex,
-        width: int,
-        augment: AugmentConfig | None,
-        channels_last: bool,
-        device: torch.device,
+        self, index: ShardIndex, width: int, augment: AugmentConfig | None, channels_last: bool, device: torch.device
     ) -> None:
         self._augment = augment or AugmentConfig()
         self._classes, self._channels_last, self._device = len(index.class_names), channels_last, device

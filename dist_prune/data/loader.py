@@ -147,11 +147,7 @@ class ImageData:
             ReadingFailed: as ``train_batches``.
         """
         eval_plan = plan.EvalPlan(
-            self.index.split(split).shard_lengths,
-            batch_size=batch_size,
-            rank=rank,
-            world_size=world_size,
-            limit=limit,
+            self.index.split(split).shard_lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
         )
         return self._deliver(self._batches(split, eval_plan, 0, training=False), 0, False, device)
 

@@ -163,13 +163,7 @@ class EvalPlan:
     """
 
     def __init__(
-        self,
-        shard_lengths: tuple[int, ...],
-        *,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        limit: int | None = None,
+        self, shard_lengths: tuple[int, ...], *, batch_size: int, rank: int, world_size: int, limit: int | None = None
     ) -> None:
         total = sum(shard_lengths) if limit is None else min(sum(shard_lengths), limit)
         self._begin, self._end = rank * total // world_size, (rank + 1) * total // world_size

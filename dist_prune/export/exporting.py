@@ -29,12 +29,7 @@ LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of max(1, the la
 
 
 def export_sliced(
-    folder: str | Path,
-    format: str,
-    *,
-    fold_bn: bool = False,
-    half: bool = False,
-    out: str | Path | None = None,
+    folder: str | Path, format: str, *, fold_bn: bool = False, half: bool = False, out: str | Path | None = None
 ) -> dict[str, Any]:
     """Write the sliced network of a run folder, or of a sliced checkpoint, in a name of ``FORMATS``.
 

@@ -112,8 +112,4 @@ class BernoulliThreshold(Head):
         self.mean = self.mean.lerp(logits.to(self.mean), self.momentum)
 
 
-HEADS: dict[str, type[Head]] = {
-    "ste": StraightThrough,
-    "gumbel": GumbelSoftmax,
-    "bernoulli": BernoulliThreshold,
-}
+HEADS: dict[str, type[Head]] = {"ste": StraightThrough, "gumbel": GumbelSoftmax, "bernoulli": BernoulliThreshold}

@@ -10,14 +10,7 @@ from torch import nn
 from dist_prune.errors import UserError, nearest
 from dist_prune.gates.heads import HEADS
 from dist_prune.gates.modules import GatingModule
-from dist_prune.gates.wrappers import (
-    Gated,
-    GatedBlock,
-    GatedBranch,
-    GatedChannels,
-    gated_modules,
-    gating_modules,
-)
+from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels, gated_modules, gating_modules
 from dist_prune.measure.macs import count_macs
 from dist_prune.models.build import architecture_of, in_eval_mode, remember
 from dist_prune.pruning.channel_sites import POSITIONS, channel_sites

@@ -136,12 +136,7 @@ class GatingModule(Gate):
         return first, second, self._recorded(applied, decisions, logits, noise_key, recomputed)
 
     def _recorded(
-        self,
-        applied: Tensor,
-        decisions: Tensor,
-        logits: Tensor,
-        noise_key: NoiseKey | None,
-        recomputed: bool,
+        self, applied: Tensor, decisions: Tensor, logits: Tensor, noise_key: NoiseKey | None, recomputed: bool
     ) -> Tensor:
         """Record the decisions, and return those that are applied to the network."""
         logits = logits.detach()

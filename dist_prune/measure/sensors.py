@@ -76,8 +76,7 @@ def find_sensors(device: torch.device) -> Found:
     with _quiet():
         found = [_or_why_not(search) for search in searches]
     return Found(
-        tuple(sensor for one in found for sensor in one.sensors),
-        tuple(why for one in found for why in one.missing),
+        tuple(sensor for one in found for sensor in one.sensors), tuple(why for one in found for why in one.missing)
     )
 
 

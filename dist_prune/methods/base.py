@@ -61,10 +61,7 @@ class Task:
         # The same weights on every rank and after every resume.
         torch.manual_seed(self.config.seed)
         return build_model(
-            self.config.model,
-            num_classes=self.num_classes,
-            in_channels=self.input_shape[0],
-            **self.config.model_args,
+            self.config.model, num_classes=self.num_classes, in_channels=self.input_shape[0], **self.config.model_args
         )
 
 

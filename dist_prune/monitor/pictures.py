@@ -38,10 +38,7 @@ def mean_activation_picture(history: npt.ArrayLike, site_names: Sequence[str], e
 
 
 def polarization_picture(
-    history: npt.ArrayLike,
-    site_names: Sequence[str],
-    positions: Sequence[float],
-    xlabel: str = "training step",
+    history: npt.ArrayLike, site_names: Sequence[str], positions: Sequence[float], xlabel: str = "training step"
 ) -> Figure:
     """Draw the mean activation of every site over the training, as lines colored by their end.
 
@@ -77,14 +74,7 @@ def _end(line: _Line) -> int:
     return int(np.flatnonzero(np.isfinite(line))[-1])
 
 
-def _draw(
-    axes: Axes,
-    positions: Sequence[float],
-    lines: Sequence[_Line],
-    label: str,
-    color: str,
-    width: float,
-) -> None:
+def _draw(axes: Axes, positions: Sequence[float], lines: Sequence[_Line], label: str, color: str, width: float) -> None:
     """Draw lines, each with a white edge that separates it from those below, and their number beside the end."""
     for line in lines:
         end = _end(line)

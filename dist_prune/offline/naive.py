@@ -26,11 +26,7 @@ COPIES_BYTES = 2**30  # of copies of the network that one pass over the data may
 
 
 def naive_baselines(
-    folder: str,
-    data: str | None = None,
-    shares: Sequence[float] = SHARES,
-    draws: int = 3,
-    split: str = "test",
+    folder: str, data: str | None = None, shares: Sequence[float] = SHARES, draws: int = 3, split: str = "test"
 ) -> list[dict[str, Any]]:
     """Evaluate the naive baselines of a run's ``sliced/`` network, or of a sliced checkpoint, on a split.
 

@@ -24,11 +24,7 @@ from dist_prune.training.finish import collapse_difference, finish
 
 
 def collapse_run(
-    source: str,
-    out: str | None = None,
-    mask: str | None = None,
-    data: str | None = None,
-    round_to: int | None = None,
+    source: str, out: str | None = None, mask: str | None = None, data: str | None = None, round_to: int | None = None
 ) -> dict[str, Any]:
     """Collapse the newest checkpoint of a run folder (or one checkpoint folder) into a sliced checkpoint.
 

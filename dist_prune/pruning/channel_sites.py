@@ -182,8 +182,7 @@ _FAMILIES: dict[type[nn.Module], Callable[[str, Any], Iterator[Site]]] = {
         ("branch7x7dbl_1", "branch7x7dbl_2", "branch7x7dbl_3", "branch7x7dbl_4", "branch7x7dbl_5"),
     ),
     InceptionD: _chains(
-        ("branch3x3_1", "branch3x3_2"),
-        ("branch7x7x3_1", "branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4"),
+        ("branch3x3_1", "branch3x3_2"), ("branch7x7x3_1", "branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4")
     ),
     InceptionE: _chains(
         ("branch3x3_1", "branch3x3_2a|branch3x3_2b"),

@@ -49,8 +49,4 @@ class EnergyAccount:
 
 
 def _record(spent: SpentEnergy) -> dict[str, Any]:
-    return {
-        "energy_joules": spent.joules,
-        "energy_ranks": spent.ranks or 0,
-        "energy_sensors": spent.sensors,
-    }
+    return {"energy_joules": spent.joules, "energy_ranks": spent.ranks or 0, "energy_sensors": spent.sensors}

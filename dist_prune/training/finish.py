@@ -41,11 +41,7 @@ def collapse_difference(context: RunContext, phase: Phase, result: PhaseResult) 
 
 
 def finish(
-    context: RunContext,
-    phase: Phase,
-    result: PhaseResult,
-    difference: float,
-    autocast: torch.autocast | None = None,
+    context: RunContext, phase: Phase, result: PhaseResult, difference: float, autocast: torch.autocast | None = None
 ) -> dict[str, Any]:
     """Collapse the network of the last phase, write mask.json and sliced/, and return the summary without times.
 

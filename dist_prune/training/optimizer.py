@@ -25,11 +25,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     if config.optimizer == "adamw":
         return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     return SGD(
-        groups,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
     )
 
 

@@ -74,19 +74,10 @@ class Recorder:
         if step % self._log_every and step > 1 and bad_batch is None:
             return
         metrics: dict[str, float | None] = {names.loss(term): value for term, value in record.losses.items()}
-        metrics |= {
-            names.ACCURACY_TRAIN: record.accuracy,
-            names.LEARNING_RATE: lr,
-            names.IMAGES_PER_SECOND: speed,
-        }
+        metrics |= {names.ACCURACY_TRAIN: record.accuracy, names.LEARNING_RATE: lr, names.IMAGES_PER_SECOND: speed}
         metrics |= gates
         means = dict(zip((site.name for site in sites), _site_means(record.means, sites), strict=True))
-        place = {
-            "epoch": epoch,
-            "step": step,
-            "samples_skipped": at.skipped,
-            "steps_skipped": at.steps_skipped,
-        }
+        place = {"epoch": epoch, "step": step, "samples_skipped": at.skipped, "steps_skipped": at.steps_skipped}
         bad = {} if bad_batch is None else {"skipped_batch": bad_batch}
         with self._writing():
             self._run.append("train", {**place, **metrics, "gate_means": means, **bad})
@@ -155,10 +146,7 @@ def _gate_metrics(means: Tensor, sites: Sequence[Site]) -> dict[str, float]:
     if not sites:
         return {}
     gates = (means.double(), tuple(site.units for site in sites))
-    return {
-        names.OPEN_RATIO: min(mean_over_sites(gates).item(), 1.0),
-        names.R_POLAR: polarization(gates).item(),
-    }
+    return {names.OPEN_RATIO: min(mean_over_sites(gates).item(), 1.0), names.R_POLAR: polarization(gates).item()}
 
 
 def _evaluation_line(record: Mapping[str, Any]) -> str:

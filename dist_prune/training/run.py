@@ -163,11 +163,7 @@ def _train_and_finish(context: RunContext, options: Options, resume: TrainState 
 
 
 def _work(
-    context: RunContext,
-    options: Options,
-    resume: TrainState | None,
-    recorder: Recorder,
-    status: RunStatus,
+    context: RunContext, options: Options, resume: TrainState | None, recorder: Recorder, status: RunStatus
 ) -> str | None:
     """Train and collapse; return None, or the reason of a stop on request."""
     with StopRequest(options.max_steps, options.max_hours) as stop:

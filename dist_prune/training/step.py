@@ -74,12 +74,7 @@ def seed_step_rng(seed: int, step: int) -> None:
 
 
 def train_step(
-    engine: Engine,
-    phase: Phase,
-    batches: Sequence[Batch],
-    epoch: float,
-    flags: RankFlags = _NO_FLAGS,
-    number: int = 0,
+    engine: Engine, phase: Phase, batches: Sequence[Batch], epoch: float, flags: RankFlags = _NO_FLAGS, number: int = 0
 ) -> StepMetrics:
     """Train on one global batch.
 
@@ -167,12 +162,7 @@ class _Buffers:
 
 
 def _record(
-    accumulated: MeanAccumulator,
-    means: GateMeans,
-    totals: Tensor,
-    terms: Sequence[str],
-    applied: bool,
-    views: int,
+    accumulated: MeanAccumulator, means: GateMeans, totals: Tensor, terms: Sequence[str], applied: bool, views: int
 ) -> StepMetrics:
     """Return the metrics of a step."""
     # One copy for everything: each copy from the device waits for all that it still computes.

@@ -180,14 +180,7 @@ class _Counting:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._real, name)
-        if name not in (
-            "all_reduce",
-            "broadcast",
-            "all_gather",
-            "barrier",
-            "broadcast_object_list",
-            "reduce",
-        ):
+        if name not in ("all_reduce", "broadcast", "all_gather", "barrier", "broadcast_object_list", "reduce"):
             return found
 
         def counted(*inputs: Any, **options: Any) -> Any:

@@ -83,15 +83,7 @@ def run_digits(folder: str, stage: int, settings: list[str], *invocations: dict[
     from dist_prune.recipes import recipe
     from dist_prune.training.run import Options, run
 
-    quick = [
-        "epochs=5",
-        "model=resnet8",
-        "log_every=1",
-        "workers=0",
-        "freeze.after=3",
-        "mask_samples=128",
-        *settings,
-    ]
+    quick = ["epochs=5", "model=resnet8", "log_every=1", "workers=0", "freeze.after=3", "mask_samples=128", *settings]
     config = override(recipe("digits"), quick)
     return [run(config, Options(f"ds_configs/zero{stage}.json", out=folder, **words)) for words in invocations]
 

@@ -110,11 +110,7 @@ def epoch_of(data: Path) -> list[Counter[bytes]]:
 def spoiled(digits, tmp_path_factory) -> dict[str, Path]:
     """Copies of digits with broken images: one that the first epoch trains on, one that it is tested on."""
     folders = {}
-    for name, splits in {
-        "train": {"train": 600},
-        "test": {"test": 100},
-        "both": {"train": 600, "test": 100},
-    }.items():
+    for name, splits in {"train": {"train": 600}, "test": {"test": 100}, "both": {"train": 600, "test": 100}}.items():
         folders[name] = tmp_path_factory.mktemp("spoiled") / name
         shutil.copytree(digits, folders[name])
         for split, number in splits.items():

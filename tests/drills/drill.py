@@ -154,10 +154,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 def assert_same_course(folder: Path, straight: Path) -> None:
     """A run has the losses of the uninterrupted one, step by step, and ends with its weights, bit for bit."""
     assert losses(folder) == losses(straight)
-    (mine, passed_over), (theirs, _) = (
-        load_newest(folder / "checkpoints"),
-        load_newest(straight / "checkpoints"),
-    )
+    (mine, passed_over), (theirs, _) = (load_newest(folder / "checkpoints"), load_newest(straight / "checkpoints"))
     assert mine is not None
     assert theirs is not None
     assert passed_over == []

@@ -77,8 +77,7 @@ def copied(photographs, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
-    [(FlipBytes, "corrupt image"), (Cut, "it became shorter; make or copy it again")],
+    ("damage", "words"), [(FlipBytes, "corrupt image"), (Cut, "it became shorter; make or copy it again")]
 )
 def test_a_shard_that_is_damaged_under_a_run_ends_it_with_one_line_and_it_resumes_once_that_is_fixed(
     launch, resume, photographs, straight_on_photographs, copied, tmp_path, damage, words

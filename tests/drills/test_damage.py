@@ -32,10 +32,7 @@ def flip_a_bit(path: Path) -> None:
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(resume, straight, tmp_path, damage, name):
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
-    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == [
-        "step-00000004",
-        "step-00000006",
-    ]
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-00000004", "step-00000006"]
     damage(folder / "checkpoints" / "step-00000006" / name)
     told = resume(folder)
     assert len(told) == 1, told

@@ -21,10 +21,7 @@ class LimitFiles:
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
 
 
-@pytest.mark.parametrize(
-    ("size", "what"),
-    [(100_000, "a checkpoint"), (1_200, "metrics.jsonl")],
-)
+@pytest.mark.parametrize(("size", "what"), [(100_000, "a checkpoint"), (1_200, "metrics.jsonl")])
 def test_what_cannot_be_written_ends_all_ranks_with_one_line(launch, resume, straight, tmp_path, size, what):
     folder = tmp_path / "run"
     sabotage = {0: AtStep(4, LimitFiles(size))}

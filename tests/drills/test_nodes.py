@@ -21,10 +21,7 @@ CARRIED = ("OMP_NUM_THREADS", "DIST_PRUNE_DATA", "TORCH_EXTENSIONS_DIR")
 START = 180  # seconds that a busy machine may take to start a launcher and its ranks
 RANK_TIMEOUT = 8
 LONG = ("epochs=500",)  # not over before a request to stop arrives
-SEEN = {
-    "killed": "closed its connection: it has failed",
-    "cut off": r"not answered for 8 s \(rank_timeout\): it hangs",
-}
+SEEN = {"killed": "closed its connection: it has failed", "cut off": r"not answered for 8 s \(rank_timeout\): it hangs"}
 
 
 @pytest.fixture

@@ -29,22 +29,7 @@ from dist_prune.recipes import recipe
 ROOT = Path(__file__).resolve().parents[2]
 Words = list[str]
 # Where a larger number only asks for more work, which is no fault: sizes that are done soon, or that no machine has.
-SIZES = (
-    "1",
-    "2",
-    "7",
-    "9",
-    "33",
-    "0",
-    "-1",
-    "3.5",
-    "null",
-    '"x"',
-    "[8]",
-    str(10**7),
-    str(10**12),
-    str(2**63),
-)
+SIZES = ("1", "2", "7", "9", "33", "0", "-1", "3.5", "null", '"x"', "[8]", str(10**7), str(10**12), str(2**63))
 SIZED = ("image_size", "gates.hidden", "model_args.width", "model_args.depth")
 MODELS = (
     "resnet8", "resnet20", "resnet9", "resnet0", "resnet-1", "resnet2", "resnet99999999", "vgg11", "vgg11_bn",
@@ -88,17 +73,7 @@ def option(chance: Random) -> str:
 
 def options(m: Material, folder: Path, chance: Random) -> Words:
     extra = [setting(chance) for _ in range(chance.choice((1, 1, 2, 3)))]
-    words = [
-        "--ds_config",
-        str(m.ds),
-        "--out",
-        str(folder / "run"),
-        "--max_steps",
-        "1",
-        "--set",
-        *m.settings,
-        *extra,
-    ]
+    words = ["--ds_config", str(m.ds), "--out", str(folder / "run"), "--max_steps", "1", "--set", *m.settings, *extra]
     return ["train", *(mutate_words(words, chance, option) if chance.random() < 0.15 else words)]
 
 
@@ -240,12 +215,7 @@ def warm_up(m: Material, folder: Path) -> None:
     """Let everything be imported and compiled that undamaged files need; raises AssertionError if they do not work."""
     settings = ["--set", *m.settings]
     words = ["train", "--ds_config", str(m.ds), "--out", str(folder / "run"), "--max_steps", "1", *settings]
-    commands = (
-        words,
-        ["evaluate", str(m.run)],
-        ["report", str(m.run)],
-        ["collapse", str(m.run), "--out", str(folder)],
-    )
+    commands = (words, ["evaluate", str(m.run)], ["report", str(m.run)], ["collapse", str(m.run), "--out", str(folder)])
     for command in commands:
         outcome, told = run_here(command, folder, free=True)
         assert outcome == "works", (command, told)
@@ -271,13 +241,7 @@ def run_here(words: Words, folder: Path, free: bool = False) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _set_up(out: io.StringIO, err: io.StringIO) -> Iterator[None]:
-    alone = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "1",
-    }
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, alone))
         stack.enter_context(contextlib.redirect_stdout(out))
@@ -319,12 +283,7 @@ def run_there(words: Words, folder: Path, seconds: float = 300) -> tuple[str, st
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
-            [sys.executable, *program],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            timeout=seconds,
-            check=False,
+            [sys.executable, *program], cwd=ROOT, env=environment, capture_output=True, timeout=seconds, check=False
         )
     except subprocess.TimeoutExpired:
         return "finding", f"took more than {seconds} s"

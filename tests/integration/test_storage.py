@@ -291,10 +291,7 @@ def test_the_command_line_makes_and_verifies_shards(dist_prune, tmp_path):
         (["mak"], "unknown command 'shards mak'; did you mean 'make'?"),
         ([], "required: VERB"),
         (["make", "digit", "--out", "x"], "unknown source 'digit' (did you mean 'digits'?); known: "),
-        (
-            ["make", "digits", "--out", "x", "--forma", "raw"],
-            "unknown option '--forma'; did you mean '--format'?",
-        ),
+        (["make", "digits", "--out", "x", "--forma", "raw"], "unknown option '--forma'; did you mean '--format'?"),
         (["make", "digits", "--out", "x", "--format", "row"], "did you mean 'raw'?"),
         (["make", "digits", "--out", "x", "--bytes_per_shard", "3Q"], "expected bytes, such as 64M, not 3Q"),
         (["make", "digits", "--out", "x", "--samples_per_shard", "0"], "must be above 0"),

@@ -23,11 +23,7 @@ def test_defaults_are_the_papers_settings_for_cifar10():
     """arXiv 2302.10798, section 5.1."""
     c = config()
     assert (c.epochs, c.global_batch_size, c.lr, c.momentum, c.weight_decay) == (350, 256, 0.1, 0.9, 5e-4)
-    assert (c.lr_schedule.kind, c.lr_schedule.milestones, c.lr_schedule.gamma) == (
-        "steps",
-        (60, 120, 160),
-        0.1,
-    )
+    assert (c.lr_schedule.kind, c.lr_schedule.milestones, c.lr_schedule.gamma) == ("steps", (60, 120, 160), 0.1)
     assert (c.seed, c.nesterov, c.gates.hidden) == (1, False, 16)
     assert (c.gates.kind, c.gates.head, c.gates.dense_layers, c.polarization) == ("layer", "ste", 2, None)
 
@@ -52,10 +48,7 @@ def test_defaults_are_the_papers_settings_for_cifar10():
         ("lr_schedule.milestones=[1, 2]", lambda c: c.lr_schedule.milestones == (1, 2)),
         ("polarization=3", lambda c: c.polarization == Constant(value=3)),
         ("polarization.end=4", lambda c: c.polarization == Ramp(end=4, to_epoch=2)),
-        (
-            'activation={"kind": "ramp", "end": 1, "to_epoch": 2}',
-            lambda c: c.activation == Ramp(end=1, to_epoch=2),
-        ),
+        ('activation={"kind": "ramp", "end": 1, "to_epoch": 2}', lambda c: c.activation == Ramp(end=1, to_epoch=2)),
         ("augment.policy=randaugment", lambda c: c.augment.policy == "randaugment"),
         ("augment.cutmix=1", lambda c: c.augment.cutmix == 1.0),
         ("bad_data=skip", lambda c: c.bad_data == "skip"),

@@ -63,9 +63,7 @@ def test_what_is_no_schedule_is_refused(value, said):
 
 
 @pytest.mark.parametrize(
-    "schedule",
-    [Constant(value=2.0), Ramp(end=1, to_epoch=3), Steps(values=((0, 0), (3, 1)))],
-    ids=lambda s: s.kind,
+    "schedule", [Constant(value=2.0), Ramp(end=1, to_epoch=3), Steps(values=((0, 0), (3, 1)))], ids=lambda s: s.kind
 )
 def test_schedules_survive_json(schedule):
     assert Recipe.model_validate_json(Recipe(weight=schedule).model_dump_json()).weight == schedule

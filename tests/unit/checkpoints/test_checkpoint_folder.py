@@ -122,10 +122,7 @@ def test_a_state_that_no_run_can_continue_from_is_refused_in_one_line(folder, ch
     ("change", "said"),
     [
         (lambda weights: weights.pop("bias"), r"for bias it has nothing, where \(2,\) is needed"),
-        (
-            lambda weights: weights.update(more=torch.zeros(1)),
-            r"for more it has \(1,\), where nothing is needed",
-        ),
+        (lambda weights: weights.update(more=torch.zeros(1)), r"for more it has \(1,\), where nothing is needed"),
         (lambda weights: weights.update(weight=torch.zeros(2, 4)), r"has \(2, 4\), where \(2, 3\) is needed"),
     ],
 )
@@ -149,12 +146,7 @@ def test_whoever_may_read_other_files_of_the_run_may_read_its_tensors(folder):
 def test_the_manifest_lists_every_other_file_with_size_and_checksum(folder):
     path = save_checkpoint(folder, state(1))
     manifest = json.loads((path / "manifest.json").read_text())
-    assert manifest.keys() == {
-        "model.safetensors",
-        "optimizer.safetensors",
-        "phase.safetensors",
-        "state.json",
-    }
+    assert manifest.keys() == {"model.safetensors", "optimizer.safetensors", "phase.safetensors", "state.json"}
     assert {p.name for p in path.iterdir()} == {*manifest, "manifest.json"}
     for name, entry in manifest.items():
         assert entry["bytes"] == (path / name).stat().st_size

@@ -28,14 +28,7 @@ def test_the_same_recipe_goes_on(folder):
 
 @pytest.mark.parametrize(
     "setting",
-    [
-        "data=/elsewhere/shards",
-        "workers=3",
-        "bad_data=skip",
-        "max_skipped=7",
-        "cache.gigabytes=2",
-        "log_every=1",
-    ],
+    ["data=/elsewhere/shards", "workers=3", "bad_data=skip", "max_skipped=7", "cache.gigabytes=2", "log_every=1"],
 )
 def test_what_changes_no_result_may_change(folder, setting):
     assert other_recipe(folder, override(CONFIG, [setting])) is None

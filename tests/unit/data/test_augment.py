@@ -5,16 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dist_prune.data.augment import (
-    POLICIES,
-    apply_policy,
-    cutmix,
-    cutout,
-    flip,
-    mixup,
-    one_hot,
-    padded_crops,
-)
+from dist_prune.data.augment import POLICIES, apply_policy, cutmix, cutout, flip, mixup, one_hot, padded_crops
 
 
 def noise(*shape: int) -> np.ndarray:

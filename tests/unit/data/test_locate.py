@@ -83,10 +83,7 @@ def test_a_folder_of_shards_that_is_called_like_a_data_set_is_found_unless_one_w
 
 def test_an_unknown_name_lists_the_known_ones_and_the_nearest(home):
     make_shards("digits", None, home / "flowers")
-    expect(
-        "flower",
-        r"no dataset 'flower' \(did you mean 'flowers'\?\): expected .*cifar10, .*digits, flowers, .*svhn",
-    )
+    expect("flower", r"no dataset 'flower' \(did you mean 'flowers'\?\): expected .*cifar10, .*digits, flowers, .*svhn")
     expect("imagefolder", r"no dataset 'imagefolder'")
 
 

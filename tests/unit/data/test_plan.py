@@ -9,15 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools import ShardError
-from dist_prune.data.plan import (
-    BLOCK_SHARDS,
-    MAX_PARTITIONS,
-    EvalPlan,
-    Order,
-    PlanError,
-    TrainPlan,
-    steps_per_epoch,
-)
+from dist_prune.data.plan import BLOCK_SHARDS, MAX_PARTITIONS, EvalPlan, Order, PlanError, TrainPlan, steps_per_epoch
 
 Sample = tuple[int, int]
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=20).map(tuple)
@@ -27,12 +19,7 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=20).map(tuple)
 def epochs(draw):
     """(shard lengths, seed, epoch, global batch) of an epoch with at least one step."""
     lengths = draw(LENGTHS)
-    return (
-        lengths,
-        draw(st.integers(0, 5)),
-        draw(st.integers(0, 9)),
-        draw(st.integers(1, min(48, sum(lengths)))),
-    )
+    return (lengths, draw(st.integers(0, 5)), draw(st.integers(0, 9)), draw(st.integers(1, min(48, sum(lengths)))))
 
 
 def samples(part) -> list[Sample]:
@@ -98,10 +85,7 @@ def test_a_batch_can_be_had_without_those_before_it(epoch, data):
 
 def test_the_order_of_today_is_that_of_tomorrow():
     """Whoever changes this breaks the exact resume of runs that were begun before."""
-    assert reference((3, 2, 4), 1, 2, 4) == [
-        [(0, 2), (2, 0), (2, 3), (1, 0)],
-        [(0, 1), (2, 1), (2, 2), (1, 1)],
-    ]
+    assert reference((3, 2, 4), 1, 2, 4) == [[(0, 2), (2, 0), (2, 3), (1, 0)], [(0, 1), (2, 1), (2, 2), (1, 1)]]
     assert zlib.crc32(str(reference((30,) * 20, 1, 2, 16)).encode()) == 2438559676
 
 
@@ -125,13 +109,7 @@ def test_a_global_batch_mixes_many_shards_and_a_rank_reads_few_at_a_time():
         assert len({shard for shard, _ in batch}) >= MAX_PARTITIONS
     for rank in range(world_size):
         plan = TrainPlan(
-            lengths,
-            seed=1,
-            epoch=0,
-            global_batch=global_batch,
-            micro_batch=8,
-            rank=rank,
-            world_size=world_size,
+            lengths, seed=1, epoch=0, global_batch=global_batch, micro_batch=8, rank=rank, world_size=world_size
         )
         for start in range(0, len(plan), 10):
             parts = [plan.part(number) for number in range(start, min(start + 10, len(plan)))]

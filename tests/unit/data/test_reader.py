@@ -127,11 +127,7 @@ CHANGES = {
         "a part twice": lambda members: [members[0], *members],
         "samples in folders": lambda members: [(f"{name[-5]}.x/{name}", data) for name, data in members],
         "a folder for one part": lambda members: [(f"x/{members[0][0]}", members[0][1]), *members[1:]],
-        "a palette without colors": lambda members: [
-            members[0],
-            (members[1][0], no_palette()),
-            *members[2:],
-        ],
+        "a palette without colors": lambda members: [members[0], (members[1][0], no_palette()), *members[2:]],
         "nothing": lambda members: [],
     },
     "raw": {
@@ -140,14 +136,8 @@ CHANGES = {
         "keys that differ": lambda members: [members[0], ("other.labels.npy", members[1][1])],
         "an array twice": lambda members: [*members, members[0]],
         "an unknown member": lambda members: [*members, ("readme", b"x")],
-        "fortran order": lambda members: [
-            (members[0][0], npy(np.asfortranarray(IMAGES.repeat(2, 2)))),
-            members[1],
-        ],
-        "header without end": lambda members: [
-            (members[0][0], npy(IMAGES).replace(b"}", b" ", 1)),
-            members[1],
-        ],
+        "fortran order": lambda members: [(members[0][0], npy(np.asfortranarray(IMAGES.repeat(2, 2)))), members[1]],
+        "header without end": lambda members: [(members[0][0], npy(IMAGES).replace(b"}", b" ", 1)), members[1]],
         "labels of 32 bits": lambda members: [members[0], (members[1][0], npy(LABELS.astype(np.int32)))],
         "a label below 0": lambda members: [members[0], (members[1][0], npy(LABELS - 1))],
         "fewer labels": lambda members: [members[0], (members[1][0], npy(LABELS[:2]))],

@@ -47,10 +47,7 @@ def devkit() -> dict[str, bytes]:
     numbers = {2: 1, 0: 2, 1: 3}
     truth = "".join(f"{numbers[label]}\n" for _, _, label in VAL)
     inside = "ILSVRC2012_devkit_t12/data"
-    return {
-        f"{inside}/meta.mat": stream.getvalue(),
-        f"{inside}/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
-    }
+    return {f"{inside}/meta.mat": stream.getvalue(), f"{inside}/ILSVRC2012_validation_ground_truth.txt": truth.encode()}
 
 
 @pytest.fixture

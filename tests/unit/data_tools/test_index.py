@@ -83,29 +83,16 @@ WRONG = {
     "version": (_set("version", 3), r"version: .*2, found 3"),
     "no splits": (_set("splits", {}), "splits: .* at least 1 item"),
     "empty split": (
-        _set(
-            "splits",
-            "train",
-            {"filenames": [], "shard_lengths": [], "sha256": [], "bytes": [], "num_samples": 0},
-        ),
+        _set("splits", "train", {"filenames": [], "shard_lengths": [], "sha256": [], "bytes": [], "num_samples": 0}),
         "splits.train.filenames: .* at least 1 item",
     ),
-    "escaping name": (
-        _set("splits", "train", "filenames", 0, "../x.tar"),
-        "pattern.*'../x.tar'",
-    ),
+    "escaping name": (_set("splits", "train", "filenames", 0, "../x.tar"), "pattern.*'../x.tar'"),
     "absolute name": (_set("splits", "train", "filenames", 0, "/etc/x.tar"), "filenames.0: .*pattern"),
     "pipe": (_set("splits", "train", "filenames", 0, "pipe:x.tar"), "filenames.0: .*pattern"),
-    "twice": (
-        _set("splits", "train", "filenames", 0, "digits-train-000001.tar"),
-        "train: it lists a file twice",
-    ),
+    "twice": (_set("splits", "train", "filenames", 0, "digits-train-000001.tar"), "train: it lists a file twice"),
     "negative length": (_set("splits", "train", "shard_lengths", 0, -1), "train.shard_lengths.0: .*found -1"),
     "column missing": (_set("splits", "train", "sha256", []), "splits.train: its columns differ in length"),
-    "wrong total": (
-        _set("splits", "train", "num_samples", 5),
-        "splits.train: num_samples is 5, its shards hold 1437",
-    ),
+    "wrong total": (_set("splits", "train", "num_samples", 5), "splits.train: num_samples is 5, its shards hold 1437"),
     "zero deviation": (_set("std", [0.0]), "std.0: .*found 0.0"),
     "channels": (_set("mean", [0.1, 0.2, 0.3]), "each of the 1 channels"),
     "shape": (_set("image_shape", [8, 8]), "image_shape.*found 8"),

@@ -26,10 +26,7 @@ def test_digits_come_back_pixel_by_pixel_and_once_each_in_both_formats(tmp_path)
     raw = make_shards("digits", None, tmp_path / "raw")
     encoded = make_shards("digits", None, tmp_path / "files", format="files")
     for index in (raw, encoded):
-        assert {name: split.num_samples for name, split in index.splits.items()} == {
-            "train": 1437,
-            "test": 360,
-        }
+        assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 1437, "test": 360}
         assert index.splits["train"].shard_lengths == (360, 360, 360, 357)
         assert index.image_shape == (1, 8, 8)
     assert (raw.format, encoded.format) == ("raw", "files")
@@ -96,11 +93,7 @@ def test_statistics_of_parts_add_up_to_those_of_the_whole_in_any_order(parts):
     for statistics in reversed(sums):
         added.merge(statistics)
     assert added.image_shape == whole.image_shape
-    assert (added.pixels, added.sums, added.sums_of_squares) == (
-        whole.pixels,
-        whole.sums,
-        whole.sums_of_squares,
-    )
+    assert (added.pixels, added.sums, added.sums_of_squares) == (whole.pixels, whole.sums, whole.sums_of_squares)
 
 
 @settings(deadline=None)

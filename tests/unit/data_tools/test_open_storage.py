@@ -176,9 +176,7 @@ def test_verification_of_shards_elsewhere_leaves_nothing_behind(memory, digits, 
     fsspec.filesystem("memory").pipe_file("/bucket/digits/digits-test-000000.tar", damaged)
     missing, *short = verify_shards(memory)
     assert missing == f"{memory}/digits-train-000002.tar: cannot read {memory}/digits-train-000002.tar: not found"
-    assert short == [
-        f"{memory}/digits-test-000000.tar: found 30120 bytes, expected 30720",
-    ]
+    assert short == [f"{memory}/digits-test-000000.tar: found 30120 bytes, expected 30720"]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -207,10 +205,7 @@ def test_tars_in_several_folders_are_refused():
     ("text", "message"),
     [
         ("", "^the location of the shards is empty"),
-        (
-            "x/t-{0..3.tar",
-            r"^x/t-\{0\.\.3\.tar: Unbalanced braces: .*; expected FOLDER/X-\{000000\.\.000004\}",
-        ),
+        ("x/t-{0..3.tar", r"^x/t-\{0\.\.3\.tar: Unbalanced braces: .*; expected FOLDER/X-\{000000\.\.000004\}"),
         ("s3://", "^s3:// names no bucket or server: expected PROTOCOL://PLACE/FOLDER"),
         ("https:///", "^https:/// names no bucket or server"),
     ],

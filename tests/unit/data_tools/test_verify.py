@@ -97,9 +97,7 @@ def test_a_tar_cut_between_members_is_not_taken_for_its_end(shards):
 def test_a_tar_cut_in_an_image_names_what_came_before(shards):
     data = (shards / SHARD).read_bytes()
     (shards / SHARD).write_bytes(data[: data.index(b"train-00000006.jpg") + 600])
-    assert verify_shards(shards)[1:] == [
-        f"{shards}/{SHARD}: it ends in the middle of train-00000006.jpg",
-    ]
+    assert verify_shards(shards)[1:] == [f"{shards}/{SHARD}: it ends in the middle of train-00000006.jpg"]
 
 
 @pytest.mark.parametrize("where", ["header", "image", "label"])
@@ -193,10 +191,7 @@ def test_an_image_that_is_too_large_is_named_and_not_read(shards, monkeypatch):
 def test_a_corrupt_image_is_named_with_its_sample(shards):
     def cut(found):
         content = dict(found)
-        return content | {
-            "train-00000005.jpg": content["train-00000005.jpg"][:200],
-            "train-00000006.jpg": b"",
-        }
+        return content | {"train-00000005.jpg": content["train-00000005.jpg"][:200], "train-00000006.jpg": b""}
 
     repack(shards, cut)
     first, second = verify_shards(shards)
@@ -266,10 +261,7 @@ def test_wrong_labels_and_arrays_of_raw_shards_are_named(raw_shards):
         "sample 3: label '10' is none of the classes 0 to 9",
         "sample 90: label '-1' is none of the classes 0 to 9",
     ]
-    assert problems(images=array(images[:-1])) == [
-        "359 images and 360 labels",
-        "359 samples where the index says 360",
-    ]
+    assert problems(images=array(images[:-1])) == ["359 images and 360 labels", "359 samples where the index says 360"]
     assert problems(labels=array(labels.astype(object))) == [
         "test-000000.labels.npy holds object in 1 dimensions, not int64 in 1"
     ]

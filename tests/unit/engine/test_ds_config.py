@@ -64,24 +64,12 @@ def test_what_works_is_let_through(config):
         ({"zero_optimization": {"stage": True}}, r"'zero_optimization\.stage'.*True"),
         ({"zero_optimization": {"stage": "2"}}, r"'zero_optimization\.stage'.*'2'"),
         ({"zero_optimization": {"memory_efficient_linear": True}}, "memory_efficient_linear"),
-        (
-            {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
-            "compute_grad_norm' false would let",
-        ),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "compute_grad_norm' false would let"),
         ({"bf16": {"enabled": True}}, "'torch_autocast' with dtype bfloat16"),
-        (
-            {"bf16": {"enabled": True}, "torch_autocast": {"enabled": True}},
-            "'bf16' and 'torch_autocast' contradict",
-        ),
+        ({"bf16": {"enabled": True}, "torch_autocast": {"enabled": True}}, "'bf16' and 'torch_autocast' contradict"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "'bf16' and 'fp16' contradict"),
-        (
-            {"fp16": {"enabled": True}, "torch_autocast": {"enabled": True}},
-            "'fp16' and 'torch_autocast' contradict",
-        ),
-        (
-            {"torch_autocast": {"enabled": True, "dtyp": "bfloat16"}},
-            r"'torch_autocast\.dtyp'; did you mean 'dtype'",
-        ),
+        ({"fp16": {"enabled": True}, "torch_autocast": {"enabled": True}}, "'fp16' and 'torch_autocast' contradict"),
+        ({"torch_autocast": {"enabled": True, "dtyp": "bfloat16"}}, r"'torch_autocast\.dtyp'; did you mean 'dtype'"),
         ({"torch_autocast": {"enabled": True, "dtype": "float8"}}, r"'torch_autocast\.dtype'.*'float8'"),
         (
             {
@@ -108,11 +96,7 @@ def test_a_refusal_names_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [
-        ("{", r"mine\.json is not valid JSON"),
-        ("[]", r"mine\.json must be a JSON object"),
-        ("", "not valid JSON"),
-    ],
+    [("{", r"mine\.json is not valid JSON"), ("[]", r"mine\.json must be a JSON object"), ("", "not valid JSON")],
 )
 def test_a_file_that_is_no_object_is_refused(tmp_path, content, said):
     path = tmp_path / "mine.json"

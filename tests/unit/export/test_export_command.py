@@ -140,9 +140,7 @@ def test_a_file_that_computes_something_else_replaces_nothing(checkpoint, monkey
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(checkpoint, monkeypatch):
     found = formats_module.importlib.util.find_spec
     monkeypatch.setattr(
-        formats_module.importlib.util,
-        "find_spec",
-        lambda name: None if name == "onnxruntime" else found(name),
+        formats_module.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
     )
     with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'dist-prune\[onnx\]'"):
         export_sliced(checkpoint, "onnx")

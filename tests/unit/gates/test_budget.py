@@ -165,10 +165,7 @@ def test_an_update_opens_units_within_the_allowance_and_closes_the_others(place,
         gated(x)
     opened = logits > state(gated)[0]
     nothing = torch.zeros(len(logits), dtype=torch.bool)
-    importance, macs_allowance = (
-        importance_in_reference(budget.costs, logits),
-        budget.macs_allowance(progress),
-    )
+    importance, macs_allowance = (importance_in_reference(budget.costs, logits), budget.macs_allowance(progress))
     groups = protected_groups(budget.costs, 0.7, allow_empty=False)
     assert torch.equal(opened, open_in_reference(budget.costs, importance, nothing, macs_allowance, groups))
     for _, wrapper in gated_modules(gated):
@@ -178,10 +175,7 @@ def test_an_update_opens_units_within_the_allowance_and_closes_the_others(place,
 
 def test_the_window_follows_the_logits_until_the_target_is_met_and_stays_from_then_on():
     gated, budget = budget_at("layer")
-    logits, weight_at_window_1 = (
-        torch.tensor([5.0, -3.0, 1.0, 0.5, 2.0, 1.5]),
-        budget.polarization_weight(1.0),
-    )
+    logits, weight_at_window_1 = (torch.tensor([5.0, -3.0, 1.0, 0.5, 2.0, 1.5]), budget.polarization_weight(1.0))
     budget.update(gated, logits, 0.5)
     thresholds, first = state(gated)
     assert (first == first[0]).all()

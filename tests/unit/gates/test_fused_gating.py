@@ -51,12 +51,7 @@ def is_fused(gate: GatingModule, x: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        {"random_drop": 0.5},
-        {"backprop_to_input": False},
-        {"threshold": 0.2, "ste_window": 3.0, "logit_scale": 0.1},
-    ],
+    [{}, {"random_drop": 0.5}, {"backprop_to_input": False}, {"threshold": 0.2, "ste_window": 3.0, "logit_scale": 0.1}],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -75,9 +70,7 @@ def test_decisions_gradients_and_statistics_are_those_of_the_layers(shape, units
 
 
 @pytest.mark.parametrize(
-    "used",
-    [("first",), ("second",), ("applied",), ("decided",), ("first", "applied"), ("applied", "decided")],
-    ids=str,
+    "used", [("first",), ("second",), ("applied",), ("decided",), ("first", "applied"), ("applied", "decided")], ids=str
 )
 def test_gradients_are_right_whatever_the_network_uses(used, compiled):
     gate = gating_module(8, 3, random_drop=0.5)

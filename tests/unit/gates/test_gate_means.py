@@ -249,10 +249,7 @@ def test_without_gates_the_all_reduce_begins_before_the_forward_pass(order):
 def test_a_gate_that_the_forward_pass_left_out_is_named_and_nothing_is_left_behind():
     gated = gated_resnet(8)
     first, _ = next(gated_modules(gated))
-    with (
-        pytest.raises(RuntimeError, match="saw none"),
-        MeanAccumulator(gates_of(gated)).collect(4, torch.empty(0)),
-    ):
+    with pytest.raises(RuntimeError, match="saw none"), MeanAccumulator(gates_of(gated)).collect(4, torch.empty(0)):
         gated.get_submodule(first)(torch.randn(4, 8, 8, 8))
     gated(images(4))
     gate_means(gated)

@@ -12,15 +12,7 @@ from dist_prune.gates.wrappers import sites
 from dist_prune.models.build import build_model
 from dist_prune.pruning.mask import UnitMask
 
-SHAPES = [
-    (2, 3, 2, 2),
-    (1, 1, 1, 1),
-    (3, 5, 7, 3),
-    (2, 4, 1, 5),
-    (2, 600, 2, 3),
-    (4, 16, 8, 8),
-    (2, 8, 13, 11),
-]
+SHAPES = [(2, 3, 2, 2), (1, 1, 1, 1), (3, 5, 7, 3), (2, 4, 1, 5), (2, 600, 2, 3), (4, 16, 8, 8), (2, 8, 13, 11)]
 SMALL = [(2, 3, 2, 2), (1, 1, 1, 1), (2, 2, 3, 5), (3, 1, 2, 3)]
 
 

@@ -46,8 +46,7 @@ def steps(model, images, moments=True):
 
 
 @pytest.mark.parametrize(
-    ("kind", "head"),
-    [("layer", "ste"), ("channel", "ste"), ("layer", "gumbel"), ("layer", "bernoulli")],
+    ("kind", "head"), [("layer", "ste"), ("channel", "ste"), ("layer", "gumbel"), ("layer", "bernoulli")]
 )
 def test_one_graph_holds_the_gates_and_serves_all_steps_with_what_eager_computes(kind, head):
     model, images = gated(kind, head), torch.randn(8, 3, 16, 16)

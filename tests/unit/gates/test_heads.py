@@ -39,8 +39,7 @@ def test_decides_by_the_sign_and_passes_the_gradient_up_to_one(x, decision, slop
 
 @settings(deadline=None)
 @given(
-    st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20),
-    st.sampled_from(["float32", "float64", "bfloat16"]),
+    st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20), st.sampled_from(["float32", "float64", "bfloat16"])
 )
 def test_keeps_shape_and_dtype_and_gives_zeros_and_ones(values, dtype):
     logits = torch.tensor(values, dtype=getattr(torch, dtype)).view(1, -1, 1).requires_grad_()

@@ -16,26 +16,11 @@ def test_where_the_least_important_unit_would_miss_the_target_the_next_one_is_pr
     sites = tuple(Site(name, "layer", 1) for name in "abcd")
     costs = Costs(100, 0, sites, tuple(ModuleCost(macs, (), (s,)) for s, macs in enumerate((40, 24, 20, 16))))
     selection, none = Selection(costs, 0.8, []), torch.zeros(4, dtype=torch.bool)
-    assert selection.prune_to(torch.tensor([1.0, 2, 3, 4]), none, 0.8).tolist() == [
-        False,
-        False,
-        True,
-        False,
-    ]
-    assert selection.prune_to(torch.tensor([3.0, 2, 1, 4]), none, 0.8).tolist() == [
-        False,
-        False,
-        True,
-        False,
-    ]
+    assert selection.prune_to(torch.tensor([1.0, 2, 3, 4]), none, 0.8).tolist() == [False, False, True, False]
+    assert selection.prune_to(torch.tensor([3.0, 2, 1, 4]), none, 0.8).tolist() == [False, False, True, False]
     assert not selection.prune_to(torch.tensor([1.0, 2, 3, 4]), none, 0.95).any(), "not before its time"
     selection = Selection(costs, 0.7, [])  # nothing meets this: 0.76 comes nearest
-    assert selection.prune_to(torch.tensor([1.0, 2, 3, 4]), none, 0.7).tolist() == [
-        False,
-        True,
-        False,
-        False,
-    ]
+    assert selection.prune_to(torch.tensor([1.0, 2, 3, 4]), none, 0.7).tolist() == [False, True, False, False]
 
 
 def test_the_last_one_may_be_the_most_important_of_its_stage_if_the_stage_keeps_another():
@@ -76,11 +61,7 @@ def test_one_layer_of_every_stage_is_protected_unless_the_target_is_out_of_reach
     costs = costs_at("layer", depth=20)
     shares = costs.unit_shares().view(3, 3)
     floor = 1 - (shares.sum() - shares.min(dim=1).values.sum()).item()
-    assert [g.tolist() for g in protected_groups(costs, floor + 0.001, False)] == [
-        [0, 1, 2],
-        [3, 4, 5],
-        [6, 7, 8],
-    ]
+    assert [g.tolist() for g in protected_groups(costs, floor + 0.001, False)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert protected_groups(costs, floor - 0.02, False) == []
     assert protected_groups(costs, floor + 0.001, True) == []
 

@@ -228,11 +228,7 @@ def test_a_methods_options_are_validated_by_its_own_class():
     ("method", "options", "said"),
     [
         (WithOptions, {"shrinkge": 1}, "recipe key 'method_args.shrinkge': did you mean 'shrinkage'?"),
-        (
-            WithOptions,
-            {"shrinkage": "x"},
-            "recipe key 'method_args.shrinkage': Input should be a valid number",
-        ),
+        (WithOptions, {"shrinkage": "x"}, "recipe key 'method_args.shrinkage': Input should be a valid number"),
         (METHODS["dense"], {"x": 1}, "recipe key 'method_args.x': 'consensus' has no options"),
     ],
 )

@@ -113,9 +113,7 @@ def fewer_blocks(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "edit",
-    [without_pooling, other_stem, other_stride, other_activation, fewer_blocks],
-    ids=lambda f: f.__name__,
+    "edit", [without_pooling, other_stem, other_stride, other_activation, fewer_blocks], ids=lambda f: f.__name__
 )
 def test_an_edited_torchvision_model_is_not_mistaken_for_the_stock_one(edit):
     with torch.device("meta"):

@@ -99,8 +99,7 @@ def test_resnet110_with_29_of_54_layers_open_costs_what_the_paper_says():
 
 
 @pytest.mark.parametrize(
-    ("depth", "millions", "digits"),
-    [(20, 0.27, 2), (32, 0.46, 2), (44, 0.66, 2), (56, 0.85, 2), (110, 1.7, 1)],
+    ("depth", "millions", "digits"), [(20, 0.27, 2), (32, 0.46, 2), (44, 0.66, 2), (56, 0.85, 2), (110, 1.7, 1)]
 )
 def test_parameter_counts_are_the_published_ones(depth, millions, digits):
     """He et al., Table 6, with parameter-free shortcuts."""

@@ -47,11 +47,7 @@ def test_the_mean_activation_picture_shows_every_cell_and_labels_that_do_not_cro
 
 def test_the_polarization_picture_counts_what_became_of_the_sites():
     nan = np.nan
-    history = [
-        [0.5, 0.5, 0.5, 0.5, 0.5, nan],
-        [1.0, 0.97, 0.0, 0.4, 0.0, nan],
-        [1.0, 1.0, 0.0, 0.4, nan, nan],
-    ]
+    history = [[0.5, 0.5, 0.5, 0.5, 0.5, nan], [1.0, 0.97, 0.0, 0.4, 0.0, nan], [1.0, 1.0, 0.0, 0.4, nan, nan]]
     axes = polarization_picture(history, list("abcdef"), positions=[10, 20, 30]).axes[0]
     assert {text.get_text() for text in axes.texts} == {"2 open", "2 closed", "1 in between"}
 
@@ -82,11 +78,7 @@ def test_many_points_are_shown_with_their_moving_mean_whose_window_shrinks_at_th
 
 
 def test_the_history_of_gates_leaves_gaps_where_a_site_was_not_recorded():
-    records = [
-        {"step": 1},
-        {"step": 2, "gate_means": {"a": 0.1, "b": 0.2}},
-        {"step": 3, "gate_means": {"b": 1}},
-    ]
+    records = [{"step": 1}, {"step": 2, "gate_means": {"a": 0.1, "b": 0.2}}, {"step": 3, "gate_means": {"b": 1}}]
     history, sites, times = gate_history(records)
     np.testing.assert_array_equal(history, [[0.1, 0.2], [np.nan, 1.0]])
     assert sites == ["a", "b"]

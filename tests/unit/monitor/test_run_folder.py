@@ -85,12 +85,7 @@ def test_config_and_status_come_back_as_written(run):
     assert json.loads(run.config.read_text("utf-8")) == {"lr": 0.1, "name": "ä"}
     run.write_status("running")
     run.write_status("stopped", reason="--max_steps 5", last_step=5, resumed_from=3)
-    assert run.read_status() == {
-        "state": "stopped",
-        "reason": "--max_steps 5",
-        "last_step": 5,
-        "resumed_from": 3,
-    }
+    assert run.read_status() == {"state": "stopped", "reason": "--max_steps 5", "last_step": 5, "resumed_from": 3}
 
 
 def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(run, monkeypatch):

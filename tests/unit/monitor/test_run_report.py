@@ -41,13 +41,7 @@ def test_a_finished_run_shows_results_sites_and_pictures(run):
     summary = {**dict.fromkeys(SUMMARY_KEYS), "accuracy": 0.9, "accuracy_sliced": 0.983, "macs": 41.22e6}
     run.append("summary", summary)
     run.write_status("done", last_step=20)
-    site = {
-        "kind": "channel",
-        "units": 4,
-        "mean_activation": 0.75,
-        "kept": [0, 2, 3],
-        "agreement": None,
-    }
+    site = {"kind": "channel", "units": 4, "mean_activation": 0.75, "kept": [0, 2, 3], "agreement": None}
     run.write_json(run.mask, {"sites": [{"name": name, **site} for name in SITES], "totals": {}})
     path = write_report(run)
     page = path.read_text("utf-8")

@@ -181,13 +181,7 @@ def test_the_table_has_mean_and_standard_deviation_over_the_draws():
     def entry(baseline, seed, accuracy, ratio):
         return {"baseline": baseline, "share": 0.2, "seed": seed, "accuracy": accuracy, "macs_ratio": ratio}
 
-    text = table(
-        [
-            entry("dropout", 0, 0.5, None),
-            entry("dropout", 1, 0.7, None),
-            entry("layers", 0, 0.4, 0.75),
-        ]
-    )
+    text = table([entry("dropout", 0, 0.5, None), entry("dropout", 1, 0.7, None), entry("layers", 0, 0.4, 0.75)])
     rows = [line.split("  ") for line in text.splitlines()[2:]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells == [

@@ -169,11 +169,7 @@ def test_nothing_but_plain_modules_is_left(case):
         assert (repr(small) == repr(case.plain)) == (name == "full")
 
 
-CONSTANTS = [
-    *itertools.product(RESNETS, ["before", "between"]),
-    ("mobilenet", "between"),
-    ("densenet", "between"),
-]
+CONSTANTS = [*itertools.product(RESNETS, ["before", "between"]), ("mobilenet", "between"), ("densenet", "between")]
 
 
 @pytest.mark.parametrize(("family", "place"), CONSTANTS)

@@ -11,15 +11,7 @@ from timm.models.resnet import ResNet as TimmResNet
 from torch import nn
 from torchvision.models import resnet50
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from unit_helpers import (
-    gated_resnet,
-    half_resnet,
-    images,
-    mask_closing,
-    random_mask,
-    relative_difference,
-    shaken,
-)
+from unit_helpers import gated_resnet, half_resnet, images, mask_closing, random_mask, relative_difference, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, masked
 from dist_prune.gates.consensus import slice_gated_network

@@ -55,10 +55,7 @@ def named(costs: Costs) -> list[tuple[str, Site]]:
 
 
 def test_squeeze_and_excitation_belongs_to_the_branch():
-    with_se, plain = (
-        build_model("timm/seresnet18", num_classes=10),
-        build_model("timm/resnet18", num_classes=10),
-    )
+    with_se, plain = (build_model("timm/seresnet18", num_classes=10), build_model("timm/resnet18", num_classes=10))
     costs = unit_costs(shaken(with_se), (3, 32, 32), layer_sites(with_se))
     without = unit_costs(plain, (3, 32, 32), layer_sites(plain))
     assert list(by_unit(costs)) == list(by_unit(without))

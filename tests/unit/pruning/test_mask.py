@@ -72,8 +72,7 @@ def test_the_histogram_counts_units_by_their_mean():
 
 
 @pytest.mark.parametrize(
-    ("mean", "undecided"),
-    [(0.0, False), (0.01, False), (0.0101, True), (0.5, True), (0.9899, True), (0.99, False)],
+    ("mean", "undecided"), [(0.0, False), (0.01, False), (0.0101, True), (0.5, True), (0.9899, True), (0.99, False)]
 )
 def test_a_unit_is_undecided_when_more_than_one_sample_in_a_hundred_disagrees(mean, undecided):
     mask = vote(torch.tensor([mean], dtype=torch.float64), LAYERS[:1])

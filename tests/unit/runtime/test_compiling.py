@@ -49,11 +49,7 @@ def test_what_a_killed_compilation_has_left_is_passed_over(tmp_path):
     (tmp_path / "small.cpp").write_text('extern "C" int answer() { return 42; }')
     (tmp_path / "lock").touch()
     done = subprocess.run(
-        [sys.executable, "-c", BUILDER, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        [sys.executable, "-c", BUILDER, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert ctypes.CDLL(str(tmp_path / "small.so")).answer() == 42

@@ -30,9 +30,7 @@ def prepared(monkeypatch):
     return prepare
 
 
-def test_operations_are_compiled_by_the_ninja_of_this_python_also_where_the_environment_is_not_active(
-    prepared,
-):
+def test_operations_are_compiled_by_the_ninja_of_this_python_also_where_the_environment_is_not_active(prepared):
     path = prepared("PATH", PATH="/usr/local/bin:/usr/bin:/bin")
     assert Path(shutil.which("ninja", path=path)).parent == Path(sys.executable).parent
     assert path.endswith(":/usr/local/bin:/usr/bin:/bin")

@@ -9,14 +9,7 @@ import pytest
 from dist_prune.runtime.launch import complete_environment
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-SLURM = (
-    "SLURM_STEP_ID",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-    "SLURM_NTASKS",
-    "SLURM_JOB_ID",
-    "SLURM_LAUNCH_NODE_IPADDR",
-)
+SLURM = ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_LAUNCH_NODE_IPADDR")
 
 
 @pytest.fixture
@@ -52,13 +45,7 @@ def test_a_bare_srun_is_read_from_slurms_variables(environment):
 
 def test_torchrun_inside_srun_wins(environment):
     slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}
-    torchrun = {
-        "RANK": "6",
-        "LOCAL_RANK": "2",
-        "WORLD_SIZE": "8",
-        "MASTER_ADDR": "host",
-        "MASTER_PORT": "29500",
-    }
+    torchrun = {"RANK": "6", "LOCAL_RANK": "2", "WORLD_SIZE": "8", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
     assert environment(**slurm, **torchrun) == torchrun
 
 

@@ -84,11 +84,7 @@ def test_schedules_are_named_as_a_whole_and_shortly(study):
     ramp = {"kind": "ramp", "start": 0.0, "end": 2.0, "from_epoch": 5.0, "to_epoch": 15.0}
     steps = {"kind": "steps", "values": [[0.0, 0.0], [125.0, 2.0]]}
     runs = study({"polarization": constant(3.0)}, {"polarization": ramp}, {"polarization": steps})
-    assert groups(runs) == [
-        "half polarization=3",
-        "half polarization=0..2@5..15",
-        "half polarization=0@0,2@125",
-    ]
+    assert groups(runs) == ["half polarization=3", "half polarization=0..2@5..15", "half polarization=0@0,2@125"]
 
 
 def test_precision_tells_groups_apart_and_the_zero_stage_does_not(study):

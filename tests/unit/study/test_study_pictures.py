@@ -43,11 +43,7 @@ def test_the_drop_is_drawn_with_a_dense_group_and_the_pruned_share_with_naive_ba
     assert titles(trade_off_picture(alone)) == ["Accuracy and saved MACs"]
     study = groups({"seed": 3}, {"seed": 4}, {**DENSE, "seed": 3, "naive": naive_entries()})
     figure = trade_off_picture(study)
-    assert titles(figure) == [
-        "Accuracy and pruned share",
-        "Accuracy and saved MACs",
-        "Accuracy lost by pruning",
-    ]
+    assert titles(figure) == ["Accuracy and pruned share", "Accuracy and saved MACs", "Accuracy lost by pruning"]
     pruned, saved, cost = map(drawn, figure.axes)
     assert saved["half"] == [pytest.approx((0.5, 0.82))]
     assert saved["dense"] == [pytest.approx((0.0, 0.84))]

@@ -11,8 +11,7 @@ def test_as_many_steps_in_a_row_as_allowed_are_skipped():
 
 
 @pytest.mark.parametrize(
-    ("count", "limit", "where"),
-    [(4, 3, "the 4 steps up to 7"), (1, 0, "step 7"), (2, 0, "the 2 steps up to 7")],
+    ("count", "limit", "where"), [(4, 3, "the 4 steps up to 7"), (1, 0, "step 7"), (2, 0, "the 2 steps up to 7")]
 )
 def test_one_more_ends_the_run_with_the_steps_and_what_to_change(count, limit, where):
     with pytest.raises(TrainingDiverged, match=rf"not finite in {where}, more .* max_bad_steps={limit}: lower lr"):

@@ -29,12 +29,7 @@ def test_sgd_takes_its_figures_from_the_recipe():
     optimizer = build_optimizer(gated(), config(lr=0.3, momentum=0.8, nesterov=True, weight_decay=0.01))
     (group,) = optimizer.param_groups
     assert isinstance(optimizer, torch.optim.SGD)
-    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (
-        0.3,
-        0.8,
-        True,
-        0.01,
-    )
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.3, 0.8, True, 0.01)
     assert (group["dampening"], group["maximize"]) == (0, False)
 
 

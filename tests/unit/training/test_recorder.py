@@ -49,8 +49,7 @@ def test_a_resumed_run_shows_each_step_once_also_where_there_was_no_checkpoint_y
 
 
 @pytest.mark.parametrize(
-    ("open_ratio", "target", "warned"),
-    [(0.0, None, True), (0.09, None, True), (0.11, None, False), (0.0, 0.3, False)],
+    ("open_ratio", "target", "warned"), [(0.0, None, True), (0.09, None, True), (0.11, None, False), (0.0, 0.3, False)]
 )
 def test_less_than_a_tenth_open_without_a_budget_is_a_warning(context, capsys, open_ratio, target, warned):
     """An activation weight of 1 once closed everything in two epochs without a word."""
