@@ -20,7 +20,7 @@ from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit, c
 from data_tools.output import OutputStore, open_output
 from data_tools.parallel import each
 from data_tools.plan import ShardPlan, ShardSet, ShardSize, plan_shards
-from data_tools.sources import find_source
+from data_tools.sources import SOURCES
 from data_tools.sources.base import ReadOptions
 from data_tools.statistics import ImageStatistics
 from data_tools.writers import WRITERS
@@ -62,7 +62,11 @@ def make_shards(
     """
     if workers < 1 or not 0 <= seed < SEEDS:
         raise ShardError(f"workers ({workers}) start at 1, seeds ({seed}) at 0, below {SEEDS}")
-    dataset = find_source(source)
+    if source not in SOURCES:
+        raise ShardError(f"unknown source {source!r}{suggestion(source, SOURCES)}; known: {', '.join(SOURCES)}")
+    dataset = SOURCES[source]
+    if test_fraction is not None and not dataset.takes_test_fraction:
+        raise ShardError(f"{source} has its own test images: remove --test_fraction")
     form = _chosen_format(format, dataset.arrays)
     size = ShardSize.of(
         samples_per_shard, bytes_per_shard, dataset.samples_per_shard or WRITERS[form].samples_per_shard

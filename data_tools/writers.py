@@ -65,7 +65,7 @@ class FilesWriter(ShardWriter):
 
     def sample_bytes(self, split: RawSplit, number: int) -> int:
         """Return the bytes of two headers, the image and the label."""
-        return 3 * BLOCK + -(-split.size(number) // BLOCK) * BLOCK
+        return 3 * BLOCK + -(-split.sizes[number] // BLOCK) * BLOCK
 
     def write(self, tar: "TarWriter", plan: ShardPlan, split: RawSplit) -> ImageStatistics:
         """Copy the images, after checking that each can be decoded."""
