@@ -81,15 +81,10 @@ def make_shards(
     if bytes_per_shard is None:
         samples_per_shard = samples_per_shard or dataset.samples_per_shard or WRITERS[form].samples_per_shard
     with OutputStore(out) as output:
-        data = output.read(INDEX_NAME)
-        index = _parse_index(data, output) if data else None
+        index = _find_index(output)
         # Data that need no folder are not read again: a rerun needs no network.
-        if (
-            index
-            and folder is None
-            and test_fraction is None
-            and _matches(index, source, seed, form, samples_per_shard)
-        ):
+        by_name = folder is None and test_fraction is None
+        if index and by_name and _matches(index, source, seed, form, samples_per_shard):
             return _checked(index, output)
         options = ReadOptions(test_fraction, output.staging_dir, progress)
         raw = dataset.read(None if folder is None else Path(folder).expanduser(), options)
@@ -119,8 +114,9 @@ def _chosen_format(name: str, arrays: bool) -> str:
     return name
 
 
-def _parse_index(data: bytes, output: OutputStore) -> ShardIndex:
-    return parse_index(data, f"{output.root}/{INDEX_NAME}", output.root)
+def _find_index(output: OutputStore) -> ShardIndex | None:
+    data = output.read(INDEX_NAME)
+    return parse_index(data, f"{output.root}/{INDEX_NAME}", output.root) if data else None
 
 
 def _matches(index: ShardIndex, source: str, seed: int, form: str, samples: int | None) -> bool:
@@ -158,13 +154,13 @@ def _concurrent_index(wanted: ShardSet, output: OutputStore) -> ShardIndex | Non
     listed = output.sizes()
     unknown = [name for name in tars if name + SUFFIX not in listed]
     # Read after the listings: makers write the index before they remove their sidecars.
-    data = output.read(INDEX_NAME)
-    if not data and unknown:
+    index = _find_index(output)
+    if index is None and unknown:
         raise ShardError(
             f"{output.root} already holds {unknown[0]}, which no {INDEX_NAME} there lists: "
             "choose another --out, or remove it and its like"
         )
-    return _parse_index(data, output) if data else None
+    return index
 
 
 def _finished_shards(wanted: ShardSet, output: OutputStore) -> dict[str, Sidecar]:
