@@ -36,21 +36,7 @@ _HOMES = {
     "save_sliced": "pruning.sliced_checkpoint",
 }
 
-__all__ = [
-    "UserError",
-    "activation",
-    "attach_gates",
-    "build_model",
-    "collapse",
-    "consensus_mask",
-    "gate_means",
-    "load_sliced",
-    "macs_budget",
-    "macs_distance",
-    "masked",
-    "polarization",
-    "save_sliced",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,12 @@
 """Files that are never half-written and have the usual permissions, and strict JSON."""
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_jsonable_python
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,23 +66,7 @@ def write_at_end(path: Path, data: bytes) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """`value` as strict JSON: NaN and infinities become null, tensors and arrays become lists or numbers.
-
-    Raises:
-        TypeError: something in `value` has no JSON form.
-    """
-    return json.dumps(_plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # tensors, arrays and their scalars, without importing their libraries
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
+    """`value` as strict JSON: NaN and infinities become null, tensors and arrays become lists or numbers."""
+    # Tensors and arrays know themselves how to become plain: their libraries are not imported here.
+    plain = to_jsonable_python(value, inf_nan_mode="null", fallback=lambda found: found.tolist())
+    return json.dumps(plain, indent=indent, allow_nan=False, ensure_ascii=False)

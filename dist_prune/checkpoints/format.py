@@ -64,18 +64,21 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best
     if best is not None and (folder / _name(best)).exists():
         write_atomic(folder / "best", f"{_name(best)}\n".encode())
         stay.add(_name(best))
-    for old in [*folder.glob("step-*"), *folder.glob(".step-*.tmp")]:
+    # Leftovers of killed processes go too: unfinished checkpoints, and files of one line.
+    for old in [*folder.glob("step-*"), *folder.glob(".*.tmp")]:
         if old.name not in stay:
             _remove(old)
     return final
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder as a whole: a process that is killed here leaves no half of it under its name."""
+    """Remove a folder or a file as a whole: a process that is killed here leaves no half of it under its name."""
     aside = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.old.tmp")
     # Renamed first: a half-removed folder must not keep its name.
     with contextlib.suppress(OSError):
         os.replace(path, aside)
+        if aside.is_file():
+            aside.unlink()
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dist_prune.config import RunConfig, read_config
+from dist_prune.config import RunConfig, validated
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
 
@@ -15,7 +15,7 @@ def config_of(run: RunFolder) -> RunConfig:
     Raises UserError where there is none.
     """
     try:
-        return read_config(json.loads(run.config.read_text())["config"])
+        return validated(RunConfig, json.loads(run.config.read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
         raise UserError(f"{run.config} is not the config.json of a run: {error}") from error
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from dist_prune.config.run_config import RunConfig
 from dist_prune.config.schedules import KINDS
-from dist_prune.config.section import description, keys_at
+from dist_prune.config.section import Section, fields_of_class
 from dist_prune.errors import UserError, first_problem, nearest
 
 # Arguments of these fields are validated by the code that receives them.
 _OPEN_ENDED = ("model_args", "method_args")
+_S = TypeVar("_S", bound=Section)
 
 
 def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
@@ -28,31 +29,43 @@ def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: expected key=value")
-        _assign(data, key.split("."), _parse(text), key)
+        *above, last = key.split(".")
+        inner = data
+        for part in above:
+            # A section that does not exist is found by the validation.
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"unknown recipe key '{key}': '{part}' is {json.dumps(inner)} and has no fields")
+        inner[last] = _parse(text)
     # Validated once, after the last setting: their order does not matter.
-    return read_config(data)
+    return validated(RunConfig, data)
 
 
-def read_config(data: Any) -> RunConfig:
-    """Return the recipe of plain data; fields that are missing have their defaults.
+def validated(section: type[_S], data: Any, prefix: str = "") -> _S:
+    """Return plain data as a section; fields that are missing have their defaults. prefix: of its keys in the recipe.
 
     Raises:
         UserError: unknown keys or wrong values, in one line with the field's description.
     """
     try:
-        return RunConfig.model_validate(data)
+        return section.model_validate(data)
     except ValidationError as error:
         where, problem = first_problem(error)
+        # Pydantic adds the kind of a schedule to the path; no user has written it.
+        first, *inner = where.split(".")
+        path = [first, *(part for part in inner if part not in KINDS)]
+        key, known = prefix + ".".join(path), fields_of_class(section, prefix)
+        if error.errors(include_url=False)[0]["type"] == "extra_forbidden":
+            above = key.rpartition(".")[0]
+            beside = [name for name in known if name.rpartition(".")[0] == above]
+            hint = nearest(key, beside) if beside else f"'{above}' has no such field"
+            raise UserError(f"unknown recipe key '{key}'; {hint}") from error
         if not where:  # a contradiction between fields, which names them
             raise UserError(problem.partition(" (got ")[0]) from error
-        if error.errors(include_url=False)[0]["type"] == "extra_forbidden":
-            *above, _ = where.split(".")
-            known = [".".join([*above, name]) for name in keys_at(RunConfig, above)]
-            raise UserError(f"unknown recipe key '{where}'; {nearest(where, known)}") from error
-        # Pydantic adds the kind of a schedule to the path; no user has written it.
-        path = [part for depth, part in enumerate(where.split(".")) if not (depth and part in KINDS)]
-        about = description(RunConfig, path)
-        raise UserError(f"recipe key '{'.'.join(path)}': {problem}" + (f"; it is: {about}" if about else "")) from error
+        # The innermost field that has a description: parts of a list, for example, have none.
+        levels = (prefix + ".".join(path[:depth]) for depth in range(len(path), 0, -1))
+        about = next((known[level].description for level in levels if level in known), None)
+        raise UserError(f"recipe key '{key}': {problem}" + (f"; it is: {about}" if about else "")) from error
 
 
 def settings_keys(settings: Sequence[str]) -> list[str]:
@@ -71,18 +84,3 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-def _assign(data: dict[str, Any], path: list[str], value: Any, key: str) -> None:
-    for depth, part in enumerate(path):
-        open_ended = path[0] in _OPEN_ENDED and depth > 0
-        if not isinstance(data, dict) or (part not in data and not open_ended):
-            known = (
-                [".".join([*path[:depth], name]) for name in data]
-                if isinstance(data, dict)
-                else list(RunConfig.model_fields)
-            )
-            raise UserError(f"unknown recipe key '{key}'; {nearest('.'.join(path[: depth + 1]), known)}")
-        if depth + 1 < len(path):
-            data = data.setdefault(part, {}) if open_ended else data[part]
-    data[path[-1]] = value

@@ -1,4 +1,4 @@
-"""RunConfig: a recipe, typed and validated.
+"""RunConfig: a recipe in sections, typed and validated.
 
 The DeepSpeed JSON owns ZeRO, precision, micro-batch, clipping and offload; everything else is here.
 """
@@ -6,14 +6,167 @@ The DeepSpeed JSON owns ZeRO, precision, micro-batch, clipping and offload; ever
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dist_prune.config.data import LARGEST_SIDE, AugmentConfig, CacheConfig
-from dist_prune.config.gates import BudgetConfig, FreezeConfig, GatesConfig
-from dist_prune.config.optimizer import OptimizerConfig
-from dist_prune.config.schedules import Constant, WeightSchedule
+from dist_prune.config.schedules import Constant, PositiveSchedule, WeightSchedule
+from dist_prune.config.section import Section
+
+# Images with longer sides are refused anyway: they may be an attack on memory.
+LARGEST_SIDE = 2**13
+
+
+class AugmentConfig(Section):
+    """Random changes of training images."""
+
+    crop_padding: int = Field(0, ge=0, le=LARGEST_SIDE, description="shift images by up to this many pixels; 0: never")
+    flip: bool = Field(False, description="mirror half of the images")
+    random_resized_crop: bool = Field(False, description="cut out a random part of the image and scale it")
+    policy: Literal["none", "randaugment", "trivialaugment"] = Field(
+        "none", description="augmentation policy of torchvision"
+    )
+    cutout: int = Field(0, ge=0, le=LARGEST_SIDE, description="side of a blanked square, in pixels; 0: none")
+    mixup: float = Field(0.0, ge=0, le=1000, description="alpha of mixup's Beta(alpha, alpha); 0: never")
+    cutmix: float = Field(
+        0.0, ge=0, le=1000, description="alpha of CutMix; 0: never; with mixup, each in half of the steps"
+    )
+
+
+class CacheConfig(Section):
+    """The local cache of shards that are downloaded."""
+
+    folder: str | None = Field(None, description="cache folder; null: in the system's temporary folder")
+    gigabytes: float = Field(16.0, gt=0, le=10**6, description="size of the cache")
+    timeout: float = Field(60.0, gt=0, le=86400, description="seconds without a byte until a transfer fails")
+    retries: int = Field(5, ge=0, le=1000, description="attempts after a failed transfer")
+
+
+class GatesConfig(Section):
+    """The gates of the consensus method."""
+
+    kind: Literal["layer", "channel", "none"] = Field(
+        "layer", description="what a gate switches: residual layers or channels; none trains the dense network"
+    )
+    position: Literal["before", "between", "after"] = Field(
+        "between", description="channel gates: which activations of a block they stand behind"
+    )
+    head: Literal["ste", "gumbel", "bernoulli"] = Field(
+        "ste", description="how a gate decides: straight-through, Gumbel-softmax, or Bernoulli threshold"
+    )
+    temperature: PositiveSchedule = Field(
+        Constant(value=1.0), description="of the gumbel head, over the epochs; above 0"
+    )
+    dense_layers: Literal[1, 2] = Field(2, description="dense layers of a gating module")
+    hidden: int = Field(16, ge=1, le=2**16, description="width of a gating module with two dense layers")
+    flatten: bool | None = Field(
+        None, description="channel gates: read flattened maps instead of pooled ones; null: where that is cheap"
+    )
+    open_bias: float | None = Field(
+        None,
+        ge=-100,
+        le=100,
+        description="initial bias of the last dense layer; null: 0 under a budget, else 1 as in the paper",
+    )
+    backprop_to_input: bool | None = Field(
+        None,
+        description="gradients of gates flow into the maps they read; null: not under a budget, else as in the paper",
+    )
+    logit_scale: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="factor on what the last dense layer reads; null: 0.1 under a budget, else 1 as in the paper",
+    )
+
+
+class BudgetConfig(Section):
+    """Phases of a MACs budget, in fractions of the run."""
+
+    warmup_end: float = Field(0.05, ge=0, lt=1, description="gates are held open until then")
+    prune_start: float = Field(0.15, ge=0, lt=1, description="pruning begins")
+    prune_end: float = Field(0.4, gt=0, lt=1, description="pruning ends: the budget is met")
+    polarize_end: float = Field(0.6, gt=0, le=1, description="polarization has its full weight")
+    allow_empty: bool = Field(False, description="channel sites may lose their last channel, stages their last layer")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BudgetConfig:
+        if not self.warmup_end <= self.prune_start < self.prune_end < self.polarize_end:
+            raise ValueError("budget: warmup_end <= prune_start < prune_end < polarize_end is needed")
+        return self
+
+
+class FreezeConfig(Section):
+    """When units are decided and stop costing compute."""
+
+    after: int | None = Field(
+        None,
+        ge=0,
+        le=10**9,
+        description="steps in a row in which all samples agree on a unit; 0: never; null: 50 under a budget, else 0",
+    )
+    open_from: float = Field(
+        0.4, ge=0, le=1, description="fraction of the run before which no unit is decided to stay open"
+    )
+    thaw_after: int | None = Field(
+        None, ge=1, le=10**9, description="steps after which a decided unit must be decided again; null: never"
+    )
+    collapse: bool = Field(True, description="collapse in flight once all units are decided")
+    collapse_epoch: int | None = Field(
+        None, ge=1, le=10**6, description="collapse in flight after this epoch, whatever is decided by then"
+    )
+
+
+_Factor = Annotated[float, Field(gt=0, le=100)]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class LrConfig(Section):
+    """The learning rate over the epochs of a phase."""
+
+    kind: Literal["steps", "cosine", "one_cycle"] = Field(
+        "steps",
+        description="steps at milestones; cosine down to 0; one_cycle up, then down to nearly 0 (arXiv 1708.07120)",
+    )
+    milestones: tuple[Annotated[int, Field(ge=0, le=10**6)], ...] = Field(
+        (60, 120, 160), description="steps: epochs after which the rate is multiplied by gamma"
+    )
+    gamma: _Factor | tuple[_Factor, ...] = Field(
+        0.1, description="steps: factor at each milestone, or a list with one factor per milestone"
+    )
+    warmup_share: float = Field(0.3, gt=0, lt=1, description="one_cycle: fraction of the run in which the rate rises")
+    warmup_epochs: float = Field(
+        0.0, ge=0, le=10**6, description="epochs of linear warm-up before the schedule, of any kind"
+    )
+
+    @model_validator(mode="after")
+    def _one_factor_per_milestone(self) -> LrConfig:
+        if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.milestones):
+            raise ValueError(f"{len(self.milestones)} milestones need as many factors in gamma, not {len(self.gamma)}")
+        return self
+
+
+class OptimizerConfig(Section):
+    """The optimizer of a phase; a phase that brings none of its own has the recipe's."""
+
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd or adamw")
+
+    lr: float = Field(0.1, gt=0, le=1000, description="learning rate at its highest")
+    lr_schedule: LrConfig = LrConfig()
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum")
+    nesterov: bool = Field(False, description="sgd: Nesterov's form of momentum")
+    betas: tuple[_Beta, _Beta] = Field((0.9, 0.999), description="adamw: decay rates of the two moments")
+    weight_decay: float = Field(5e-4, ge=0, le=100, description="weight decay (adamw: decoupled)")
+    decay_gates_and_norms: bool = Field(
+        True, description="whether weight decay includes the parameters of gates and norms"
+    )
+
+    @model_validator(mode="after")
+    def _consistent_optimizer(self) -> OptimizerConfig:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
 
 # Fields that change no result: they may differ when a run is resumed.
 # `data` is one of them since shards are identified by their fingerprint, which is compared by itself.

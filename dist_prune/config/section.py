@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
@@ -24,27 +25,11 @@ def fields(section: Section, prefix: str = "") -> Iterator[tuple[str, Any, str]]
             yield f"{prefix}{name}", value, field.description or ""
 
 
-def description(section: type[Section], path: Sequence[str]) -> str:
-    """Return the description of the field at ``path``, or of the innermost field above it that has one."""
-    found = ""
-    for depth, part in enumerate(path):
-        inner = _section_at(section, path[:depth])
-        if inner is None or part not in inner.model_fields:
-            break
-        found = inner.model_fields[part].description or found
+def fields_of_class(section: type[Section], prefix: str) -> dict[str, FieldInfo]:
+    """Return every field by its dotted key, nested sections and their fields included."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        found[f"{prefix}{name}"] = field
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= fields_of_class(field.annotation, f"{prefix}{name}.")
     return found
-
-
-def keys_at(section: type[Section], path: Sequence[str]) -> list[str]:
-    """Return the names of the fields of the section at ``path``; none where no section is there."""
-    inner = _section_at(section, path)
-    return list(inner.model_fields) if inner else []
-
-
-def _section_at(section: type[Section], path: Sequence[str]) -> type[Section] | None:
-    for part in path:
-        field = section.model_fields.get(part)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-            return None
-        section = field.annotation
-    return section

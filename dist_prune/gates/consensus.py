@@ -16,8 +16,8 @@ from dist_prune.gates.insertion import strip_gates
 from dist_prune.gates.means import gates_of, sum_decisions
 from dist_prune.gates.wrappers import gated_modules, sites
 from dist_prune.models.build import in_eval_mode
-from dist_prune.pruning.collapse import TensorSlice, named_tensors, slice_network
 from dist_prune.pruning.mask import UnitMask, vote
+from dist_prune.pruning.slicing import TensorSlice, slice_network
 
 
 @torch.no_grad()
@@ -87,8 +87,8 @@ def slice_gated_network(
     """
     plain = copy.deepcopy(model)
     # Stripping gates changes names, not tensors: identity links the plain names to those with gates.
-    gated_names = {id(tensor): name for name, tensor in named_tensors(plain)}
+    gated_names = {id(tensor): name for name, tensor in plain.state_dict(keep_vars=True).items()}
     strip_gates(plain)
-    name_before = {name: gated_names[id(tensor)] for name, tensor in named_tensors(plain)}
+    tensors = plain.state_dict(keep_vars=True)
     small, origins = slice_network(plain, kept)
-    return small, {new: TensorSlice(name_before[o.name], o.indices) for new, o in origins.items()}
+    return small, {new: TensorSlice(gated_names[id(tensors[o.name])], o.indices) for new, o in origins.items()}

@@ -13,8 +13,7 @@ from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels, gated_modules, gating_modules
 from dist_prune.measure.macs import count_macs
 from dist_prune.models.build import architecture_of, in_eval_mode, remember
-from dist_prune.pruning.channel_sites import POSITIONS, channel_sites
-from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.families import POSITIONS, channel_sites, layer_sites
 from dist_prune.pruning.residual import residual_form
 from dist_prune.pruning.sites import Site
 

@@ -23,17 +23,3 @@ METHODS: dict[str, type[Method]] = {
     "uniform_depth": UniformDepth,
     "uniform_width": UniformWidth,
 }
-
-__all__ = [
-    "METHODS",
-    "Method",
-    "Options",
-    "Phase",
-    "PhaseResult",
-    "Phases",
-    "PrunedPhase",
-    "Step",
-    "Task",
-    "Transition",
-    "next_phase",
-]

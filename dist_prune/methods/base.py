@@ -31,20 +31,19 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dist_prune.config import OptimizerConfig, RunConfig
-from dist_prune.config.section import Section, keys_at
-from dist_prune.errors import UserError, first_problem, nearest
+from dist_prune.config import OptimizerConfig, RunConfig, validated
+from dist_prune.config.section import Section
+from dist_prune.errors import UserError
 from dist_prune.gates.means import GateMeans
 from dist_prune.models.build import build_model
-from dist_prune.pruning.collapse import TensorSlice
 from dist_prune.pruning.costs import Costs, unit_costs
 from dist_prune.pruning.decision import Decision
-from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.families import layer_sites
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.sites import Site
+from dist_prune.pruning.slicing import TensorSlice
 from dist_prune.pruning.weight_mask import without_masks
 
 
@@ -267,7 +266,7 @@ class Method(ABC):
     def __init__(self, task: Task) -> None:
         """Raises UserError for options that the method does not know."""
         self.task = task
-        self.options: Any = _validated(self.Options, task.config)
+        self.options: Any = validated(self.Options, task.config.method_args, "method_args.")
 
     @property
     def epochs(self) -> int:
@@ -307,16 +306,3 @@ def next_phase(phases: Phases, result: PhaseResult | None, seed: int) -> Phase |
         return phases.send(result)  # type: ignore[arg-type]
     except StopIteration:
         return None
-
-
-def _validated(options: type[Section], config: RunConfig) -> Section:
-    try:
-        return options.model_validate(config.method_args)
-    except ValidationError as error:
-        # Unknown names get a suggestion, wrong values the reason.
-        key, problem = first_problem(error)
-        where = ".".join(part for part in ("method_args", key) if part)
-        if error.errors(include_url=False)[0]["type"] == "extra_forbidden":
-            known = keys_at(options, key.split(".")[:-1])
-            problem = nearest(key.rpartition(".")[2], known) if known else f"'{config.method}' has no options"
-        raise UserError(f"recipe key '{where}': {problem}") from error

@@ -18,10 +18,10 @@ from dist_prune.gates.insertion import find_sites
 from dist_prune.measure.macs import count_macs
 from dist_prune.methods.base import Method, Phase, Phases, Task
 from dist_prune.models.build import architecture_of
-from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.costs import Costs
 from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.sites import Site
+from dist_prune.pruning.slicing import slice_network
 
 _WIDTHS = {"cifar_resnet": ("width", 16.0), "torchvision/mobilenet_v2": ("width_mult", 1.0)}
 

@@ -16,9 +16,9 @@ from dist_prune.errors import UserError
 from dist_prune.measure.macs import count_macs
 from dist_prune.monitor.records import RunFolder
 from dist_prune.offline.runs import open_for_sliced
-from dist_prune.pruning.collapse import slice_network
-from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.families import layer_sites
 from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_sliced_config
+from dist_prune.pruning.slicing import slice_network
 from dist_prune.training.evaluate import accuracies
 
 SHARES = (0.2, 0.3, 0.5, 0.6, 0.8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -49,45 +48,43 @@ class Costs:
 
     def of(self, kept: Mapping[str, Collection[int]]) -> int:
         """Return the MACs of the sliced network that keeps these units; sites that are not named stay whole."""
-        units = [len(kept[site.name]) if site.name in kept else site.units for site in self.sites]
-        total = self.dense
-        for module in self.modules:
-            # Exact fractions: the count must equal that of the sliced network to the last MAC.
-            remaining = Fraction(module.macs)
-            for size, entries in module.dimensions:
-                gone = sum(width * (self.sites[s].units - units[s]) for s, width in entries.items())
-                remaining *= Fraction(size - gone, size)
-            total += (int(remaining) if all(units[s] for s in module.needed_by) else 0) - module.macs
-        return total
+        macs, factors, needed_by = self._matrices
+        units = torch.tensor([site.units for site in self.sites])
+        left = torch.tensor([len(kept[site.name]) if site.name in kept else site.units for site in self.sites])
+        # Without a channel a module may be gone that has MACs of its own left.
+        exist = ~needed_by[:, left == 0].any(1)
+        remaining = (macs * _open_shares(factors, units - left) * exist).sum()
+        # Rounded, doubles hold the count of the sliced network to the last MAC.
+        return self.dense - round((macs.sum() - remaining).item())
 
     def share(self, values: Tensor) -> Tensor:
         """Return the expected share of the dense MACs, differentiable, for mean activations (all units,) in [0, 1].
 
         It is the share of the sliced network where all values are 0 or 1 and no channel site is empty.
         """
-        counts = torch.tensor([site.units for site in self.sites], device=values.device)
-        site_of_unit = torch.repeat_interleave(torch.arange(len(counts), device=values.device), counts)
-        closed = torch.zeros(len(counts), device=values.device, dtype=values.dtype)
-        closed = closed.index_add(0, site_of_unit, 1 - values)
-        # A convolution scales with its open inputs times its open outputs: shares multiply over dimensions.
-        macs, factors = self._matrices
-        open_shares = 1 - factors.to(values) @ closed
-        gone = (macs.to(values) * (1 - open_shares.prod(0))).sum()
-        return 1 - gone / self.dense
+        macs, factors, _ = self._matrices
+        sizes = torch.tensor([site.units for site in self.sites], device=values.device)
+        site_of_unit = torch.repeat_interleave(torch.arange(len(sizes), device=values.device), sizes)
+        closed = values.new_zeros(len(sizes)).index_add(0, site_of_unit, 1 - values)
+        gone = macs.to(values) * (1 - _open_shares(factors.to(values), closed))
+        return 1 - gone.sum() / self.dense
 
     @cached_property
-    def _matrices(self) -> tuple[Tensor, Tensor]:
-        """Return the MACs of modules, and by factor, module and site the share that one closed unit removes."""
-        rows = [list(module.dimensions) for module in self.modules]
-        for row, module in zip(rows, self.modules, strict=True):
-            # A layer's only unit removes the module as a whole; channel sites scale it by their dimension.
-            row += [(1, {s: 1}) for s in module.needed_by if self.sites[s].kind == "layer"]
+    def _matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return MACs (modules,), what a closed unit takes (dimensions, modules, sites), and who needs which site."""
+        # A layer's only unit removes the module as a whole; channel sites scale it by their dimension.
+        rows = [
+            [*module.dimensions, *((1, {s: 1}) for s in module.needed_by if self.sites[s].kind == "layer")]
+            for module in self.modules
+        ]
         factors = torch.zeros(max(map(len, rows), default=1), len(rows), len(self.sites), dtype=torch.float64)
+        needed_by = torch.zeros(len(rows), len(self.sites), dtype=torch.bool)
         for p, row in enumerate(rows):
+            needed_by[p, list(self.modules[p].needed_by)] = True
             for f, (size, entries) in enumerate(row):
                 for s, width in entries.items():
                     factors[f, p, s] = width / size
-        return torch.tensor([float(module.macs) for module in self.modules], dtype=torch.float64), factors
+        return torch.tensor([float(module.macs) for module in self.modules], dtype=torch.float64), factors, needed_by
 
     def unit_shares(self, values: Tensor | None = None) -> Tensor:
         """Return each unit's cost (all units,), a share of the dense MACs, next to ``values`` (default: all open)."""
@@ -98,37 +95,29 @@ class Costs:
             return torch.autograd.grad(self.share(values.requires_grad_()), values)[0]
 
 
+def _open_shares(factors: Tensor, closed: Tensor) -> Tensor:
+    # A convolution scales with its open inputs times its open outputs: shares multiply over dimensions.
+    return (1 - factors @ closed.to(factors)).prod(0)
+
+
 def unit_costs(plain: nn.Module, input_shape: Sequence[int], sites: Sequence[Site]) -> Costs:
     """Return the MACs of a plain network on images (C, H, W), and how they depend on the units of its ``sites``."""
     count = analyze_macs(plain, input_shape)
-    own = _own_macs(plain, count.by_module)
+    names = dict(plain.named_modules()).keys()
+    own = {name: count.by_module[name] for name in names}
+    for name in names - {""}:
+        own[name.rpartition(".")[0]] -= count.by_module[name]
     dimensions: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
-    needed_by: dict[str, list[int]] = defaultdict(list)
     for number, site in enumerate(sites):
         for piece in site.slices:
             dimensions[piece.module][piece.dim][number] = piece.width
-        for module in own:
-            if any(f"{module}.".startswith(f"{gone}.") for gone in site.branch):
-                needed_by[module].append(number)
-    modules = tuple(
-        ModuleCost(
-            own[name],
-            tuple((_size(plain, name, dim, sites), e) for dim, e in dimensions[name].items()),
-            tuple(needed_by[name]),
-        )
-        for name in own
-        if own[name] and (dimensions[name] or needed_by[name])
-    )
-    return Costs(count.total, count_parameters(plain), tuple(sites), modules, count.not_counted)
-
-
-def _own_macs(plain: nn.Module, by_module: Mapping[str, int]) -> dict[str, int]:
-    """Return the MACs of each module without those of the modules in it."""
-    children: dict[str, int] = defaultdict(int)
-    for name in dict(plain.named_modules()):
-        if name:
-            children[name.rpartition(".")[0]] += by_module[name]
-    return {name: by_module[name] - children[name] for name in dict(plain.named_modules())}
+    modules = []
+    for name, macs in own.items():
+        needed_by = tuple(number for number, site in enumerate(sites) if site.removes(name))
+        if macs and (dimensions[name] or needed_by):
+            entries = tuple((_size(plain, name, dim, sites), units) for dim, units in dimensions[name].items())
+            modules.append(ModuleCost(macs, entries, needed_by))
+    return Costs(count.total, count_parameters(plain), tuple(sites), tuple(modules), count.not_counted)
 
 
 def _size(plain: nn.Module, name: str, dim: str, sites: Sequence[Site]) -> int:

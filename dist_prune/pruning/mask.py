@@ -13,11 +13,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError, first_problem
-from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.costs import Costs
+from dist_prune.pruning.families import all_sites
 from dist_prune.pruning.masking import close_units
 from dist_prune.pruning.sites import Site
-from dist_prune.pruning.slicing import all_sites
+from dist_prune.pruning.slicing import slice_network
 
 THRESHOLD = 0.5
 BINS = 20

@@ -6,7 +6,7 @@ A site is plain data about a *plain* network. Slicing, MACs and the insertion of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dist_prune.errors import UserError
 
@@ -52,9 +52,8 @@ class Site:
         for example ``layer1.0.between``.
     kind: ``layer`` (a residual branch, one unit) or ``channel`` (feature maps, one unit each).
     units: number of units that open and close independently.
-    stage: the part of the network that the site belongs to.
     position: of channel sites, ``before``, ``between`` or ``after`` (Figure 3 of arXiv 2302.10798).
-    block: the residual block around the site, which is replaced when all units are closed.
+    block: the residual block around the site, which is replaced when all units are closed; None without one.
     gate_at: the module at which a gate is inserted, in front of it or ``behind`` it.
     slices: entries of modules that are removed with a closed unit.
     branch: modules that are removed when every unit is closed.
@@ -65,15 +64,39 @@ class Site:
     name: str
     kind: str
     units: int
-    stage: str = ""
     position: str = ""
-    block: str = ""
+    block: str | None = None
     gate_at: str = ""
     behind: bool = False
     slices: tuple[ChannelSlice, ...] = ()
     branch: tuple[str, ...] = ()
     absorbed: tuple[AbsorbedConstant, ...] = ()
     may_be_empty: bool = True
+
+    @property
+    def stage(self) -> str:
+        """The part of the network whose blocks ``block`` is one of."""
+        return (self.block or "").rpartition(".")[0]
+
+    def within(self, module: str) -> Site:
+        """Return this site of a module as a site of the network in which the module has this name."""
+
+        def at(name: str) -> str:
+            return f"{module}.{name}".strip(".")
+
+        return replace(
+            self,
+            name=at(self.name),
+            block=None if self.block is None else at(self.block),
+            gate_at=at(self.gate_at),
+            slices=tuple(replace(piece, module=at(piece.module)) for piece in self.slices),
+            branch=tuple(map(at, self.branch)),
+            absorbed=tuple(AbsorbedConstant(at(a.norm), at(a.consumer)) for a in self.absorbed),
+        )
+
+    def removes(self, module: str) -> bool:
+        """Return True if a module of this name is removed when every unit is closed."""
+        return f"{module}.".startswith(tuple(f"{gone}." for gone in self.branch))
 
     def check_units(self, kept: Sequence[int]) -> None:
         """Raise UserError if these units (their numbers) cannot be all that stay."""

@@ -1,11 +1,13 @@
-"""Slicing: remove units from a *plain* network, in place, as its sites describe.
+"""Slicing: remove units from a *plain* network as its sites describe, and tell where each tensor comes from.
 
-Tensors that stay whole remain the same objects; narrowed ones come with the indices that they keep of the old
-tensor, so that optimizer state can follow.
+One mechanism serves the end of training, loading a sliced checkpoint and the transitions between phases. Tensors that
+stay whole remain the same objects; narrowed ones come with the indices that they keep of the old tensor, so that
+optimizer state can follow.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,23 +18,52 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError
-from dist_prune.pruning.channel_sites import POSITIONS, channel_sites
-from dist_prune.pruning.layer_sites import layer_sites
-from dist_prune.pruning.replace_blocks import replace_closed_blocks
-from dist_prune.pruning.replacement_blocks import AddToChannels, SelectChannels
+from dist_prune.models.build import architecture_of, remember
+from dist_prune.pruning.families import all_sites
+from dist_prune.pruning.replacement_blocks import AddToChannels, SelectChannels, replace_closed_blocks
 from dist_prune.pruning.sites import Site
 
 
 @dataclass(frozen=True)
-class SlicedTensor:
-    """A tensor taken from a larger one: per dimension the kept indices, None for all of them."""
+class TensorSlice:
+    """The origin of a tensor of a smaller network: its old name and, per dimension, the indices that stay."""
 
-    new: Tensor
-    old: Tensor
-    indices: tuple[Tensor | None, ...]
+    name: str
+    indices: tuple[Tensor | None, ...] = ()
+
+    def take(self, old: Tensor) -> Tensor:
+        """Return the part of ``old`` that is inherited, as a tensor of its own."""
+        for dimension, index in enumerate(self.indices):
+            if index is not None:
+                old = old.index_select(dimension, index.to(old.device))
+        return old.clone()
 
 
-def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[SlicedTensor]:
+def slice_network(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> tuple[nn.Module, dict[str, TensorSlice]]:
+    """Return a copy of a plain network with only the units ``kept``, and the origin of each of its tensors.
+
+    A training run carries optimizer state over by these origins. Constants that replace closed units have none.
+
+    Args:
+        model: a plain network.
+        kept: the units that stay, by site name; sites that are not named stay whole.
+    """
+    small = copy.deepcopy(model)
+    # A stock network is recognized by its structure, which slicing changes.
+    architecture = architecture_of(model)
+    if architecture is not None:
+        remember(small, architecture)
+    # What is not in state_dict (indices of channels) is built anew, not inherited. Whole tensors are the same objects
+    # as before. The dictionary keeps all of them alive: an id is unique only among the living.
+    before = small.state_dict(keep_vars=True)
+    narrowed = remove_units(small, kept)
+    origins = {id(tensor): TensorSlice(name) for name, tensor in before.items()}
+    origins |= {id(tensor): origin for tensor, origin in narrowed if origin.name in before}
+    after = small.state_dict(keep_vars=True)
+    return small, {name: origins[id(tensor)] for name, tensor in after.items() if id(tensor) in origins}
+
+
+def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[tuple[Tensor, TensorSlice]]:
     """Remove all units but ``kept`` from a plain network, in place.
 
     The network remembers ``kept`` for its sliced checkpoint.
@@ -42,7 +73,7 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Sl
         kept: the units that stay, by site name; sites that are not named stay whole.
 
     Returns:
-        The tensors that became smaller; all others are the same objects as before.
+        The tensors that became smaller, each with its origin; all others are the same objects as before.
 
     Raises:
         UserError: for a site that the network does not have, or one that would be left without any path.
@@ -52,96 +83,66 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[Sl
         if name not in known:
             raise UserError(f"the network has no site '{name}'")
         known[name].check_units(units)
-    chosen = {known[name]: sorted(units) for name, units in kept.items()}
+    changed = {known[name]: sorted(units) for name, units in kept.items() if len(units) < known[name].units}
     # Order matters: constants are computed from whole layers, and replacements of blocks from narrowed ones.
-    changed = {site: units for site, units in chosen.items() if len(units) < site.units}
     _absorb_constants(plain, changed)
     narrowed = _narrow_modules(plain, changed)
-    gone = replace_closed_blocks(plain, changed, {*known, *getattr(plain, "dist_prune_kept", {})})
-    _connect(plain, {site: units for site, units in changed.items() if units and site.block not in gone})
-    _remember(plain, kept)
-    return narrowed
-
-
-def all_sites(plain: nn.Module) -> tuple[Site, ...]:
-    """Return every site of a plain network: layers, and channels at every position."""
-    channels = tuple(site for position in POSITIONS for site in channel_sites(plain, position))
-    return layer_sites(plain) + channels
-
-
-def _remember(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
     before: dict[str, list[int]] = dict(getattr(plain, "dist_prune_kept", {}))
+    gone = replace_closed_blocks(plain, changed, {*known, *before})
+    _connect(plain, {site: units for site, units in changed.items() if units and site.block not in gone})
     for name, units in kept.items():
         # Units are counted from the dense network: a checkpoint slices that in one step, whatever the steps here.
         before[name] = [before[name][unit] for unit in units] if name in before else list(units)
     plain.dist_prune_kept = before  # type: ignore[assignment]
+    return narrowed
 
 
-def _dropped(changed: Mapping[Site, Sequence[int]]) -> dict[tuple[str, str], set[int]]:
-    """Return the entries to remove, by module and dimension; modules that are removed as a whole are not named."""
-    dropped: dict[tuple[str, str], set[int]] = defaultdict(set)
+def _narrow_modules(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> list[tuple[Tensor, TensorSlice]]:
+    dropped: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for site, units in changed.items():
+        closed = set(range(site.units)) - set(units)
         for piece in site.slices:
             # An emptied site removes its branch; only what lies outside of it still has something to narrow.
-            if not units and any(f"{piece.module}.".startswith(f"{gone}.") for gone in site.branch):
-                continue
-            closed = set(range(site.units)) - set(units)
-            dropped[piece.module, piece.dim] |= {entry for unit in closed for entry in piece.entries(unit)}
-    return dropped
+            if units or not site.removes(piece.module):
+                dropped[piece.module][piece.dim] |= {entry for unit in closed for entry in piece.entries(unit)}
+    return [tensor for name, dims in dropped.items() for tensor in _narrow(plain, name, dims)]
 
 
-def _narrow_modules(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> list[SlicedTensor]:
-    by_module: dict[str, dict[str, set[int]]] = defaultdict(dict)
-    for (name, dim), entries in _dropped(changed).items():
-        by_module[name][dim] = entries
-    return [n for name, dims in by_module.items() for n in _narrow(plain.get_submodule(name), dims)]
-
-
-def _narrow(module: Any, dropped: Mapping[str, set[int]]) -> list[SlicedTensor]:
+def _narrow(plain: nn.Module, name: str, dropped: Mapping[str, set[int]]) -> list[tuple[Tensor, TensorSlice]]:
     """Remove entries from a convolution, linear layer or norm; other modules (pooling) have no tensors."""
+    module: Any = plain.get_submodule(name)
     rows = dropped.get("out", dropped.get("channels"))
     columns = dropped.get("in")
+    narrowed: dict[str, tuple[set[int] | None, ...]] = {}
     if isinstance(module, nn.Conv2d | nn.Linear):
         if "weight_mask" in module._buffers:
             raise UserError("this network computes with a weight mask: slice units before masking weights")
-        narrowed = [_replace(module, "weight", rows, columns)]
-        narrowed += [_replace(module, "bias", rows)] if rows and module.bias is not None else []
-        outputs, inputs = module.weight.shape[:2]
+        narrowed = {"weight": (rows, columns)} | ({"bias": (rows,)} if rows else {})
+        outputs = module.weight.shape[0] - len(rows or ())
+        inputs = module.weight.shape[1] - len(columns or ())
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = outputs, inputs
         elif "channels" in dropped:  # depthwise
             module.out_channels = module.in_channels = module.groups = outputs
         else:
             module.out_channels, module.in_channels = outputs, inputs
-        return narrowed
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        names = [n for n in ("weight", "bias", "running_mean", "running_var") if getattr(module, n) is not None]
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        narrowed = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (rows,))
         module.num_features -= len(rows or ())
-        return [_replace(module, name, rows) for name in names]
-    return []
+    found = []
+    for tensor, gone in narrowed.items():
+        if (old := getattr(module, tensor)) is not None:
+            origin = TensorSlice(f"{name}.{tensor}", tuple(_rest(old, dim, g) for dim, g in enumerate(gone)))
+            new = origin.take(old.detach())
+            # A new object, not new data in the old one: optimizers and transitions know tensors by identity.
+            new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+            setattr(module, tensor, new)
+            found.append((new, origin))
+    return found
 
 
-def _replace(module: nn.Module, name: str, *dropped: set[int] | None) -> SlicedTensor:
-    old = getattr(module, name)
-    indices = tuple(_rest(old.shape[dim], gone, old.device) for dim, gone in enumerate(dropped))
-    new = take(old.detach(), indices)
-    # A new object, not new data in the old one: optimizers and transitions know tensors by identity.
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    setattr(module, name, new)
-    return SlicedTensor(new, old, indices)
-
-
-def _rest(size: int, gone: set[int] | None, device: torch.device) -> Tensor | None:
-    return torch.tensor([i for i in range(size) if i not in gone], device=device) if gone else None
-
-
-def take(old: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    """Return the entries at ``indices`` of each dimension (None: all of them), as a tensor of its own."""
-    for dimension, index in enumerate(indices):
-        if index is not None:
-            old = old.index_select(dimension, index.to(old.device))
-    return old.clone()
+def _rest(old: Tensor, dim: int, gone: set[int] | None) -> Tensor | None:
+    return torch.tensor([i for i in range(old.shape[dim]) if i not in gone], device=old.device) if gone else None
 
 
 def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
@@ -151,7 +152,7 @@ def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
         if site.position == "before":
             reader = plain.get_submodule(site.gate_at)
             plain.set_submodule(site.gate_at, nn.Sequential(SelectChannels(units), reader))
-        elif site.position == "after":
+        elif site.position == "after" and site.block is not None:
             plain.set_submodule(site.block, AddToChannels(plain.get_submodule(site.block), units))
 
 

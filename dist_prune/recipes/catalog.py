@@ -7,44 +7,49 @@ from collections.abc import Callable
 from typing import Any
 
 from dist_prune.config import GatesConfig, LrConfig, RunConfig
+from dist_prune.errors import UserError, nearest
 
 Recipe = Callable[[], RunConfig]
-COMMAND = "deepspeed launch/train.py --ds_config ds_configs/{ds_config}.json --recipe {name}"
+_COMMAND = "deepspeed launch/train.py --ds_config ds_configs/zero2_bf16.json --recipe {}"
 # Changes that make a recipe its dense baseline: without the fields that only gates read.
 DENSE: dict[str, Any] = {"method": "dense", "gates": GatesConfig(), "target_macs": None}
 _SHORT_EPOCHS = 10
 
 
-class Catalog(dict[str, Recipe]):
-    """Recipes by name."""
+RECIPES: dict[str, Recipe] = {}
 
-    def add(self, recipe: Recipe) -> Recipe:
-        """Register a function under its own name (a decorator)."""
-        self[recipe.__name__] = recipe
-        return recipe
 
-    def variant(self, base: Recipe, name: str, what: str, **changes: Any) -> Recipe:
-        """Register ``base`` with some fields changed. what: the first line of its docstring."""
+def recipe(name: str) -> RunConfig:
+    """Return the recipe called ``name``; raises UserError that names the nearest one."""
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe '{name}'; {nearest(name, RECIPES)}")
+    return RECIPES[name]()
 
-        def recipe() -> RunConfig:
-            return RunConfig.model_validate({**base().model_dump(), **changes, "name": name})
 
-        recipe.__name__ = recipe.__qualname__ = name
-        command = COMMAND.format(name=name, ds_config="zero2_bf16")
-        recipe.__doc__ = f"{what}\n\n    {command}\n\n    Time on one GPU: not measured.\n    "
-        return self.add(recipe)
+def add(named: Recipe) -> Recipe:
+    """Register a function under its own name (a decorator)."""
+    RECIPES[named.__name__] = named
+    return named
 
-    def with_short(self, base: Recipe, name: str, what: str, **changes: Any) -> Recipe:
-        """Register a ``variant``, and a short version ``NAME_short``, which 2 CPU cores finish within an hour."""
-        full = self.variant(base, name, what, **changes)
 
-        def recipe() -> RunConfig:
-            return short(full()).model_copy(update={"name": f"{name}_short"})
+def variant(base: Recipe, name: str, what: str, **changes: Any) -> Recipe:
+    """Register ``base`` with some fields changed. what: the first line of its docstring."""
+    command = _COMMAND.format(name)
+    doc = f"{what}\n\n    {command}\n\n    Time on one GPU: not measured.\n    "
+    return _add_as(name, doc, lambda: RunConfig.model_validate({**base().model_dump(), **changes, "name": name}))
 
-        recipe.__name__ = recipe.__qualname__ = f"{name}_short"
-        recipe.__doc__ = f"Short version of {name}: a ResNet-20 for {_SHORT_EPOCHS} epochs.\n\n    {what}"
-        self.add(recipe)
-        return full
+
+def with_short(base: Recipe, name: str, what: str, **changes: Any) -> None:
+    """Register a ``variant``, and a short version ``NAME_short``, which 2 CPU cores finish within an hour."""
+    full, name = variant(base, name, what, **changes), f"{name}_short"
+    doc = f"Short version of {full.__name__}: a ResNet-20 for {_SHORT_EPOCHS} epochs.\n\n    {what}"
+    _add_as(name, doc, lambda: short(full()).model_copy(update={"name": name}))
+
+
+def _add_as(name: str, doc: str, function: Recipe) -> Recipe:
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = doc
+    return add(function)
 
 
 def short(config: RunConfig) -> RunConfig:

@@ -10,10 +10,8 @@ from typing import Any
 
 from dist_prune.config import GatesConfig, LrConfig, RunConfig
 from dist_prune.config.schedules import Constant, Steps
-from dist_prune.recipes.catalog import DENSE, Catalog
-from dist_prune.recipes.cifar10 import AUGMENT
-
-CATALOG = Catalog()
+from dist_prune.recipes.catalog import DENSE, with_short
+from dist_prune.recipes.ours import CIFAR10_AUGMENT
 
 
 def _gates(**settings: Any) -> GatesConfig:
@@ -23,7 +21,7 @@ def _gates(**settings: Any) -> GatesConfig:
 
 
 def _cifar10() -> RunConfig:
-    return RunConfig(name="cifar10", data="cifar10", model="resnet110", gates=_gates(), augment=AUGMENT)
+    return RunConfig(name="cifar10", data="cifar10", model="resnet110", gates=_gates(), augment=CIFAR10_AUGMENT)
 
 
 def _cifar100() -> RunConfig:
@@ -48,16 +46,16 @@ _MACS = {"cifar100": " and 135.41 M MACs (0.52), which fits position between (13
 for _data, _base in (("cifar10", _cifar10), ("cifar100", _cifar100), ("tiny_imagenet", _tiny_imagenet)):
     _dense, _layer, _channel = _PAPER[_data]
     _runs = f"{_data}_resnet110"
-    CATALOG.with_short(_base, f"{_runs}_dense", f"Table 2, baseline; paper: {_dense}.", **DENSE)
-    CATALOG.with_short(_base, f"{_runs}_layer", f"Table 2, layer pruned; paper: {_layer}.")
-    CATALOG.with_short(
+    with_short(_base, f"{_runs}_dense", f"Table 2, baseline; paper: {_dense}.", **DENSE)
+    with_short(_base, f"{_runs}_layer", f"Table 2, layer pruned; paper: {_layer}.")
+    with_short(
         _base,
         f"{_runs}_channel",
         f"Table 2, channel pruned (2FC-{_POSITION[_data]}); paper: {_channel}{_MACS.get(_data, '')}.",
         gates=_gates(kind="channel", position=_POSITION[_data], dense_layers=2),
     )
 
-CATALOG.with_short(
+with_short(
     _cifar10,
     "cifar10_resnet56_dense",
     "Tables 3, Figures 4 and 5, baseline (then dist-prune naive RUN); paper: 93.43 %.",
@@ -65,7 +63,7 @@ CATALOG.with_short(
     **DENSE,
 )
 for _weight in (0.0, 0.25, 0.5, 0.75, 1.0):
-    CATALOG.with_short(
+    with_short(
         _cifar10,
         f"cifar10_resnet56_act_{int(100 * _weight):03}",
         f"Table 3 and Figure 5, lambda_act = {_weight}; paper: 92.42 +- 0.14 % at 41.81 +- 4.01 % fewer MACs.",
@@ -76,7 +74,7 @@ for _weight in (0.0, 0.25, 0.5, 0.75, 1.0):
 
 _HEADS = {"ste": "92.86 %, R_polar 0.00", "gumbel": "94.05 %, 0.0039", "bernoulli": "91.96 %, 0.2454"}
 for _head, _figure in _HEADS.items():
-    CATALOG.with_short(
+    with_short(
         _cifar10,
         f"cifar10_resnet110_head_{_head}",
         f"Table 4, head {_head}, lambda_polar = 3; paper: {_figure}.",
@@ -86,13 +84,13 @@ for _head, _figure in _HEADS.items():
 
 _LAMBDAS = {"0": "90.79 %", "1": "92.44 %", "2": "91.67 %", "3": "91.85 %"}
 for _name, _figure in _LAMBDAS.items():
-    CATALOG.with_short(
+    with_short(
         _cifar10,
         f"cifar10_resnet110_lambda_{_name}",
         f"Table 5 and Figure 6, lambda_polar = {_name}; paper: {_figure}.",
         polarization=Constant(value=float(_name)),
     )
-CATALOG.with_short(
+with_short(
     _cifar10,
     "cifar10_resnet110_lambda_up",
     "Table 5 and Figure 6, lambda_polar 0, from epoch 125 on 2, from 190 on 3; paper: 93.18 %.",
@@ -104,7 +102,7 @@ _POSITIONS = {
     (2, "before"): "85.39 %", (2, "between"): "82.94 %", (2, "after"): "91.01 %",
 }  # fmt: skip
 for (_layers, _position), _figure in _POSITIONS.items():
-    CATALOG.with_short(
+    with_short(
         _cifar10,
         f"cifar10_resnet110_channel_{_layers}fc_{_position}",
         f"Table 6, {_layers} dense layers, position {_position}; paper: {_figure}.",

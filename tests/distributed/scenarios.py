@@ -19,7 +19,7 @@ from dist_prune.gates.wrappers import gated_modules
 from dist_prune.methods import Phase, Step
 from dist_prune.methods.consensus import GatedPhase
 from dist_prune.pruning.costs import unit_costs
-from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.families import layer_sites
 from dist_prune.regularizers import macs_distance
 
 SHAPE = (3, 8, 8)

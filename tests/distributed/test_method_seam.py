@@ -15,8 +15,8 @@ from torch import Tensor
 import dist_prune
 from dist_prune import attach_gates, distributed
 from dist_prune.methods import METHODS, Method, Phase, Phases, Step, Transition
-from dist_prune.pruning.collapse import TensorSlice, slice_network
 from dist_prune.pruning.residual import residual_blocks
+from dist_prune.pruning.slicing import TensorSlice, slice_network
 from dist_prune.recipes import recipe
 
 

@@ -13,9 +13,9 @@ import dist_prune
 from dist_prune.config import OptimizerConfig
 from dist_prune.gates.insertion import find_sites
 from dist_prune.methods import Method, Options, Phase, Phases, PrunedPhase, Transition
-from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.sites import Site
+from dist_prune.pruning.slicing import slice_network
 
 
 @dataclass(kw_only=True)

@@ -73,7 +73,7 @@ def test_later_settings_win_and_none_change_nothing():
     ("setting", "said"),
     [
         ("epoch=3", r"unknown recipe key 'epoch'.*did you mean 'epochs'"),
-        ("gate.kind=layer", r"'gate\.kind'.*did you mean 'gates'"),
+        ("gate.kind=layer", r"'gate'.*did you mean 'gates'"),
         ("gates.hiden=3", r"'gates\.hiden'.*did you mean 'gates\.hidden'"),
         ("lr_schedule.knid=steps", r"did you mean 'lr_schedule\.kind'"),
         ("model.depth=20", r"unknown recipe key 'model\.depth'"),

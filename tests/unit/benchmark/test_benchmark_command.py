@@ -14,7 +14,7 @@ from dist_prune.benchmark.results import table, write_benchmark
 from dist_prune.cli.main import COMMANDS
 from dist_prune.measure.macs import count_macs
 from dist_prune.measure.sensors import Found, Sensor
-from dist_prune.pruning.collapse import slice_network
+from dist_prune.pruning.slicing import slice_network
 
 SHAPE = (3, 16, 16)
 WATTS = 50.0

@@ -11,9 +11,8 @@ from dist_prune import build_model
 from dist_prune.benchmark.reference_network import reference_network
 from dist_prune.measure.macs import count_macs, count_parameters
 from dist_prune.models.build import architecture_of
-from dist_prune.pruning.channel_sites import channel_sites
-from dist_prune.pruning.collapse import slice_network
-from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.families import channel_sites, layer_sites
+from dist_prune.pruning.slicing import slice_network
 
 NETWORKS = {
     "cifar A": lambda: build_model("resnet14", num_classes=10, shortcut="A", width=4),

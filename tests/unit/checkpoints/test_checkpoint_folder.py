@@ -316,5 +316,6 @@ def test_leftovers_of_killed_processes_do_not_pile_up(folder):
     """Each is as large as a checkpoint."""
     for pid in (4711, 4712):
         (folder / f".step-00000002.{pid}.tmp").mkdir(parents=True)
+        (folder / f".latest.{pid}.tmp").write_text("step-00000002")
     save_checkpoint(folder, state(3))
     assert {p.name for p in folder.iterdir()} == {"step-00000003", "latest"}

@@ -12,9 +12,8 @@ from torchvision.models.resnet import Bottleneck
 from unit_helpers import shaken, small_vgg
 
 from dist_prune import build_model
-from dist_prune.pruning.channel_sites import channel_sites
-from dist_prune.pruning.collapse import slice_network
-from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.families import channel_sites, layer_sites
+from dist_prune.pruning.slicing import slice_network
 
 
 def cifar(shortcut: str = "B") -> nn.Module:

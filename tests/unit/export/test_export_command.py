@@ -16,8 +16,8 @@ from dist_prune.errors import RunError
 from dist_prune.export import formats as formats_module
 from dist_prune.export.exporting import export_sliced
 from dist_prune.export.formats import FORMATS
-from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.sliced_checkpoint import read_sliced_config
+from dist_prune.pruning.slicing import slice_network
 
 SHAPE = (3, 16, 16)
 NORMALIZATION = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}

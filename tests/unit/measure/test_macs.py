@@ -11,7 +11,7 @@ from torchvision.models import VisionTransformer, vit_b_16
 from dist_prune import build_model
 from dist_prune.measure.macs import analyze_macs, count_macs, count_parameters
 from dist_prune.pruning.costs import unit_costs
-from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.families import layer_sites
 
 
 def test_macs_of_single_layers_are_those_by_hand():

@@ -7,8 +7,8 @@ from unit_helpers import gated_resnet, images, mask_closing, shaken
 from dist_prune import build_model
 from dist_prune.gates.consensus import masked, slice_gated_network
 from dist_prune.methods import Transition
-from dist_prune.pruning.channel_sites import channel_sites
-from dist_prune.pruning.collapse import TensorSlice, slice_network
+from dist_prune.pruning.families import channel_sites
+from dist_prune.pruning.slicing import TensorSlice, slice_network
 
 
 def test_without_indices_the_whole_tensor_is_inherited_as_a_copy():

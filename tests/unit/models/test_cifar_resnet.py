@@ -12,10 +12,10 @@ from unit_helpers import shaken
 
 from dist_prune.measure.macs import count_macs
 from dist_prune.models.cifar_resnet import CifarResNet, PadShortcut
-from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.costs import Costs, unit_costs
-from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.families import layer_sites
 from dist_prune.pruning.residual import residual_blocks
+from dist_prune.pruning.slicing import slice_network
 
 CIFAR = (3, 32, 32)
 

@@ -19,11 +19,10 @@ from dist_prune.gates.gate import FixedGate, Gate
 from dist_prune.gates.insertion import find_sites, strip_gates
 from dist_prune.gates.wrappers import Gated, gated_modules, sites
 from dist_prune.measure.macs import count_macs
-from dist_prune.pruning.collapse import TensorSlice, slice_network
 from dist_prune.pruning.costs import unit_costs
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.residual import residual_blocks
-from dist_prune.pruning.slicing import remove_units
+from dist_prune.pruning.slicing import TensorSlice, remove_units, slice_network
 
 # Small stand-ins; the whole ResNet-56 and ResNet-50 have a test each.
 PLAIN = {

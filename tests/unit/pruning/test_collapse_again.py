@@ -13,8 +13,8 @@ from unit_helpers import images, relative_difference, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, masked, save_sliced
 from dist_prune.gates.wrappers import sites
-from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.slicing import slice_network
 
 PLACES = ["layer", "before", "between", "after"]
 

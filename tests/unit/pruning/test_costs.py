@@ -9,9 +9,8 @@ from unit_helpers import shaken, small_vgg
 
 from dist_prune import build_model
 from dist_prune.gates.insertion import find_sites
-from dist_prune.pruning.channel_sites import channel_sites
 from dist_prune.pruning.costs import Costs, ModuleCost, unit_costs
-from dist_prune.pruning.layer_sites import layer_sites
+from dist_prune.pruning.families import channel_sites, layer_sites
 from dist_prune.pruning.sites import Site
 from dist_prune.recipes import recipe
 

@@ -14,8 +14,8 @@ from unit_helpers import half_resnet, images, relative_difference, shaken
 
 from dist_prune import build_model, load_sliced, save_sliced
 from dist_prune.measure.macs import count_macs
-from dist_prune.pruning.channel_sites import channel_sites
 from dist_prune.pruning.costs import unit_costs
+from dist_prune.pruning.families import channel_sites
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import remove_units
 

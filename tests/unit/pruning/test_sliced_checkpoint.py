@@ -15,8 +15,8 @@ from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, save_sliced
 from dist_prune.gates.wrappers import GatedBlock, sites
-from dist_prune.pruning.collapse import slice_network
 from dist_prune.pruning.sliced_checkpoint import add_results, read_sliced_config
+from dist_prune.pruning.slicing import slice_network
 
 PLAIN = {
     "cifar A": lambda: build_model("resnet14", num_classes=10, shortcut="A", width=8),
