@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_tools.errors import ShardError
+from data_tools.errors import ShardError, reported
 from data_tools.index import Shard
 
 CACHED = re.compile(r"[0-9a-f]{64}\.tar")
@@ -32,11 +32,9 @@ TRUSTED = 3600.0
 def default_cache_dir() -> Path:
     """Make and return the user's folder under the system's temporary folder."""
     folder = Path(tempfile.gettempdir()) / f"dist_prune-{os.getuid()}"
-    try:
+    with reported(f"cannot make {folder}", fix="; choose another cache folder"):
         folder.mkdir(mode=0o700, exist_ok=True)
         state = folder.lstat()
-    except OSError as error:
-        raise ShardError(f"cannot make {folder}: {error.strerror}; choose another cache folder") from error
     if not stat.S_ISDIR(state.st_mode):
         raise ShardError(f"{folder} is a link: remove it, or choose another cache folder")
     if state.st_uid != os.getuid():
@@ -63,16 +61,16 @@ class ShardCache:
         if shard.size > self.limit:
             raise ShardError(f"{address} has {shard.size} bytes, the cache may hold {self.limit}: allow it more")
         path = self.folder / f"{shard.sha256}.tar"
-        try:
+        with reported(f"cannot write to the cache {self.folder}"):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not _was_used_recently(path, shard.size):
                 with FileLock(self._lock_of(path)):
                     # Another process may have copied it meanwhile.
                     if not _was_used_recently(path, shard.size) and not _is_whole(path, shard):
                         self._add(path, shard, address, copy)
-                    _mark_used(path)
-        except OSError as error:
-            raise ShardError(f"cannot write to the cache {self.folder}: {error.strerror or error}") from error
+            now = time.time_ns()  # finer than the kernel's own time stamps
+            with contextlib.suppress(FileNotFoundError):  # evicted just now; its reader fetches it again
+                os.utime(path, ns=(now, now))
         return path
 
     def _add(self, path: Path, shard: Shard, address: str, copy: Callable[[Path], None]) -> None:
@@ -125,25 +123,13 @@ class ShardCache:
 
 
 def _was_used_recently(path: Path, size: int) -> bool:
-    """Return True if the shard is there and was used lately; then mark it as used."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         state = path.stat()
-    except FileNotFoundError:
-        return False
-    if state.st_size != size or time.time() - state.st_mtime > TRUSTED:
-        return False
-    _mark_used(path)
-    return True
+        return state.st_size == size and time.time() - state.st_mtime <= TRUSTED
+    return False
 
 
 def _is_whole(path: Path, shard: Shard) -> bool:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return shard.mismatch(path) is None
-    except FileNotFoundError:
-        return False
-
-
-def _mark_used(path: Path) -> None:
-    now = time.time_ns()  # finer than the kernel's own time stamps
-    with contextlib.suppress(FileNotFoundError):  # evicted just now; its reader fetches it again
-        os.utime(path, ns=(now, now))
+    return False

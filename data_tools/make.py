@@ -1,29 +1,34 @@
-"""Write a data set as WebDataset shards: shuffled once, checked, atomic, the same bytes every time."""
+"""Write a data set as WebDataset shards: shuffled once, checked, atomic, the same bytes every time.
+
+A sidecar stands beside each finished shard until the index is written, so that an interrupted maker can be
+continued. It is written before its shard: a shard without sidecar and index was made by somebody else.
+"""
 
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from data_tools.errors import ShardError, reported, suggestion
-from data_tools.existing_output import (
-    SUFFIX,
-    Sidecar,
-    checked,
-    concurrent_index,
-    find_index,
-    finished_shards,
-    matches_request,
-    remove_sidecars,
-    same_shards,
-)
-from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit, checksum
-from data_tools.output import OutputStore, open_output
+from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit, checksum, describe, parse_index
+from data_tools.output import OutputStore
 from data_tools.parallel import each
-from data_tools.plan import ShardPlan, ShardSet, ShardSize, plan_shards
-from data_tools.sources import find_source
+from data_tools.sources import SOURCES
 from data_tools.sources.base import ReadOptions
 from data_tools.statistics import ImageStatistics
-from data_tools.writers import WRITERS
+from data_tools.writers import WRITERS, ShardPlan, ShardSet, plan_shards
+
+SUFFIX = ".json"
+
+
+class Sidecar(BaseModel):
+    """A finished shard of the data set ``fingerprint``, and the statistics of its images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    shard: Shard
+    statistics: ImageStatistics
 
 
 def make_shards(
@@ -62,26 +67,41 @@ def make_shards(
     """
     if workers < 1 or not 0 <= seed < SEEDS:
         raise ShardError(f"workers ({workers}) start at 1, seeds ({seed}) at 0, below {SEEDS}")
-    dataset = find_source(source)
+    if source not in SOURCES:
+        raise ShardError(f"unknown source {source!r}{suggestion(source, SOURCES)}; known: {', '.join(SOURCES)}")
+    dataset = SOURCES[source]
+    if test_fraction is not None and not dataset.takes_test_fraction:
+        raise ShardError(f"{source} has its own test images: remove --test_fraction")
     form = _chosen_format(format, dataset.arrays)
-    size = ShardSize.of(
-        samples_per_shard, bytes_per_shard, dataset.samples_per_shard or WRITERS[form].samples_per_shard
-    )
-    with open_output(out) as output:
-        index = find_index(output)
-        if index and folder is None and matches_request(index, source, seed, form, size, test_fraction):
-            return checked(index, output)
+    if samples_per_shard is not None and bytes_per_shard is not None:
+        raise ShardError("--samples_per_shard and --bytes_per_shard exclude each other: give one of them")
+    for unit, value in (("samples", samples_per_shard), ("bytes", bytes_per_shard)):
+        if value is not None and value < 1:
+            raise ShardError(f"{unit} per shard start at 1, not {value}")
+    if bytes_per_shard is None:
+        samples_per_shard = samples_per_shard or dataset.samples_per_shard or WRITERS[form].samples_per_shard
+    with OutputStore(out) as output:
+        index = _find_index(output)
+        # Data that need no folder are not read again: a rerun needs no network.
+        by_name = folder is None and test_fraction is None
+        if index and by_name and _matches(index, source, seed, form, samples_per_shard):
+            return _checked(index, output)
         options = ReadOptions(test_fraction, output.staging_dir, progress)
         raw = dataset.read(None if folder is None else Path(folder).expanduser(), options)
-        wanted = plan_shards(source, raw, seed, size, form)
+        wanted = plan_shards(source, raw, seed, form, samples_per_shard, bytes_per_shard)
         output.prepare()
-        index = index or concurrent_index(wanted, output)
+        index = index or _concurrent_index(wanted, output)
+        if index and index.fingerprint != wanted.fingerprint:
+            raise ShardError(
+                f"{index.root} already holds other shards ({index.name} from {index.source}, seed {index.seed}): "
+                "choose another --out or delete that folder"
+            )
         if index:
-            return same_shards(index, wanted, output)
+            return _checked(index, output)
         index = _assemble(wanted, _write_missing(wanted, output, workers, progress), output)
         output.write(INDEX_NAME, index.to_json())
         # Last, so that an interruption before the index loses nothing.
-        remove_sidecars(index, output, output.sizes())
+        _remove_sidecars(index, output, output.sizes())
     return index
 
 
@@ -92,6 +112,85 @@ def _chosen_format(name: str, arrays: bool) -> str:
         known = ["auto", *WRITERS]
         raise ShardError(f"unknown format {name!r}{suggestion(name, known)}; known: {', '.join(known)}")
     return name
+
+
+def _find_index(output: OutputStore) -> ShardIndex | None:
+    data = output.read(INDEX_NAME)
+    return parse_index(data, f"{output.root}/{INDEX_NAME}", output.root) if data else None
+
+
+def _matches(index: ShardIndex, source: str, seed: int, form: str, samples: int | None) -> bool:
+    """Compare existing shards with a request, as far as that is possible without the raw data."""
+    return (index.source, index.seed, index.format) == (source, seed, form) and all(
+        set(split.shard_lengths[:-1]) <= {samples} and samples is not None and split.shard_lengths[-1] <= samples
+        for split in index.splits.values()
+    )
+
+
+def _checked(index: ShardIndex, output: OutputStore) -> ShardIndex:
+    """Return an index whose shards are all there, after removing the sidecars of a killed second maker."""
+    output.prepare()
+    sizes = output.sizes()
+    index.check_sizes(sizes)
+    _remove_sidecars(index, output, sizes)
+    return index
+
+
+def _remove_sidecars(index: ShardIndex, output: OutputStore, listed: dict[str, int]) -> None:
+    """Remove the sidecars of an index: it holds the same and is read at once."""
+    names = (shard.name + SUFFIX for shard in index.shards())
+    output.remove_all(name for name in names if name in listed)
+
+
+def _concurrent_index(wanted: ShardSet, output: OutputStore) -> ShardIndex | None:
+    """Return the index of another maker that finished while this one read its data.
+
+    Raises:
+        ShardError: there is a tar with a name of ours, and no sidecar or index lists it.
+    """
+    prefix = f"{wanted.raw.name}-"
+    tars = sorted(name for name in output.sizes() if name.startswith(prefix) and name.endswith(".tar"))
+    # Listed again: a listing may miss a sidecar, but not the tar behind it, written while it was made.
+    listed = output.sizes()
+    unknown = [name for name in tars if name + SUFFIX not in listed]
+    # Read after the listings: makers write the index before they remove their sidecars.
+    index = _find_index(output)
+    if index is None and unknown:
+        raise ShardError(
+            f"{output.root} already holds {unknown[0]}, which no {INDEX_NAME} there lists: "
+            "choose another --out, or remove it and its like"
+        )
+    return index
+
+
+def _finished_shards(wanted: ShardSet, output: OutputStore) -> dict[str, Sidecar]:
+    """Return the sidecars of the shards that an interrupted maker has finished, by the shard's name.
+
+    Raises:
+        ShardError: a sidecar is of another data set, or cannot be read.
+    """
+    sizes = output.sizes()
+    prefix = f"{wanted.raw.name}-"
+    names = [name for name in sizes if name.startswith(prefix) and name.endswith(f".tar{SUFFIX}")]
+    finished = {}
+    for name, data in zip(names, output.read_all(names), strict=True):
+        if not data:
+            continue  # a concurrent maker has finished, and removed it
+        try:
+            sidecar = Sidecar.model_validate_json(data)
+        except ValidationError as error:
+            raise ShardError(
+                f"cannot read {output.root}/{name} ({describe(error)}): delete that folder, or choose another --out"
+            ) from error
+        if sidecar.fingerprint != wanted.fingerprint:
+            raise ShardError(
+                f"{output.root} already holds an unfinished set of other shards: "
+                "choose another --out or delete that folder"
+            )
+        # Its maker may have been interrupted before the shard was in its place.
+        if sizes.get(sidecar.shard.name) == sidecar.shard.size:
+            finished[sidecar.shard.name] = sidecar
+    return finished
 
 
 def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress: bool) -> dict[str, Sidecar]:
@@ -106,7 +205,7 @@ def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress
             shard = Shard(plan.name, len(plan.numbers), checksum(path, "sha256"), path.stat().st_size)
         return Sidecar(fingerprint=wanted.fingerprint, shard=shard, statistics=statistics)
 
-    finished = finished_shards(wanted, output)
+    finished = _finished_shards(wanted, output)
     missing = [plan for plan in wanted.plans if plan.name not in finished]
     bar = tqdm(
         total=sum(len(plan.numbers) for plan in wanted.plans),
@@ -118,7 +217,7 @@ def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress
     with bar:
         for sidecar in each(write, missing, workers):
             # The sidecar first: a shard without one would be refused as made by somebody else.
-            output.write(sidecar.shard.name + SUFFIX, sidecar.to_json())
+            output.write(sidecar.shard.name + SUFFIX, f"{sidecar.model_dump_json()}\n".encode())
             output.publish(sidecar.shard.name)
             finished[sidecar.shard.name] = sidecar
             bar.update(sidecar.shard.length)

@@ -1,18 +1,32 @@
-"""URLs through fsspec, of any protocol: retries for transient errors, one line for permanent ones."""
+"""Remote files: URLs of any protocol through fsspec, and commands that write a file to their standard output.
 
+Transient errors are retried, permanent ones are one line, and a transfer that stalls or sends too much is ended.
+"""
+
+import contextlib
 import errno
+import os
+import queue
 import re
+import signal
+import subprocess
+import tempfile
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 import fsspec
+from fsspec.callbacks import Callback
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from data_tools.errors import ShardError
 
 Result = TypeVar("Result")
 
+PIPE = "pipe:"
+CHUNK = 2**20  # bytes
 RETRIES = 5  # a recipe's ``cache.retries`` has the same default
 # The extra of this project that brings the library of a protocol.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
@@ -46,9 +60,9 @@ def filesystem(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url, **OPTIONS.get(protocol, {}))
     except ImportError as error:
         wanted = f"pip install 'dist-prune[{EXTRAS[protocol]}]'" if protocol in EXTRAS else str(error)
-        raise ShardError(f"cannot use {_unsigned(url)}: the library for {protocol}:// is missing: {wanted}") from error
+        raise ShardError(f"cannot use {unsigned(url)}: the library for {protocol}:// is missing: {wanted}") from error
     except ValueError as error:
-        raise ShardError(_unsigned(f"cannot use {url}: {error}")) from error
+        raise ShardError(unsigned(f"cannot use {url}: {error}")) from error
 
 
 def with_retries(action: Callable[[], Result], what: str, retries: int = RETRIES) -> Result:
@@ -83,11 +97,101 @@ def _reason(error: Exception, what: str) -> str:
     text = plain or re.sub(r"^\[Errno \d+\] ", "", str(error)) or type(error).__name__
     if isinstance(error, aiohttp.ClientResponseError):
         text = f"{error.status} {error.message}"
-    text = _unsigned(text)
+    text = unsigned(text)
     # Many libraries give nothing but the path here.
     return "not found" if isinstance(error, FileNotFoundError) and text in what else text
 
 
-def _unsigned(text: str) -> str:
+def unsigned(text: str) -> str:
     """Leave out the queries of web addresses: they may be signatures."""
     return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
+
+
+def copy_file(address: str, path: Path, timeout: float, limit: int) -> None:
+    """Copy what a URL or a ``pipe:`` command gives to a local path; one attempt.
+
+    Raises:
+        TimeoutError: not a byte arrived for ``timeout`` seconds.
+        ValueError: more than ``limit`` bytes arrived.
+        Exception: any other failure.
+    """
+    if address.startswith(PIPE):
+        _copy_output(address.removeprefix(PIPE), path, timeout, limit)
+        return
+    files, remote = filesystem(address)
+    _watch(lambda progress: files.get_file(remote, str(path), callback=progress), timeout, limit)
+
+
+def _copy_output(command: str, path: Path, timeout: float, limit: int) -> None:
+    with open(path, "wb") as file, tempfile.TemporaryFile() as errors:
+        # In a session of its own, so that all processes of the shell can be ended together.
+        process = subprocess.Popen(
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
+        assert process.stdout is not None
+        output = process.stdout.fileno()
+
+        def receive(progress: "_Progress") -> None:
+            while chunk := os.read(output, CHUNK):
+                progress.relative_update(len(chunk))  # raises before the surplus is written
+                file.write(chunk)
+
+        try:
+            _watch(receive, timeout, limit)
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(_silence(timeout)) from error
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+        if code != 0:
+            errors.seek(0)
+            last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise OSError(": ".join([f"the command ended with exit code {code}", *last]))
+
+
+class _Progress(Callback):
+    """Counts the bytes that arrive; an error that it raises ends the transfer."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.beats: queue.SimpleQueue[BaseException | bool] = queue.SimpleQueue()
+        self.abandoned = False
+        self._limit = limit
+
+    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
+        if self.abandoned:
+            raise TimeoutError("the transfer was abandoned")
+        if self.value > self._limit:
+            raise ValueError(f"more than {self._limit} bytes arrived, at most {self._limit} are expected")
+        self.beats.put(False)
+
+
+def _watch(transfer: Callable[[_Progress], object], timeout: float, limit: int) -> None:
+    """Run a transfer that reports its progress; raise TimeoutError after ``timeout`` seconds without any."""
+    progress = _Progress(limit)
+
+    def run() -> None:
+        try:
+            transfer(progress)
+            progress.beats.put(True)
+        except BaseException as error:
+            progress.beats.put(error)
+
+    # Not every library has time limits, so a thread does the work; one that hangs is abandoned.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while not (beat := progress.beats.get(timeout=timeout)):
+            pass
+    except queue.Empty:
+        progress.abandoned = True
+        raise TimeoutError(_silence(timeout)) from None
+    if isinstance(beat, BaseException):
+        raise beat
+
+
+def _silence(timeout: float) -> str:
+    return f"no byte arrived for {timeout:g} s; the server or the network hangs: try again later"

@@ -2,20 +2,90 @@
 
 import contextlib
 import itertools
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import braceexpand
+
 from data_tools.cache import ShardCache, default_cache_dir
-from data_tools.errors import ShardError
+from data_tools.errors import ShardError, reported
 from data_tools.index import INDEX_NAME, LARGEST_INDEX, Shard, ShardIndex, parse_index
-from data_tools.remote import RETRIES, is_url, with_retries
-from data_tools.transports import PIPE, CommandTransport, ShardSpec, Transport, UrlTransport
+from data_tools.remote import PIPE, RETRIES, check_url, copy_file, is_url, unsigned, with_retries
 
 # A recipe's ``cache`` has the same defaults.
 CACHE_BYTES = 16 * 10**9
 TIMEOUT = 60.0
+# A word of a command that names shards or the index; quotes around it stay outside.
+SHARD_WORD = re.compile(r"""[^\s'"]*?(?:\.tar|_info\.json)(?=[\s'"?]|$)""")
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """Location of shards as the user wrote it, and the names of the chosen ones (None: all).
+
+    The address of a file is its name between ``before`` and ``after``.
+    """
+
+    text: str
+    before: str
+    after: str = ""
+    names: frozenset[str] | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def root(self) -> str:
+        """The folder or its URL; of a command its text."""
+        return self.text if self.text.startswith(PIPE) else self.before.removesuffix("/")
+
+    def address(self, name: str) -> str:
+        """Return the path, URL or command for a file."""
+        return f"{self.before}{name}{self.after}"
+
+    @staticmethod
+    def parse(text: str) -> "ShardSpec":
+        """Parse ``FOLDER``, ``FOLDER/_info.json`` or ``FOLDER/X-{000000..000004}.tar``; also of URLs and commands."""
+        text = text.removeprefix("file://")
+        if not text:
+            raise ShardError("the location of the shards is empty: give a folder, or the URL of one")
+        begin, end = 0, len(text)
+        if text.startswith(PIPE):
+            words = list(SHARD_WORD.finditer(text))
+            if not words:
+                raise ShardError(
+                    f"{text} names no shards: the command must end in FOLDER/X-{{000000..000004}}.tar "
+                    "or FOLDER/_info.json, as it would to write one of them to its standard output"
+                )
+            begin, end = words[-1].span()  # what comes before may be an option
+        elif is_url(text):
+            check_url(text)
+            # Only web addresses have queries, which go with every file; in object stores "?" is part of a name.
+            end = text.index("?") if text.startswith("http") and "?" in text else end
+        folder, names = _parse_names(text[begin:end])
+        if folder or not begin:
+            folder = f"{folder or '.'}/"
+        return ShardSpec(text, text[:begin] + folder, text[end:], names)
+
+
+def _parse_names(path: str) -> tuple[str, frozenset[str] | None]:
+    """Return the folder of a path, and the names of the tars that its pattern stands for, if any."""
+    folder, _, name = path.rpartition("/")
+    if name == INDEX_NAME:
+        return folder, None
+    if not name.endswith(".tar"):
+        return path.rstrip("/") or path, None
+    try:
+        pairs = [path.rpartition("/")[::2] for path in braceexpand.braceexpand(path)]
+    except ValueError as error:
+        raise ShardError(f"{path}: {error}; expected FOLDER/X-{{000000..000004}}.tar") from error
+    folders = {folder for folder, _ in pairs}
+    if len(folders) > 1:
+        raise ShardError(f"{path} names tars in {len(folders)} folders: one data set is in one folder")
+    return folders.pop(), frozenset(name for _, name in pairs)
 
 
 def open_store(
@@ -41,13 +111,11 @@ def open_store(
     Raises:
         ShardError: a location that cannot be parsed.
     """
-    text = str(location).removeprefix("file://")
-    if not text.startswith(PIPE) and not is_url(text):
-        return ShardStore(ShardSpec.parse(text))
-    transport: Transport
-    transport, spec = CommandTransport.parse(text) if text.startswith(PIPE) else UrlTransport.parse(text)
+    spec = ShardSpec.parse(str(location))
+    if not spec.text.startswith(PIPE) and not is_url(spec.text):
+        return ShardStore(spec)
     cache = ShardCache(Path(cache_dir).expanduser() if cache_dir else default_cache_dir(), cache_bytes)
-    return RemoteStore(spec, transport, cache, timeout, retries)
+    return RemoteStore(spec, cache, timeout, retries)
 
 
 def read_index(location: str | Path) -> ShardIndex:
@@ -66,16 +134,14 @@ class ShardStore:
 
         Every split of which any shard is named keeps those only; other splits stay.
         """
-        folder = Path(self.spec.folder).expanduser()
+        folder = Path(self.spec.root).expanduser()
         path = folder / INDEX_NAME
         if not folder.is_dir():
             raise ShardError(f"no such folder: {folder}")
         if not path.is_file():
             raise ShardError(f"no {INDEX_NAME} in {folder}: make shards there with dist-prune shards make")
-        try:
+        with reported(f"cannot read {path}"):
             content = path.read_bytes()
-        except OSError as error:
-            raise ShardError(f"cannot read {path}: {error.strerror}") from error
         return parse_index(content, path, folder).restrict(self.spec.names, self.spec)
 
     def fetch(self, shard: Shard) -> Path:
@@ -88,19 +154,18 @@ class ShardStore:
         Raises:
             ShardError: the shard cannot be fetched, or differs from the index.
         """
-        return Path(self.spec.folder).expanduser() / shard.name
+        return Path(self.spec.root).expanduser() / shard.name
 
     @contextlib.contextmanager
     def temporary_copy(self, name: str, size: int) -> Iterator[Path]:
         """Give the local path of a file as it is, unchecked and uncached, for the length of a block."""
-        yield Path(self.spec.folder).expanduser() / name
+        yield Path(self.spec.root).expanduser() / name
 
 
 @dataclass(frozen=True)
 class RemoteStore(ShardStore):
     """Remote shards, which are copied to a local cache, each whole or not at all."""
 
-    transport: Transport
     cache: ShardCache
     timeout: float
     retries: int
@@ -108,14 +173,16 @@ class RemoteStore(ShardStore):
     def read_index(self) -> ShardIndex:
         """Copy and read the index."""
         with self.temporary_copy(INDEX_NAME, LARGEST_INDEX) as path:
-            data = path.read_bytes()
-        index = parse_index(data, self.transport.address(INDEX_NAME), self.spec.folder)
+            index = parse_index(path.read_bytes(), self._shown(INDEX_NAME), self.spec.root)
         return index.restrict(self.spec.names, self.spec)
 
     def fetch(self, shard: Shard) -> Path:
         """Return the path of the shard in the cache; copy it there first if need be."""
-        address = self.transport.address(shard.name)
-        return self.cache.get(shard, address, lambda path: self._copy(shard.name, path, shard.size, whole=True))
+
+        def copy(path: Path) -> None:
+            self._copy(shard.name, path, shard.size, whole=True)
+
+        return self.cache.get(shard, self._shown(shard.name), copy)
 
     @contextlib.contextmanager
     def temporary_copy(self, name: str, size: int) -> Iterator[Path]:
@@ -133,7 +200,7 @@ class RemoteStore(ShardStore):
             # Each attempt has its own file: an abandoned one may still write for a while.
             part = path.with_name(f"{path.name}.{next(numbers)}")
             try:
-                self.transport.copy(name, part, self.timeout, size)
+                copy_file(self.spec.address(name), part, self.timeout, size)
                 found = part.stat().st_size
                 if whole and found < size:
                     raise OSError(f"{found} of {size} bytes arrived")
@@ -141,4 +208,7 @@ class RemoteStore(ShardStore):
             finally:
                 part.unlink(missing_ok=True)
 
-        with_retries(attempt, f"read {self.transport.address(name)}", self.retries)
+        with_retries(attempt, f"read {self._shown(name)}", self.retries)
+
+    def _shown(self, name: str) -> str:
+        return unsigned(self.spec.address(name))

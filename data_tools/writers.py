@@ -1,14 +1,15 @@
-"""The two formats of a shard: encoded images with their labels, or arrays of pixels and labels."""
+"""The plan of all shards of a data set, and their two formats: encoded images with labels, or arrays of both."""
 
+import functools
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from data_tools.errors import ShardError
+from data_tools.errors import ShardError, reported
 from data_tools.images import ImageError, decode_pixels, inspect_image
 from data_tools.raw import HEADER_BYTES, RAW, format_array
 from data_tools.sources.base import RawData, RawSplit
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from webdataset import TarWriter
 
 MEASURED_IMAGES = 5000  # the first ones of train decide mean and std
+BAD_IMAGE = "; replace or remove it"
 TAR_END = 10_240  # tars are padded to a multiple of this
 
 
@@ -65,14 +67,14 @@ class FilesWriter(ShardWriter):
 
     def sample_bytes(self, split: RawSplit, number: int) -> int:
         """Return the bytes of two headers, the image and the label."""
-        return 3 * BLOCK + -(-split.size(number) // BLOCK) * BLOCK
+        return 3 * BLOCK + -(-split.sizes[number] // BLOCK) * BLOCK
 
     def write(self, tar: "TarWriter", plan: ShardPlan, split: RawSplit) -> ImageStatistics:
         """Copy the images, after checking that each can be decoded."""
         statistics = ImageStatistics()
         for offset, number in enumerate(plan.numbers):
             data = split.read(number)
-            with _naming(split, number):
+            with reported(split.origin(number), ImageError, fix=BAD_IMAGE):
                 facts = inspect_image(data)
                 statistics.see(facts)
                 if plan.is_measured(offset):
@@ -103,7 +105,7 @@ class RawWriter(ShardWriter):
         statistics = ImageStatistics([[self.height, self.width]], all_gray=self.channels == 1)
         images = np.empty((len(plan.numbers), self.height, self.width, self.channels), np.uint8)
         for offset, number in enumerate(plan.numbers):
-            with _naming(split, number):
+            with reported(split.origin(number), ImageError, fix=BAD_IMAGE):
                 images[offset] = split.pixels(number, self.channels)
             if plan.is_measured(offset):
                 statistics.measure(images[offset])
@@ -122,7 +124,7 @@ def _common_shape(raw: RawData) -> tuple[int, int, int]:
     gray, first = True, None
     for split in raw.splits.values():
         for number in range(len(split.labels)):
-            with _naming(split, number):
+            with reported(split.origin(number), ImageError, fix=BAD_IMAGE):
                 facts = split.facts(number)
             size = (facts.height, facts.width)
             first = first or (size, split.origin(number))
@@ -136,10 +138,53 @@ def _common_shape(raw: RawData) -> tuple[int, int, int]:
     return *first[0], 1 if gray else 3
 
 
-@contextmanager
-def _naming(split: RawSplit, number: int) -> Iterator[None]:
-    """Add the name of the image to an error."""
-    try:
-        yield
-    except ImageError as error:
-        raise ShardError(f"{split.origin(number)}: {error}; replace or remove it") from error
+@dataclass(frozen=True)
+class ShardSet:
+    """All shards of a data set, before they are written."""
+
+    source: str
+    seed: int
+    raw: RawData
+    writer: ShardWriter
+    plans: tuple[ShardPlan, ...]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the content of the shards, without reading image files."""
+        raw = self.raw
+        digest = hashlib.sha256(repr((raw.class_names, raw.class_titles, self.writer.format)).encode())
+        for plan in self.plans:
+            split = raw.splits[plan.split]
+            digest.update(f"{plan.name}\n".encode())
+            for number in plan.numbers:
+                line = f"{split.identity(number)} {split.labels[number]}\n"
+                digest.update(line.encode(errors="surrogateescape"))  # file names may be any bytes
+        return digest.hexdigest()
+
+
+def plan_shards(source: str, raw: RawData, seed: int, form: str, samples: int | None, limit: int | None) -> ShardSet:
+    """Shuffle every split once, and divide it into shards of at most ``samples``, or of ``limit`` bytes."""
+    writer = WRITERS[form](raw)
+    plans = []
+    for name, split in raw.splits.items():
+        # RandomState's streams are frozen: the same shards with every version of numpy.
+        order = np.random.RandomState(seed).permutation(len(split.labels)).tolist()
+        for number, (start, stop) in enumerate(_cuts(split, order, writer, samples, limit)):
+            file = f"{raw.name}-{name}-{number:06d}.tar"
+            plans.append(ShardPlan(name, number, file, start, order[start:stop]))
+    return ShardSet(source, seed, raw, writer, tuple(plans))
+
+
+def _cuts(
+    split: RawSplit, order: list[int], writer: ShardWriter, samples: int | None, limit: int | None
+) -> Iterator[tuple[int, int]]:
+    """Yield the (start, stop) of every shard; one sample at least."""
+    start, total = 0, writer.shard_bytes
+    for position, number in enumerate(order):
+        more = 0 if limit is None else writer.sample_bytes(split, number)
+        full = position - start == samples if limit is None else total + more > limit
+        if full and position > start:
+            yield start, position
+            start, total = position, writer.shard_bytes
+        total += more
+    yield start, len(order)

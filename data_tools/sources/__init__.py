@@ -1,28 +1,16 @@
-"""Raw data sets that shards can be made of: one class per source, all of them listed here."""
+"""Raw data sets that shards can be made of."""
 
-from data_tools.errors import ShardError, suggestion
-from data_tools.sources.arrays import CIFAR10, CIFAR100, Digits, Svhn
+from data_tools.sources.arrays import CIFAR10, CIFAR100, read_digits, read_svhn
 from data_tools.sources.base import RawDataset
-from data_tools.sources.imagefolder import ImageFolder, TinyImageNet
-from data_tools.sources.imagenet import ImageNet
+from data_tools.sources.folders import read_imagefolder, read_tiny_imagenet
+from data_tools.sources.imagenet import read_imagenet
 
-SOURCES: dict[str, RawDataset] = {
-    "digits": Digits(),
-    "cifar10": CIFAR10,
-    "cifar100": CIFAR100,
-    "svhn": Svhn(),
-    "tiny-imagenet": TinyImageNet(),
-    "imagenet": ImageNet(),
-    "imagefolder": ImageFolder(),
+SOURCES = {
+    "digits": RawDataset(read_digits, arrays=True, samples_per_shard=360),
+    "cifar10": RawDataset(CIFAR10.read, arrays=True),
+    "cifar100": RawDataset(CIFAR100.read, arrays=True),
+    "svhn": RawDataset(read_svhn, arrays=True),
+    "tiny-imagenet": RawDataset(read_tiny_imagenet),
+    "imagenet": RawDataset(read_imagenet, takes_test_fraction=True),
+    "imagefolder": RawDataset(read_imagefolder, is_dataset=False, takes_test_fraction=True),
 }
-
-
-def find_source(name: str) -> RawDataset:
-    """Return the raw data set of that name.
-
-    Raises:
-        ShardError: no such source; names the known ones and the nearest.
-    """
-    if name not in SOURCES:
-        raise ShardError(f"unknown source {name!r}{suggestion(name, SOURCES)}; known: {', '.join(SOURCES)}")
-    return SOURCES[name]

@@ -2,8 +2,6 @@
 
 import io
 import pickle
-import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +11,14 @@ import numpy as np
 
 from data_tools.errors import ShardError, reported
 from data_tools.sources.base import (
+    ArraySplit,
     RawData,
-    RawDataset,
-    RawSplit,
     ReadOptions,
     download,
+    read_archive,
     read_file,
-    refuse_test_fraction,
     stratified_split,
 )
-from data_tools.sources.splits import ArraySplit
 
 DIGITS_TESTED = 360
 BRIGHTEST_DIGIT = 16  # the values are 0..16
@@ -42,32 +38,25 @@ SVHN_FILES = {
 SVHN_CLASSES = 10
 
 
-class Digits(RawDataset):
-    """scikit-learn's 8x8 gray digits: 1,437 to train on and 360 to test with, always the same ones."""
+def read_digits(folder: Path | None, options: ReadOptions) -> RawData:
+    """Load scikit-learn's 8x8 gray digits: 1,437 to train on and 360 to test with, always the same ones."""
+    if folder is not None:
+        raise ShardError(f"digits comes with scikit-learn and takes no folder: remove {folder}")
+    from sklearn.datasets import load_digits  # slow to import, and only needed here
 
-    arrays = True
-    samples_per_shard = 360
-
-    def read(self, folder: Path | None, options: ReadOptions) -> RawData:
-        """Load the images from the installed scikit-learn; takes neither a folder nor a test fraction."""
-        if folder is not None:
-            raise ShardError(f"digits comes with scikit-learn and takes no folder: remove {folder}")
-        refuse_test_fraction(options.test_fraction, "digits")
-        from sklearn.datasets import load_digits  # slow to import, and only needed here
-
-        digits = load_digits()
-        pixels = np.rint(digits.images * (255 / BRIGHTEST_DIGIT)).astype(np.uint8)
-        labels = digits.target.astype(int)
-        train, test = stratified_split(labels.tolist(), DIGITS_TESTED / len(labels))
-        splits: dict[str, RawSplit] = {
-            name: ArraySplit(f"digits {name}", pixels[chosen], labels[chosen].tolist())
-            for name, chosen in (("train", train), ("test", test))
-        }
-        return RawData("digits", tuple(map(str, digits.target_names)), splits)
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / BRIGHTEST_DIGIT)).astype(np.uint8)
+    labels = digits.target.astype(int)
+    chosen = dict(zip(("train", "test"), stratified_split(labels.tolist(), DIGITS_TESTED / len(labels)), strict=True))
+    splits = {
+        name: ArraySplit(f"digits {name}", pixels[numbers], labels[numbers].tolist())
+        for name, numbers in chosen.items()
+    }
+    return RawData("digits", tuple(map(str, digits.target_names)), splits)
 
 
 @dataclass(frozen=True)
-class Cifar(RawDataset):
+class Cifar:
     """32x32 RGB images, 50,000 to train on and 10,000 to test with; the layout of one of the two sets."""
 
     name: str
@@ -79,22 +68,18 @@ class Cifar(RawDataset):
     names_file: str
     names_key: bytes
 
-    arrays = True
-
     def read(self, folder: Path | None, options: ReadOptions) -> RawData:
         """Read the batches under ``folder``, or download them.
 
         ``folder`` is that of the batches, the one above it, the archive, or the archive's.
         """
-        refuse_test_fraction(options.test_fraction, self.name)
-        found = folder if folder is not None else download(self.name, self.url, self.md5)
-        pickles = self._pickles(found)
+        pickles = self._pickles(folder or download(self.name, self.url, self.md5))
         content = _load(self.names_file, pickles)
         try:
             names = tuple(name.decode() for name in content[self.names_key])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{self.names_file} is damaged: expected the names of the classes") from error
-        splits: dict[str, RawSplit] = {}
+        splits = {}
         for split, batches in self.batches.items():
             parts = [self._read_batch(batch, len(names), pickles) for batch in batches]
             # A row holds the red plane, then green, then blue.
@@ -117,10 +102,8 @@ class Cifar(RawDataset):
                 f"no {self.name} in {path}: expected {expected} or the folder {self.inside} "
                 f"with its batches; get it from {self.url}"
             )
-        damages = (tarfile.TarError, zlib.error, EOFError, OSError, KeyError)
-        again = f"; get it again from {self.url}"
-        with reported(f"cannot read {archive}", damages, fix=again), tarfile.open(archive) as tar:
-            return {name: read_member(tar, f"{self.inside}/{name}") for name in names}
+        inside = [f"{self.inside}/{name}" for name in names]
+        return dict(zip(names, read_archive(archive, inside, f"; get it again from {self.url}"), strict=True))
 
     def _read_batch(self, name: str, classes: int, pickles: Mapping[str, bytes]) -> tuple[np.ndarray, list[int]]:
         """Return the rows (N, 3072) in uint8 and the labels of one batch."""
@@ -158,14 +141,6 @@ CIFAR100 = Cifar(
 )
 
 
-def read_member(tar: tarfile.TarFile, name: str) -> bytes:
-    """Return the content of a file in a tar; KeyError if it is not there, or no file."""
-    stream = tar.extractfile(name)
-    if stream is None:
-        raise KeyError(f"{name} is not a file")
-    return stream.read()
-
-
 class _ArrayUnpickler(pickle.Unpickler):
     """Loads arrays, numbers, text and containers; a pickle that asks for anything else is refused."""
 
@@ -182,22 +157,20 @@ def _load(name: str, pickles: Mapping[str, bytes]) -> Any:
         return _ArrayUnpickler(io.BytesIO(pickles[name]), encoding="bytes").load()
 
 
-class Svhn(RawDataset):
-    """House numbers: 73,257 digits to train on and 26,032 to test with, 32x32 RGB; without the extra set."""
+def read_svhn(folder: Path | None, options: ReadOptions) -> RawData:
+    """Read the two MATLAB files of house numbers in ``folder``, or download them.
 
-    arrays = True
-
-    def read(self, folder: Path | None, options: ReadOptions) -> RawData:
-        """Read the two MATLAB files in ``folder``, or download them."""
-        refuse_test_fraction(options.test_fraction, "svhn")
-        splits: dict[str, RawSplit] = {}
-        for split, (name, md5) in SVHN_FILES.items():
-            found = folder if folder is not None else download("svhn", f"{SVHN_URL}/{name}", md5)
-            splits[split] = _read_svhn(split, found / name)
-        return RawData("svhn", tuple(str(digit) for digit in range(SVHN_CLASSES)), splits)
+    73,257 digits to train on and 26,032 to test with, 32x32 RGB; without the extra set.
+    """
+    splits = {}
+    for split, (name, md5) in SVHN_FILES.items():
+        path = (folder or download("svhn", f"{SVHN_URL}/{name}", md5)) / name
+        splits[split] = ArraySplit(f"svhn {split}", *_load_svhn(path))
+    return RawData("svhn", tuple(str(digit) for digit in range(SVHN_CLASSES)), splits)
 
 
-def _read_svhn(split: str, path: Path) -> ArraySplit:
+def _load_svhn(path: Path) -> tuple[np.ndarray, list[int]]:
+    """Return pixels (N, 32, 32, 3) and labels."""
     from scipy.io import loadmat  # slow to import, and only needed here
 
     if not path.is_file():
@@ -211,5 +184,4 @@ def _read_svhn(split: str, path: Path) -> ArraySplit:
     if not len(labels) or not set(np.unique(labels).tolist()) <= set(range(SVHN_CLASSES + 1)):
         raise ShardError(f"{path} is damaged: expected labels from 1 to 10")
     # The images stand in the last dimension, and the digit 0 is called 10.
-    images = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))
-    return ArraySplit(f"svhn {split}", images, (labels.astype(int) % SVHN_CLASSES).tolist())
+    return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), (labels.astype(int) % SVHN_CLASSES).tolist()

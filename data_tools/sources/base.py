@@ -1,22 +1,125 @@
 """The parts of a source: a ``RawDataset`` reads ``RawData``, which holds splits of labelled images."""
 
+import io
 import os
 import shutil
+import tarfile
 import urllib.request
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from data_tools.errors import ShardError, reported
+from data_tools.errors import reported
+from data_tools.images import ImageFacts, decode_pixels, encode_png, read_header
 from data_tools.index import checksum
-from data_tools.sources.splits import RawSplit
 
 # The images set aside for testing must not depend on how the shards are shuffled.
 SPLIT_SEED = 20_260_101
 DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
+TAR_DAMAGES = (tarfile.TarError, zlib.error, EOFError, OSError, KeyError)
+
+
+class RawSplit(ABC):
+    """Labelled images that are read one at a time, in any order, also in forked processes.
+
+    Of each image: ``names`` (for messages and its identity), ``labels`` (class numbers), ``sizes`` (encoded
+    bytes; of an array those of its pixels, a bound in practice).
+    """
+
+    def __init__(self, names: list[str], labels: list[int], sizes: list[int]) -> None:
+        self.names, self.labels, self.sizes = names, labels, sizes
+
+    @abstractmethod
+    def read(self, number: int) -> bytes:
+        """Return the encoded image."""
+
+    def origin(self, number: int) -> str:
+        """Return where an image comes from, for error messages."""
+        return self.names[number]
+
+    def identity(self, number: int) -> str:
+        """Return a text that identifies the image independently of the location of its source, cheaply."""
+        # Reading all files to compare them would take as long as writing them.
+        return f"{self.names[number]}:{self.sizes[number]}"
+
+    def pixels(self, number: int, channels: int) -> np.ndarray:
+        """Return pixels (H, W, ``channels``) in uint8."""
+        return decode_pixels(self.read(number), channels)
+
+    def facts(self, number: int) -> ImageFacts:
+        """Return the properties of an image that need no decoding."""
+        return read_header(self.read(number))
+
+
+class ArraySplit(RawSplit):
+    """Images held in memory: pixels (N, H, W) or (N, H, W, 3) in uint8; encoded as PNG."""
+
+    def __init__(self, title: str, array: np.ndarray, labels: list[int]) -> None:
+        names = [f"{title}[{number}]" for number in range(len(labels))]
+        super().__init__(names, labels, [array[0].nbytes] * len(labels))
+        self.array = array
+
+    def read(self, number: int) -> bytes:
+        """Encode one image as PNG."""
+        return encode_png(self.array[number])
+
+    def identity(self, number: int) -> str:
+        """Return a checksum of the pixels."""
+        return f"{zlib.crc32(self.array[number].tobytes()):08x}"
+
+    def pixels(self, number: int, channels: int) -> np.ndarray:
+        """Return one image as it is; ``channels`` must be those it has."""
+        return self.array[number].reshape(*self.array.shape[1:3], channels)
+
+    def facts(self, number: int) -> ImageFacts:
+        """Return the common shape."""
+        height, width = self.array.shape[1:3]
+        return ImageFacts(height, width, gray=self.array.ndim == 3, extension="png")
+
+
+class FileSplit(RawSplit):
+    """Images in files; ``names`` are paths relative to ``root``."""
+
+    def __init__(self, root: Path, names: list[str], labels: list[int]) -> None:
+        super().__init__(names, labels, [])
+        self.root = root
+        for number in range(len(names)):
+            with reported(f"cannot read {self.origin(number)}"):
+                self.sizes.append(os.path.getsize(self.origin(number)))
+
+    def read(self, number: int) -> bytes:
+        """Read one file as it is."""
+        return read_file(self.root / self.names[number])
+
+    def origin(self, number: int) -> str:
+        """Return the path of the file."""
+        return os.path.join(self.root, self.names[number])
+
+
+class PackedSplit(RawSplit):
+    """Images in one open file, each at its offset."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__([], [], [])
+        self.file = file
+        self.offsets: list[int] = []
+
+    def add(self, name: str, label: int, offset: int, size: int) -> None:
+        """Add an image."""
+        self.names.append(name)
+        self.labels.append(label)
+        self.offsets.append(offset)
+        self.sizes.append(size)
+
+    def read(self, number: int) -> bytes:
+        """Read one image; without a file position, because forked processes share the open file."""
+        with reported(f"cannot read {self.origin(number)}"):
+            return os.pread(self.file.fileno(), self.sizes[number], self.offsets[number])
 
 
 @dataclass(frozen=True)
@@ -26,7 +129,7 @@ class RawData:
     name: str
     class_names: tuple[str, ...]
     # ``train`` and ``test``.
-    splits: dict[str, RawSplit]
+    splits: Mapping[str, RawSplit]
     # Readable names where ``class_names`` are codes, or nothing.
     class_titles: tuple[str, ...] = ()
 
@@ -43,23 +146,20 @@ class ReadOptions:
     progress: bool
 
 
-class RawDataset(ABC):
+@dataclass(frozen=True)
+class RawDataset:
     """A kind of raw data; ``SOURCES`` lists them all."""
 
+    # Finds the raw data in a folder and lists its images; a ShardError if it is missing, incomplete or damaged.
+    read: Callable[[Path | None, ReadOptions], RawData]
     # One particular data set, which can be had without naming a folder.
-    is_dataset = True
+    is_dataset: bool = True
     # Pixels rather than encoded images.
-    arrays = False
+    arrays: bool = False
     # A number that suits it, or None for the one that suits the format.
     samples_per_shard: int | None = None
-
-    @abstractmethod
-    def read(self, folder: Path | None, options: ReadOptions) -> RawData:
-        """Find the raw data and list its images.
-
-        Raises:
-            ShardError: the data is missing, incomplete or damaged.
-        """
+    # A test split may be missing, and is then set aside on request.
+    takes_test_fraction: bool = False
 
 
 def data_home() -> Path:
@@ -98,6 +198,13 @@ def read_file(path: Path, fix: str = "") -> bytes:
         return path.read_bytes()
 
 
+def read_archive(path: Path, names: Iterable[str], fix: str) -> list[bytes]:
+    """Return the content of files in a tar."""
+    with reported(f"cannot read {path}", TAR_DAMAGES, fix=fix), tarfile.open(path) as tar:
+        # A folder of that name has nothing to read.
+        return [(tar.extractfile(name) or io.BytesIO()).read() for name in names]
+
+
 def stratified_split(labels: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
     """Divide positions into (train, test), each class in proportion, always in the same way.
 
@@ -118,9 +225,3 @@ def stratified_split(labels: Sequence[int], fraction: float) -> tuple[list[int],
         positions = np.flatnonzero(np.asarray(labels) == label)
         is_test[rng.permutation(positions)[:number]] = True
     return np.flatnonzero(~is_test).tolist(), np.flatnonzero(is_test).tolist()
-
-
-def refuse_test_fraction(test_fraction: float | None, owner: str) -> None:
-    """Raise a ShardError if a test fraction is requested for data that has a test split of its own."""
-    if test_fraction is not None:
-        raise ShardError(f"{owner} has its own test images: remove --test_fraction")

@@ -1,18 +1,82 @@
-"""Folders of image files, one folder for each class, and the lists beside them; no image is skipped in silence."""
+"""Sources that are trees of image files, copied byte for byte: any image folder, and Tiny-ImageNet.
+
+One folder holds the images of one class; no image is skipped in silence.
+"""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_tools.errors import ShardError, reported
-from data_tools.sources.base import ReadOptions, read_file, refuse_test_fraction, stratified_split
-from data_tools.sources.splits import FileSplit
+from data_tools.sources.base import FileSplit, RawData, ReadOptions, read_file, stratified_split
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png"])
 # Skipping these in silence would lose data; other files (lists, notes) are no images.
 UNSUPPORTED = frozenset(
     [".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl"] + [".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
 )
+
+TEST_FOLDERS = ("test", "val", "validation")
+TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_INSIDE = "tiny-imagenet-200"
+TINY_CLASSES = "wnids.txt"
+
+
+def read_imagefolder(folder: Path | None, options: ReadOptions) -> RawData:
+    """List JPEG and PNG files as train/CLASS/IMAGE and test/CLASS/IMAGE (or val/); classes are sorted by name.
+
+    ``options.test_fraction`` divides a tree that has no test folder.
+    """
+    if folder is None:
+        raise ShardError("imagefolder needs a folder: dist-prune shards make imagefolder FOLDER --out DIR")
+    if not folder.is_dir():
+        raise ShardError(f"no such folder: {folder}")
+    root = _find_root(folder.resolve())
+    found = [name for name in TEST_FOLDERS if (root / name).is_dir()]
+    if len(found) > 1:
+        raise ShardError(f"{root} holds {' and '.join(found)}: rename all but the one to test with")
+    classes, splits = list_tree(root, found[0] if found else None, options)
+    # The name of the folder is the first part of the names of shards.
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.name).strip("_") or "images"
+    return RawData(name, classes, splits)
+
+
+def _find_root(folder: Path) -> Path:
+    """Return the folder that holds train/: this one, or the only one inside it."""
+    if (folder / "train").is_dir():
+        return folder
+    inside = subfolders(folder)
+    if len(inside) == 1 and (folder / inside[0] / "train").is_dir():
+        return folder / inside[0]
+    raise ShardError(f"no train/ in {folder}: expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)")
+
+
+def read_tiny_imagenet(folder: Path | None, options: ReadOptions) -> RawData:
+    """List 64x64 images in ``folder``, which holds ``wnids.txt`` or a ``tiny-imagenet-200`` that does.
+
+    The classes are WordNet ids in the order of ``wnids.txt``; ``val``, which a list labels, is for testing.
+    """
+    if folder is None:
+        raise ShardError(
+            f"tiny-imagenet needs its files: get and unpack {TINY_URL}, then "
+            f"dist-prune shards make tiny-imagenet PATH/{TINY_INSIDE} --out DIR"
+        )
+    root = next((at for at in (folder, folder / TINY_INSIDE) if (at / TINY_CLASSES).is_file()), None)
+    if root is None:
+        raise ShardError(f"no {TINY_CLASSES} in {folder}: expected the folder {TINY_INSIDE}, unpacked from {TINY_URL}")
+    classes = read_lines(root / TINY_CLASSES)
+    # A line of the list holds an image, its class, and a box.
+    annotations = root / "val" / "val_annotations.txt"
+    rows = [line.split() for line in read_lines(annotations)]
+    if any(len(row) < 2 for row in rows):
+        raise ShardError(f"{annotations} is damaged: expected an image and its class in every line")
+    wnids = {Path(row[0]).stem: row[1] for row in rows}
+    splits = {
+        "train": list_classes(root, [f"train/{wnid}/images" for wnid in classes]),
+        "test": list_labelled(root, "val/images", wnids, classes),
+    }
+    return RawData("tiny-imagenet", tuple(classes), splits, read_titles(root / "words.txt", classes))
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -38,16 +102,18 @@ def subfolders(folder: Path) -> list[str]:
     return names
 
 
-def list_tree(root: Path, test_folder: str | None, options: ReadOptions) -> tuple[list[str], FileSplit, FileSplit]:
+def list_tree(
+    root: Path, test_folder: str | None, options: ReadOptions
+) -> tuple[tuple[str, ...], dict[str, FileSplit]]:
     """List train/CLASS/IMAGE and the same below ``test_folder``; without one, set images of train aside.
 
     Returns:
-        The names of the classes, the split to train on, the split to test with.
+        The names of the classes, and the splits.
     """
     classes = class_folders(root / "train")
     train = list_classes(root, [f"train/{name}" for name in classes])
     if test_folder is None:
-        return classes, *_divide(train, options.test_fraction)
+        return tuple(classes), _divide(train, options.test_fraction)
     refuse_test_fraction(options.test_fraction, str(root))
     odd = sorted(set(classes) ^ set(class_folders(root / test_folder)))
     if odd:
@@ -56,10 +122,16 @@ def list_tree(root: Path, test_folder: str | None, options: ReadOptions) -> tupl
             f"the classes of train and {test_folder} in {root} differ: {has} has {odd[0]!r}, {lacks} has not"
             + (f" (and {len(odd) - 1} more)" if len(odd) > 1 else "")
         )
-    return classes, train, list_classes(root, [f"{test_folder}/{name}" for name in classes])
+    return tuple(classes), {"train": train, "test": list_classes(root, [f"{test_folder}/{name}" for name in classes])}
 
 
-def _divide(split: FileSplit, test_fraction: float | None) -> tuple[FileSplit, FileSplit]:
+def refuse_test_fraction(test_fraction: float | None, owner: str) -> None:
+    """Raise a ShardError if a test fraction is requested for data that has a test split of its own."""
+    if test_fraction is not None:
+        raise ShardError(f"{owner} has its own test images: remove --test_fraction")
+
+
+def _divide(split: FileSplit, test_fraction: float | None) -> dict[str, FileSplit]:
     """Set images aside for testing, where there is no test folder."""
     if test_fraction is None:
         raise ShardError(
@@ -70,7 +142,10 @@ def _divide(split: FileSplit, test_fraction: float | None) -> tuple[FileSplit, F
     train, test = stratified_split(split.labels, test_fraction)
     if not test:
         raise ShardError(f"--test_fraction {test_fraction} of {len(train)} images leaves none to test with")
-    return split.take(train), split.take(test)
+    return {
+        name: FileSplit(split.root, [split.names[n] for n in numbers], [split.labels[n] for n in numbers])
+        for name, numbers in (("train", train), ("test", test))
+    }
 
 
 def list_classes(root: Path, folders: Iterable[str]) -> FileSplit:

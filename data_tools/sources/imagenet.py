@@ -1,16 +1,19 @@
 """ImageNet (ILSVRC 2012) in every distributed form: original tars, extracted tree, parquet files."""
 
+import csv
+import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from data_tools.errors import ShardError, reported
-from data_tools.sources.base import RawData, RawDataset, ReadOptions, refuse_test_fraction
+from data_tools.sources.base import TAR_DAMAGES, PackedSplit, RawData, ReadOptions, read_archive, read_file
 from data_tools.sources.folders import (
     class_folders,
     class_of,
@@ -18,12 +21,17 @@ from data_tools.sources.folders import (
     list_labelled,
     list_tree,
     read_titles,
+    refuse_test_fraction,
     subfolders,
 )
-from data_tools.sources.imagenet_lists import DEVKIT_ARCHIVE, ValLists, find_val_lists
 from data_tools.sources.parquet import find_parquet, read_parquet
-from data_tools.sources.splits import PackedSplit
 
+DEVKIT = "ILSVRC2012_devkit_t12"
+DEVKIT_ARCHIVE = f"{DEVKIT}.tar.gz"
+GROUND_TRUTH = f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
+META = f"{DEVKIT}/data/meta.mat"
+SOLUTION = "LOC_val_solution.csv"
+AGAIN = "; get it again from https://image-net.org"
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 FORMS = (
@@ -35,26 +43,32 @@ TREES = (".", "CLS-LOC", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")
 TITLES = "LOC_synset_mapping.txt"
 
 
-class ImageNet(RawDataset):
-    """Its classes are WordNet ids, sorted (of parquet files: the names in them); ``val`` is for testing."""
+class _ValLists(NamedTuple):
+    """``wnids``: the class of each validation image, by its name without extension; ``titles`` by class."""
 
-    def read(self, folder: Path | None, options: ReadOptions) -> RawData:
-        """List the images of whichever form ``folder`` holds; one of the original files names its folder."""
-        if folder is None:
-            raise ShardError(
-                "imagenet needs its files: dist-prune shards make imagenet FOLDER --out DIR, "
-                f"where FOLDER holds {FORMS}"
-            )
-        folder = folder.parent if folder.is_file() else folder
-        root = next((folder / tree for tree in TREES if (folder / tree / "train").is_dir()), None)
-        if root:
-            return _read_tree(root.resolve(), options)
-        refuse_test_fraction(options.test_fraction, "imagenet")
-        if (folder / TRAIN_TAR).is_file():
-            return _read_tars(folder, options.progress)
-        if find_parquet(folder):
-            return read_parquet("imagenet", folder, options)
-        raise ShardError(f"no ImageNet in {folder}: expected {FORMS}")
+    wnids: dict[str, str]
+    titles: dict[str, str]
+
+
+def read_imagenet(folder: Path | None, options: ReadOptions) -> RawData:
+    """List the images of whichever form ``folder`` holds; one of the original files names its folder.
+
+    The classes are WordNet ids, sorted (of parquet files: the names in them); ``val`` is for testing.
+    """
+    if folder is None:
+        raise ShardError(
+            f"imagenet needs its files: dist-prune shards make imagenet FOLDER --out DIR, where FOLDER holds {FORMS}"
+        )
+    folder = folder.parent if folder.is_file() else folder
+    root = next((folder / tree for tree in TREES if (folder / tree / "train").is_dir()), None)
+    if root:
+        return _read_tree(root.resolve(), options)
+    refuse_test_fraction(options.test_fraction, "imagenet")
+    if (folder / TRAIN_TAR).is_file():
+        return _read_tars(folder, options.progress)
+    if find_parquet(folder):
+        return read_parquet("imagenet", folder, options)
+    raise ShardError(f"no ImageNet in {folder}: expected {FORMS}")
 
 
 def _read_tree(root: Path, options: ReadOptions) -> RawData:
@@ -63,18 +77,18 @@ def _read_tree(root: Path, options: ReadOptions) -> RawData:
     places = [root, *root.parents[:3]]
     if (root / "val").is_dir() and not subfolders(root / "val"):
         refuse_test_fraction(options.test_fraction, str(root))
-        classes = class_folders(root / "train")
+        classes = tuple(class_folders(root / "train"))
         train = list_classes(root, [f"train/{name}" for name in classes])
-        test = list_labelled(root, "val", find_val_lists(places).wnids, classes)
+        splits = {"train": train, "test": list_labelled(root, "val", _find_val_lists(places).wnids, classes)}
     else:
-        classes, train, test = list_tree(root, "val" if (root / "val").is_dir() else None, options)
+        classes, splits = list_tree(root, "val" if (root / "val").is_dir() else None, options)
     mapping = next((place / TITLES for place in places if (place / TITLES).is_file()), root / TITLES)
-    return RawData("imagenet", tuple(classes), {"train": train, "test": test}, read_titles(mapping, classes))
+    return RawData("imagenet", classes, splits, read_titles(mapping, classes))
 
 
 def _read_tars(folder: Path, progress: bool) -> RawData:
     """List the images in the two tars in ``folder``, which are read where they are, by offset."""
-    lists = find_val_lists([folder])
+    lists = _find_val_lists([folder])
     train, classes = _list_train(folder / TRAIN_TAR, progress)
     test = _list_val(folder / VAL_TAR, lists, classes)
     titles = tuple(lists.titles.get(wnid, wnid) for wnid in classes) if lists.titles else ()
@@ -100,7 +114,7 @@ def _list_train(path: Path, progress: bool) -> tuple[PackedSplit, list[str]]:
     return split, classes
 
 
-def _list_val(path: Path, lists: ValLists, classes: list[str]) -> PackedSplit:
+def _list_val(path: Path, lists: _ValLists, classes: list[str]) -> PackedSplit:
     numbers = {wnid: number for number, wnid in enumerate(classes)}
     with _open_tar(path) as tar:
         split = PackedSplit(open(path, "rb"))  # noqa: SIM115  open as long as the split is used
@@ -119,8 +133,8 @@ def _stem(name: str) -> str:
 @contextmanager
 def _open_tar(path: Path, inside: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
     """Open an uncompressed tar, or one that is open as a member of the tar at ``path``."""
-    kinds = (tarfile.TarError, EOFError, OSError)  # also raised while the block reads it
-    reading = reported(f"cannot read {path}", kinds, fix="; expected the original, uncompressed tar")
+    # Damages also show while the block reads it.
+    reading = reported(f"cannot read {path}", TAR_DAMAGES, fix="; expected the original, uncompressed tar")
     with reading, tarfile.open(path, "r:", fileobj=inside) as tar:
         yield tar
 
@@ -130,3 +144,46 @@ def _files_in(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in tar:
         if member.isfile() and not os.path.basename(member.name).startswith("."):
             yield member
+
+
+def _find_val_lists(places: Sequence[Path]) -> _ValLists:
+    """Read the lists from the first of these folders that has Kaggle's solution or the development kit."""
+    for place in places:
+        if (place / SOLUTION).is_file():
+            return _ValLists(_read_solution(place / SOLUTION), {})
+        if (place / DEVKIT).is_dir():
+            unpack = f"; unpack {DEVKIT_ARCHIVE} again"
+            return _parse_devkit(place / DEVKIT, *(read_file(place / name, unpack) for name in (META, GROUND_TRUTH)))
+        if (place / DEVKIT_ARCHIVE).is_file():
+            archive = place / DEVKIT_ARCHIVE
+            return _parse_devkit(archive, *read_archive(archive, (META, GROUND_TRUTH), AGAIN))
+    raise ShardError(
+        f"the classes of the validation images are not in {places[0]}: put {DEVKIT_ARCHIVE} "
+        f"(from https://image-net.org) or {SOLUTION} (from Kaggle) there"
+    )
+
+
+def _read_solution(path: Path) -> dict[str, str]:
+    """Read lines like ``ILSVRC2012_val_00000001,n01751748 111 108 230 366``."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    except (OSError, KeyError, IndexError, AttributeError, ValueError, csv.Error) as error:
+        raise ShardError(
+            f"{path} is damaged: expected the columns ImageId and PredictionString; get it again"
+        ) from error
+
+
+def _parse_devkit(path: Path, meta: bytes, ground_truth: bytes) -> _ValLists:
+    """Bring together the synsets with their numbers and the number of each image, in order of names."""
+    from scipy.io import loadmat  # slow to import, and only needed here
+
+    # scipy has no common error for damaged files.
+    with reported(f"the development kit in {path} is damaged", Exception, fix=AGAIN):
+        synsets: Any = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
+        wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        titles = {str(row["WNID"]): str(row["words"]) for row in synsets}
+        numbers = [int(line) for line in ground_truth.split()]
+        names = [f"ILSVRC2012_val_{place:08d}" for place in range(1, len(numbers) + 1)]
+        wnids = {name: wnid_of[number] for name, number in zip(names, numbers, strict=True)}
+    return _ValLists(wnids, titles)

@@ -10,8 +10,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from data_tools.errors import ShardError, reported
-from data_tools.sources.base import RawData, RawSplit, ReadOptions
-from data_tools.sources.splits import PackedSplit
+from data_tools.sources.base import PackedSplit, RawData, ReadOptions
 
 TEST_SPLITS = ("validation", "val", "valid")
 ROWS_AT_ONCE = 256
@@ -43,8 +42,7 @@ def read_parquet(name: str, folder: Path, options: ReadOptions) -> RawData:
         names = tuple(str(label) for label in range(highest + 1))
     if highest >= len(names):
         raise ShardError(f"{folder} has labels up to {highest}, but names {len(names)} classes")
-    raw_splits: dict[str, RawSplit] = dict(splits)
-    return RawData(name, names, raw_splits)
+    return RawData(name, names, splits)
 
 
 def _unpack(paths: list[Path], spool: IO[bytes], bar: "tqdm[None]") -> PackedSplit:

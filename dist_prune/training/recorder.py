@@ -17,12 +17,13 @@ from dist_prune.monitor.tensorboard import TensorBoardLog
 from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import mean_over_sites, polarization
-from dist_prune.training.bad_steps import line_about
 from dist_prune.training.context import RunContext
 from dist_prune.training.step import StepMetrics
 
 # Mean activation below which a run that has no budget most likely prunes more than its user wants.
 _FEW_OPEN = 0.1
+# Samples of a skipped batch that its line names; metrics.jsonl has all of them.
+_SAMPLES_SHOWN = 8
 
 
 class Recorder:
@@ -66,7 +67,7 @@ class Recorder:
         if not self._enabled:
             return
         if bad_batch is not None:
-            self.say(line_about(at.step, record, bad_batch))
+            self.say(_skipped_line(at.step, record, bad_batch))
         gates = _gate_metrics(record.means, sites)
         epoch, step = at.epoch + 1, at.step
         self._progress.update(step, epoch, record.losses["total"], record.accuracy, gates.get(names.OPEN_RATIO), speed)
@@ -158,3 +159,13 @@ def _evaluation_line(record: Mapping[str, Any]) -> str:
     speed = record["images_per_second"]
     parts += ["speed not measured" if speed is None else f"{speed:,.0f} images/s"]
     return "  ".join(parts)
+
+
+def _skipped_line(step: int, record: StepMetrics, samples: Mapping[str, Sequence[int]]) -> str:
+    named = [f"{shard} {row}" for shard, rows in samples.items() for row in rows]
+    more = len(named) - _SAMPLES_SHOWN
+    return (
+        f"step {step} skipped: its loss was {record.losses['total']:.4g}, and its gradients not finite; its batch "
+        f"(shard and sample): {', '.join(named[:_SAMPLES_SHOWN])}"
+        + (f" and {more} more (see metrics.jsonl)" if more > 0 else "")
+    )

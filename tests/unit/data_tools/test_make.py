@@ -12,11 +12,9 @@ from sklearn.datasets import load_digits
 
 from data_tools import ShardError, make_shards
 from data_tools.images import ImageFacts, decode_pixels
-from data_tools.plan import ShardSize, plan_shards
-from data_tools.sources.base import RawData
-from data_tools.sources.splits import ArraySplit
+from data_tools.sources.base import ArraySplit, RawData
 from data_tools.statistics import ImageStatistics
-from data_tools.writers import FilesWriter
+from data_tools.writers import FilesWriter, plan_shards
 
 DIGITS = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
 LABELS = load_digits().target
@@ -99,14 +97,11 @@ def test_statistics_of_parts_add_up_to_those_of_the_whole_in_any_order(parts):
 @settings(deadline=None)
 @given(sides=st.lists(st.integers(1, 40), min_size=1, max_size=30), limit=st.integers(1, 60_000))
 def test_shards_by_bytes_hold_every_image_once_and_stay_under_the_limit(sides, limit):
-    class Images(ArraySplit):
-        def size(self, number):
-            return sides[number] ** 2 * 10
-
-    split = Images("toy", np.zeros((len(sides), 1, 1), np.uint8), [0] * len(sides))
+    split = ArraySplit("toy", np.zeros((len(sides), 1, 1), np.uint8), [0] * len(sides))
+    split.sizes[:] = [side**2 * 10 for side in sides]
     raw = RawData("toy", ("a",), {"train": split})
     writer = FilesWriter(raw)
-    plans = plan_shards("toy", raw, 0, ShardSize(None, limit), "files").plans
+    plans = plan_shards("toy", raw, 0, "files", None, limit).plans
     assert sorted(number for plan in plans for number in plan.numbers) == list(range(len(sides)))
     assert [plan.start for plan in plans] == np.cumsum([0] + [len(plan.numbers) for plan in plans[:-1]]).tolist()
     taken = [writer.shard_bytes + sum(writer.sample_bytes(split, n) for n in plan.numbers) for plan in plans]

@@ -10,7 +10,7 @@ import pytest
 
 from data_tools import ShardError, open_store, verify_shards
 from data_tools.remote import with_retries
-from data_tools.transports import ShardSpec
+from data_tools.store import ShardSpec
 
 
 def fetch_all(storage) -> dict[str, bytes]:
@@ -193,7 +193,7 @@ def test_verification_of_shards_elsewhere_leaves_nothing_behind(memory, digits, 
 )
 def test_a_location_is_taken_apart(text, folder, names):
     found = ShardSpec.parse(text)
-    assert (found.folder, found.names) == (folder, None if names is None else frozenset(names))
+    assert (found.root, found.names) == (folder, None if names is None else frozenset(names))
 
 
 def test_tars_in_several_folders_are_refused():

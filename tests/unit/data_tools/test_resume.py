@@ -1,5 +1,6 @@
 """An interrupted writer leaves nothing half-written, and its successor ends with the same bytes."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -10,8 +11,8 @@ import pytest
 from shard_helpers import everything, write_image
 
 from data_tools import ShardError, make_shards
-from data_tools.sources.arrays import Digits
-from data_tools.sources.splits import ArraySplit
+from data_tools.sources import SOURCES
+from data_tools.sources.base import ArraySplit
 from data_tools.writers import RawWriter
 
 REQUEST = {"samples_per_shard": 50, "seed": 4}
@@ -171,15 +172,15 @@ def test_two_makers_at_once_end_with_the_bytes_of_one(tmp_path, uninterrupted):
 
 
 def test_a_maker_that_comes_too_late_takes_what_the_other_one_made(tmp_path, monkeypatch, uninterrupted):
-    read = Digits.read
+    digits = SOURCES["digits"]
 
-    def overtaken(self, folder, options):
+    def overtaken(folder, options):
         with monkeypatch.context() as patch:
-            patch.setattr(Digits, "read", read)
+            patch.setitem(SOURCES, "digits", digits)
             make_shards("digits", None, tmp_path, **REQUEST)
-        return read(self, folder, options)
+        return digits.read(folder, options)
 
-    monkeypatch.setattr(Digits, "read", overtaken)
+    monkeypatch.setitem(SOURCES, "digits", dataclasses.replace(digits, read=overtaken))
     assert make_shards("digits", None, tmp_path, **REQUEST).root == tmp_path
     assert everything(tmp_path) == uninterrupted
 
