@@ -46,7 +46,7 @@ from data_tools import make_shards
 from dist_prune.config import AugmentConfig
 from dist_prune.data import ImageData, open_data
 from dist_prune.data.plan import Order
-from dist_prune.runtime.cpu import tune_cpu
+from dist_prune.runtime.environment import tune_cpu
 
 BATCH = {"tiny": 128, "photographs": 50}
 AUGMENT = {

@@ -26,7 +26,7 @@ from dist_prune.gates.cpu_kernels.build import compile_kernels
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.wrappers import set_noise_key
-from dist_prune.runtime.cpu import tune_cpu
+from dist_prune.runtime.environment import tune_cpu
 
 LEARNING = 0.1  # of the run is over: units are dropped at random, and nothing is decided yet
 

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError, first_problem
+from dist_prune.measure.energy import Energy
 from dist_prune.pruning.decision import Decision, restore_decision
 
 # 1: phases had a "structure", and the state of budget and freezer lay in buffers of the first gate.
@@ -76,6 +77,18 @@ class SpentEnergy:
     joules: float | None = 0.0
     ranks: int | None = None
     sensors: dict[str, int] = field(default_factory=dict)
+
+    def add(self, measured: Energy) -> None:
+        """Add a stretch of time."""
+        # A sum with an unmeasured part is unknown, not smaller.
+        known = self.joules is not None and measured.joules is not None
+        self.joules = self.joules + measured.joules if known else None  # type: ignore[operator]
+        self.ranks = measured.ranks if self.ranks is None else min(self.ranks, measured.ranks)
+        self.sensors = measured.sensors
+
+    def record(self) -> dict[str, Any]:
+        """Return the energy as records of a run have it."""
+        return {"energy_joules": self.joules, "energy_ranks": self.ranks or 0, "energy_sensors": self.sensors}
 
 
 @dataclass

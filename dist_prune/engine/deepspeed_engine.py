@@ -21,7 +21,7 @@ from dist_prune.engine import zero_state
 from dist_prune.engine.deepspeed_import import DeepSpeedConfig, DeepSpeedZeroConfig, deepspeed
 from dist_prune.engine.ds_config import Batching, zero_stage
 from dist_prune.errors import UserError, nearest
-from dist_prune.runtime.cpu import tune_cpu
+from dist_prune.runtime.environment import tune_cpu
 from dist_prune.runtime.launch import complete_environment, local_rank
 
 

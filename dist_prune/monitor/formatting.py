@@ -1,7 +1,7 @@
 """Numbers and results as text, for the console, the report of a run and comparisons."""
 
 from collections.abc import Mapping
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 NOT_MEASURED = "not measured"
@@ -9,13 +9,7 @@ NOT_MEASURED = "not measured"
 
 def percent(ratio: float | None) -> str:
     """Format 0.983 as "98.3 %", with more digits where one would read as none or all."""
-    if ratio is None:
-        return NOT_MEASURED
-    for digits in range(1, 6):
-        text = f"{100 * ratio:.{digits}f}"
-        if ratio in (0, 1) or float(text) not in (0.0, 100.0):
-            break
-    return f"{text} %"
+    return NOT_MEASURED if ratio is None or isnan(ratio) else f"{spread(ratio, nan, 100, 1)} %"
 
 
 def count(number: float | None, unit: str = "") -> str:

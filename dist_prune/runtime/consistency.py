@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dist_prune import distributed
 from dist_prune.errors import RunError, UserError
-from dist_prune.runtime.peers import Peer
+from dist_prune.runtime.failures import Peer
 
 _MAX_NAMES_SHOWN = 3
 

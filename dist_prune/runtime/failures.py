@@ -7,20 +7,60 @@ import errno
 import os
 import re
 import shutil
+import socket
+import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dist_prune import distributed
 from dist_prune.errors import LocalRankError, RunError, UserError
-from dist_prune.runtime.peers import Peer, describe_lost_rank, report_first_on_node
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SMALLER = (
     "lower train_micro_batch_size_per_gpu in the DeepSpeed config (more accumulation steps make up for it) or "
     "image_size"
 )
+# Wording of gloo and of torch's store. An error class of their own does not exist: all of these are RuntimeErrors.
+_CLOSED = re.compile(r"Connection (closed|reset)|Broken pipe|Socket closed|connection was closed", re.IGNORECASE)
+_LATE = re.compile(r"Timed out waiting|timed? ?out", re.IGNORECASE)
+_ADDRESS = re.compile(r"\[([0-9a-fA-F.:]+)\]:\d+")  # of the other end, in gloo's messages
+_MAX_HOSTS_SHOWN = 4
+_STATES = {"Z": "is gone", "X": "is gone", "T": "is stopped", "t": "is stopped"}  # letters of /proc/PID/stat
+_SECONDS_TO_DIE = 2.0  # connections close a moment before a process is gone
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One rank: a process on a machine."""
+
+    rank: int
+    host: str
+    pid: int
+    address: str = ""  # at which other machines reach it
+    started_ns: int = 0  # separates processes with one number: in containers numbers always repeat
+
+    @staticmethod
+    def this() -> Peer:
+        """Describe this process."""
+        return Peer(distributed.rank(), socket.gethostname(), os.getpid(), distributed.address(), time.time_ns())
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the process, as far as this machine can see; None if nothing is."""
+        if self.host != socket.gethostname():
+            return None
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            # Without /proc (not Linux) a missing file says nothing about the process.
+            state = "X" if Path("/proc/self").exists() else ""
+        return _STATES.get(state)
 
 
 @contextlib.contextmanager
@@ -87,3 +127,62 @@ def _free_space(folder: Path) -> str:
         return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
     except OSError:
         return "unknown space"
+
+
+def describe_lost_rank(error: Exception, peers: list[Peer], timeout: float) -> str | None:
+    """Name the rank that is lost, if ``error`` says that one is; None for any other error.
+
+    Args:
+        error: error of a collective.
+        peers: all ranks of the run.
+        timeout: seconds that ranks wait for one another, for the message.
+    """
+    text = str(error)
+    closed, late = _CLOSED.search(text), _LATE.search(text)
+    if not isinstance(error, RuntimeError) or not (closed or late):
+        return None
+    # A rank of this machine can be looked up, which is more certain than what the message says.
+    dead = _find_dead(peers, time.monotonic() + (_SECONDS_TO_DIE if closed else 0))
+    if dead:
+        return f"the run has lost {', '.join(dead)}"
+    who = _name(_suspects(peers, text))
+    if late:
+        return f"{who} has not answered for {timeout:g} s (rank_timeout): it hangs, or its node cannot be reached"
+    return f"{who} has closed its connection: it has failed, or its node is gone"
+
+
+def report_first_on_node(peer: Peer) -> bool:
+    """Return True for the first rank of this machine that asks about ``peer``, by a marker file."""
+    mark = Path(tempfile.gettempdir(), f"dist_prune-{peer.host}-{peer.pid}-{peer.started_ns}.lost")
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # no room for a marker: two reports are better than none
+        return True
+    return True
+
+
+def _suspects(peers: list[Peer], text: str) -> list[Peer]:
+    """Return the ranks that an error can be about: those at the address in its text, or all others."""
+    others = [peer for peer in peers if peer.rank != distributed.rank()]
+    addresses = set(_ADDRESS.findall(text))
+    return [peer for peer in others if peer.address in addresses] or others
+
+
+def _name(suspects: list[Peer]) -> str:
+    if len(suspects) == 1:
+        return str(suspects[0])
+    hosts = sorted({peer.host for peer in suspects})
+    if len(hosts) == 1:
+        return f"one of the ranks {', '.join(str(peer.rank) for peer in suspects)} on {hosts[0]}"
+    more = f" and {len(hosts) - _MAX_HOSTS_SHOWN} more" if len(hosts) > _MAX_HOSTS_SHOWN else ""
+    return f"a rank on one of {', '.join(hosts[:_MAX_HOSTS_SHOWN])}{more}"
+
+
+def _find_dead(peers: list[Peer], deadline: float) -> list[str]:
+    while True:
+        dead = [f"{peer}, which {problem}" for peer in peers if (problem := peer.problem())]
+        if dead or time.monotonic() > deadline:
+            return dead
+        time.sleep(0.05)

@@ -15,15 +15,12 @@ from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progre
 from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.data import Batch
 from dist_prune.errors import UserError
-from dist_prune.measure.energy import EnergyMeter
-from dist_prune.measure.sensors import find_sensors
 from dist_prune.methods import Phase, PhaseResult, next_phase
 from dist_prune.pruning.decision import Decision
 from dist_prune.runtime.consistency import agree_on
 from dist_prune.runtime.signals import StopRequest
-from dist_prune.training.bad_steps import count_bad_steps, refuse_too_many
+from dist_prune.training.accounts import Accounts, refuse_too_many
 from dist_prune.training.context import RunContext, interrupted_phase
-from dist_prune.training.energy_account import EnergyAccount
 from dist_prune.training.finish import collapse_difference
 from dist_prune.training.phase_trainer import PhaseTrainer, inherit
 from dist_prune.training.recorder import Recorder
@@ -48,28 +45,22 @@ class Trainer:
         self.state = resume or TrainState(Progress(), context.data.identity())
         self.progress = self.state.progress
         self.steps_per_epoch = context.steps_per_epoch
-        self._is_resume = resume is not None
-        self._seed = context.config.seed
         self._snapshot: ModelState | None = None  # the engine's state, while no step has changed it
         self._inherited: ModelState | None = None  # final state of the previous phase
-        self._clock = time.monotonic() - self.state.progress.seconds
-        self.energy = EnergyAccount(EnergyMeter(find_sensors(context.device), context.device), self.state)
+        self.accounts = Accounts(context, self.state)
 
     def train(self) -> tuple[PhaseTrainer, PhaseResult] | None:
         """Train all phases; return the last one and its result, None if asked to stop (everything is saved then)."""
-        phases = self.context.method.phases()
-        phase: Phase | None = (
-            interrupted_phase(phases, self.state, self._seed)
-            if self._is_resume
-            else next_phase(phases, None, self._seed)
-        )
+        phases, seed = self.context.method.phases(), self.context.config.seed
+        is_resume = bool(self.state.model.weights)
+        phase = interrupted_phase(phases, self.state, seed) if is_resume else next_phase(phases, None, seed)
         while phase is not None:
             self._refuse_second_of_a_name(phase)
             trainer = self._begin(phase)
             if not self._train_epochs(trainer):
                 return None
             result = self._end(trainer)
-            phase = next_phase(phases, result, self._seed)
+            phase = next_phase(phases, result, seed)
             if phase is None:
                 return trainer, result
             # Networks of the previous phase would stay in memory through the next one.
@@ -82,10 +73,10 @@ class Trainer:
             for batches in self._rest_of_epoch(trainer):
                 metrics = self._step(trainer, batches)
                 self._observe(trainer, metrics)
-                if metrics.stop or self._checkpoint_is_due(metrics):
+                if metrics.flags.stop or self._checkpoint_is_due(metrics):
                     self._take_snapshot(trainer)
                     self._save(trainer)
-                if metrics.stop:
+                if metrics.flags.stop:
                     return False
             self._take_snapshot(trainer)
             self._evaluate(trainer)
@@ -93,21 +84,15 @@ class Trainer:
             self._save(trainer)
         return True
 
-    def seconds(self) -> float:
-        """Return the seconds of this run so far, earlier invocations included."""
-        return time.monotonic() - self._clock
-
     def _refuse_second_of_a_name(self, phase: Phase) -> None:
         # A resume could not know which of the two was interrupted.
         if phase.name in self.state.finished:
             raise UserError(f"the method has two phases called '{phase.name}': give each phase a name of its own")
 
     def _begin(self, phase: Phase) -> PhaseTrainer:
-        if self._is_resume:
-            self._is_resume = False
-            # The engine gets its own copy of the weights.
-            start, self.state.model = self.state.model, ModelState()
-        else:
+        # Weights of a checkpoint, of which the engine gets its own copy.
+        start, self.state.model = self.state.model, ModelState()
+        if not start.weights:
             start = self._start_of(phase)
         trainer = PhaseTrainer(self.context, phase, start)
         with trainer.engine.refusing_partitioned_weights:
@@ -163,10 +148,10 @@ class Trainer:
 
     def _observe(self, trainer: PhaseTrainer, metrics: StepMetrics) -> None:
         # The step has told all ranks, so that they raise the error together.
-        if metrics.failed:
+        if metrics.flags.failed:
             self.context.raise_pending_errors()
-        self._count_skipped(metrics.skipped)
-        bad_batch = count_bad_steps(self.context, self.progress, metrics)
+        self.accounts.count_unreadable(metrics.flags.skipped)
+        bad_batch = self.accounts.count_step(metrics)
         self.recorder.step(self.progress, metrics, trainer.sites, self._lr, self._speed(), bad_batch)
         refuse_too_many(self.progress, self.context.config.max_bad_steps)
 
@@ -174,21 +159,10 @@ class Trainer:
         """Return images/s of this epoch; None if a stop came after its last step, so that nothing was trained since."""
         return self._images / (time.monotonic() - self._epoch_began) if self._images else None
 
-    def _count_skipped(self, samples: int) -> None:
-        """Count samples that could not be read, over all ranks; too many of them in an epoch end the run."""
-        at, limit = self.progress, self.context.config.max_skipped
-        at.skipped += samples
-        at.skipped_in_epoch += samples
-        if at.skipped_in_epoch > limit:
-            raise UserError(
-                f"{at.skipped_in_epoch} images of this epoch could not be read, more than max_skipped={limit}: "
-                "fix the data (lines above that begin with 'skipped:' name them) or raise max_skipped"
-            )
-
     def _checkpoint_is_due(self, metrics: StepMetrics) -> bool:
         # The checkpoint of an epoch's last step follows its evaluation.
         at_end = self.progress.batch == self.steps_per_epoch
-        return not at_end and (metrics.save or self.writer.is_due(self.progress.step))
+        return not at_end and (metrics.flags.save > 0 or self.writer.is_due(self.progress.step))
 
     def _take_snapshot(self, trainer: PhaseTrainer) -> None:
         """Take the whole state out of the engine."""
@@ -203,9 +177,9 @@ class Trainer:
         # A sample of the training images shows how far gates agree; at the end of the phase all of them vote.
         decision = trainer.vote(limit=self.context.config.mask_samples)
         accuracy = trainer.evaluate(decision)
-        self._count_skipped(self.context.sync_errors())
+        self.accounts.count_unreadable(self.context.sync_errors())
         at = self.progress
-        at.seconds = self.seconds()
+        at.seconds = self.accounts.seconds()
         reached = accuracy.get("accuracy_consensus", accuracy["accuracy"])
         if reached > at.best_accuracy:
             at.best_accuracy, at.best_step = reached, at.step
@@ -232,7 +206,7 @@ class Trainer:
             "macs": macs,
             "macs_dense": costs.dense,
             "macs_ratio": macs / costs.dense,
-            **self.energy.end_epoch(),
+            **self.accounts.end_epoch(),
         }
 
     def _begin_next_epoch(self) -> None:
@@ -242,23 +216,16 @@ class Trainer:
     def _save(self, trainer: PhaseTrainer) -> None:
         """Start to write a checkpoint of the latest snapshot."""
         assert self._snapshot is not None
-        self.progress.seconds = self.seconds()
+        self.progress.seconds = self.accounts.seconds()
         # At the end of an epoch its evaluation has just measured.
         if self.progress.batch:
-            self.energy.add()
-        state = dataclasses.replace(
-            self.state,
-            progress=copy.copy(self.progress),
-            energy_run=copy.copy(self.state.energy_run),
-            energy_epoch=copy.copy(self.state.energy_epoch),
-            finished=dict(self.state.finished),
-            model=self._snapshot,
-            # Copies: the next steps may change the phase's tensors while they are being written.
-            phase_state={
-                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for name, tensor in trainer.phase.extra_state().items()
-            },
-        )
+            self.accounts.add_energy()
+        # Copies: the next steps change all of it while it is being written.
+        phase_state = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in trainer.phase.extra_state().items()
+        }
+        state = dataclasses.replace(copy.deepcopy(self.state), model=self._snapshot, phase_state=phase_state)
         plain = state.as_json()
         # Clocks and sensors differ from rank to rank.
         compared = {key: plain[key] for key in ("data", "finished")}
@@ -266,7 +233,7 @@ class Trainer:
         tensors = {**state.model.weights, **state.tensors()}
         agree_on({**tensors, **compared}, f"at step {self.progress.step}", self.context.device)
         self.writer.write(state)
-        self._count_skipped(self.context.sync_errors())
+        self.accounts.count_unreadable(self.context.sync_errors())
 
     def _end(self, trainer: PhaseTrainer) -> PhaseResult:
         """Take the decision of a phase that is over, and check that slicing by it is exact."""
@@ -274,7 +241,7 @@ class Trainer:
         self._snapshot = None
         trainer.load_replica(model)
         decision = trainer.vote()
-        self._count_skipped(self.context.sync_errors())
+        self.accounts.count_unreadable(self.context.sync_errors())
         # One rank with another mask would train and save another network from here on.
         found = {"decision": decision.as_dict(), **decision.tensors()} if decision else {}
         agree_on({**model.weights, **found}, "before collapse", self.context.device)

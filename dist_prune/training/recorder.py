@@ -11,18 +11,19 @@ from dist_prune import distributed
 from dist_prune.checkpoints.train_state import Progress
 from dist_prune.monitor import names
 from dist_prune.monitor.console import ProgressBar, final_table
-from dist_prune.monitor.pictures import gate_history, mean_activation_picture
+from dist_prune.monitor.pictures import MAP_TITLE, activation_maps, gate_history
 from dist_prune.monitor.report import write_report
 from dist_prune.monitor.tensorboard import TensorBoardLog
 from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import mean_over_sites, polarization
-from dist_prune.training.bad_steps import line_about
 from dist_prune.training.context import RunContext
 from dist_prune.training.step import StepMetrics
 
 # Mean activation below which a run that has no budget most likely prunes more than its user wants.
 _FEW_OPEN = 0.1
+# Samples of a skipped batch that its line names; metrics.jsonl has all of them.
+_SAMPLES_SHOWN = 8
 
 
 class Recorder:
@@ -66,14 +67,14 @@ class Recorder:
         if not self._enabled:
             return
         if bad_batch is not None:
-            self.say(line_about(at.step, record, bad_batch))
+            self.say(_skipped_line(at.step, record, bad_batch))
         gates = _gate_metrics(record.means, sites)
         epoch, step = at.epoch + 1, at.step
         self._progress.update(step, epoch, record.losses["total"], record.accuracy, gates.get(names.OPEN_RATIO), speed)
         # The first step shows at once that training works; a skipped step is always worth a line.
         if step % self._log_every and step > 1 and bad_batch is None:
             return
-        metrics: dict[str, float | None] = {names.loss(term): value for term, value in record.losses.items()}
+        metrics: dict[str, float | None] = {names.LOSS + term: value for term, value in record.losses.items()}
         metrics |= {names.ACCURACY_TRAIN: record.accuracy, names.LEARNING_RATE: lr, names.IMAGES_PER_SECOND: speed}
         metrics |= gates
         means = dict(zip((site.name for site in sites), _site_means(record.means, sites), strict=True))
@@ -81,7 +82,7 @@ class Recorder:
         bad = {} if bad_batch is None else {"skipped_batch": bad_batch}
         with self._writing():
             self._run.append("train", {**place, **metrics, "gate_means": means, **bad})
-            self._tensorboard.scalars(step, {**metrics, **{names.site(name): mean for name, mean in means.items()}})
+            self._tensorboard.scalars(step, {**metrics, **{names.SITE + name: mean for name, mean in means.items()}})
 
     def evaluation(self, record: Mapping[str, Any], decision: Decision | None) -> None:
         """Record the evaluation of one epoch and draw the mean activations so far."""
@@ -110,10 +111,10 @@ class Recorder:
         self._tensorboard.scalars(step, scalars)
         if decision is not None:
             self._run.write_json(self._run.mask, decision.as_dict())
-            history, sites, records = gate_history(self._run.read_metrics("eval"))
+            history = gate_history(self._run.read_metrics("eval"))
             # A mask of weights has no sites.
-            if sites:
-                picture = mean_activation_picture(history, sites, [r["epoch"] for r in records])
+            if history.sites:
+                picture = activation_maps([(MAP_TITLE, history)])
                 self._tensorboard.figure(names.MEAN_ACTIVATION_PICTURE, picture, step)
 
     def summary(self, record: Mapping[str, Any]) -> None:
@@ -158,3 +159,13 @@ def _evaluation_line(record: Mapping[str, Any]) -> str:
     speed = record["images_per_second"]
     parts += ["speed not measured" if speed is None else f"{speed:,.0f} images/s"]
     return "  ".join(parts)
+
+
+def _skipped_line(step: int, record: StepMetrics, samples: Mapping[str, Sequence[int]]) -> str:
+    named = [f"{shard} {row}" for shard, rows in samples.items() for row in rows]
+    more = len(named) - _SAMPLES_SHOWN
+    return (
+        f"step {step} skipped: its loss was {record.losses['total']:.4g}, and its gradients not finite; its batch "
+        f"(shard and sample): {', '.join(named[:_SAMPLES_SHOWN])}"
+        + (f" and {more} more (see metrics.jsonl)" if more > 0 else "")
+    )

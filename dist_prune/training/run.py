@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,24 +15,20 @@ from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import without_effect
 from dist_prune.data import ImageData, ShardError
-from dist_prune.data.locate import absolute
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching
 from dist_prune.errors import UserError
 from dist_prune.gates.cpu_kernels.build import compile_kernels
-from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError
 from dist_prune.monitor.status import RunStatus
 from dist_prune.runtime.consistency import agree_to_start
-from dist_prune.runtime.failures import translate_rank_failures
+from dist_prune.runtime.failures import Peer, translate_rank_failures
 from dist_prune.runtime.launch import complete_environment, refuse_missing_hostfile, world_size
-from dist_prune.runtime.peers import Peer
-from dist_prune.runtime.provenance import git_commit, package_versions
-from dist_prune.runtime.run_lock import lock_run_folder
 from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.context import RunContext, build_method, open_images
 from dist_prune.training.finish import advice, finish
 from dist_prune.training.loop import Trainer
 from dist_prune.training.recorder import Recorder
+from dist_prune.training.run_folder import open_run_folder, package_versions, record_of
 
 
 @dataclass(frozen=True)
@@ -118,11 +111,7 @@ def _run_together(
     method = build_method(config, data)
     method.check()
     # Rank 0 holds the lock until the end: a second run in this folder would overwrite the first.
-    with _open_folder(config, options) as folder:
-        done = _is_done(folder) if distributed.is_main() else False
-        done = distributed.broadcast_object(done)
-        if isinstance(done, str):
-            raise UserError(done)
+    with open_run_folder(options.out, config.name, options.resume) as (folder, done):
         if done:
             if distributed.is_main():
                 print(f"{folder.path} is already finished; its results are in {folder.sliced}")
@@ -139,7 +128,7 @@ def _train_and_finish(context: RunContext, options: Options, resume: TrainState 
     # From here on the folder says that a run has begun, and why it ended.
     with context.capture_write_errors():
         if distributed.is_main():
-            context.folder.write_config(_record_of(context))
+            context.folder.write_config(record_of(context))
         status.write("running")
         recorder = Recorder(context, total_steps, first_step)
         for line in without_effect(context.config, context.method.reads, options.keys_set):
@@ -183,57 +172,6 @@ def _work(
     if line := advice(result.decision):
         recorder.say(line)
     summary = finish(context, last.phase, result, at.max_abs_difference, last.engine.autocast())
-    rest = {
-        "seconds_total": trainer.seconds(),
-        **trainer.energy.summary(context.config.grid_intensity),
-        "samples_skipped": at.skipped,
-        "steps_skipped": at.steps_skipped,
-        "world_size": distributed.world_size(),
-    }
-    recorder.summary({**summary, **rest})
+    recorder.summary({**summary, **trainer.accounts.summary(), "world_size": distributed.world_size()})
     context.sync_errors()
     return None
-
-
-@contextlib.contextmanager
-def _open_folder(config: RunConfig, options: Options) -> Iterator[RunFolder]:
-    """Create and lock the run folder on rank 0; every rank gets the same path or the same error."""
-    path, problem = options.out or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", None
-    lock = None
-    if distributed.is_main():
-        try:
-            RunFolder.create(path, options.resume)
-            lock = lock_run_folder(path)
-        except (RunExists, RunFolderError, UserError) as error:
-            problem = str(error)
-    path, problem = distributed.broadcast_object((path, problem))
-    if problem:
-        raise UserError(problem)
-    with lock or contextlib.nullcontext():
-        yield RunFolder(path)
-
-
-def _is_done(folder: RunFolder) -> bool | str:
-    """Return True if the run is finished; an error message if status.json cannot tell."""
-    try:
-        return (folder.read_status() or {}).get("state") == "done"
-    except ValueError as error:
-        return f"{folder.status} is damaged ({error}); remove it to continue the run"
-
-
-def _record_of(context: RunContext) -> dict[str, Any]:
-    """Return the content of config.json."""
-    config = context.config.model_dump(mode="json")
-    # Offline commands may be started in another folder.
-    config["data"] = absolute(config["data"])
-    if config["cache"]["folder"]:
-        config["cache"]["folder"] = os.path.abspath(config["cache"]["folder"])
-    return {
-        "config": config,
-        "ds_config": context.ds_config,
-        "batching": asdict(context.batching),
-        "world_size": distributed.world_size(),
-        "device": str(context.device.type),
-        "versions": package_versions(),
-        "git_commit": git_commit(),
-    }

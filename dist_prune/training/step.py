@@ -15,12 +15,13 @@ from dist_prune import distributed
 from dist_prune.data import Batch
 from dist_prune.engine.deepspeed_engine import Engine
 from dist_prune.errors import UserError
-from dist_prune.gates.means import GateMeans, MeanAccumulator, gates_of
+from dist_prune.gates.means import GateMeans, MeanAccumulator
+from dist_prune.gates.wrappers import gates_of
 from dist_prune.methods import Phase, Step
 
 
 class RankFlags(NamedTuple):
-    """Flags of one rank, summed over ranks with the step's all-reduce.
+    """Flags of one rank; their sums over ranks come with the step's all-reduce.
 
     stop: a stop was requested.
     failed: the batches stand in for data that could not be read.
@@ -28,10 +29,10 @@ class RankFlags(NamedTuple):
     save: it is time for a checkpoint.
     """
 
-    stop: bool = False
-    failed: bool = False
+    stop: int = 0
+    failed: int = 0
     skipped: int = 0
-    save: bool = False
+    save: int = 0
 
 
 _NO_FLAGS = RankFlags()
@@ -46,8 +47,7 @@ class StepMetrics:
     means: gate means (all units,), on the CPU, empty without gates.
     logits: mean logits of the same units.
     samples: images in the step.
-    skipped: images that could not be read, over all ranks.
-    stop, failed, save: True if any rank has set the flag (see ``RankFlags``).
+    flags: sums over all ranks.
     applied: False if the step changed nothing, because loss or gradients were not finite.
     """
 
@@ -56,10 +56,7 @@ class StepMetrics:
     means: Tensor
     logits: Tensor
     samples: int
-    skipped: int
-    stop: bool
-    failed: bool
-    save: bool
+    flags: RankFlags
     applied: bool
 
 
@@ -165,23 +162,11 @@ def _record(
     accumulated: MeanAccumulator, means: GateMeans, totals: Tensor, terms: Sequence[str], applied: bool, views: int
 ) -> StepMetrics:
     """Return the metrics of a step."""
+    parts = [means.values.detach(), means.logits, accumulated.samples.reshape(1), accumulated.scalars, totals]
     # One copy for everything: each copy from the device waits for all that it still computes.
-    values, logits = means.values.detach(), means.logits
-    seen = torch.cat([values, logits, accumulated.samples.reshape(1), accumulated.scalars, totals]).cpu()
-    values, logits, rest = seen.split([values.numel(), logits.numel(), seen.numel() - 2 * values.numel()])
-    counted, stops, failures, skipped, saves, loss_sum, right, *of_terms = rest.tolist()
-    count = counted / views
+    values, logits, samples, flags, totals = torch.cat(parts).cpu().split([part.numel() for part in parts])
+    count = samples.item() / views
+    loss_sum, right, *of_terms = totals.tolist()
     losses = {"task": loss_sum / count, **dict(zip(terms, of_terms, strict=True))}
     losses["total"] = sum(losses.values())
-    return StepMetrics(
-        losses,
-        right / count,
-        values,
-        logits,
-        samples=int(count),
-        skipped=int(skipped),
-        stop=stops > 0,
-        failed=failures > 0,
-        save=saves > 0,
-        applied=applied,
-    )
+    return StepMetrics(losses, right / count, values, logits, int(count), RankFlags(*map(int, flags.tolist())), applied)

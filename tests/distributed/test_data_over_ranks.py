@@ -57,7 +57,7 @@ def train(data: str, out: str, settings: list[str], faulty_rank: int | None = No
     def watched(engine: Any, phase: Any, batches: Any, *rest: Any, **named: Any) -> Any:
         seen.append([image.numpy().tobytes() for images, _ in batches for image in images])
         record = plain(engine, phase, batches, *rest, **named)
-        skipped.append(record.skipped)
+        skipped.append(record.flags.skipped)
         return record
 
     sample, read = Reader.sample, itertools.count()

@@ -32,7 +32,7 @@ def compile_kernels() -> bool:
         # It imports setuptools, which programs without kernels do not need.
         from torch.utils.cpp_extension import load
 
-        from dist_prune.runtime.compiling import outlast_killed_builds
+        from dist_prune.runtime.environment import outlast_killed_builds
 
         outlast_killed_builds()
         source = Path(__file__).with_name("kernels.cpp")

@@ -7,11 +7,11 @@ import sys
 import pytest
 from filelock import FileLock, Timeout
 
-from dist_prune.runtime.compiling import _Lock
+from dist_prune.runtime.environment import _Lock
 
 HOLDER = """
 import sys, time
-from dist_prune.runtime.compiling import _Lock
+from dist_prune.runtime.environment import _Lock
 lock = _Lock(sys.argv[1])
 lock.try_acquire()
 print("holds", flush=True)
@@ -20,7 +20,7 @@ time.sleep(300)
 BUILDER = """
 import sys
 from torch.utils.cpp_extension import load
-from dist_prune.runtime.compiling import outlast_killed_builds
+from dist_prune.runtime.environment import outlast_killed_builds
 outlast_killed_builds()
 load("small", [sys.argv[1] + "/small.cpp"], build_directory=sys.argv[1], is_python_module=False)
 """

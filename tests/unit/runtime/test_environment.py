@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.runtime.cpu import threads_per_rank
-from dist_prune.runtime.environment import prepare_environment
+from dist_prune.runtime.environment import prepare_environment, threads_per_rank
 from dist_prune.runtime.launch import ranks_per_node
 
 
@@ -102,7 +101,7 @@ def test_the_ranks_of_this_machine_are_counted_under_every_launcher(monkeypatch,
 def test_a_rank_takes_its_share_of_the_cores_and_no_more_than_it_is_bound_to(monkeypatch, cores, bound, ranks, threads):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(bound)))
-    monkeypatch.setattr("dist_prune.runtime.cpu.joblib.cpu_count", lambda: min(cores, bound))
+    monkeypatch.setattr("dist_prune.runtime.environment.joblib.cpu_count", lambda: min(cores, bound))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     assert threads_per_rank() == threads
 

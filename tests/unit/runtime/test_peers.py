@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from dist_prune.errors import LocalRankError, UserError
-from dist_prune.runtime.failures import out_of_memory, translate_rank_failures
-from dist_prune.runtime.peers import Peer, report_first_on_node
+from dist_prune.runtime.failures import Peer, out_of_memory, report_first_on_node, translate_rank_failures
 
 CLOSED = "[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24513"
 LATE = "[.../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation to complete"

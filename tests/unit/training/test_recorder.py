@@ -11,7 +11,7 @@ from dist_prune.config import RunConfig
 from dist_prune.monitor.records import EVAL_KEYS, RunFolder
 from dist_prune.training.context import RunContext
 from dist_prune.training.recorder import Recorder
-from dist_prune.training.step import StepMetrics
+from dist_prune.training.step import RankFlags, StepMetrics
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def record(context: RunContext, first_step: int, steps: range, loss: float) -> N
     for step in steps:
         metrics = StepMetrics(
             losses={"total": loss}, accuracy=0.5, means=torch.zeros(0), logits=torch.zeros(10), samples=16,
-            skipped=0, stop=False, failed=False, save=False, applied=True,
+            flags=RankFlags(), applied=True,
         )  # fmt: skip
         recorder.step(Progress(step=step), metrics, [], lr=0.1, speed=100.0, bad_batch=None)
     recorder.close()

@@ -83,9 +83,9 @@ def test_accuracy_counts_the_most_likely_class_of_mixed_labels():
 
 def test_the_record_counts_the_images_that_are_there_and_those_left_out():
     _, record = trained([batch(3), batch(4), batch(2)], skipped=3)
-    assert (record.samples, record.skipped) == (9, 3)
+    assert (record.samples, record.flags.skipped) == (9, 3)
     _, record = trained([batch(4)])
-    assert (record.samples, record.skipped) == (4, 0)
+    assert (record.samples, record.flags.skipped) == (4, 0)
 
 
 def test_a_micro_batch_begins_where_it_would_if_nothing_were_left_out_before():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_prune.runtime.provenance import git_commit, package_versions
+from dist_prune.training.run_folder import git_commit, package_versions
 
 GIT = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com"]
 
