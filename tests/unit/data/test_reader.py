@@ -58,7 +58,7 @@ def test_samples_are_those_of_shard_and_row(shelf):
     reader = Reader(shelf, shelf.index, "train", range(6))
     sample = reader.sample(4, 1)
     assert (int(sample.image[0, 0, 0]), sample.label) == (9, 9)
-    assert sample.place == f"{shelf.index.root}/{name(4)}, sample 1"
+    assert sample.place() == f"{shelf.index.root}/{name(4)}, sample 1"
 
 
 def test_the_next_two_shards_are_fetched_before_they_are_needed(shelf):
