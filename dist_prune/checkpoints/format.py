@@ -8,7 +8,8 @@
     checkpoints/latest                               name of the newest, moved last
     checkpoints/best                                 name of the best, where it is kept
 
-A folder appears under its name only when it is whole. One that was damaged later is named and passed over.
+A folder appears under its name only when it is whole. One that was damaged later is named and passed over. Entries of
+other names are the user's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +38,34 @@ class UnusableCheckpoint(UserError):
 
 # The newest, and the one before it in case the newest is damaged.
 KEEP = 2
+_TENSORS = ("model.safetensors", "optimizer.safetensors", "phase.safetensors")
+_CHECKPOINT = re.compile(r"step-\d{8,}")
+# Of a process that was killed while it wrote: an unfinished checkpoint, or a file of one line.
+_LEFTOVER = re.compile(r"\.(step-\d{8,}|latest|best)(\.\d+\.tmp|\.\d+\.old\.tmp)+")
 
 
-def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best: bool = False) -> Path:
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    keep: int = KEEP,
+    keep_best: bool = False,
+    check_owner: Callable[[], None] = lambda: None,
+) -> Path:
     """Write a checkpoint below ``folder``, on one rank.
 
-    The newest ``keep`` stay, and with ``keep_best`` that of the best step, where it is there. Raises OSError or
-    SafetensorError if it cannot be written; then older checkpoints are as they were, and nothing is left beside them.
+    The newest ``keep`` stay, and with ``keep_best`` that of the best step, where it is there. So do checkpoints of
+    later steps, and all files of other names.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        state: what to write.
+        keep: number of the newest checkpoints that stay.
+        keep_best: whether that of the best step stays too.
+        check_owner: raises if another invocation has continued the run meanwhile; called before each change.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written; then older checkpoints are as they were, and nothing is left
+            beside them.
     """
     final = folder / _name(state.progress.step)
     beside = folder / f".{final.name}.{os.getpid()}.tmp"
@@ -49,6 +73,7 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best
     try:
         beside.mkdir(parents=True)
         _write_files(beside, state)
+        check_owner()
     except BaseException:
         # A full disk gets its room back.
         shutil.rmtree(beside, ignore_errors=True)
@@ -58,17 +83,29 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best
     # The rename is the moment at which the checkpoint exists; before it, nothing of it is visible.
     os.replace(beside, final)
     _sync(folder)
+    check_owner()
     write_atomic(folder / "latest", f"{final.name}\n".encode())
-    stay = {path.name for path in _before(folder, final)[-keep:]}
+    # Later ones could not be read when this run was resumed. They may be intact all the same, so they stay.
+    found = checkpoints_in(folder)
+    earlier = found[: found.index(final) + 1]
+    stay = set(earlier[-keep:])
     best = state.progress.best_step if keep_best else None
     if best is not None and (folder / _name(best)).exists():
         write_atomic(folder / "best", f"{_name(best)}\n".encode())
-        stay.add(_name(best))
-    # Leftovers of killed processes go too: unfinished checkpoints, and files of one line.
-    for old in [*folder.glob("step-*"), *folder.glob(".*.tmp")]:
-        if old.name not in stay:
+        stay.add(folder / _name(best))
+    check_owner()
+    leftovers = [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name)]
+    for old in [*earlier, *leftovers]:
+        if old not in stay:
             _remove(old)
     return final
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in ``folder`` in the order of their steps; entries of other names are the user's."""
+    # Not glob, which takes a folder that cannot be read for an empty one.
+    names = filter(_CHECKPOINT.fullmatch, os.listdir(folder))
+    return [folder / name for name in sorted(names, key=lambda name: int(name.removeprefix("step-")))]
 
 
 def _remove(path: Path) -> None:
@@ -77,19 +114,13 @@ def _remove(path: Path) -> None:
     # Renamed first: a half-removed folder must not keep its name.
     with contextlib.suppress(OSError):
         os.replace(path, aside)
-        if aside.is_file():
+        if not aside.is_dir():
             aside.unlink()
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def _before(folder: Path, newest: Path) -> list[Path]:
-    """Return the checkpoints up to ``newest``, in their order."""
-    # Later ones were passed over by a resume, so they are damaged.
-    return sorted(path for path in folder.glob("step-*") if path.name <= newest.name)
 
 
 def _write_files(beside: Path, state: TrainState) -> None:
@@ -107,18 +138,29 @@ def _write_files(beside: Path, state: TrainState) -> None:
 
 
 def load_checkpoint(path: Path) -> TrainState:
-    """Read one checkpoint folder; raises UserError if it is incomplete, damaged or of another format."""
+    """Read one checkpoint folder.
+
+    Raises:
+        UnusableCheckpoint: it is of another format, or cannot be read just now.
+        UserError: it is incomplete or damaged.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        if not isinstance(manifest, dict) or set(manifest) != {"state.json", *_TENSORS}:
+            raise UserError(f"checkpoint {path} is damaged: its manifest does not name the files of a checkpoint")
         for name, expected in manifest.items():
             if _fingerprint(path / name) != expected:
                 raise UserError(f"checkpoint {path} is damaged: {name} does not match its checksum")
         data = json.loads((path / "state.json").read_text())
-        weights, flat, tensors = (
-            safetensors.torch.load_file(path / f"{name}.safetensors") if f"{name}.safetensors" in manifest else {}
-            for name in ("model", "optimizer", "phase")
-        )
-    except (OSError, ValueError, AttributeError, RecursionError, safetensors.SafetensorError) as error:
+        weights, flat, tensors = (safetensors.torch.load_file(path / name) for name in _TENSORS)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"checkpoint {path} is incomplete: {Path(error.filename).name} is no file") from error
+    except OSError as error:
+        # No damage: a file system that hangs or refuses now may have it whole tomorrow.
+        raise UnusableCheckpoint(
+            f"checkpoint {path} cannot be read just now ({error.strerror}): try again once it can be"
+        ) from error
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {error}") from error
     try:
         return TrainState.restore(data, tensors, ModelState(weights, _by_parameter(flat)))
@@ -137,17 +179,38 @@ def _by_parameter(flat: dict[str, Tensor]) -> OptimizerState:
 def load_newest(folder: Path) -> tuple[TrainState | None, list[str]]:
     """Return the newest checkpoint below ``folder`` that is whole, and a line about each newer one that is not.
 
-    Raises UserError if the newest whole one is of another format: an older one would be, too.
+    Raises:
+        UserError: there are checkpoints, and none of them is whole; or the newest whole one is of another format (an
+            older one would be, too), or cannot be read just now.
     """
     passed_over: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(_checkpoints_or_none(folder)):
         try:
             return load_checkpoint(path), passed_over
         except UnusableCheckpoint:
             raise
         except UserError as error:
             passed_over.append(str(error))
+    if passed_over:
+        # To begin anew would overwrite records of hours, while a backup may have what is missing.
+        raise UserError(
+            f"none of the checkpoints in {folder} is whole ({passed_over[0]}): restore one, or begin anew with "
+            "another --out"
+        )
     return None, passed_over
+
+
+def _checkpoints_or_none(folder: Path) -> list[Path]:
+    """Return the checkpoints, none if there is no folder of checkpoints yet; raises UserError if it cannot be read."""
+    try:
+        return checkpoints_in(folder)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+            return []
+        raise UserError(
+            f"the checkpoints in {folder} cannot be listed ({error.strerror}): restore that folder, or remove it to "
+            "begin anew"
+        ) from error
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

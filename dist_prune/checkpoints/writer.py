@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 from dist_prune import distributed
 from dist_prune.checkpoints.format import save_checkpoint
 from dist_prune.checkpoints.train_state import TrainState
 from dist_prune.config import RunConfig
+from dist_prune.monitor.records import RunFolder
 
 
 class CheckpointWriter:
@@ -22,7 +22,7 @@ class CheckpointWriter:
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, capture_errors: Callable[[], AbstractContextManager[None]]
+        self, folder: RunFolder, config: RunConfig, capture_errors: Callable[[], AbstractContextManager[None]]
     ) -> None:
         self._folder, self._config, self._capture_errors = folder, config, capture_errors
         self._began = time.monotonic()
@@ -68,7 +68,8 @@ class CheckpointWriter:
 
     def _save(self, state: TrainState) -> None:
         with self._capture_errors():
-            save_checkpoint(self._folder, state, self._config.keep_checkpoints, self._config.keep_best)
+            folder, config = self._folder, self._config
+            save_checkpoint(folder.checkpoints, state, config.keep_checkpoints, config.keep_best, folder.check_owner)
 
     def wait(self) -> None:
         """Wait until nothing is being written: a second snapshot beside the first would double the memory."""

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,9 +58,15 @@ class RunFolderError(OSError):
 
 
 class RunFolder:
-    """The folder of one run. `RunFolder(path)` reads one; `RunFolder.create` prepares one for a run."""
+    """The folder of one run. `RunFolder(path)` reads one; `RunFolder.create` prepares one for a run.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Args:
+        path: the folder.
+        check_owner: raises if another invocation owns the folder by now; called before each write.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], check_owner: Callable[[], None] = lambda: None) -> None:
+        self.check_owner = check_owner
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.status = self.path / "status.json"
@@ -99,6 +105,7 @@ class RunFolder:
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write `value` as indented JSON, atomically; NaN and infinities become null."""
+        self.check_owner()
         write_atomic(path, (to_json(value, indent=2) + "\n").encode())
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -146,6 +153,7 @@ class RunFolder:
             raise ValueError(f"{kind} record lacks {', '.join(missing)}")
         ordered = {"kind": kind, **{key: record[key] for key in _REQUIRED[kind]}}
         line = to_json({**ordered, **record, "kind": kind}) + "\n"
+        self.check_owner()
         self._complete_tail()
         write_at_end(self.metrics, line.encode())
 
@@ -192,4 +200,5 @@ class RunFolder:
             self._rewrite(self._records())
 
     def _rewrite(self, records: Iterable[Record]) -> None:
+        self.check_owner()
         write_atomic(self.metrics, "".join(to_json(record) + "\n" for record in records).encode())

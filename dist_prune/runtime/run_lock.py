@@ -114,7 +114,14 @@ class RunLock:
 
 # A forked data worker inherits the lock, and would hold it for seconds after its parent was killed.
 _HELD: weakref.WeakSet[RunLock] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [lock._close() for lock in _HELD])
+
+
+def _close_inherited() -> None:
+    for lock in _HELD:
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def _try_lock(descriptor: int) -> bool | None:
@@ -163,6 +170,7 @@ def _lives(path: Path, silence: float) -> bool:
 
     Times are compared with times of the same file only: clocks of machines differ.
     """
+
     def beat() -> tuple[int, int]:
         # Opening the file makes a network file system ask its server.
         with open(path, "rb") as file:

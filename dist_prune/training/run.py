@@ -111,7 +111,7 @@ def _run_together(
     method = build_method(config, data)
     method.check()
     # Rank 0 holds the lock until the end: a second run in this folder would overwrite the first.
-    with open_run_folder(options.out, config.name, options.resume) as (folder, done):
+    with open_run_folder(config, options.out, options.resume) as (folder, done):
         if done:
             if distributed.is_main():
                 print(f"{folder.path} is already finished; its results are in {folder.sliced}")
@@ -156,7 +156,7 @@ def _work(
 ) -> str | None:
     """Train and collapse; return None, or the reason of a stop on request."""
     with StopRequest(options.max_steps, options.max_hours) as stop:
-        with CheckpointWriter(context.folder.checkpoints, context.config, context.capture_write_errors) as writer:
+        with CheckpointWriter(context.folder, context.config, context.capture_write_errors) as writer:
             trainer = Trainer(context, recorder, stop, writer, resume)
             status.last_step = lambda: trainer.progress.step
             trained = trainer.train()

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune import distributed
+from dist_prune.config import RunConfig
 from dist_prune.data.locate import absolute
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError
-from dist_prune.runtime.run_lock import lock_run_folder
+from dist_prune.runtime.run_lock import SILENCE, RunLock
 from dist_prune.training.context import RunContext
 
 _PACKAGES = ("dist-prune", "torch", "torchvision", "deepspeed", "webdataset", "numpy")
@@ -24,27 +25,30 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
-def open_run_folder(out: str | None, name: str, resume: bool) -> Iterator[tuple[RunFolder, bool]]:
+def open_run_folder(config: RunConfig, out: str | None, resume: bool) -> Iterator[tuple[RunFolder, bool]]:
     """Create and lock the run folder on rank 0; return it and True if its run is finished.
 
-    Every rank gets the same, or the same error. out: its path; None: one for recipe ``name`` and the time.
+    Every rank gets the same, or the same error. out: its path; None: one for the recipe's name and the time.
     """
-    path, done, problem = out or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}", False, None
+    path, done, problem = out or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}", False, None
     lock = None
     if distributed.is_main():
         try:
             folder = RunFolder.create(path, resume)
-            lock = lock_run_folder(path)
+            # The other ranks wait meanwhile, at most rank_timeout.
+            lock = RunLock.acquire(path, silence=min(SILENCE, config.rank_timeout / 2))
             done = (folder.read_status() or {}).get("state") == "done"
         except (RunExists, RunFolderError, UserError) as error:
             problem = str(error)
+        except OSError as error:
+            problem = f"cannot write to the run folder {path}: {error.strerror}"
         except ValueError as error:
             problem = f"{folder.status} is damaged ({error}); remove it to continue the run"
-    path, done, problem = distributed.broadcast_object((path, done, problem))
-    with lock or contextlib.nullcontext():
+    path, done, problem, invocation = distributed.broadcast_object((path, done, problem, lock and lock.invocation))
+    with lock or RunLock(path, invocation) as lock:
         if problem:
             raise UserError(problem)
-        yield RunFolder(path), done
+        yield RunFolder(path, lock.check), done
 
 
 def record_of(context: RunContext) -> dict[str, Any]:

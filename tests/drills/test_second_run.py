@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from drill import STEPS, AtStep, assert_same_course
+from drill import STEPS, AtStep, SignalToSelf, assert_same_course, status
 
 pytestmark = pytest.mark.drill
 
@@ -36,3 +39,39 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(launch
     (tmp_path / "refused").touch()
     assert first.wait() == [3, 3], first.told()
     assert_same_course(folder, straight)
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_ranks_that_wake_up_after_their_run_was_continued_elsewhere_stop_and_change_nothing(
+    launch, resume, straight, tmp_path, finished
+):
+    folder = tmp_path / "run"
+    freeze = AtStep(4, SignalToSelf(signal.SIGSTOP))
+    frozen = launch(folder, "--max_steps", str(STEPS), sabotage={0: freeze, 1: freeze})
+    pids = [process.pid for process in frozen.processes]
+    while not all(map(is_stopped, pids)):
+        assert frozen.wait(0.1) == [None, None], frozen.told()
+    # As if they were frozen on another machine, whose lock stays.
+    lock = json.loads((folder / "run.lock").read_text())
+    (folder / "run.lock").write_text(json.dumps({**lock, "boot": "another", "host": "node7"}))
+    if finished:
+        continued = launch(folder, "--resume")
+        assert continued.wait() == [0, 0], continued.told()
+    else:
+        resume(folder)
+    before = {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    }
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    told = frozen.last_words(1, 1)
+    assert f"another process has continued the run in {folder}: this one stops and writes nothing" in told
+    assert status(folder)["state"] == ("done" if finished else "stopped")
+    assert before == {path: path.read_bytes() for path in before}
+    assert {*before} == {path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
+    if not finished:
+        assert_same_course(folder, straight)

@@ -1,7 +1,9 @@
 """Portable checkpoints on disk: whole or not there, found again, damaged ones passed over."""
 
+import errno
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from dist_prune.checkpoints.format import load_checkpoint, load_newest, save_che
 from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, SpentEnergy, TrainState
 from dist_prune.pruning.mask import SiteMask, UnitMask
 from dist_prune.pruning.weight_mask import WeightMask
+from dist_prune.runtime.run_lock import RunTakenOver
 
 DATA = {"fingerprint": "abc", "shard_lengths": {"train": [3, 4]}}
 UNITS = UnitMask((SiteMask("layer1.0", "layer", 1, 0.75, (0,), 0.75),))
@@ -229,12 +232,76 @@ def test_a_manifest_of_another_kind_is_refused(folder, content):
         load_checkpoint(path)
 
 
-def test_all_damaged_is_none_and_says_so_about_each(folder):
+def test_checkpoints_of_which_none_is_whole_are_refused_and_stay(folder):
+    """Taken for none, the run would begin anew and overwrite its records."""
     for step in (1, 2):
         flip_a_bit(save_checkpoint(folder, state(step)) / "state.json")
-    found, passed_over = load_newest(folder)
-    assert found is None
-    assert ["step-00000002" in passed_over[0], "step-00000001" in passed_over[1]] == [True, True]
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* is whole .*step-00000002.*: restore one, or"):
+        load_newest(folder)
+    assert folders(folder) == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_damaged_and_not_passed_over(folder, monkeypatch, code):
+    save_checkpoint(folder, state(1))
+    newest = save_checkpoint(folder, state(2))
+    read = module.Path.read_bytes
+
+    def fail(path):
+        if path.parent == newest:
+            raise OSError(code, os.strerror(code), str(path))
+        return read(path)
+
+    monkeypatch.setattr(module.Path, "read_bytes", fail)
+    with pytest.raises(UserError, match=rf"step-00000002 cannot be read just now \({os.strerror(code)}\): try again"):
+        load_newest(folder)
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_listed_is_not_an_empty_one(folder, monkeypatch):
+    save_checkpoint(folder, state(1))
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(module.os, "listdir", refuse)
+    with pytest.raises(UserError, match=r"checkpoints in .* cannot be listed \(Permission denied\)"):
+        load_newest(folder)
+
+
+@pytest.mark.parametrize("kind", ["broken link", "file"])
+def test_something_else_in_place_of_the_folder_of_checkpoints_is_refused(folder, tmp_path, kind):
+    folder.parent.mkdir()
+    folder.symlink_to(tmp_path / "missing") if kind == "broken link" else folder.write_text("")
+    with pytest.raises(UserError, match=r"checkpoints in .* cannot be listed .*: restore that folder, or remove it"):
+        load_newest(folder)
+
+
+def test_entries_of_other_names_are_the_users_and_stay(folder):
+    own = ["step-00000002.backup", "step-best-of-paper", "step-2", "notes.txt", ".step-00000002.tmp", ".hidden.1.tmp"]
+    for name in own:
+        shutil.copytree(save_checkpoint(folder, state(1)), folder / name)
+    for step in (3, 4):
+        save_checkpoint(folder, state(step), keep=1)
+    assert same(load_newest(folder)[0], state(4))
+    assert {path.name for path in folder.iterdir()} == {"step-00000004", "latest", *own}
+
+
+def test_steps_of_more_than_eight_digits_are_newer(folder):
+    save_checkpoint(folder, state(99_999_999))
+    save_checkpoint(folder, state(100_000_000))
+    assert load_newest(folder)[0].progress.step == 100_000_000
+
+
+def test_who_has_lost_the_folder_to_another_invocation_changes_nothing(folder):
+    save_checkpoint(folder, state(2))
+
+    def lost():
+        raise RunTakenOver("process 7 of host b has continued the run")
+
+    with pytest.raises(RunTakenOver):
+        save_checkpoint(folder, state(1), keep=1, check_owner=lost)
+    assert {path.name for path in folder.iterdir()} == {"step-00000002", "latest"}
+    assert (folder / "latest").read_text() == "step-00000002\n"
 
 
 CRASHES = ("_fingerprint", "_sync", "os.replace", "first write", "second write")

@@ -11,13 +11,14 @@ import torch
 from dist_prune.checkpoints.format import save_checkpoint
 from dist_prune.checkpoints.train_state import ModelState, Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
+from dist_prune.monitor.records import RunFolder
 
 DATA = {"fingerprint": "abc", "shard_lengths": {}}
 
 
 def writer(every=None, minutes=None) -> CheckpointWriter:
     config = SimpleNamespace(checkpoint_every=every, checkpoint_minutes=minutes, keep_best=False, keep_checkpoints=2)
-    return CheckpointWriter(None, config, contextlib.nullcontext)
+    return CheckpointWriter(RunFolder("run"), config, contextlib.nullcontext)
 
 
 def state(step: int, best: int | None = None) -> TrainState:
@@ -128,12 +129,12 @@ def test_the_best_stays_too_and_has_a_pointer(tmp_path):
         assert names(tmp_path) == sorted({"best", "latest", f"step-{best:08d}", f"step-{step:08d}"})
 
 
-def test_what_a_resume_has_passed_over_goes_before_what_is_whole(tmp_path):
-    """Steps later than the newest are of a run that was resumed before them, since they are damaged."""
+def test_later_checkpoints_stay(tmp_path):
+    """A resume could not read them; they may be intact all the same."""
     for step in (2, 4, 6):
         save(tmp_path, step, keep=3)
     save(tmp_path, 5, keep=2)
-    assert names(tmp_path) == ["latest", "step-00000004", "step-00000005"]
+    assert names(tmp_path) == ["latest", "step-00000004", "step-00000005", "step-00000006"]
 
 
 def test_a_removal_that_is_cut_off_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def test_who_wakes_up_after_the_run_was_continued_elsewhere_stops_and_leaves_the
     elsewhere()
     of_another_rank = RunLock(folder, lock.invocation)
     for rank in (lock, of_another_rank):
-        with pytest.raises(RunTakenOver, match="process 4711 of host node7 has continued the run in .*writes nothing"):
+        with pytest.raises(RunTakenOver, match=r"process 4711 of host node7 has continued the run in .*writes nothing"):
             rank.check()
     lock.release()
     assert json.loads((folder / "run.lock").read_text())["invocation"] == "theirs"
@@ -148,7 +148,7 @@ def test_who_wakes_up_after_the_run_was_finished_elsewhere_stops(folder):
 def test_a_link_in_place_of_the_lock_is_not_followed(folder, tmp_path):
     (tmp_path / "precious").write_text("kept")
     (folder / "run.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="run.lock"):
+    with pytest.raises(OSError, match=r"run\.lock"):
         RunLock.acquire(folder)
     assert (tmp_path / "precious").read_text() == "kept"
 
