@@ -49,9 +49,9 @@ def grams(mass: float | None) -> str:
     return f"{mass / 1000:.3g} kg" if mass >= 1000 else f"{mass:.3g} g"
 
 
-def plain(number: float | None) -> str:
-    """Format a number with three significant digits."""
-    return NOT_MEASURED if number is None else f"{number:.3g}"
+def plain(number: float | None, scale: float = 1) -> str:
+    """Format a number, times `scale`, with three significant digits."""
+    return NOT_MEASURED if number is None else f"{scale * number:.3g}"
 
 
 def spread(mean: float, std: float, scale: float = 1, digits: int = 2) -> str:
