@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_tools import tar
 from data_tools.errors import ShardError
-from data_tools.images import ImageError, decode_image
+from data_tools.images import ImageError, decode_pixels
 from data_tools.index import Shard, ShardIndex
 from data_tools.parallel import each
 from data_tools.raw import map_arrays
@@ -117,13 +117,13 @@ class _Verifier:
                 yield f"an image of {member.size} bytes, {tar.LARGEST_IMAGE} are allowed"
                 continue
             try:
-                image = decode_image(_read(file, member, tar.LARGEST_IMAGE), self.index.channels)
+                pixels = decode_pixels(_read(file, member, tar.LARGEST_IMAGE), self.index.channels)
             except ImageError as error:
                 yield str(error)
                 continue
-            size = (self.index.channels, image.height, image.width)
-            if self.index.image_shape and size != self.index.image_shape:
-                yield f"the image has the shape {size} where the index says {self.index.image_shape}"
+            shape = (self.index.channels, *pixels.shape[:2])
+            if self.index.image_shape and shape != self.index.image_shape:
+                yield f"the image has the shape {shape} where the index says {self.index.image_shape}"
 
     def _check_raw(self, file: IO[bytes], report: _Report) -> int:
         """Check the two arrays; return the number of images."""

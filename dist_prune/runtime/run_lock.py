@@ -56,15 +56,15 @@ class RunLock:
         path, invocation = Path(folder) / LOCK_NAME, secrets.token_hex(8)
         record = {"invocation": invocation, "host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            # Not for writing: a file that is open for that keeps the system from making a failing disk read-only.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
                 free, holder = _try_lock(descriptor), _read(path)
                 # If not, another process released or replaced the file between the two calls.
                 if _is(path, descriptor):
                     _refuse_if_training(holder, free, path, silence)
                     if free is not False:
-                        os.truncate(descriptor, 0)
-                        os.write(descriptor, json.dumps(record).encode())
+                        path.write_text(json.dumps(record))
                         return cls(folder, invocation, descriptor)
                     # The lock of a lost node stays with its file.
                     os.unlink(path)
@@ -125,7 +125,10 @@ os.register_at_fork(after_in_child=_close_inherited)
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Return True if the file is locked now, False if another process holds it, None if there are no locks."""
+    """Return True if the file is locked now, False if another process holds it, None if there are no locks.
+
+    Network file systems grant no exclusive lock to a file that is open for reading: there signs of life decide.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -115,10 +115,19 @@ class RunContext:
         try:
             yield
         except (OSError, SafetensorError) as error:
-            self.pending_errors.append(CannotWrite.because_of(error, self.folder.path))
+            self.pending_errors.append(self._cause_of(error))
         except (RunError, UserError) as error:
             # For example a file that comes back changed.
             self.pending_errors.append(error)
+
+    def _cause_of(self, error: Exception) -> RunError:
+        try:
+            # Who continues a run removes what the invocation before it was writing.
+            self.folder.check_owner()
+        except (RunError, OSError) as cause:
+            if isinstance(cause, RunError):
+                return cause
+        return CannotWrite.because_of(error, self.folder.path)
 
     @contextlib.contextmanager
     def with_read_errors(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data.locate import absolute
 from dist_prune.errors import UserError
-from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError
+from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.run_lock import SILENCE, RunLock
 from dist_prune.training.context import RunContext
 
@@ -38,7 +38,7 @@ def open_run_folder(config: RunConfig, out: str | None, resume: bool) -> Iterato
             # The other ranks wait meanwhile, at most rank_timeout.
             lock = RunLock.acquire(path, silence=min(SILENCE, config.rank_timeout / 2))
             done = (folder.read_status() or {}).get("state") == "done"
-        except (RunExists, RunFolderError, UserError) as error:
+        except UserError as error:
             problem = str(error)
         except OSError as error:
             problem = f"cannot write to the run folder {path}: {error.strerror}"

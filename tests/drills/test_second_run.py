@@ -45,13 +45,19 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_ranks_that_wake_up_after_their_run_was_continued_elsewhere_stop_and_change_nothing(
     launch, resume, straight, tmp_path, finished
 ):
-    folder = tmp_path / "run"
+    folder, link = tmp_path / "run", tmp_path / "frozen"
+    folder.mkdir()
+    link.symlink_to(folder)
     freeze = AtStep(4, SignalToSelf(signal.SIGSTOP))
-    frozen = launch(folder, "--max_steps", str(STEPS), sabotage={0: freeze, 1: freeze})
+    frozen = launch(link, "--max_steps", str(STEPS), sabotage={0: freeze, 1: freeze})
     pids = [process.pid for process in frozen.processes]
     while not all(map(is_stopped, pids)):
         assert frozen.wait(0.1) == [None, None], frozen.told()
@@ -63,15 +69,12 @@ def test_ranks_that_wake_up_after_their_run_was_continued_elsewhere_stop_and_cha
         assert continued.wait() == [0, 0], continued.told()
     else:
         resume(folder)
-    before = {
-        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "tensorboard" not in str(path)
-    }
+    before = contents(folder)
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
     told = frozen.last_words(1, 1)
-    assert f"another process has continued the run in {folder}: this one stops and writes nothing" in told
+    assert f"another process has continued the run in {link}: this one stops and writes nothing" in told
     assert status(folder)["state"] == ("done" if finished else "stopped")
-    assert before == {path: path.read_bytes() for path in before}
-    assert {*before} == {path for path in folder.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
+    assert contents(folder) == before
     if not finished:
         assert_same_course(folder, straight)

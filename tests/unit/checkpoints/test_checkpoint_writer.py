@@ -58,7 +58,7 @@ class SlowDisk:
         self.begun, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)
         self.written: list[int] = []
 
-    def __call__(self, folder, state: TrainState, keep: int, keep_best: bool) -> None:
+    def __call__(self, folder, state: TrainState, keep: int, keep_best: bool, check_owner) -> None:
         self.begun.release()
         assert self.may_go_on.acquire(timeout=20)
         self.written.append(state.progress.step)
