@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_tools.errors import ShardError
-from data_tools.images import MOST_PIXELS
-from data_tools.statistics import SMALLEST_STD
+from data_tools.images import MOST_PIXELS, SMALLEST_STD
 from data_tools.tar import BLOCK
 
 INDEX_NAME = "_info.json"

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from data_tools.errors import ShardError, reported, suggestion
+from data_tools.images import ImageStatistics
 from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit, checksum, describe, parse_index
 from data_tools.output import OutputStore
 from data_tools.parallel import each
 from data_tools.sources import SOURCES
 from data_tools.sources.base import ReadOptions
-from data_tools.statistics import ImageStatistics
 from data_tools.writers import WRITERS, ShardPlan, ShardSet, plan_shards
 
 SUFFIX = ".json"
