@@ -13,7 +13,7 @@ import torch
 
 from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
-from dist_prune.data.batch_transform import Batch
+from dist_prune.data import Batch
 from dist_prune.errors import UserError
 from dist_prune.methods import Phase, PhaseResult, next_phase
 from dist_prune.pruning.decision import Decision

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune import distributed
-from dist_prune.data.batch_transform import Batch
+from dist_prune.data import Batch
 from dist_prune.engine.deepspeed_engine import Engine
 from dist_prune.errors import UserError
 from dist_prune.gates.means import GateMeans, MeanAccumulator

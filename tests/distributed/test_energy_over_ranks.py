@@ -11,8 +11,7 @@ from powercap import LIMIT, make_zone, spend
 from ranks import run_ranks
 
 from dist_prune import distributed
-from dist_prune.measure.energy import Energy, EnergyMeter
-from dist_prune.measure.sensors import Found, RaplCounter, Sensor
+from dist_prune.measure.energy import Energy, EnergyMeter, Found, RaplCounter, Sensor
 
 CPU = torch.device("cpu")
 
