@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from dist_prune.checkpoints.recorded import data_of
+from dist_prune.checkpoints.restore import data_of
 from dist_prune.errors import UserError
 from dist_prune.measure.macs import count_macs
 from dist_prune.monitor.records import RunFolder

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dist_prune.checkpoints.format import load_checkpoint, load_newest
-from dist_prune.checkpoints.recorded import config_of, data_of
+from dist_prune.checkpoints.restore import config_of, data_of
 from dist_prune.checkpoints.train_state import TrainState
 from dist_prune.config import AugmentConfig
 from dist_prune.data import ImageData, open_data

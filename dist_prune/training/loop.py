@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, TrainState
+from dist_prune.checkpoints.train_state import ModelState, Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.data.batch_transform import Batch
 from dist_prune.errors import UserError
@@ -42,7 +42,7 @@ class Trainer:
         self.recorder = recorder
         self.stop = stop
         self.writer = writer
-        self.state = resume or TrainState(Progress(), context.data.identity())
+        self.state = resume or TrainState(Progress(), context.data.identity())  # type: ignore[arg-type]
         self.progress = self.state.progress
         self.steps_per_epoch = context.steps_per_epoch
         self._snapshot: ModelState | None = None  # the engine's state, while no step has changed it
@@ -249,6 +249,6 @@ class Trainer:
         result = PhaseResult(trainer.replica, self.progress.epoch, decision)
         difference = collapse_difference(self.context, phase, result)
         self.progress.max_abs_difference = max(difference, self.progress.max_abs_difference)
-        self.state.finished[phase.name] = FinishedPhase(result.epochs_run, decision)
+        self.state.finish(phase.name, result.epochs_run, decision)
         trainer.engine.close()
         return result
