@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, sync it, then rename it to `path`.
 
-    On any failure `path` keeps its old content, and the temporary file is removed.
-
-    Raises:
-        OSError: the folder is missing, full or not writable.
+    Raises OSError if that fails: then `path` keeps its old content, and the temporary file is removed.
     """
     # Not tempfile.mkstemp: its files are private to the user, while a run folder may be shared with a group.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -34,11 +31,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions of any other new file.
-
-    Raises:
-        OSError, SafetensorError: the folder is missing, full or not writable.
-    """
+    """Write a safetensors file with the usual permissions; raise OSError or SafetensorError if that fails."""
     import safetensors.torch  # late: reading a run folder needs no torch
 
     path.touch()
@@ -49,11 +42,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[
 
 
 def write_at_end(path: Path, data: bytes) -> None:
-    """Append `data` to a file, all of it or nothing.
-
-    Raises:
-        OSError: the disk is full or the file not writable; the file is as it was.
-    """
+    """Append `data` to a file, or raise OSError and leave the file as it was."""
     with open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:

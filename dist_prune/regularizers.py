@@ -46,12 +46,9 @@ def activation(means: Means, weight: float = 1.0) -> Tensor:
 
 
 def macs_distance(share: Tensor, target: float, weight: float = 1.0) -> Tensor:
-    """Return the distance of the expected MACs from a budget.
+    """Return the distance of the expected MACs from a budget; share, target: of the dense MACs.
 
-    Args:
-        share: expected MACs as a share of the dense MACs, a scalar with gradient (``Costs.share`` of the gate means).
-        target: the wanted share.
-        weight: of the term.
+    share is a scalar with gradient (``Costs.share`` of the gate means).
     """
     # The gradient of the absolute distance is constant until the target is met; that of a square would fade before.
     return weight * (share - target).abs()

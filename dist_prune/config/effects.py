@@ -42,10 +42,7 @@ _NEEDS = {
 def without_effect(config: RunConfig, reads: frozenset[str], keys_set: Iterable[str] = ()) -> list[str]:
     """Return one line for each field that was set and that nothing reads.
 
-    Args:
-        config: the recipe of the run.
-        reads: which of ``METHOD_FIELDS`` the method reads.
-        keys_set: dotted keys that the user has set, even if to their defaults.
+    reads: which of ``METHOD_FIELDS`` the method reads; keys_set: what the user has set, even if to its default.
     """
     method = f"method is {config.method}"
     if "gates" in reads and config.gates.kind == "none":

@@ -100,6 +100,11 @@ class GatedPhase(Phase):
     budget: Budget | None = None
     freezer: Freezer | None = None
 
+    @property
+    def _keepers(self) -> dict[str, Budget | Freezer]:
+        both: dict[str, Budget | Freezer | None] = {"budget": self.budget, "freezer": self.freezer}
+        return {name: keeper for name, keeper in both.items() if keeper is not None}
+
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         """Polarization and activation terms that the recipe or the budget gives a weight at this moment."""
         assert step.means is not None
@@ -125,26 +130,19 @@ class GatedPhase(Phase):
 
     def on_weights_loaded(self, module: nn.Module) -> None:
         """Let budget and freezer set the gates of a module whose weights were loaded."""
-        for keeper in (self.budget, self.freezer):
-            if keeper is not None:
-                keeper.apply(module)
+        for keeper in self._keepers.values():
+            keeper.apply(module)
 
     def extra_state(self) -> dict[str, Tensor]:
         """State of budget and freezer."""
-        keepers = {"budget": self.budget, "freezer": self.freezer}
-        return {
-            f"{name}.{key}": tensor
-            for name, keeper in keepers.items()
-            if keeper is not None
-            for key, tensor in keeper.state_dict().items()
-        }
+        states = {name: keeper.state_dict() for name, keeper in self._keepers.items()}
+        return {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue with budget and freezer."""
-        for name, keeper in (("budget", self.budget), ("freezer", self.freezer)):
-            if keeper is not None:
-                prefix = f"{name}."
-                keeper.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
+        for name, keeper in self._keepers.items():
+            prefix = f"{name}."
+            keeper.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Set the key of the noise of stochastic heads."""

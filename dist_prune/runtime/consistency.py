@@ -24,11 +24,8 @@ class RanksDiffer(RunError):
 def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
     """Compare what the ranks were started with and return all ranks.
 
-    Args:
-        facts: nested plain data; or a text, the reason why this rank cannot start.
-
-    Raises:
-        UserError: on all ranks, with that reason or with the first difference from rank 0.
+    facts: nested plain data; or a text, the reason why this rank cannot start. Raises UserError on all ranks, with that
+    reason or with the first difference from rank 0.
     """
     own = facts if isinstance(facts, str) else flatten(facts)
     peers, gathered = zip(*distributed.gather_objects((Peer.this(), own)), strict=True)
@@ -51,13 +48,7 @@ def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
 def agree_on(state: Mapping[str, Any], moment: str, device: torch.device) -> None:
     """Compare tensors and plain data by name, with one small collective if all ranks agree.
 
-    Args:
-        state: tensors and plain data by name.
-        moment: when this is, for the message.
-        device: device of the collective.
-
-    Raises:
-        RanksDiffer: on all ranks, with the names that differ.
+    moment: when this is, for the message. Raises RanksDiffer on all ranks, with the names that differ.
     """
     if distributed.world_size() == 1:
         return

@@ -17,11 +17,7 @@ class StopRequest:
     """Watches for reasons to stop; a context manager that restores the old signal handlers.
 
     A first signal requests a stop after the next step, of all ranks together: the flag is part of the step's
-    all-reduce. A second Ctrl-C interrupts at once.
-
-    Args:
-        max_steps: optimizer steps of this invocation; None for no limit.
-        max_hours: hours of this invocation; None for no limit.
+    all-reduce. A second Ctrl-C interrupts at once. max_steps, max_hours: of this invocation; None for no limit.
     """
 
     def __init__(self, max_steps: int | None = None, max_hours: float | None = None) -> None:

@@ -166,11 +166,7 @@ def open_images(config: RunConfig) -> ImageData:
 
 
 def build_method(config: RunConfig, data: ImageData) -> Method:
-    """Build the recipe's method.
-
-    Raises:
-        UserError: no method has that name, or its options are wrong.
-    """
+    """Build the recipe's method; raise UserError if no method has that name, or if its options are wrong."""
     if config.method not in METHODS:
         raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
     return METHODS[config.method](Task(config, data.num_classes, data.input_shape))
@@ -179,8 +175,7 @@ def build_method(config: RunConfig, data: ImageData) -> Method:
 def interrupted_phase(phases: Phases, state: TrainState, seed: int) -> Phase:
     """Return the phase in which a checkpoint was taken, with its own state restored; its weights are not loaded.
 
-    Raises:
-        UserError: the method has no such phase, or its network is another one.
+    Raises UserError if the method has no such phase, or if its network is another one.
     """
     phase = next_phase(phases, None, seed)
     while phase is not None and phase.name != state.progress.phase:

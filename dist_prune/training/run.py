@@ -10,7 +10,7 @@ import torch
 
 from dist_prune import distributed
 from dist_prune.checkpoints.restore import find_checkpoint
-from dist_prune.checkpoints.train_state import TrainState
+from dist_prune.checkpoints.train_state import Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import without_effect
@@ -45,13 +45,9 @@ class Options:
 
 
 def run(config: RunConfig, options: Options) -> bool:
-    """Train, collapse and record.
+    """Train, collapse and record; True when the run is done, False when it stopped on request, after saving.
 
-    Returns:
-        True when the run is done; False when it stopped on request, after saving.
-
-    Raises:
-        UserError: for a mistake of the user.
+    Raises UserError for a mistake of the user.
     """
     complete_environment()
     found: tuple[dict[str, Any], ImageData] | UserError | ShardError
@@ -70,7 +66,18 @@ def run(config: RunConfig, options: Options) -> bool:
     assert isinstance(found, tuple)
     ds_config, data = found
     with translate_rank_failures(peers, config.rank_timeout):
-        return _run_together(config, options, ds_config, data, device, peers)
+        batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
+        method = build_method(config, data)
+        method.check()
+        # Rank 0 holds the lock until the end: a second run in this folder would overwrite the first.
+        with open_run_folder(options.out, config.name, options.resume) as (folder, done):
+            if done:
+                if distributed.is_main():
+                    print(f"{folder.path} is already finished; its results are in {folder.sliced}")
+                return True
+            state = find_checkpoint(folder, config, data) or TrainState(Progress(), data.identity())  # type: ignore[arg-type]
+            context = RunContext(config, ds_config, batching, data, method, device, folder)
+            return _train_and_finish(context, options, state, peers)
 
 
 def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageData]:
@@ -99,31 +106,10 @@ def _facts(config: RunConfig, ds_config: dict[str, Any], data: ImageData) -> dic
     }
 
 
-def _run_together(
-    config: RunConfig,
-    options: Options,
-    ds_config: dict[str, Any],
-    data: ImageData,
-    device: torch.device,
-    peers: list[Peer],
-) -> bool:
-    batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
-    method = build_method(config, data)
-    method.check()
-    # Rank 0 holds the lock until the end: a second run in this folder would overwrite the first.
-    with open_run_folder(options.out, config.name, options.resume) as (folder, done):
-        if done:
-            if distributed.is_main():
-                print(f"{folder.path} is already finished; its results are in {folder.sliced}")
-            return True
-        resume = find_checkpoint(folder, config, data)
-        context = RunContext(config, ds_config, batching, data, method, device, folder)
-        return _train_and_finish(context, options, resume, peers)
-
-
-def _train_and_finish(context: RunContext, options: Options, resume: TrainState | None, peers: list[Peer]) -> bool:
-    first_step = resume.progress.step if resume else 0
-    status = RunStatus(context.folder, first_step, resumed_from=first_step if resume else None)
+def _train_and_finish(context: RunContext, options: Options, state: TrainState, peers: list[Peer]) -> bool:
+    first_step, is_resume = state.progress.step, bool(state.progress.phase)
+    status = RunStatus(context.folder, first_step, resumed_from=first_step if is_resume else None)
+    status.last_step = lambda: state.progress.step
     total_steps = context.method.epochs * context.steps_per_epoch
     # From here on the folder says that a run has begun, and why it ended.
     with context.capture_write_errors():
@@ -136,7 +122,7 @@ def _train_and_finish(context: RunContext, options: Options, resume: TrainState 
     context.sync_errors()
     try:
         with translate_rank_failures(peers, context.config.rank_timeout):
-            reason = _work(context, options, resume, recorder, status)
+            reason = _work(context, options, state, recorder)
     except BaseException as error:
         with context.capture_write_errors():
             status.fail(error)
@@ -151,27 +137,23 @@ def _train_and_finish(context: RunContext, options: Options, resume: TrainState 
     return reason is None
 
 
-def _work(
-    context: RunContext, options: Options, resume: TrainState | None, recorder: Recorder, status: RunStatus
-) -> str | None:
+def _work(context: RunContext, options: Options, state: TrainState, recorder: Recorder) -> str | None:
     """Train and collapse; return None, or the reason of a stop on request."""
     with StopRequest(options.max_steps, options.max_hours) as stop:
         with CheckpointWriter(context.folder.checkpoints, context.config, context.capture_write_errors) as writer:
-            trainer = Trainer(context, recorder, stop, writer, resume)
-            status.last_step = lambda: trainer.progress.step
+            trainer = Trainer(context, recorder, stop, writer, state)
             trained = trainer.train()
         # Within StopRequest: a second signal must not end a rank while rank 0 still writes.
         context.sync_errors()
-    at = trainer.progress
     if trained is None:
         # The request may have reached any rank, and rank 0 writes the reason.
         reason = distributed.first_object(stop.reason)
-        recorder.say(f"stopped: {reason}; saved at step {at.step}, continue with --resume")
+        recorder.say(f"stopped: {reason}; saved at step {state.progress.step}, continue with --resume")
         return reason
     last, result = trained
     if line := advice(result.decision):
         recorder.say(line)
-    summary = finish(context, last.phase, result, at.max_abs_difference, last.engine.autocast())
+    summary = finish(context, last.phase, result, state.progress.max_abs_difference, last.engine.autocast())
     recorder.summary({**summary, **trainer.accounts.summary(), "world_size": distributed.world_size()})
     context.sync_errors()
     return None

@@ -20,18 +20,12 @@ from dist_prune.methods import Phase, Step
 
 
 class RankFlags(NamedTuple):
-    """Flags of one rank; their sums over ranks come with the step's all-reduce.
+    """Flags of one rank; their sums over ranks come with the step's all-reduce."""
 
-    stop: a stop was requested.
-    failed: the batches stand in for data that could not be read.
-    skipped: images missing from the batches because they could not be read.
-    save: it is time for a checkpoint.
-    """
-
-    stop: int = 0
-    failed: int = 0
-    skipped: int = 0
-    save: int = 0
+    stop: int = 0  # a stop was requested
+    failed: int = 0  # the batches stand in for data that could not be read
+    skipped: int = 0  # images missing from the batches because they could not be read
+    save: int = 0  # it is time for a checkpoint
 
 
 _NO_FLAGS = RankFlags()
@@ -39,32 +33,21 @@ _NO_FLAGS = RankFlags()
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Metrics of one optimizer step over the whole global batch.
+    """Metrics of one optimizer step over the whole global batch."""
 
-    losses: ``total``, ``task`` and each term, means over samples.
-    accuracy: share of correct predictions.
-    means: gate means (all units,), on the CPU, empty without gates.
-    logits: mean logits of the same units.
-    samples: images in the step.
-    flags: sums over all ranks.
-    applied: False if the step changed nothing, because loss or gradients were not finite.
-    """
-
-    losses: dict[str, float]
-    accuracy: float
-    means: Tensor
-    logits: Tensor
-    samples: int
-    flags: RankFlags
-    applied: bool
+    losses: dict[str, float]  # ``total``, ``task`` and each term, means over samples
+    accuracy: float  # share of correct predictions
+    means: Tensor  # gate means (all units,), on the CPU, empty without gates
+    logits: Tensor  # mean logits of the same units
+    samples: int  # images in the step
+    flags: RankFlags  # sums over all ranks
+    applied: bool  # False if the step changed nothing, because loss or gradients were not finite
 
 
 def seed_step_rng(seed: int, step: int) -> None:
-    """Seed torch's generator (dropout) by seed, step and rank alone.
-
-    A resumed run then draws the numbers of the uninterrupted one, and no checkpoint has to hold generators.
-    """
-    # A hash makes one seed of the three numbers.
+    """Seed torch's generator (dropout) by seed, step and rank alone."""
+    # A resumed run then draws the numbers of the uninterrupted one, and no checkpoint has to hold generators. A hash
+    # makes one seed of the three numbers.
     key = f"{seed} {step} {distributed.rank()}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
 
