@@ -146,9 +146,8 @@ class PartitionedWeightsRefused(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Raise UserError instead of computing with an empty weight."""
-        if function in _HARMLESS:
-            return function(*args, **(kwargs or {}))
-        for value in (*args, *(args[0] if args and isinstance(args[0], (list, tuple)) else ())):
+        listed = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+        for value in (*args, *listed) if function not in _HARMLESS else ():
             status = getattr(value, "ds_status", None) if isinstance(value, nn.Parameter) else None
             if status == ZeroParamStatus.NOT_AVAILABLE:
                 raise UserError(

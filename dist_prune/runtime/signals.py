@@ -30,7 +30,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         # nohup ignores SIGHUP for its program; a handler of ours would undo that.
-        handled = [number for number in _SIGNALS if not _is_under_nohup(number)]
+        under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        handled = [number for number in _SIGNALS if not (number == signal.SIGHUP and under_nohup)]
         self._old = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 
@@ -66,7 +67,3 @@ class StopRequest:
         # Some launchers end without a signal to their ranks, which would then train on unseen.
         if self._launcher.is_gone():
             self.reason = self.reason or "the launcher is gone"
-
-
-def _is_under_nohup(number: int) -> bool:
-    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN

@@ -21,7 +21,6 @@ from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import NothingToEvaluate, RunError, UserError, nearest
 from dist_prune.methods import METHODS, Method, Phase, PhaseResult, Phases, Task, next_phase
 from dist_prune.monitor.records import RunFolder
-from dist_prune.pruning.costs import Costs
 from dist_prune.runtime.failures import CannotWrite
 
 
@@ -41,11 +40,6 @@ class RunContext:
     device: torch.device
     folder: RunFolder
     pending_errors: list[ShardError | ReadingFailed | RunError | UserError] = field(default_factory=list)
-
-    @property
-    def costs(self) -> Costs:
-        """MACs of the dense network, by the units that the method prunes."""
-        return self.method.costs
 
     @property
     def steps_per_epoch(self) -> int:

@@ -48,19 +48,22 @@ def finish(
     All ranks call it; rank 0 writes. difference: what ``collapse_difference`` found, the largest of all phases. Raises
     CollapseFailed if the MACs are not those that the decision predicts.
     """
-    trained, decision, costs = result.module, result.decision, context.costs
+    trained, decision, costs = result.module, result.decision, context.method.costs
     masked, sliced = phase.masked(trained, decision), phase.sliced(trained, decision)
     # The budget was met by predicted MACs; the sliced network must have exactly these.
     macs, predicted = count_macs(sliced, context.data.input_shape), phase.macs(costs, decision)
     if macs != predicted:
         raise CollapseFailed(f"the sliced network has {macs} MACs, the mask predicts {predicted}")
     figures = decision.figures() if decision else {}
+    target, budget = context.config.target_macs, {}
+    if target is not None and isinstance(decision, UnitMask):
+        budget = {"target_macs": target, "budget": budget_status(costs, decision.kept, target)}
     summary: dict[str, Any] = {
         "macs": macs,
         "macs_dense": costs.dense,
         "macs_ratio": macs / costs.dense,
         "macs_not_counted": list(costs.not_counted),
-        **_budget(context, decision),
+        **budget,
         "parameters": count_parameters(sliced),
         "parameters_dense": costs.parameters,
         **{key: figures.get(key) for key in ("open_ratio", "density", "agreement", "units_flipped_by_rounding")},
@@ -85,14 +88,6 @@ def finish(
             add_results(context.folder.sliced, summary)
     context.sync_errors()
     return summary
-
-
-def _budget(context: RunContext, decision: Decision | None) -> dict[str, Any]:
-    """Return the budget and what became of it, for runs that have one and prune units."""
-    target = context.config.target_macs
-    if target is None or not isinstance(decision, UnitMask):
-        return {}
-    return {"target_macs": target, "budget": budget_status(context.costs, decision.kept, target)}
 
 
 def _write(context: RunContext, sliced: nn.Module, decision: Decision | None, summary: dict[str, Any]) -> nn.Module:
@@ -125,11 +120,11 @@ def advice(decision: Decision | None) -> str | None:
     """Return one line about what a mask of units has decided: a warning with advice if units are undecided."""
     if not isinstance(decision, UnitMask):
         return None
-    mask = decision
-    if not mask.undecided:
-        return f"all {len(mask.sites)} sites are decided: at least 99 % of the images agree with the mask"
-    named = ", ".join(mask.undecided[:5]) + (", ..." if len(mask.undecided) > 5 else "")
+    undecided, sites = decision.undecided, len(decision.sites)
+    if not undecided:
+        return f"all {sites} sites are decided: at least 99 % of the images agree with the mask"
+    named = ", ".join(undecided[:5]) + (", ..." if len(undecided) > 5 else "")
     return (
-        f"warning: {len(mask.undecided)} of {len(mask.sites)} sites are undecided ({named}): more than 1 % of the "
-        "images disagree with the mask there; train longer, or raise the polarization weight earlier"
+        f"warning: {len(undecided)} of {sites} sites are undecided ({named}): more than 1 % of the images disagree "
+        "with the mask there; train longer, or raise the polarization weight earlier"
     )

@@ -180,7 +180,7 @@ class Trainer:
         self.recorder.evaluation({**record, "images_per_second": speed}, decision)
 
     def _evaluation_record(self, phase: Phase, decision: Decision | None, accuracy: dict[str, float]) -> dict[str, Any]:
-        costs = self.context.costs
+        costs = self.context.method.costs
         macs = phase.macs(costs, decision)
         return {
             "epoch": self.progress.epoch + 1,
