@@ -33,11 +33,7 @@ class UnusableCheckpoint(UserError):
     """A checkpoint that is whole and that this program cannot continue from."""
 
 
-# The newest, and the one before it in case the newest is damaged.
-KEEP = 2
-
-
-def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best: bool = False) -> Path:
+def save_checkpoint(folder: Path, state: TrainState, keep: int = 2, keep_best: bool = False) -> Path:
     """Write a checkpoint below ``folder``, on one rank.
 
     The newest ``keep`` stay, and with ``keep_best`` that of the best step, where it is there. Raises OSError or

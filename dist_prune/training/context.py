@@ -173,12 +173,10 @@ def interrupted_phase(phases: Phases, state: TrainState, seed: int) -> Phase:
     """
     phase = next_phase(phases, None, seed)
     while phase is not None and phase.name != state.progress.phase:
-        if phase.name not in state.finished:
-            phase = None
-            break
+        finished = state.finished.get(phase.name)
         # Final weights are not stored: the interrupted phase has inherited what it needs of them.
-        result = PhaseResult(phase.module, state.finished[phase.name].epochs_run, state.decision_of(phase.name))
-        phase = next_phase(phases, result, seed)
+        result = finished and PhaseResult(phase.module, finished.epochs_run, state.decision_of(phase.name))
+        phase = next_phase(phases, result, seed) if result else None
     if phase is None:
         raise UserError(
             f"the checkpoint was taken in phase '{state.progress.phase}', which the method does not reach now: begin a "

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -16,12 +15,11 @@ from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.data.batch_transform import Batch
 from dist_prune.errors import UserError
 from dist_prune.methods import Phase, PhaseResult, next_phase
-from dist_prune.pruning.decision import Decision
 from dist_prune.runtime.consistency import agree_on
 from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.accounts import Accounts, refuse_too_many
 from dist_prune.training.context import RunContext, interrupted_phase
-from dist_prune.training.finish import collapse_difference
+from dist_prune.training.evaluate import collapse_difference
 from dist_prune.training.phase_trainer import PhaseTrainer, inherit
 from dist_prune.training.recorder import Recorder
 from dist_prune.training.step import RankFlags, StepMetrics, seed_step_rng, train_step
@@ -49,7 +47,6 @@ class Trainer:
         is_resume = bool(self.progress.phase)
         phase = interrupted_phase(phases, self.state, seed) if is_resume else next_phase(phases, None, seed)
         while phase is not None:
-            self._refuse_second_of_a_name(phase)
             trainer = self._begin(phase)
             if not self._train_epochs(trainer):
                 return None
@@ -78,12 +75,10 @@ class Trainer:
             self._save(trainer)
         return True
 
-    def _refuse_second_of_a_name(self, phase: Phase) -> None:
+    def _begin(self, phase: Phase) -> PhaseTrainer:
         # A resume could not know which of the two was interrupted.
         if phase.name in self.state.finished:
             raise UserError(f"the method has two phases called '{phase.name}': give each phase a name of its own")
-
-    def _begin(self, phase: Phase) -> PhaseTrainer:
         # Not kept: the engine gets its own copy.
         start, self.state.model = self.state.model, ModelState()
         # A resume is in the phase already, and has its weights.
@@ -176,19 +171,16 @@ class Trainer:
         reached = accuracy.get("accuracy_consensus", accuracy["accuracy"])
         if reached > at.best_accuracy:
             at.best_accuracy, at.best_step = reached, at.step
-        record = self._evaluation_record(trainer.phase, decision, accuracy)
-        self.recorder.evaluation({**record, "images_per_second": speed}, decision)
-
-    def _evaluation_record(self, phase: Phase, decision: Decision | None, accuracy: dict[str, float]) -> dict[str, Any]:
         costs = self.context.method.costs
-        macs = phase.macs(costs, decision)
-        return {
-            "epoch": self.progress.epoch + 1,
-            "step": self.progress.step,
-            "phase": phase.name,
-            "seconds": self.progress.seconds,
-            "samples_skipped": self.progress.skipped,
-            "steps_skipped": self.progress.steps_skipped,
+        macs = trainer.phase.macs(costs, decision)
+        record = {
+            "epoch": at.epoch + 1,
+            "step": at.step,
+            "phase": trainer.phase.name,
+            "seconds": at.seconds,
+            "images_per_second": speed,
+            "samples_skipped": at.skipped,
+            "steps_skipped": at.steps_skipped,
             "accuracy_consensus": None,
             **accuracy,
             "open_ratio": None,
@@ -201,6 +193,7 @@ class Trainer:
             "macs_ratio": macs / costs.dense,
             **self.accounts.end_epoch(),
         }
+        self.recorder.evaluation(record, decision)
 
     def _begin_next_epoch(self) -> None:
         self.progress.epoch += 1

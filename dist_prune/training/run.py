@@ -25,7 +25,7 @@ from dist_prune.runtime.failures import Peer, translate_rank_failures
 from dist_prune.runtime.launch import complete_environment, refuse_missing_hostfile, world_size
 from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.context import RunContext, build_method, open_images
-from dist_prune.training.finish import advice, finish
+from dist_prune.training.evaluate import advice, finish
 from dist_prune.training.loop import Trainer
 from dist_prune.training.recorder import Recorder
 from dist_prune.training.run_folder import open_run_folder, package_versions, record_of

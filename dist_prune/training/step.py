@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dist_prune import distributed
 from dist_prune.data.batch_transform import Batch
@@ -70,7 +69,8 @@ def train_step(
         flags: This rank's flags.
         number: Optimizer steps of the run so far.
     """
-    buffers_before = _Buffers(engine.module)
+    buffers = list(engine.module.buffers())
+    before = [buffer.clone() for buffer in buffers]
     applied = True
     accumulated = MeanAccumulator(gates_of(engine.module) if phase.has_gates else {})
     scores = torch.zeros(2, device=engine.device)
@@ -111,7 +111,8 @@ def train_step(
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
     if not applied:
         # Batch norms have averaged values that are not finite.
-        buffers_before.put_back()
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
     else:
         with engine.refusing_partitioned_weights:
             projections = phase.project(engine.module, engine.lr)
@@ -121,23 +122,6 @@ def train_step(
     own = [value / distributed.world_size() for value in terms_seen.values()]
     totals = distributed.all_reduce_sum(torch.cat([scores, *(value.reshape(1).float() for value in own)]))
     return _record(accumulated, means, totals, list(terms_seen), applied, phase.views)
-
-
-class _Buffers:
-    """A copy of a module's buffers, packed: hundreds of norms cost one operation a dtype, not one a buffer."""
-
-    def __init__(self, module: nn.Module) -> None:
-        by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-        for buffer in module.buffers():
-            by_dtype[buffer.dtype].append(buffer)
-        self._groups = list(by_dtype.values())
-        self._copies = [torch.cat([buffer.flatten() for buffer in group]) for group in self._groups]
-
-    def put_back(self) -> None:
-        """Restore the buffers, in place."""
-        for group, copy in zip(self._groups, self._copies, strict=True):
-            for buffer, before in zip(group, copy.split([b.numel() for b in group]), strict=True):
-                buffer.copy_(before.view_as(buffer))
 
 
 def _record(
