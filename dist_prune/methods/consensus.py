@@ -26,11 +26,8 @@ from dist_prune.regularizers import activation, polarization
 
 # Steps in which all samples must agree until a unit counts as decided under a budget.
 _PATIENCE = 50
-# How gates learn (``shape_gates``): as in the paper, and as a budget needs it unless the recipe says otherwise.
-_FORMS: dict[str, dict[str, Any]] = {
-    "paper": {"open_bias": 1.0, "backprop_to_input": True, "logit_scale": 1.0},
-    "budget": BUDGET_FORM,
-}
+# How gates learn in the paper (``shape_gates``); a budget needs another form. The recipe may say otherwise.
+_PAPER_FORM: dict[str, Any] = {"open_bias": 1.0, "backprop_to_input": True, "logit_scale": 1.0}
 
 
 class Consensus(Method):
@@ -50,7 +47,7 @@ class Consensus(Method):
         if config.gates.kind == "none":
             yield from Dense(self.task).phases()
             return
-        options = config.gates.model_dump(exclude={"temperature", *_FORMS["paper"]})
+        options = config.gates.model_dump(exclude={"temperature", *_PAPER_FORM})
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
         budget, freezer = self._budget(module), _freezer(module, config)
         shape_gates(module, **_form(config))
@@ -77,7 +74,7 @@ class Consensus(Method):
 
 def _form(config: RunConfig) -> dict[str, Any]:
     """Options of ``shape_gates``: the recipe's; where it says nothing, what a budget needs or the paper has."""
-    default = _FORMS["paper" if config.target_macs is None else "budget"]
+    default = _PAPER_FORM if config.target_macs is None else BUDGET_FORM
     given = {name: getattr(config.gates, name) for name in default}
     return default | {name: value for name, value in given.items() if value is not None}
 

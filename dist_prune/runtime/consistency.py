@@ -82,7 +82,7 @@ def _digest(value: Any) -> str:
     """Return a hash of 64 bits, as hexadecimal digits, of a tensor or of plain data."""
     if isinstance(value, Tensor):
         # As bytes: numpy has no bfloat16, and equal bytes are what is asked for (NaN is not equal to itself).
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     else:
         content = json.dumps(value, sort_keys=True, default=str).encode()
     return hashlib.blake2b(content, digest_size=8).hexdigest()
