@@ -162,8 +162,7 @@ class OptimizerConfig(Section):
 RESUMABLE_FIELDS = frozenset({
     "data", "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "mask_samples",
     "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache", "grid_intensity",
-    "checkpoint_activations",
-    "compile",
+    "checkpoint_activations", "compile",
 })  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Uniform baselines: dense networks of the budget's MACs, trained from scratch (by depth, width or inner channels).
+"""Baselines: the dense network, and uniform ones of the budget's MACs, trained from scratch.
 
 A user who wants half of the MACs could train a plain network of that size: what gates find must beat it.
 """
@@ -23,6 +23,14 @@ from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import slice_network
 
 _WIDTHS = {"cifar_resnet": ("width", 16.0), "torchvision/mobilenet_v2": ("width_mult", 1.0)}
+
+
+class Dense(Method):
+    """Train the recipe's network as it is."""
+
+    def phases(self) -> Phases:
+        """One phase."""
+        yield Phase("dense", self.task.build(), self.task.config.epochs)
 
 
 class _Uniform(Method):
