@@ -20,11 +20,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-Kind = type[Exception]
+Kinds = type[Exception] | tuple[type[Exception], ...]
 
 
 @contextlib.contextmanager
-def reported(what: str, kinds: Kind | tuple[Kind, ...] = OSError, fix: str = "") -> Iterator[None]:
+def reported(what: str, kinds: Kinds = OSError, fix: str = "") -> Iterator[None]:
     """Turn errors of ``kinds`` into a ShardError: ``what``, the reason, and how to ``fix`` it."""
     try:
         yield

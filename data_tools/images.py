@@ -1,11 +1,11 @@
 """Encoding and decoding of single images; JPEG and PNG only, by content and not by file name."""
 
-import functools
+import contextlib
 import io
 import sys
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,9 +15,6 @@ READABLE = ("JPEG", "PNG")
 DEEP_GRAY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 GRAY_MODES = ("1", "L", *DEEP_GRAY_MODES)
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # of one image: more must be an attack
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 class ImageError(ValueError):
@@ -33,21 +30,17 @@ class ImageFacts(NamedTuple):
     extension: str
 
 
-def _one_error(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
     """Turn every error of Pillow into an ImageError; Pillow documents no list of them."""
-
-    @functools.wraps(function)
-    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        try:
-            return function(*args, **kwargs)
-        except (ImageError, MemoryError):
-            raise
-        except Image.UnidentifiedImageError as error:
-            raise ImageError("corrupt image (not a JPEG or PNG image)") from error
-        except Exception as error:
-            raise ImageError(f"corrupt image ({str(error) or type(error).__name__})") from error
-
-    return wrapped
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise ImageError("corrupt image (not a JPEG or PNG image)") from error
+    except Exception as error:
+        raise ImageError(f"corrupt image ({str(error) or type(error).__name__})") from error
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -57,16 +50,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def decode_image(data: bytes, channels: int) -> Image.Image:
-    """Decode to a loaded gray (``channels`` 1) or RGB (3) image."""
+def decode_pixels(data: bytes, channels: int) -> np.ndarray:
+    """Decode to pixels (H, W, ``channels``) in uint8: gray (1) or RGB (3)."""
     with open_image(data) as image:
         load_pixels(image)
-        return with_channels(image, channels)
-
-
-def decode_pixels(data: bytes, channels: int) -> np.ndarray:
-    """Decode to pixels (H, W, ``channels``) in uint8."""
-    pixels = np.asarray(decode_image(data, channels))
+        pixels = np.asarray(with_channels(image, channels))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -91,13 +79,13 @@ def _facts(image: Image.Image) -> ImageFacts:
     return ImageFacts(image.height, image.width, image.mode in GRAY_MODES, extension)
 
 
-@_one_error
+@_one_error()
 def load_pixels(image: Image.Image) -> None:
     """Decode an opened image."""
     image.load()
 
 
-@_one_error
+@_one_error()
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
     """Return a loaded image as gray (``channels`` 1) or RGB (3); gray of 16 bits is scaled to 8."""
     if image.mode in DEEP_GRAY_MODES:
@@ -107,7 +95,7 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-@_one_error
+@_one_error()
 def open_image(data: bytes) -> Image.Image:
     """Read the header of an image; what is so large that it must be an attack is refused."""
     if not data:

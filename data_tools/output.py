@@ -55,7 +55,8 @@ class OutputStore:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.staging_dir, ignore_errors=True)
         if self._lock.is_locked:
-            os.unlink(self._lock.lock_file)
+            with contextlib.suppress(OSError):
+                os.unlink(self._lock.lock_file)
             self._lock.release(force=True)
 
     def prepare(self) -> None:

@@ -15,21 +15,6 @@ LONGEST_REASON = 100  # characters: numpy quotes the whole header, which may be 
 SHOWN_NAMES = 4
 
 
-def raw_arrays(members: Iterable[Member]) -> tuple[Member, Member]:
-    """Return the images and the labels of a raw shard.
-
-    Raises:
-        ValueError: the shard holds anything else.
-    """
-    held = sorted(members)
-    key = split_name(held[0].name)[0] if held else ""
-    if [member.name for member in held] != [f"{key}.{part}" for part in RAW]:
-        shown = ", ".join(member.name for member in held[:SHOWN_NAMES]) or "nothing"
-        shown += f" and {len(held) - SHOWN_NAMES} more" if len(held) > SHOWN_NAMES else ""
-        raise ValueError(f"it holds {shown} where KEY.{RAW[0]} and KEY.{RAW[1]} are expected")
-    return held[0], held[1]
-
-
 def format_array(array: np.ndarray) -> memoryview:
     """Return the content of an ``npy`` file."""
     stream = io.BytesIO()
@@ -37,12 +22,27 @@ def format_array(array: np.ndarray) -> memoryview:
     return stream.getbuffer()
 
 
-def map_array(file: IO[bytes], member: Member, dtype: np.dtype, dimensions: int) -> np.ndarray:
-    """Map an array that ``format_array`` or ``numpy.save`` wrote, read-only; nothing is unpickled.
+def map_arrays(file: IO[bytes], members: Iterable[Member]) -> tuple[np.ndarray, np.ndarray]:
+    """Map the images (N, H, W, C), uint8, and the labels (N,), int64, of a raw shard, read-only.
 
     Raises:
-        ValueError: another type or number of dimensions, or not as large as its header says.
+        ValueError: the shard holds anything else; nothing is unpickled.
     """
+    held = sorted(members)
+    key = split_name(held[0].name)[0] if held else ""
+    if [member.name for member in held] != [f"{key}.{part}" for part in RAW]:
+        shown = ", ".join(member.name for member in held[:SHOWN_NAMES]) or "nothing"
+        shown += f" and {len(held) - SHOWN_NAMES} more" if len(held) > SHOWN_NAMES else ""
+        raise ValueError(f"it holds {shown} where KEY.{RAW[0]} and KEY.{RAW[1]} are expected")
+    images = _map_array(file, held[0], np.dtype(np.uint8), 4)
+    labels = _map_array(file, held[1], np.dtype(np.int64), 1)
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels")
+    return images, labels
+
+
+def _map_array(file: IO[bytes], member: Member, dtype: np.dtype, dimensions: int) -> np.ndarray:
+    """Map an array that ``format_array`` or ``numpy.save`` wrote."""
     file.seek(member.offset)
     try:
         if np.lib.format.read_magic(file) != (1, 0):

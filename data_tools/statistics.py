@@ -26,26 +26,23 @@ class ImageStatistics:
 
     def see(self, facts: ImageFacts) -> None:
         """Count the size and color of one image."""
-        self._see_size([facts.height, facts.width])
-        self.all_gray = self.all_gray and facts.gray
+        self.merge(ImageStatistics([[facts.height, facts.width]], facts.gray))
 
     def measure(self, pixels: np.ndarray) -> None:
         """Count pixels (..., C) in uint8; one channel counts as three equal ones."""
         rows = pixels.reshape(-1, pixels.shape[-1])
-        sums = rows.sum(axis=0, dtype=np.int64)
-        squares = np.square(rows, dtype=np.int64).sum(axis=0)
-        self.pixels += len(rows)
-        self.sums = _add(self.sums, np.broadcast_to(sums, 3).tolist())
-        self.sums_of_squares = _add(self.sums_of_squares, np.broadcast_to(squares, 3).tolist())
+        sums, squares = rows.sum(axis=0, dtype=np.int64), np.square(rows, dtype=np.int64).sum(axis=0)
+        three = [np.broadcast_to(values, 3).tolist() for values in (sums, squares)]
+        self.merge(ImageStatistics([], True, len(rows), *three))
 
     def merge(self, other: "ImageStatistics") -> None:
         """Add the statistics of other images."""
-        for size in other.sizes:
-            self._see_size(size)
+        new = [size for size in other.sizes if size not in self.sizes]
+        self.sizes = [*self.sizes, *new][:2]
         self.all_gray = self.all_gray and other.all_gray
         self.pixels += other.pixels
-        self.sums = _add(self.sums, other.sums)
-        self.sums_of_squares = _add(self.sums_of_squares, other.sums_of_squares)
+        self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        self.sums_of_squares = [a + b for a, b in zip(self.sums_of_squares, other.sums_of_squares, strict=True)]
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -66,11 +63,3 @@ class ImageStatistics:
         ]
         std = [max(math.sqrt(variance) / 255, SMALLEST_STD) for variance in variances]
         return tuple(round(v, 6) for v in mean[:channels]), tuple(round(v, 6) for v in std[:channels])
-
-    def _see_size(self, size: list[int]) -> None:
-        if len(self.sizes) < 2 and size not in self.sizes:
-            self.sizes.append(size)
-
-
-def _add(left: list[int], right: list[int]) -> list[int]:
-    return [a + b for a, b in zip(left, right, strict=True)]

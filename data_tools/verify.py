@@ -9,27 +9,13 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
+from data_tools import tar
 from data_tools.errors import ShardError
-from data_tools.images import ImageError, decode_image
+from data_tools.images import ImageError, decode_pixels
 from data_tools.index import Shard, ShardIndex
 from data_tools.parallel import each
-from data_tools.raw import map_array, raw_arrays
+from data_tools.raw import map_arrays
 from data_tools.store import ShardStore, open_store
-from data_tools.tar import (
-    IMAGES,
-    LABEL,
-    LARGEST_IMAGE,
-    LONGEST_LABEL,
-    Member,
-    Parts,
-    class_labels,
-    images_of,
-    is_sample,
-    members,
-    no_class,
-    samples,
-    split_name,
-)
 
 SHOWN_PER_SHARD = 20
 
@@ -108,63 +94,60 @@ class _Verifier:
 
     def _check_files(self, file: IO[bytes], report: _Report) -> int:
         """Check each sample; return their number."""
-        labels = class_labels(len(self.index.class_names))
+        labels = tar.class_labels(len(self.index.class_names))
         seen: set[str] = set()
-        for key, parts in samples(members(file)):
+        for key, parts in tar.samples(tar.members(file)):
             found = []
-            if is_sample(parts):
+            if tar.is_sample(parts):
                 report.keys.append(key)
                 found += [*self._image_problems(file, parts), *_label_problems(file, parts, labels)]
                 found += ["its key comes twice"] if key in seen else []
                 seen.add(key)
-            for extension in parts.keys() - {*IMAGES, LABEL}:
+            for extension in parts.keys() - {*tar.IMAGES, tar.LABEL}:
                 found.append(f"member .{extension} is neither an image nor a label")
             report.problems += [f"sample {key}: {problem}" for problem in found]
         return len(report.keys)
 
-    def _image_problems(self, file: IO[bytes], parts: Parts) -> Iterator[str]:
-        images = images_of(parts)
+    def _image_problems(self, file: IO[bytes], parts: tar.Parts) -> Iterator[str]:
+        images = tar.images_of(parts)
         if len(images) != 1:
             yield f"{len(images)} images where one is expected"
         for member in images:
-            if member.size > LARGEST_IMAGE:
-                yield f"an image of {member.size} bytes, {LARGEST_IMAGE} are allowed"
+            if member.size > tar.LARGEST_IMAGE:
+                yield f"an image of {member.size} bytes, {tar.LARGEST_IMAGE} are allowed"
                 continue
             try:
-                image = decode_image(_read(file, member, LARGEST_IMAGE), self.index.channels)
+                pixels = decode_pixels(_read(file, member, tar.LARGEST_IMAGE), self.index.channels)
             except ImageError as error:
                 yield str(error)
                 continue
-            size = (self.index.channels, image.height, image.width)
-            if self.index.image_shape and size != self.index.image_shape:
-                yield f"the image has the shape {size} where the index says {self.index.image_shape}"
+            shape = (self.index.channels, *pixels.shape[:2])
+            if self.index.image_shape and shape != self.index.image_shape:
+                yield f"the image has the shape {shape} where the index says {self.index.image_shape}"
 
     def _check_raw(self, file: IO[bytes], report: _Report) -> int:
         """Check the two arrays; return the number of images."""
-        held = raw_arrays(members(file))
-        images = map_array(file, held[0], np.dtype(np.uint8), 4)
-        labels = map_array(file, held[1], np.dtype(np.int64), 1)
-        report.keys.append(split_name(held[0].name)[0])
+        held = list(tar.members(file))
+        images, labels = map_arrays(file, held)
+        report.keys.append(tar.split_name(held[0].name)[0])
         height, width, channels = images.shape[1:]
         if (channels, height, width) != self.index.image_shape:
             report.problems.append(
                 f"the images have the shape {(channels, height, width)} where the index says {self.index.image_shape}"
             )
-        if len(images) != len(labels):
-            report.problems.append(f"{len(images)} images and {len(labels)} labels")
         classes = len(self.index.class_names)
         for row in np.flatnonzero((labels < 0) | (labels >= classes)):
-            report.problems.append(f"sample {row}: {no_class(str(labels[row]), classes)}")
+            report.problems.append(f"sample {row}: {tar.no_class(str(labels[row]), classes)}")
         return len(images)
 
 
-def _label_problems(file: IO[bytes], parts: Parts, labels: dict[str, int]) -> Iterator[str]:
-    label = _read(file, parts[LABEL], LONGEST_LABEL).decode(errors="replace") if LABEL in parts else ""
+def _label_problems(file: IO[bytes], parts: tar.Parts, labels: dict[str, int]) -> Iterator[str]:
+    label = _read(file, parts[tar.LABEL], tar.LONGEST_LABEL).decode(errors="replace") if tar.LABEL in parts else ""
     if label not in labels:
-        yield no_class(label, len(labels))
+        yield tar.no_class(label, len(labels))
 
 
-def _read(file: IO[bytes], member: Member, limit: int) -> bytes:
+def _read(file: IO[bytes], member: tar.Member, limit: int) -> bytes:
     return os.pread(file.fileno(), min(member.size, limit), member.offset)
 
 

@@ -47,10 +47,9 @@ def read_digits(folder: Path | None, options: ReadOptions) -> RawData:
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / BRIGHTEST_DIGIT)).astype(np.uint8)
     labels = digits.target.astype(int)
-    chosen = dict(zip(("train", "test"), stratified_split(labels.tolist(), DIGITS_TESTED / len(labels)), strict=True))
     splits = {
         name: ArraySplit(f"digits {name}", pixels[numbers], labels[numbers].tolist())
-        for name, numbers in chosen.items()
+        for name, numbers in stratified_split(labels.tolist(), DIGITS_TESTED / len(labels)).items()
     }
     return RawData("digits", tuple(map(str, digits.target_names)), splits)
 

@@ -205,8 +205,8 @@ def read_archive(path: Path, names: Iterable[str], fix: str) -> list[bytes]:
         return [(tar.extractfile(name) or io.BytesIO()).read() for name in names]
 
 
-def stratified_split(labels: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
-    """Divide positions into (train, test), each class in proportion, always in the same way.
+def stratified_split(labels: Sequence[int], fraction: float) -> dict[str, list[int]]:
+    """Divide positions into ``train`` and ``test``, each class in proportion, always in the same way.
 
     The test part has ``round(fraction * N)`` positions, unless that would leave a class without
     an image to train on. Positions keep their order within both parts.
@@ -224,4 +224,4 @@ def stratified_split(labels: Sequence[int], fraction: float) -> tuple[list[int],
     for label, number in zip(classes, quota, strict=True):
         positions = np.flatnonzero(np.asarray(labels) == label)
         is_test[rng.permutation(positions)[:number]] = True
-    return np.flatnonzero(~is_test).tolist(), np.flatnonzero(is_test).tolist()
+    return {"train": np.flatnonzero(~is_test).tolist(), "test": np.flatnonzero(is_test).tolist()}

@@ -139,12 +139,12 @@ def _divide(split: FileSplit, test_fraction: float | None) -> dict[str, FileSpli
         )
     if not 0 < test_fraction < 1:
         raise ShardError(f"--test_fraction is {test_fraction}: expected a number between 0 and 1")
-    train, test = stratified_split(split.labels, test_fraction)
-    if not test:
-        raise ShardError(f"--test_fraction {test_fraction} of {len(train)} images leaves none to test with")
+    chosen = stratified_split(split.labels, test_fraction)
+    if not chosen["test"]:
+        raise ShardError(f"--test_fraction {test_fraction} of {len(split.labels)} images leaves none to test with")
     return {
         name: FileSplit(split.root, [split.names[n] for n in numbers], [split.labels[n] for n in numbers])
-        for name, numbers in (("train", train), ("test", test))
+        for name, numbers in chosen.items()
     }
 
 

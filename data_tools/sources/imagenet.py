@@ -66,8 +66,8 @@ def read_imagenet(folder: Path | None, options: ReadOptions) -> RawData:
     refuse_test_fraction(options.test_fraction, "imagenet")
     if (folder / TRAIN_TAR).is_file():
         return _read_tars(folder, options.progress)
-    if find_parquet(folder):
-        return read_parquet("imagenet", folder, options)
+    if paths := find_parquet(folder):
+        return read_parquet(folder, paths, options)
     raise ShardError(f"no ImageNet in {folder}: expected {FORMS}")
 
 

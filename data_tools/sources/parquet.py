@@ -1,4 +1,4 @@
-"""Image data sets as Hugging Face exports them: parquet files with the columns ``image`` and ``label``."""
+"""ImageNet as Hugging Face exports it: parquet files with the columns ``image`` and ``label``."""
 
 import json
 import tempfile
@@ -26,9 +26,8 @@ def find_parquet(folder: Path) -> dict[str, list[Path]]:
     return {}
 
 
-def read_parquet(name: str, folder: Path, options: ReadOptions) -> RawData:
-    """Unpack the images of all parquet files into one temporary file, where each of them can be had."""
-    paths = find_parquet(folder)
+def read_parquet(folder: Path, paths: dict[str, list[Path]], options: ReadOptions) -> RawData:
+    """Unpack the images of the files of each split into one temporary file, where each of them can be had."""
     with reported(f"cannot unpack {folder} to {options.scratch}"):
         options.scratch.mkdir(parents=True, exist_ok=True)
         spool = tempfile.TemporaryFile(dir=options.scratch)  # noqa: SIM115  gone when the splits are
@@ -42,7 +41,7 @@ def read_parquet(name: str, folder: Path, options: ReadOptions) -> RawData:
         names = tuple(str(label) for label in range(highest + 1))
     if highest >= len(names):
         raise ShardError(f"{folder} has labels up to {highest}, but names {len(names)} classes")
-    return RawData(name, names, splits)
+    return RawData("imagenet", names, splits)
 
 
 def _unpack(paths: list[Path], spool: IO[bytes], bar: "tqdm[None]") -> PackedSplit:

@@ -70,20 +70,25 @@ def measure(
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device here; remove --device cuda")
     device = torch.device(options.device)
-    networks: dict[str, nn.Module | None] = {DENSE: architecture.build().eval(), SLICED: sliced}
+    networks: dict[str, nn.Module] = {DENSE: architecture.build().eval(), SLICED: sliced}
     sizes: dict[str, Any] = {name: _size(network, input_shape) for name, network in networks.items()}
     reference = reference_network(architecture, kept)
-    fits = reference is not None and _size(reference, input_shape) == sizes[SLICED]
-    networks[REFERENCE], sizes[REFERENCE] = (reference, sizes[SLICED]) if fits else (None, None)
-    ready = {n: _prepared(network, device, options) for n, network in networks.items() if network is not None}
+    sizes[REFERENCE] = None
+    if reference is not None and _size(reference, input_shape) == sizes[SLICED]:
+        networks[REFERENCE], sizes[REFERENCE] = reference, sizes[SLICED]
+    ready = {name: _prepared(network, device, options) for name, network in networks.items()}
     meter = EnergyMeter(find_sensors(device), device)
-    rows: list[dict[str, Any]] = []
-    for batch in options.batches:
-        rows += _measured_at(batch, ready, sizes, input_shape, device, options, meter)
+    rows = [row for batch in options.batches for row in _measured_at(batch, ready, input_shape, options, meter)]
     return {
         "architecture": architecture.as_dict(),
         "input_shape": list(input_shape),
-        **_setting(device, options),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": "bf16 (autocast)" if options.bf16 else "fp32",
+        "memory_format": "channels_last" if options.channels_last else "contiguous",
+        "compiled": options.compile,
+        "grid_intensity": options.grid_intensity,
         "energy_sensors": meter.sensors,
         "energy_missing": list(meter.missing),
         "sizes": sizes,
@@ -91,8 +96,7 @@ def measure(
     }
 
 
-def _size(network: nn.Module | None, input_shape: Sequence[int]) -> dict[str, int]:
-    assert network is not None
+def _size(network: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
     return {"macs": count_macs(network, input_shape), "parameters": count_parameters(network)}
 
 
@@ -107,27 +111,27 @@ def _prepared(network: nn.Module, device: torch.device, options: Options) -> nn.
 
 @torch.inference_mode()
 def _measured_at(
-    batch: int,
-    networks: Mapping[str, nn.Module],
-    sizes: Mapping[str, Any],
-    input_shape: Sequence[int],
-    device: torch.device,
-    options: Options,
-    meter: EnergyMeter,
+    batch: int, networks: Mapping[str, nn.Module], input_shape: Sequence[int], options: Options, meter: EnergyMeter
 ) -> list[dict[str, Any]]:
+    device = torch.device(options.device)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     images = torch.randn(batch, *input_shape, device=device).contiguous(memory_format=layout)
     runs = {name: _run(network, images, options.bf16) for name, network in networks.items()}
     timings = time_interleaved(runs, device, options.seconds)
     joules = joules_of(runs, device, meter, options.seconds)
-    # Compiled code makes its tensors unseen on the CPU.
-    weighed = device.type == "cuda" or not options.compile
     rows = []
-    for name in sizes:
-        timing = timings.get(name)
-        memory = peak_memory(runs[name], device) + _weights(networks[name]) if timing and weighed else None
-        figures = {**_figures(timing, timings, batch), "peak_memory": memory}
-        rows.append({"batch": batch, "network": name, **figures, **_energy(joules.get(name), batch, options)})
+    for name, run in runs.items():
+        figures = _figures(timings[name], timings, batch)
+        # Compiled code makes its tensors unseen on the CPU.
+        weighed = device.type == "cuda" or not options.compile
+        figures["peak_memory"] = peak_memory(run, device) + _weights(networks[name]) if weighed else None
+        energy = joules[name]
+        each = figures["joules_per_image"] = None if energy is None else energy / batch
+        if options.grid_intensity is not None:
+            figures["co2_grams_per_image"] = co2_grams(each, options.grid_intensity)
+        rows.append({"batch": batch, "network": name, **figures})
+    if REFERENCE not in runs:
+        rows.append({**dict.fromkeys(rows[0]), "batch": batch, "network": REFERENCE})
     return rows
 
 
@@ -143,46 +147,22 @@ def _weights(network: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
 
 
-def _figures(timing: Timing | None, others: Mapping[str, Timing], batch: int) -> dict[str, Any]:
+def _figures(timing: Timing, others: Mapping[str, Timing], batch: int) -> dict[str, Any]:
     """Latency in milliseconds, images a second (quartiles as the spread), and gains over the other networks."""
-    keys = ["rounds", "latency_ms", "latency_ms_quartiles", "images_per_second"]
-    keys += ["images_per_second_quartiles"]
-    gains = (("gain_over_dense", DENSE), ("gain_over_reference", REFERENCE))
-    if timing is None:
-        return dict.fromkeys([*keys, *(key for key, _ in gains)])
     low, high = timing.quartiles
-    latency = [round(1000 * seconds, 4) for seconds in (timing.median, low, high)]
-    throughput = [round(batch / seconds, 2) for seconds in (timing.median, high, low)]
-    values = (len(timing.seconds), latency[0], latency[1:], throughput[0], throughput[1:])
-    over = {key: round(timing.gain_over(others[name]), 4) if name in others else None for key, name in gains}
-    return {**dict(zip(keys, values, strict=True)), **over}
-
-
-def _energy(joules: float | None, batch: int, options: Options) -> dict[str, Any]:
-    """Energy of one image, and its CO2 where the grid intensity is known."""
-    each = None if joules is None else joules / batch
-    grid = options.grid_intensity
-    co2 = {} if grid is None else {"co2_grams_per_image": co2_grams(each, grid)}
-    return {"joules_per_image": each, **co2}
-
-
-def _setting(device: torch.device, options: Options) -> dict[str, Any]:
+    gains = {f"gain_over_{name}": others.get(name) for name in (DENSE, REFERENCE)}
     return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "precision": "bf16 (autocast)" if options.bf16 else "fp32",
-        "memory_format": "channels_last" if options.channels_last else "contiguous",
-        "compiled": options.compile,
-        "grid_intensity": options.grid_intensity,
+        "rounds": len(timing.seconds),
+        "latency_ms": round(1000 * timing.median, 4),
+        "latency_ms_quartiles": [round(1000 * low, 4), round(1000 * high, 4)],
+        "images_per_second": round(batch / timing.median, 2),
+        "images_per_second_quartiles": [round(batch / high, 2), round(batch / low, 2)],
+        **{key: None if other is None else round(timing.gain_over(other), 4) for key, other in gains.items()},
     }
 
 
 def _processor() -> str:
-    """Name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return (named or [platform.processor() or platform.machine()])[0]

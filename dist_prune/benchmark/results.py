@@ -51,12 +51,8 @@ def _cells(row: Mapping[str, Any], size: Mapping[str, int] | None) -> list[str]:
         f"{row['gain_over_dense']:.2f}",
         NOT_MEASURED if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.1f} MB",
         plain(row["joules_per_image"]),
-        *([_milligrams(row["co2_grams_per_image"])] if "co2_grams_per_image" in row else []),
+        *([plain(row["co2_grams_per_image"], 1000)] if "co2_grams_per_image" in row else []),
     ]
-
-
-def _milligrams(mass: float | None) -> str:
-    return NOT_MEASURED if mass is None else plain(1000 * mass)
 
 
 def _unmeasured(result: Mapping[str, Any]) -> bool:

@@ -1,1 +1,1 @@
-"""The command line: one file a command. Importing it loads no torch until a command needs it."""
+"""The command line: a function a command. Importing it loads no torch until a command needs it."""

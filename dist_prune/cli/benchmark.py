@@ -7,13 +7,13 @@ import os
 import re
 from pathlib import Path
 
-from dist_prune.cli.arguments import command_parser, positive
+from dist_prune.cli.arguments import positive
+from dist_prune.cli.sliced import sliced_parser
 
 
 def benchmark(arguments: list[str]) -> None:
     """Time a run's sliced network, or a sliced checkpoint, next to the dense one and to a reference of its shape."""
-    parser = command_parser("benchmark", benchmark.__doc__)
-    parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
+    parser = sliced_parser("benchmark", benchmark.__doc__)
     parser.add_argument(
         "--batch", type=_numbers, dest="batches", default=(1, 32, 256), metavar="N,N,...", help="default: 1,32,256"
     )

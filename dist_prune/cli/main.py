@@ -17,14 +17,11 @@ from typing import NoReturn
 
 from dist_prune import __version__
 from dist_prune.cli.benchmark import benchmark
-from dist_prune.cli.collapse import collapse
-from dist_prune.cli.evaluate import evaluate
-from dist_prune.cli.export import export
 from dist_prune.cli.library_messages import hide_library_messages
-from dist_prune.cli.naive import naive
 from dist_prune.cli.recipes import recipes
 from dist_prune.cli.report import report
 from dist_prune.cli.shards import shards
+from dist_prune.cli.sliced import collapse, evaluate, export, naive
 from dist_prune.cli.train import train
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
 from dist_prune.runtime.launch import complete_environment
@@ -32,14 +29,7 @@ from dist_prune.runtime.streams import tolerate_broken_pipes
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "recipes": recipes,
-    "collapse": collapse,
-    "evaluate": evaluate,
-    "export": export,
-    "benchmark": benchmark,
-    "naive": naive,
-    "report": report,
-    "shards": shards,
+    command.__name__: command for command in (recipes, collapse, evaluate, export, benchmark, naive, report, shards)
 }
 _PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 

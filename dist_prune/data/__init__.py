@@ -3,6 +3,7 @@
 from data_tools import ShardError
 from dist_prune.data.loader import ImageData
 from dist_prune.data.locate import open_data
+from dist_prune.data.transforms import Batch
 from dist_prune.data.workers import ReadingFailed
 
-__all__ = ["ImageData", "ReadingFailed", "ShardError", "open_data"]
+__all__ = ["Batch", "ImageData", "ReadingFailed", "ShardError", "open_data"]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -80,8 +79,3 @@ def cutmix(images: Tensor, targets: Tensor, share: float, draws: np.ndarray) -> 
 def _around(center: float, length: float, limit: int) -> tuple[int, int]:
     begin = round(center - length / 2)
     return max(0, begin), min(limit, begin + round(length))
-
-
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Labels (B,) as probabilities (B, classes), float32."""
-    return F.one_hot(labels, classes).to(torch.float32)

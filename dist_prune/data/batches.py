@@ -1,5 +1,6 @@
 """The batches of one rank by number, read and augmented; unreadable samples end the run or are skipped."""
 
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from data_tools import ShardError
 from data_tools.images import ImageError
 from dist_prune.data.batch_rng import BatchRng
-from dist_prune.data.plan import EvalPlan, Part, TrainPlan
+from dist_prune.data.plan import Part, Plan
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import ImageTransform
 from dist_prune.data.workers import ReadingFailed
@@ -33,17 +35,14 @@ class WorkerBatch(NamedTuple):
     skipped: list[str]
 
 
-class Failure(NamedTuple):
-    """An error in a worker: raised there, it would arrive wrapped in a traceback."""
-
-    error: ShardError | ReadingFailed
-
-
 @dataclass(frozen=True)
-class Batches(Dataset[WorkerBatch | Failure]):
-    """The batches of a plan. ``skip`` skips samples that cannot be read; ``views``: of each image, in a batch."""
+class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
+    """The batches of a plan; an error takes the place of its batch: raised, it would come wrapped in a traceback.
 
-    plan: TrainPlan | EvalPlan
+    ``skip`` skips samples that cannot be read; ``views``: of each image, in a batch.
+    """
+
+    plan: Plan
     reader: Reader
     transform: ImageTransform
     seed: int
@@ -54,13 +53,13 @@ class Batches(Dataset[WorkerBatch | Failure]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, number: int) -> WorkerBatch | Failure:
+    def __getitem__(self, number: int) -> WorkerBatch | ShardError | ReadingFailed:
         try:
             return self._batch(self.plan.part(number))
         except ShardError as error:
-            return Failure(ShardError(str(error)))
+            return ShardError(str(error))
         except Exception as error:  # an error that escaped here would leave the other ranks waiting
-            return Failure(ReadingFailed(f"reading failed: {_described(error)}"))
+            return ReadingFailed(f"reading failed: {_described(error)}")
 
     def _batch(self, part: Part) -> WorkerBatch:
         rngs = [
@@ -95,7 +94,7 @@ class Batches(Dataset[WorkerBatch | Failure]):
         try:
             return [self.transform.prepare(sample.image, crop) for crop in crops], sample.label
         except ImageError as error:
-            raise ShardError(f"{sample.place}: {error}") from error
+            raise ShardError(f"{sample.place()}: {error}") from error
 
 
 def _described(error: Exception) -> str:
@@ -103,3 +102,24 @@ def _described(error: Exception) -> str:
     *_, last = traceback.extract_tb(error.__traceback__)
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return f"{text} (in {last.name}, {Path(last.filename).name}, line {last.lineno})"
+
+
+class Skipped:
+    """The samples that this rank skipped."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._reported: set[str] = set()
+
+    def add(self, messages: Sequence[str]) -> None:
+        """Count one sample for each message, and print on standard error those not reported before."""
+        self._count += len(messages)
+        for message in messages:
+            if message not in self._reported:
+                self._reported.add(message)
+                tqdm.write(f"skipped: {message}", file=sys.stderr)
+
+    def take(self) -> int:
+        """Return the number of samples since the last call."""
+        count, self._count = self._count, 0
+        return count

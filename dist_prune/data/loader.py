@@ -10,11 +10,9 @@ import torch
 from data_tools import ShardError, ShardIndex, ShardStore
 from dist_prune.config import AugmentConfig
 from dist_prune.data import plan
-from dist_prune.data.batch_transform import Batch, BatchTransform
-from dist_prune.data.batches import Batches, Failure
+from dist_prune.data.batches import Batches, Skipped
 from dist_prune.data.reader import Reader
-from dist_prune.data.skipped import Skipped
-from dist_prune.data.transforms import ImageTransform, output_size, resized_side
+from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size, resized_side
 from dist_prune.data.workers import read
 
 CPU = torch.device("cpu")
@@ -24,21 +22,29 @@ CPU = torch.device("cpu")
 class ImageData:
     """A data set in shards and how its images are read.
 
-    ``seed`` decides order and augmentation; ``workers`` is the number of reading processes of each
-    rank (0: none, the rank reads by itself); ``image_size`` None keeps the size of the images;
-    ``bad_data`` says whether a sample that cannot be read is an ``error``, or skipped (``skip``)
-    and counted in ``skipped``.
+    Raises:
+        ShardError: ``seed`` or ``workers`` is negative; the images differ in size, and there is no ``image_size``.
     """
 
     index: ShardIndex
     store: ShardStore
+    # Of order and augmentation.
     seed: int = 1
+    # Reading processes of each rank; with 0 the rank reads by itself.
     workers: int = 1
+    # The side of the (then square) images in pixels; None keeps theirs.
     image_size: int | None = None
+    # Of training images.
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     channels_last: bool = False
+    # ``error``, or ``skip`` to count samples that cannot be read in ``skipped`` and leave them out.
     bad_data: str = "error"
     skipped: Skipped = field(default_factory=Skipped, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.workers < 0:
+            raise ShardError(f"seed ({self.seed}) and workers ({self.workers}) must not be negative")
+        output_size(self.index, self.image_size)
 
     @property
     def num_classes(self) -> int:
@@ -106,17 +112,10 @@ class ImageData:
             ShardError: missing or damaged data (raised when it is reached).
             ReadingFailed: a worker was killed, or reading raised anything else.
         """
-        train_plan = plan.TrainPlan(
-            self.index.split("train").shard_lengths,
-            seed=self.seed,
-            epoch=epoch,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-            rank=rank,
-            world_size=world_size,
-        )
-        batches = self._batches("train", train_plan, epoch, training=True, views=views)
-        return self._deliver(batches, skip_steps * train_plan.accumulation, True, device)
+        order = plan.Order(self.index.split("train").shard_lengths, self.seed, epoch, global_batch)
+        train_plan = plan.TrainPlan(order, micro_batch, rank, world_size)
+        first = skip_steps * train_plan.accumulation
+        return self._deliver("train", train_plan, device, epoch, first, views)
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
@@ -146,28 +145,27 @@ class ImageData:
             ShardError: no such split (at once); missing or damaged data (when it is reached).
             ReadingFailed: as ``train_batches``.
         """
-        eval_plan = plan.EvalPlan(
-            self.index.split(split).shard_lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
-        )
-        return self._deliver(self._batches(split, eval_plan, 0, training=False), 0, False, device)
+        lengths = self.index.split(split).shard_lengths
+        eval_plan = plan.EvalPlan(lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit)
+        return self._deliver(split, eval_plan, device)
 
-    def _batches(
-        self, split: str, chosen: plan.TrainPlan | plan.EvalPlan, epoch: int, training: bool, views: int = 1
-    ) -> Batches:
+    def _deliver(
+        self, split: str, chosen: plan.Plan, device: torch.device, epoch: int = 0, first: int = 0, views: int = 1
+    ) -> Iterator[Batch]:
+        """Read the batches of a plan from number ``first`` on and make them ready on the device."""
+        training = isinstance(chosen, plan.TrainPlan)
         reader = Reader(self.store, self.index, split, chosen.shards)
-        transform = ImageTransform(self.index, self.image_size, self.augment, training)
-        return Batches(chosen, reader, transform, self.seed, epoch, skip=self.bad_data == "skip", views=views)
-
-    def _deliver(self, batches: Batches, first: int, training: bool, device: torch.device) -> Iterator[Batch]:
-        """Read the batches from number ``first`` on and make them ready on the device."""
-        numbers, width = range(first, len(batches)), self.input_shape[-1]
-        transform = BatchTransform(self.index, width, self.augment if training else None, self.channels_last, device)
+        on_images = ImageTransform(self.index, self.image_size, self.augment, training)
+        mixing = self.augment if training else AugmentConfig()
+        on_batch = BatchTransform(self.index, self.input_shape[-1], mixing, self.channels_last, device)
+        batches = Batches(chosen, reader, on_images, self.seed, epoch, skip=self.bad_data == "skip", views=views)
+        numbers = range(first, len(batches))
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
             for item in arriving:
-                if isinstance(item, Failure):
-                    raise item.error
+                if isinstance(item, Exception):
+                    raise item
                 self.skipped.add(item.skipped)
                 if len(item.labels):
-                    yield transform(item.pixels, item.labels, item.rng)
+                    yield on_batch(item.pixels, item.labels, item.rng)
                 elif training:  # the other ranks would wait for this one forever
                     raise ShardError(f"all {len(item.skipped)} images of a batch are unreadable: fix the data")

@@ -57,6 +57,7 @@ class Order:
     def __init__(self, shard_lengths: tuple[int, ...], seed: int, epoch: int, global_batch: int) -> None:
         total = sum(shard_lengths)
         self.steps = steps_per_epoch(total, global_batch)
+        self.global_batch = global_batch
         self._key = seed, epoch
         self.sequence = ShardSequence(
             shard_lengths,
@@ -99,14 +100,10 @@ class ShardSequence:
     """The samples of a split, shard after shard in a given order, rotated by ``offset``."""
 
     def __init__(self, shard_lengths: tuple[int, ...], order: np.ndarray, offset: int = 0) -> None:
+        self.shards: list[int] = order.tolist()  # in the order in which they are read
         self._order, self._offset = order, offset
         self._ends = np.asarray(shard_lengths)[order].cumsum()
         self._starts = self._ends - np.asarray(shard_lengths)[order]
-
-    @property
-    def shards(self) -> list[int]:
-        """The shards in the order in which they are read."""
-        return self._order.tolist()
 
     def samples(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (shards, rows) of these positions of the sequence; all (B,), int64."""
@@ -122,28 +119,18 @@ class TrainPlan:
     from (m * W + r) * micro_batch on; the noise of stochastic gates relies on that.
 
     Raises:
-        PlanError: the global batch exceeds the data or is no multiple of ranks times micro-batch.
+        PlanError: the global batch is no multiple of ranks times micro-batch.
     """
 
-    def __init__(
-        self,
-        shard_lengths: tuple[int, ...],
-        *,
-        seed: int,
-        epoch: int,
-        global_batch: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        if micro_batch < 1 or global_batch % (micro_batch * world_size):
+    def __init__(self, order: Order, micro_batch: int, rank: int, world_size: int) -> None:
+        if micro_batch < 1 or order.global_batch % (micro_batch * world_size):
             raise PlanError(
-                f"the global batch size {global_batch} is no multiple of {world_size} ranks x micro-batch {micro_batch}"
+                f"the global batch size {order.global_batch} is no multiple of "
+                f"{world_size} ranks x micro-batch {micro_batch}"
             )
-        self.accumulation = global_batch // (micro_batch * world_size)
+        self.accumulation = order.global_batch // (micro_batch * world_size)
         self._micro_batch, self._rank, self._world_size = micro_batch, rank, world_size
-        self._order = Order(shard_lengths, seed, epoch, global_batch)
-        self.shards = self._order.sequence.shards
+        self._order, self.shards = order, order.sequence.shards
 
     def __len__(self) -> int:
         return self._order.steps * self.accumulation
@@ -179,3 +166,6 @@ class EvalPlan:
         first = self._begin + number * self._batch_size
         positions = np.arange(first, min(first + self._batch_size, self._end))
         return Part(number, 0, *self._sequence.samples(positions))
+
+
+Plan = TrainPlan | EvalPlan

@@ -1,34 +1,138 @@
-"""Samples of a split by shard and number, in either format; shards are opened on first use."""
+"""Samples of a split by shard and number, in either format; shards are opened on first use.
+
+Nothing is extracted and nothing is unpickled. Opening a shard finds out whether it agrees with the index.
+"""
 
 import contextlib
+import functools
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data_tools import ShardError, ShardIndex, ShardStore
-from data_tools.tar import class_labels, no_class
+from data_tools import ShardError, ShardIndex, ShardStore, tar
+from data_tools.errors import reported
+from data_tools.raw import map_arrays
 from dist_prune.data.plan import BLOCK_SHARDS
-from dist_prune.data.shard import MissingShard, OpenShard, open_shard
 
 OPEN_SHARDS = 64  # the shuffle blocks of all partitions (see plan.py) span some 50 at a time
 FETCHES = 3  # of a shard that another process evicts from the cache before it is opened
+NOWHERE = (0, -1)  # (offset, size) of a missing part
+
+
+class MissingShard(ShardError):
+    """There is no such file."""
+
+
+def _row(parts: tar.Parts) -> list[tuple[int, int]]:
+    images, label = tar.images_of(parts), parts.get(tar.LABEL)
+    first = next(iter(parts.values()))
+    return [images[0][1:] if len(images) == 1 else NOWHERE, label[1:] if label else NOWHERE, first[1:]]
+
+
+class FilesShard:
+    """An open shard of members ``KEY.jpg`` or ``KEY.png``, and ``KEY.cls``; others are ignored.
+
+    Samples are 0 to ``length``, exclusive. Not to be shared with forked processes.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as the shard is
+        rows = [_row(parts) for _, parts in tar.samples(tar.members(self._file)) if tar.is_sample(parts)]
+        # (N, 3, 2): of each sample the image, the label, and the first member; offset and size
+        self._parts = np.array(rows, dtype=np.int64)
+        self.name, self.length = name, len(rows)
+
+    def image(self, number: int) -> bytes:
+        """Return an encoded image."""
+        offset, size = self._part(number, 0)
+        if size > tar.LARGEST_IMAGE:
+            raise ShardError(f"{self.place(number)}: an image of {size} bytes, {tar.LARGEST_IMAGE} are allowed")
+        return self._read(offset, size)
+
+    def label(self, number: int) -> str:
+        """Return the text of a label, or the beginning of one that is too long to be any."""
+        offset, size = self._part(number, 1)
+        return self._read(offset, min(size, tar.LONGEST_LABEL)).decode(errors="replace")
+
+    def place(self, number: int) -> str:
+        """Return shard and key, which is in the header before the first member."""
+        offset, _ = self._part(number, 2)
+        key, _ = tar.split_name(tar.member_name(self._read(offset - tar.BLOCK, tar.BLOCK)))
+        return f"{self.name}, sample {key}"
+
+    def _part(self, number: int, part: int) -> tuple[int, int]:
+        offset, size = self._parts[number, part].tolist()
+        if (offset, size) == NOWHERE:
+            raise ShardError(
+                f"damaged shard: {self.place(number)} lacks its image or its label, or has two images; "
+                "make or copy it again"
+            )
+        return offset, size
+
+    def _read(self, offset: int, size: int) -> bytes:
+        with reported(f"cannot read shard {self.name}"):
+            data = os.pread(self._file.fileno(), size, offset)
+        if len(data) < size:
+            raise ShardError(f"damaged shard {self.name}: it became shorter; make or copy it again")
+        return data
+
+
+class RawShard:
+    """An open shard of ``KEY.images.npy`` (N, H, W, C), uint8, and ``KEY.labels.npy`` (N,), int64; both are mapped."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        with open(path, "rb", buffering=0) as file:
+            self._images, self._labels = map_arrays(file, tar.members(file))
+        self.name, self.length = name, len(self._images)
+
+    def image(self, number: int) -> np.ndarray:
+        """Return pixels (H, W, C), uint8, which are not to be written to."""
+        return self._images[number]
+
+    def label(self, number: int) -> str:
+        """Return a label."""
+        return str(self._labels[number])
+
+    def place(self, number: int) -> str:
+        """Return shard and number; raw samples have no keys."""
+        return f"{self.name}, sample {number}"
+
+
+OpenShard = FilesShard | RawShard
+
+
+def open_shard(path: Path, length: int, format: str, name: str | None = None) -> OpenShard:
+    """Open a shard of the index's ``format`` (``files`` or ``raw``); ``name`` is what messages call it.
+
+    Raises:
+        MissingShard: there is no such file.
+        ShardError: it is no tar that may be read, or holds more or fewer samples than ``length``.
+    """
+    name = name or str(path)
+    try:
+        opened: OpenShard = RawShard(path, name) if format == "raw" else FilesShard(path, name)
+        if opened.length != length:
+            raise ValueError(f"found {opened.length} samples, expected {length}")
+        return opened
+    except FileNotFoundError as error:
+        raise MissingShard(f"missing shard {name}: the index lists it; make or copy it again") from error
+    except OSError as error:
+        raise ShardError(f"cannot read shard {name}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ShardError(f"damaged shard {name}: {error}; make or copy it again") from error
 
 
 class Sample(NamedTuple):
-    """A stored image, encoded or as pixels (H, W, C), its label, and for messages its shard and number."""
+    """A stored image, encoded or as pixels (H, W, C), its label, and for messages its shard and key."""
 
     image: bytes | np.ndarray
     label: int
-    shard: OpenShard
-    number: int
-
-    @property
-    def place(self) -> str:
-        """Shard and key."""
-        return self.shard.place(self.number)
+    place: Callable[[], str]
 
 
 class Reader:
@@ -36,7 +140,7 @@ class Reader:
 
     def __init__(self, store: ShardStore, index: ShardIndex, split: str, order: Sequence[int]) -> None:
         self._store, self._index, self._shards = store, index, index.split(split).shards
-        self._labels = class_labels(len(index.class_names))
+        self._labels = tar.class_labels(len(index.class_names))
         self._following = {number: order[at + 1 : at + 1 + BLOCK_SHARDS] for at, number in enumerate(order)}
         self._open: OrderedDict[int, OpenShard | ShardError] = OrderedDict()
 
@@ -50,8 +154,8 @@ class Reader:
         opened = self._opened(shard)
         label = opened.label(number)
         if label not in self._labels:
-            raise ShardError(f"{opened.place(number)}: {no_class(label, len(self._labels))}")
-        return Sample(opened.image(number), self._labels[label], opened, number)
+            raise ShardError(f"{opened.place(number)}: {tar.no_class(label, len(self._labels))}")
+        return Sample(opened.image(number), self._labels[label], functools.partial(opened.place, number))
 
     def _opened(self, number: int) -> OpenShard:
         """Return an open shard; one that failed is not tried again for each of its samples."""

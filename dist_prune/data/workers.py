@@ -40,21 +40,17 @@ def read(items: Dataset[_Item], numbers: range, workers: int, pin_memory: bool) 
     Raises:
         ReadingFailed: a worker was killed, or reading raised what it should not.
     """
-    forked: dict[str, Any] = {
-        "num_workers": workers,
-        "prefetch_factor": PREFETCHED_ITEMS,
-        "multiprocessing_context": _Fork(),
-        "worker_init_fn": _start_worker,
-    }
     loader = DataLoader(
         items,
         batch_size=None,
         sampler=numbers,
-        collate_fn=_unchanged,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED_ITEMS if workers else None,
+        multiprocessing_context=_Fork() if workers else None,
+        worker_init_fn=_start_worker,
         pin_memory=pin_memory,
         # Its own generator: the loader draws a number for its workers, by default from the global one.
         generator=torch.Generator(),
-        **(forked if workers else {}),
     )
     arriving = _arriving(loader)
     _unfinished.add(arriving)
@@ -65,10 +61,7 @@ def _arriving(loader: DataLoader[_Item]) -> Generator[_Item, None, None]:
     items: Any = None
     try:
         items = _iterate(loader)
-        item = next(items, None)
-        while item is not None:
-            yield item
-            item = next(items, None)
+        yield from items
     except Exception as error:
         raise ReadingFailed(_reason(error, getattr(items, "_workers", ()))) from error
     finally:  # an error would keep the loader's iterator alive, and its workers
@@ -104,10 +97,6 @@ def _reason(error: Exception, workers: Any) -> str:
         return f"a worker that reads data has ended with exit code {ended[0]}"
     number = signal.Signals(-ended[0])
     return f"a worker that reads data was ended by {number.name}{_HINTS.get(number, '')}"
-
-
-def _unchanged(item: _Item) -> _Item:
-    return item
 
 
 class _Worker(ForkProcess):

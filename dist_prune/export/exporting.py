@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,18 @@ def export_sliced(
         folded = foldable_norms(record(model, images[:RECORDED_AT]), model) if fold_bn else {}
         fold_batch_norms(model, folded)
         model = model.half() if half else model
-        with _beside(target) as draft:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as beside:
+            draft = Path(beside) / target.name
             _write(chosen, model, images[:RECORDED_AT], config, draft)
             tolerance = LOGIT_TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(expected[-1].abs().max()))
             difference = _checked(chosen, draft, images, expected, tolerance, "; remove --half" if half else "")
-            _place(draft, target)
+            place = replace_folder if draft.is_dir() else os.replace
+            place(draft, target)
+    files = target.iterdir() if target.is_dir() else [target]
     return {
         "exported": str(target),
-        "megabytes": f"{sum(path.stat().st_size for path in _files(target)) / 1e6:.2f}",
+        "megabytes": f"{sum(path.stat().st_size for path in files) / 1e6:.2f}",
         "weights": "fp16" if half else "fp32",
         "batch norms folded": f"{len(folded)} of {norms}",
         "checked at batch sizes": ", ".join(map(str, BATCHES)),
@@ -81,30 +84,6 @@ def _target(format: Format, folder: Path, out: str | Path | None) -> Path:
         if target.resolve() == find_sliced(folder).resolve():
             raise UserError(f"--out {target} is what is to be exported; name another folder")
     return target
-
-
-@contextlib.contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """Give a path next to ``target`` for a draft, and remove the draft in any case."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.stem}.{os.getpid()}.draft{target.suffix}")
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            draft.unlink()
-
-
-def _place(draft: Path, target: Path) -> None:
-    if draft.is_dir():
-        replace_folder(draft, target)
-    else:
-        os.replace(draft, target)
-
-
-def _files(path: Path) -> list[Path]:
-    return list(path.iterdir()) if path.is_dir() else [path]
 
 
 def _write(format: Format, model: nn.Module, images: Tensor, config: Mapping[str, Any], draft: Path) -> None:

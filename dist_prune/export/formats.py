@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,34 @@ def record(model: nn.Module, images: Tensor) -> ExportedProgram:
         raise RunError(f"torch.export cannot record this {name}: {first_line(error)}") from error
 
 
+@dataclass
+class Format:
+    """One format.
+
+    default: name of its file, or of its folder.
+    write: writes a network, all of it fp32 or fp16, recorded on images (B > 1, C, H, W), to a path. The mapping is the
+        config of its sliced checkpoint.
+    read: reads it back, as fp32 images (B, C, H, W) -> fp32 logits (B, classes).
+    packages: what it needs beyond this project.
+    """
+
+    default: str
+    write: Callable[[nn.Module, Tensor, Mapping[str, Any], Path], None]
+    read: Callable[[Path], Callable[[Tensor], Tensor]]
+    packages: tuple[str, ...] = ()
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of its files, empty for a folder."""
+        return Path(self.default).suffix
+
+    def require(self) -> None:
+        """Raise UserError where a package is missing that the format needs."""
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(f"exporting to {self.suffix} needs {', '.join(missing)}: pip install 'dist-prune[onnx]'")
+
+
 class _Fp16(nn.Module):
     """A network that computes in fp16 and is given, and gives, fp32."""
 
@@ -45,93 +73,27 @@ class _Fp16(nn.Module):
         return self.network(images.half()).float()
 
 
-class Format(ABC):
-    """One format. ``suffix``: of its files, empty for a folder; ``packages``: what it needs beyond this project."""
-
-    suffix: str
-    default: str
-    packages: tuple[str, ...] = ()
-
-    def require(self) -> None:
-        """Raise UserError where a package is missing that the format needs."""
-        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(f"exporting to {self.suffix} needs {', '.join(missing)}: pip install 'dist-prune[onnx]'")
-
-    @abstractmethod
-    def write(self, model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
-        """Write ``model`` (all of it fp32 or fp16) to ``path``; config: that of its sliced checkpoint."""
-
-    @abstractmethod
-    def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """The written network: fp32 images (B, C, H, W) -> fp32 logits (B, classes)."""
+def _record_fp32(model: nn.Module, images: Tensor) -> ExportedProgram:
+    """Record the network so that images and logits are fp32, whatever its weights are."""
+    return record(_Fp16(model).eval() if next(model.parameters()).dtype == torch.float16 else model, images)
 
 
-class Pt2(Format):
-    """``torch.export``'s own archive: torch reads it, in Python or C++."""
-
-    suffix, default = ".pt2", "model.pt2"
-
-    def write(self, model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
-        """Weights, graph, and ``config.json`` as an extra file of the archive."""
-        program = record(_fp32_outside(model), images)
-        extra = {"config.json": json.dumps({key: config.get(key) for key in DESCRIPTION})}
-        torch.export.save(program, path, extra_files=extra)
-
-    def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Load it by ``torch.export.load``."""
-        return torch.export.load(path).module()
+def _write_pt2(model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
+    extra = {"config.json": json.dumps({key: config.get(key) for key in DESCRIPTION})}
+    torch.export.save(_record_fp32(model, images), path, extra_files=extra)
 
 
-class Onnx(Format):
-    """ONNX, for ONNX Runtime and others; the input is called images, the output logits."""
-
-    suffix, default = ".onnx", "model.onnx"
-    packages = ("onnx", "onnxscript", "onnxruntime")
-
-    def write(self, model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
-        """One file, with what users need to know as JSON in the model's metadata."""
-        program = record(_fp32_outside(model), images)
-        exported = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)
-        assert exported is not None
-        _name_batch(exported.model)
-        exported.model.metadata_props.update({key: json.dumps(config.get(key)) for key in DESCRIPTION})
-        exported.save(path)
-
-    def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Load it into ONNX Runtime, on the CPU."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised as well
-        # By default it binds a thread to every core there is, also those that others keep busy.
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+def _read_pt2(path: Path) -> Callable[[Tensor], Tensor]:
+    return torch.export.load(path).module()
 
 
-class Safetensors(Format):
-    """A sliced checkpoint as the Hugging Face Hub lays it out: README.md, config.json, model.safetensors."""
-
-    suffix, default = "", "safetensors"
-
-    def write(self, model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
-        """The folder; figures that its source has on its card travel along."""
-        description = {key: config.get(key) for key in DESCRIPTION}
-        save_sliced(model, path, **description, results=config.get("results"))
-
-    def read(self, path: Path) -> Callable[[Tensor], Tensor]:
-        """Load it by ``load_sliced``; images get the precision of the weights."""
-        model = load_sliced(path)
-        dtype = next(model.parameters()).dtype
-        return lambda images: model(images.to(dtype)).float()
-
-
-FORMATS: dict[str, Format] = {"onnx": Onnx(), "pt2": Pt2(), "safetensors": Safetensors()}
-
-
-def _fp32_outside(model: nn.Module) -> nn.Module:
-    return _Fp16(model).eval() if next(model.parameters()).dtype == torch.float16 else model
+def _write_onnx(model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
+    program = _record_fp32(model, images)
+    exported = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)
+    assert exported is not None
+    _name_batch(exported.model)
+    exported.model.metadata_props.update({key: json.dumps(config.get(key)) for key in DESCRIPTION})
+    exported.save(path)
 
 
 def _name_batch(model: Any) -> None:
@@ -142,3 +104,35 @@ def _name_batch(model: Any) -> None:
     for value in [v for node in model.graph for v in node.outputs] + list(model.graph.inputs):
         if value.shape is not None and any(str(size) == free for size in value.shape):
             value.shape = onnx_ir.Shape([BATCH if str(size) == free else size for size in value.shape])
+
+
+def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised as well
+    # By default it binds a thread to every core there is, also those that others keep busy.
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+def _write_safetensors(model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
+    # Figures that the source has on its card travel along.
+    save_sliced(model, path, **{key: config.get(key) for key in DESCRIPTION}, results=config.get("results"))
+
+
+def _read_safetensors(path: Path) -> Callable[[Tensor], Tensor]:
+    model = load_sliced(path)
+    dtype = next(model.parameters()).dtype
+    return lambda images: model(images.to(dtype)).float()
+
+
+FORMATS = {
+    # For ONNX Runtime and others: one file, with what users need to know as JSON in the metadata of the model.
+    "onnx": Format("model.onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    # torch.export's own archive, which torch reads in Python or C++, with config.json as an extra file.
+    "pt2": Format("model.pt2", _write_pt2, _read_pt2),
+    # A sliced checkpoint as the Hugging Face Hub lays it out: README.md, config.json, model.safetensors.
+    "safetensors": Format("safetensors", _write_safetensors, _read_safetensors),
+}

@@ -11,10 +11,9 @@ from torch import nn
 
 from dist_prune import distributed
 from dist_prune.errors import NothingToEvaluate
-from dist_prune.gates.gate import FixedGate
 from dist_prune.gates.insertion import strip_gates
-from dist_prune.gates.means import gates_of, sum_decisions
-from dist_prune.gates.wrappers import gated_modules, sites
+from dist_prune.gates.means import sum_decisions
+from dist_prune.gates.wrappers import gated_modules, gates_of, sites
 from dist_prune.models.build import in_eval_mode
 from dist_prune.pruning.mask import UnitMask, vote
 from dist_prune.pruning.slicing import TensorSlice, slice_network
@@ -38,16 +37,16 @@ def consensus_mask(model: nn.Module, batches: Iterable[Any], round_to: int = 1) 
     # Engines synchronize parameters only: without this, ranks would vote with different networks.
     distributed.average_buffers(model)
     device = next(model.parameters()).device
-    model_sites = sites(model)
+    gates, model_sites = gates_of(model), sites(model)
     totals = torch.zeros(sum(site.units for site in model_sites) + 1, dtype=torch.float64, device=device)
     with in_eval_mode(model):
         for batch in batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             model(images.to(device))
-            sums, _, samples = sum_decisions(gates_of(model))
+            sums, _, samples = sum_decisions(gates)
             totals += torch.cat([sums, sums.new_tensor([samples])])
             # Frozen gates decide the same for every sample: further batches would change nothing.
-            if all(gated.gate.frozen for _, gated in gated_modules(model)):
+            if all(gate.frozen for gate in gates.values()):
                 break
     totals = distributed.all_reduce_sum(totals)
     if totals[-1] == 0:
@@ -61,10 +60,9 @@ def masked(model: nn.Module, mask: UnitMask) -> nn.Module:
     # Refuses a mask of another network, which would silently leave gates as they are.
     UnitMask.of(mask.kept, sites(fixed))
     for _, gated in gated_modules(fixed):
-        reference = next(fixed.parameters())
-        open_units = torch.zeros(gated.gate.units, device=reference.device, dtype=reference.dtype)
-        open_units[list(mask.kept[gated.site.name])] = 1
-        gated.gate = FixedGate(open_units)
+        opened = torch.zeros(gated.gate.units, dtype=torch.bool)
+        opened[list(mask.kept[gated.site.name])] = True
+        gated.gate.freeze(opened)
     return fixed.eval()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dist_prune.gates.wrappers import gating_modules
+from dist_prune.gates.wrappers import gates_of
 
 
 class Freezer:
@@ -27,7 +27,7 @@ class Freezer:
 
     def __init__(self, model: nn.Module, patience: int, thaw_after: int | None = None, freezes: bool = True) -> None:
         self._patience, self._thaw_after, self._freezes = patience, thaw_after, freezes
-        self._sizes = [gate.units for gate in gating_modules(model)]
+        self._sizes = [gate.units for gate in gates_of(model).values()]
         self._streaks = torch.zeros(sum(self._sizes))  # steps in a row: open above 0, closed below
 
     @property
@@ -62,7 +62,7 @@ class Freezer:
     def apply(self, model: nn.Module) -> None:
         """Freeze the decided gates of a model that has just been loaded, or is a copy."""
         # Its gates may be frozen in another state than they were when the streaks were stored.
-        for gate in gating_modules(model):
+        for gate in gates_of(model).values():
             gate.freeze(None)
         self._freeze(model)
 
@@ -71,7 +71,7 @@ class Freezer:
             return
         decided = (self._streaks.abs() >= self._patience).split(self._sizes)
         opened = (self._streaks > 0).split(self._sizes)
-        for gate, units_decided, units in zip(gating_modules(model), decided, opened, strict=True):
+        for gate, units_decided, units in zip(gates_of(model).values(), decided, opened, strict=True):
             freezes = bool(units_decided.all())
             # Freezing writes to the gate, so only changes are applied.
             if freezes != gate.frozen:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from dist_prune.errors import UserError, nearest
+from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS
-from dist_prune.gates.modules import GatingModule
-from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels, gated_modules, gating_modules
+from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels, gated_modules, gates_of
 from dist_prune.measure.macs import count_macs
 from dist_prune.models.build import architecture_of, in_eval_mode, remember
 from dist_prune.pruning.families import POSITIONS, channel_sites, layer_sites
@@ -61,12 +61,12 @@ def attach_gates(
         position: of channel gates, ``before``, ``between`` or ``after`` (arXiv 2302.10798, Figure 3). Families other
             than ResNets have ``between`` only.
         head: a name of ``HEADS``.
-        hidden: see ``GatingModule``.
-        dense_layers: see ``GatingModule``.
+        hidden: see ``Gate``.
+        dense_layers: see ``Gate``.
         flatten: channel gates read the flattened map, as in the paper's Table 1, instead of its average over pixels.
             None: where all flattened gates together cost at most 2 % of the network's MACs.
         input_shape: of the images, (C, H, W); flattened maps need it.
-        open_bias: see ``GatingModule``.
+        open_bias: see ``Gate``.
 
     Raises:
         UserError: the model or the options do not allow it.
@@ -90,7 +90,7 @@ def attach_gates(
         flatten = macs <= FLATTEN_LIMIT * count_macs(model, input_shape)  # type: ignore[arg-type]
     reference = next(model.parameters())
     for number, site in enumerate(found):
-        gate = GatingModule(
+        gate = Gate(
             shapes[number].numel() if flatten and shapes else _width(model, site), site.units,
             hidden=hidden, dense_layers=dense_layers, head=head, open_bias=open_bias, flatten=flatten, number=number,
         )  # fmt: skip
@@ -157,7 +157,7 @@ def shape_gates(model: nn.Module, open_bias: float, backprop_to_input: bool, log
         backprop_to_input: the gradient of gates flows into the maps that they read.
         logit_scale: factor on what the last dense layer reads.
     """
-    for gate in gating_modules(model):
+    for gate in gates_of(model).values():
         nn.init.constant_(gate.last.bias, open_bias)
         gate.backprop_to_input = backprop_to_input
         gate.logit_scale.fill_(logit_scale)

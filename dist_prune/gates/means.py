@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dist_prune import distributed
 from dist_prune.gates.gate import Gate
-from dist_prune.gates.wrappers import gated_modules, gating_modules
+from dist_prune.gates.wrappers import gates_of
 
 
 class GateMeans(NamedTuple):
@@ -32,14 +32,6 @@ class GateMeans(NamedTuple):
     values: Tensor
     sizes: tuple[int, ...]
     logits: Tensor
-
-
-def gates_of(model: nn.Module) -> dict[str, Gate]:
-    """Return the gates by the names of the modules that they gate. Raises RuntimeError if there is none."""
-    gates = {name: gated.gate for name, gated in gated_modules(model)}
-    if not gates:
-        raise RuntimeError("this model has no gates: call attach_gates first")
-    return gates
 
 
 def sum_decisions(gates: Mapping[str, Gate]) -> tuple[Tensor, Tensor, int]:
@@ -151,7 +143,7 @@ class MeanAccumulator:
 
 def follow_logits(model: nn.Module, logits: Tensor) -> None:
     """Give the heads the units' mean logits over the global batch (all units,), after a step."""
-    gates = gating_modules(model)
+    gates = gates_of(model).values()
     for gate, part in zip(gates, logits.split([gate.units for gate in gates]), strict=True):
         if gate.head.follows:
             gate.head.follow(part)

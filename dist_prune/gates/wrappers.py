@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.gates.gate import Gate
-from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.ops import add_gated, scale_channels
 from dist_prune.pruning.residual import form_of
@@ -103,9 +102,12 @@ def gated_modules(model: nn.Module) -> Iterator[tuple[str, Gated]]:
             stack += [(prefix + part, child) for part, child in module.named_children()][::-1]
 
 
-def gating_modules(model: nn.Module) -> list[GatingModule]:
-    """Return the gates of ``model`` that learn, in the order of the network."""
-    return [gated.gate for _, gated in gated_modules(model) if isinstance(gated.gate, GatingModule)]
+def gates_of(model: nn.Module) -> dict[str, Gate]:
+    """Return the gates by the names of the modules that they gate. Raises RuntimeError if there is none."""
+    gates = {name: gated.gate for name, gated in gated_modules(model)}
+    if not gates:
+        raise RuntimeError("this model has no gates: call attach_gates first")
+    return gates
 
 
 def sites(model: nn.Module) -> tuple[Site, ...]:
@@ -118,5 +120,5 @@ def set_noise_key(model: nn.Module, noise_key: NoiseKey) -> None:
     # Compiled code is specialized to the numbers that it reads, but not to what tensors hold.
     step, first_sample = torch.as_tensor(noise_key.step), torch.as_tensor(noise_key.first_sample)
     noise_key = replace(noise_key, step=step, first_sample=first_sample)
-    for gate in gating_modules(model):
+    for gate in gates_of(model).values():
         gate.noise_key = noise_key

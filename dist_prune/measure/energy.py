@@ -100,13 +100,11 @@ def _reading(sensor: Sensor) -> float | None:
 
 
 def _follow(meter: weakref.ref[EnergyMeter]) -> None:
-    while True:
-        time.sleep(POLL_SECONDS)
-        found = meter()
-        if found is None:
-            return
+    time.sleep(POLL_SECONDS)
+    while found := meter():
         found.follow()
-        del found
+        del found  # or the meter would live as long as this thread
+        time.sleep(POLL_SECONDS)
 
 
 def co2_grams(joules: float | None, grid_intensity: float) -> float | None:

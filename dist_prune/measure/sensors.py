@@ -7,12 +7,11 @@ readings are too low by the whole range of the counter.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,74 +71,62 @@ def find_sensors(device: torch.device) -> Found:
         import zeus  # noqa: F401
     except ImportError:
         return Found(missing=("Zeus is not installed: pip install 'dist-prune[energy]'",))
-    searches = [_rapl_zones] + ([lambda: _gpu(device)] if device.type == "cuda" else [])
-    with _quiet():
-        found = [_or_why_not(search) for search in searches]
-    return Found(
-        tuple(sensor for one in found for sensor in one.sensors), tuple(why for one in found for why in one.missing)
-    )
+    # What is missing is returned; Zeus's own messages would say it a second time.
+    logging.getLogger("zeus").setLevel(logging.CRITICAL)
+    sensors: list[Sensor] = []
+    missing = []
+    for search in [_rapl_zones] + ([lambda: _gpu(device)] if device.type == "cuda" else []):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                sensors += search()
+        except Exception as error:  # of Zeus, of the drivers below it, or of files: none may end a run
+            missing.append(" ".join(str(error).split()) or type(error).__name__)
+    return Found(tuple(sensors), tuple(missing))
 
 
-def _or_why_not(search: Callable[[], Found]) -> Found:
-    try:
-        return search()
-    except Exception as error:  # of Zeus, of the drivers below it, or of files: none may end a run
-        return Found(missing=(" ".join(str(error).split()) or type(error).__name__,))
-
-
-def _rapl_zones() -> Found:
-    """Every package of the machine, and its memory where that is counted apart; all of them or none."""
+def _rapl_zones() -> list[Sensor]:
+    """Return every package of the machine, and its memory where that is counted apart; all of them or an error."""
     from zeus.device.cpu import rapl
 
-    folder = next((path for path in (rapl.RAPL_DIR, rapl.CONTAINER_RAPL_DIR) if os.path.isdir(path)), None)
-    if folder is None:
-        return Found(missing=("CPU: this machine shows no RAPL counters",))
+    folder = next((path for path in (rapl.RAPL_DIR, rapl.CONTAINER_RAPL_DIR) if os.path.isdir(path)), "")
     zones: list[tuple[Kind, Any]] = []
-    for path in sorted(Path(folder).glob("intel-rapl:*")):
+    for path in sorted(Path(folder).glob("intel-rapl:*")) if folder else []:
         cpu = rapl.RAPLCPU(int(path.name.partition(":")[2]), folder)
         if cpu.rapl_file.name.startswith(_WHOLE):
             zones += [("cpu", cpu.rapl_file), *([("dram", cpu.dram)] if cpu.dram else [])]  # type: ignore[list-item]
+    if not zones:
+        raise LookupError("CPU: this machine shows no RAPL counters")
     # The same in all containers of a machine, so that each of its sensors counts once.
     machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     sensors = []
     for kind, zone in zones:
         counter = RaplCounter(Path(zone.energy_uj_path), int(zone.max_energy_range_uj))
         sensors.append(Sensor(f"{machine} {os.path.relpath(zone.path, folder)}", kind, counter.read))
-    return Found(tuple(sensors), () if zones else ("CPU: this machine shows no RAPL counters",))
+    return sensors
 
 
-def _gpu(device: torch.device) -> Found:
-    """The counter of this process's GPU: found by its UUID, since CUDA numbers GPUs otherwise than NVML."""
+def _gpu(device: torch.device) -> list[Sensor]:
+    """Return the counter of this process's GPU: found by its UUID, since CUDA numbers GPUs otherwise than NVML."""
     import pynvml
     from zeus.device.gpu.nvidia import NVIDIAGPU, nvml_is_available
 
     if not nvml_is_available():
-        return Found(missing=("GPU: NVML is not available",))
+        raise LookupError("GPU: NVML is not available")
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     for index in range(pynvml.nvmlDeviceGetCount()):
         gpu = NVIDIAGPU(index)
         if pynvml.nvmlDeviceGetUUID(gpu.handle).removeprefix("GPU-") == uuid:
             break
     else:
-        return Found(missing=("GPU: NVML does not know this process's device (a MIG slice has no counter)",))
-    with contextlib.suppress(pynvml.NVMLError):  # GPUs without MIG raise an error
-        if pynvml.nvmlDeviceGetMigMode(gpu.handle)[0]:
-            return Found(missing=("GPU: it is divided by MIG, and NVML counts for the whole of it",))
-    if not gpu.supports_get_total_energy_consumption():
-        return Found(missing=("GPU: older than Volta, which have no counter",))
-    gpu.get_total_energy_consumption()  # raises here rather than in the first epoch
-    return Found((Sensor(f"GPU {uuid}", "gpu", lambda: gpu.get_total_energy_consumption() / 1000),))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the messages of Zeus about missing sensors."""
-    logger = logging.getLogger("zeus")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+        raise LookupError("GPU: NVML does not know this process's device (a MIG slice has no counter)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
+        in_slices = pynvml.nvmlDeviceGetMigMode(gpu.handle)[0]
+    except pynvml.NVMLError:  # of a GPU without MIG
+        in_slices = False
+    if in_slices:
+        raise LookupError("GPU: it is divided by MIG, and NVML counts for the whole of it")
+    if not gpu.supports_get_total_energy_consumption():
+        raise LookupError("GPU: older than Volta, which have no counter")
+    gpu.get_total_energy_consumption()  # raises here rather than in the first epoch
+    return [Sensor(f"GPU {uuid}", "gpu", lambda: gpu.get_total_energy_consumption() / 1000)]

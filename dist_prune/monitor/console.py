@@ -16,22 +16,16 @@ class ProgressBar:
     """A tqdm bar where standard error is a terminal, otherwise plain lines.
 
     A plain line comes with the first step of every epoch, with the last step, and in between whenever `every`
-    seconds have passed.
-
-    Args:
-        total_steps: the step at which the run is done.
-        enabled: False shows nothing at all.
-        initial: the step from which a resumed run continues.
-        every: seconds between plain lines.
+    seconds have passed. A resumed run continues from step `initial`, and is done at `total_steps`.
     """
 
-    def __init__(self, total_steps: int, enabled: bool = True, initial: int = 0, every: float = 20.0) -> None:
-        self._total, self._initial, self._every, self._enabled = total_steps, initial, every, enabled
+    def __init__(self, total_steps: int, initial: int = 0, every: float = 20.0) -> None:
+        self._total, self._initial, self._every = total_steps, initial, every
         self._began = time.monotonic()
         self._shown_at, self._shown_epoch = float("-inf"), -1
         self._values: dict[str, str] = {}
         self._bar: Any = None
-        if enabled and sys.stderr.isatty():
+        if sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=initial, unit="step", dynamic_ncols=True)
 
     def update(
@@ -47,8 +41,6 @@ class ProgressBar:
 
         accuracy and open_ratio are fractions; images_per_second is over all processes.
         """
-        if not self._enabled:
-            return
         shown = {
             "loss": None if loss is None else f"{loss:.4f}",
             "accuracy": None if accuracy is None else percent(accuracy),
@@ -60,34 +52,27 @@ class ProgressBar:
             self._bar.set_description(f"epoch {epoch}", refresh=False)
             self._bar.set_postfix(self._values, refresh=False)
             self._bar.update(step - self._bar.n)
-        elif self._due(step, epoch):
+            return
+        now = time.monotonic()
+        if epoch != self._shown_epoch or step >= self._total or now - self._shown_at >= self._every:
+            self._shown_at, self._shown_epoch = now, epoch
+            seconds_per_step = (now - self._began) / max(step - self._initial, 1)
             parts = [f"step {step:,}/{self._total:,}", f"epoch {epoch}"]
             parts += [f"{name} {text}" for name, text in self._values.items()]
-            parts += [f"{duration(self._seconds_left(step))} left"]
+            parts += [f"{duration(seconds_per_step * max(self._total - step, 0))} left"]
             print("  ".join(parts), file=sys.stderr, flush=True)
 
     def line(self, text: str) -> None:
         """Print a line on standard output, above the bar where there is one."""
         if self._bar is not None:
             self._bar.write(text)
-        elif self._enabled:
+        else:
             print(text, flush=True)
 
     def close(self) -> None:
         """Close the bar, which stays on the screen."""
         if self._bar is not None:
             self._bar.close()
-
-    def _due(self, step: int, epoch: int) -> bool:
-        now = time.monotonic()
-        due = epoch != self._shown_epoch or step >= self._total or now - self._shown_at >= self._every
-        if due:
-            self._shown_at, self._shown_epoch = now, epoch
-        return due
-
-    def _seconds_left(self, step: int) -> float:
-        seconds_per_step = (time.monotonic() - self._began) / max(step - self._initial, 1)
-        return seconds_per_step * max(self._total - step, 0)
 
 
 def final_table(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:

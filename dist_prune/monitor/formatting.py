@@ -1,7 +1,7 @@
 """Numbers and results as text, for the console, the report of a run and comparisons."""
 
 from collections.abc import Mapping
-from math import isnan
+from math import isnan, nan
 from typing import Any
 
 NOT_MEASURED = "not measured"
@@ -9,13 +9,7 @@ NOT_MEASURED = "not measured"
 
 def percent(ratio: float | None) -> str:
     """Format 0.983 as "98.3 %", with more digits where one would read as none or all."""
-    if ratio is None:
-        return NOT_MEASURED
-    for digits in range(1, 6):
-        text = f"{100 * ratio:.{digits}f}"
-        if ratio in (0, 1) or float(text) not in (0.0, 100.0):
-            break
-    return f"{text} %"
+    return NOT_MEASURED if ratio is None or isnan(ratio) else f"{spread(ratio, nan, 100, 1)} %"
 
 
 def count(number: float | None, unit: str = "") -> str:
@@ -55,9 +49,9 @@ def grams(mass: float | None) -> str:
     return f"{mass / 1000:.3g} kg" if mass >= 1000 else f"{mass:.3g} g"
 
 
-def plain(number: float | None) -> str:
-    """Format a number with three significant digits."""
-    return NOT_MEASURED if number is None else f"{number:.3g}"
+def plain(number: float | None, scale: float = 1) -> str:
+    """Format a number, times `scale`, with three significant digits."""
+    return NOT_MEASURED if number is None else f"{scale * number:.3g}"
 
 
 def spread(mean: float, std: float, scale: float = 1, digits: int = 2) -> str:

@@ -1,71 +1,120 @@
 """Pictures of how gates polarize: the mean activation of every site over the epochs, as a map and as lines."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from dist_prune.monitor import style
-from dist_prune.monitor.activation_map import MOST_NAMES, add_activation_bar, draw_activation_map
 
 _Line = npt.NDArray[np.float64]
 
+MAP_TITLE = "Mean activation of every site"
 _NEARLY = 0.05  # a mean this close to 0 or 1 counts as closed or open
+_FEW = 20  # sites that have room for a large name and a rule between them, in a picture of any size
+_MOST_NAMES, _MOST_NAMES_SMALL = 60, 14  # more rows than this cannot all carry a name
 
 
-def mean_activation_picture(history: npt.ArrayLike, site_names: Sequence[str], epochs: Sequence[int]) -> Figure:
-    """Draw the paper's figure 6: one row a site, from input (top) to output, one column an epoch.
+class GateHistory(NamedTuple):
+    """Gate means that a run recorded.
 
-    Dark is closed, light is open, reddish is not recorded.
-
-    Args:
-        history: mean activation, (epochs, sites), each in [0, 1] or NaN.
-        site_names: the sites from input to output.
-        epochs: the epoch of each column.
+    means: mean activation in [0, 1], (times, sites), NaN where a site had no gate at the time; sites: their names,
+    from input to output; records: the record of each time.
     """
-    table = np.asarray(history, dtype=np.float64)
-    sites = len(site_names)
-    row = 0.3 if sites <= 20 else 0.16 if sites <= MOST_NAMES else 9.6 / sites
-    figure = style.new_figure(8, 1.3 + row * max(sites, 4))
-    axes = figure.add_subplot()
-    image = draw_activation_map(axes, table, site_names, epochs)
-    style.title(axes, "Mean activation of every site")
-    add_activation_bar(figure, image, [axes])
+
+    means: npt.NDArray[np.float64]
+    sites: list[str]
+    records: list[Mapping[str, Any]]
+
+    def column(self, key: str) -> list[Any]:
+        """Return one value of each record, for example of "epoch" or "step"."""
+        return [record[key] for record in self.records]
+
+
+def gate_history(records: Sequence[Mapping[str, Any]]) -> GateHistory:
+    """Return the gate means of train or eval records; those without `gate_means` ({site: mean}) are ignored."""
+    gated = [record for record in records if record.get("gate_means")]
+    sites = list(dict.fromkeys(site for record in gated for site in record["gate_means"]))
+    rows = [[record["gate_means"].get(site) for site in sites] for record in gated]
+    return GateHistory(np.array(rows, dtype=np.float64).reshape(len(gated), len(sites)), sites, gated)
+
+
+def activation_maps(titled: Sequence[tuple[str, GateHistory]]) -> Figure:
+    """Draw the paper's figure 6 for each titled history: one row a site, input on top, one column an epoch.
+
+    Dark is closed, light is open, reddish is not recorded. One map alone is large; several are small, three in a row.
+    """
+    alone = len(titled) == 1
+    columns = min(3, len(titled))
+    rows = -(-len(titled) // columns)
+    most = max(len(history.sites) for _, history in titled)
+    if alone:
+        row = 0.3 if most <= _FEW else 0.16 if most <= _MOST_NAMES else 9.6 / most
+        figure = style.new_figure(8, 1.3 + row * max(most, 4))
+    else:
+        figure = style.new_figure(0.8 + 4 * columns, rows * (1.4 + (0.2 * most if most <= _FEW else 2.9)))
+    for number, (title, history) in enumerate(titled):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        image = _draw_map(axes, history, _MOST_NAMES if alone else _MOST_NAMES_SMALL)
+        if alone:
+            style.title(axes, title, width=70)
+        else:
+            style.title(axes, title, size=9.5, width=38)
+            axes.tick_params(axis="y", labelsize=7.5)
+            axes.set_ylabel("" if number % columns else axes.get_ylabel())
+    style.color_bar(figure, image, figure.axes, rows, {0: "0  closed", 0.5: "0.5", 1: "1  open"})
     return figure
 
 
-def polarization_picture(
-    history: npt.ArrayLike, site_names: Sequence[str], positions: Sequence[float], xlabel: str = "training step"
-) -> Figure:
-    """Draw the mean activation of every site over the training, as lines colored by their end.
+def _draw_map(axes: Axes, history: GateHistory, most_names: int) -> AxesImage:
+    columns, sites = history.means.shape
+    image = axes.imshow(
+        history.means.T, cmap=style.ACTIVATION, vmin=0, vmax=1, aspect="auto", interpolation="nearest", origin="upper"
+    )
+    style.quiet(axes, grid=False)
+    axes.spines[:].set_visible(False)
+    shown = range(0, sites, 1 if sites <= _FEW else -(-sites // most_names))
+    axes.set_yticks(shown, [history.sites[i] for i in shown], fontsize=6.5 if len(shown) > _FEW else 9)
+    label_epochs(axes, history.column("epoch"))
+    axes.set_ylabel("site, from input to output")
+    if sites <= _FEW:  # thin rules keep few rows apart; between many they would hide the data
+        axes.hlines(np.arange(sites - 1) + 0.5, -0.5, columns - 0.5, color="white", linewidth=1.2)
+    return image
 
-    Args:
-        history: mean activation, (times, sites), each in [0, 1] or NaN.
-        site_names: the sites from input to output.
-        positions: the step or epoch of each time.
-        xlabel: the unit of `positions`.
-    """
-    table = np.asarray(history, dtype=np.float64)
+
+def label_epochs(axes: Axes, epochs: Sequence[int]) -> None:
+    """Number the columns of a map, one for each of `epochs`: all of a few, otherwise multiples of 2, 5, 10, ..."""
+    strides = (digit * 10**power for power in range(9) for digit in (1, 2, 5))
+    stride = next(stride for stride in strides if len(epochs) / stride <= 13)
+    shown = [column for column, epoch in enumerate(epochs) if epoch % stride == 0]
+    axes.set_xticks(shown, [str(epochs[i]) for i in shown])
+    axes.set_xlabel("epoch")
+
+
+def polarization_picture(history: GateHistory) -> Figure:
+    """Draw the mean activation of every site over the training steps, as lines colored by their end."""
+    steps = history.column("step")
     figure = style.new_figure(8, 4.2)
     axes = figure.add_subplot()
     style.quiet(axes)
-    lines = [line for line in table.T if np.isfinite(line).any()]
+    lines = [line for line in history.means.T if np.isfinite(line).any()]
     closed = [line for line in lines if line[_end(line)] <= _NEARLY]
     opened = [line for line in lines if line[_end(line)] >= 1 - _NEARLY]
     between = [line for line in lines if _NEARLY < line[_end(line)] < 1 - _NEARLY]
-    width = 1.7 if len(site_names) <= 20 else 1.1
-    _draw(axes, positions, between, "in between", style.QUIET, width)
-    _draw(axes, positions, closed, "closed", style.CLOSED, width)
-    _draw(axes, positions, opened, "open", style.OPEN, width)
-    axes.set(ylim=(0, 1), xlim=(positions[0], positions[-1]) if len(positions) > 1 else None, xlabel=xlabel)
+    width = 1.7 if len(history.sites) <= _FEW else 1.1
+    _draw_lines(axes, steps, between, "in between", style.QUIET, width)
+    _draw_lines(axes, steps, closed, "closed", style.CLOSED, width)
+    _draw_lines(axes, steps, opened, "open", style.OPEN, width)
+    axes.set(ylim=(0, 1), xlim=(steps[0], steps[-1]) if len(steps) > 1 else None)
+    axes.set(xlabel="training step", ylabel="mean activation over the batch")
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     axes.xaxis.set_major_locator(style.round_ticks())
-    axes.xaxis.set_major_formatter(style.step_ticks())
-    axes.set_ylabel("mean activation over the batch")
-    style.title(axes, f"Mean activation of {len(site_names)} sites over the training", pad=14)
+    axes.xaxis.set_major_formatter(style.step_tick)
+    style.title(axes, f"Mean activation of {len(history.sites)} sites over the training", pad=14)
     return figure
 
 
@@ -74,13 +123,13 @@ def _end(line: _Line) -> int:
     return int(np.flatnonzero(np.isfinite(line))[-1])
 
 
-def _draw(axes: Axes, positions: Sequence[float], lines: Sequence[_Line], label: str, color: str, width: float) -> None:
+def _draw_lines(axes: Axes, steps: Sequence[int], lines: Sequence[_Line], label: str, color: str, width: float) -> None:
     """Draw lines, each with a white edge that separates it from those below, and their number beside the end."""
     for line in lines:
         end = _end(line)
-        axes.plot(positions, line, color="white", linewidth=2 * width, zorder=3, clip_on=False)
-        axes.plot(positions, line, color=color, linewidth=width, zorder=3, clip_on=False)
-        axes.plot(positions[end], line[end], "o", color=color, markersize=5, zorder=4, clip_on=False)
+        axes.plot(steps, line, color="white", linewidth=2 * width, zorder=3, clip_on=False)
+        axes.plot(steps, line, color=color, linewidth=width, zorder=3, clip_on=False)
+        axes.plot(steps[end], line[end], "o", color=color, markersize=5, zorder=4, clip_on=False)
     if lines:
         height = float(np.median([line[_end(line)] for line in lines]))
         if _NEARLY < height < 1 - _NEARLY:
@@ -88,21 +137,3 @@ def _draw(axes: Axes, positions: Sequence[float], lines: Sequence[_Line], label:
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         look: dict[str, Any] = {"va": "center", "color": color, "fontsize": 11, "fontweight": "bold"}
         axes.annotate(f"{len(lines)} {label}", (1, height), xytext=(10, 0), **place, **look)
-
-
-def gate_history(
-    records: Sequence[Mapping[str, Any]],
-) -> tuple[npt.NDArray[np.float64], list[str], list[Mapping[str, Any]]]:
-    """Return the gate means of train or eval records as a table for the two pictures.
-
-    Args:
-        records: records of one kind; those without `gate_means` ({site: mean activation}) are ignored.
-
-    Returns:
-        The table, (times, sites), NaN where a site had no gate at the time; the sites in order of first
-        appearance; and the record of each time.
-    """
-    gated = [record for record in records if record.get("gate_means")]
-    sites = list(dict.fromkeys(site for record in gated for site in record["gate_means"]))
-    rows = [[record["gate_means"].get(site) for site in sites] for record in gated]
-    return np.array(rows, dtype=np.float64).reshape(len(gated), len(sites)), sites, gated

@@ -1,39 +1,18 @@
 """The report of one run: reads a run folder and writes its pictures and one HTML page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from dist_prune.files import write_atomic
-from dist_prune.monitor import style
 from dist_prune.monitor.curves import curves
-from dist_prune.monitor.formatting import duration, energy, percent, result_rows
-from dist_prune.monitor.page import render
-from dist_prune.monitor.pictures import gate_history, mean_activation_picture, polarization_picture
-from dist_prune.monitor.records import Record, RunFolder
-from dist_prune.monitor.to_accuracy import reached, total_joules
+from dist_prune.monitor.formatting import NOT_MEASURED, duration, energy, percent, result_rows
+from dist_prune.monitor.page import Table, write_page, write_pictures
+from dist_prune.monitor.pictures import MAP_TITLE, activation_maps, gate_history, polarization_picture
+from dist_prune.monitor.records import MaskSite, Record, RunFolder
 
-
-class Picture(NamedTuple):
-    """A picture of a page. Its file is `name`.png; several of one kind are numbered."""
-
-    kind: str
-    name: str
-    png: bytes
-
-
-def write_pictures(folder: Path, figures: Mapping[str, Sequence[Figure]]) -> list[Picture]:
-    """Write figures, grouped by kind, as PNG files into `folder`."""
-    pictures = [
-        Picture(kind, kind if number == 1 else f"{kind}-{number}", style.png(figure))
-        for kind, members in figures.items()
-        for number, figure in enumerate(members, start=1)
-    ]
-    for picture in pictures:
-        write_atomic(folder / f"{picture.name}.png", picture.png)
-    return pictures
+MAP_CAPTION = f"{MAP_TITLE} at each evaluation: dark is closed, light is open."
 
 
 def write_report(run: RunFolder, to_accuracy: float | None = None) -> Path:
@@ -56,57 +35,51 @@ def write_report(run: RunFolder, to_accuracy: float | None = None) -> Path:
     if not run.holds_run():
         raise FileNotFoundError(f"{run.path} holds no run")
     records = run.read_metrics()
-    train, evals, summaries = (
-        [record for record in records if record["kind"] == kind] for kind in ("train", "eval", "summary")
-    )
-    state, warning = _state(run, finished=bool(summaries))
+    train, evals, summaries = ([r for r in records if r["kind"] == kind] for kind in ("train", "eval", "summary"))
+    status = run.read_status() or {"state": "unknown", "last_step": 0}
+    reason = f" ({status['reason']})" if status.get("reason") else ""
+    done = status["state"] == "done" and summaries
+    tables = [Table("Results", [*result_rows(_result(evals, summaries)), *_cost_rows(evals, to_accuracy)])]
+    if sites := run.read_sites():
+        header = ("site", "kind", "", "units kept", "mean activation", "agreement")
+        tables += [Table("Consensus mask", [_site_row(site) for site in sites], 3, header)]
     run.report.mkdir(exist_ok=True)
-    page = render(
-        Path(__file__).with_name("report.html.j2"),
+    return write_page(
+        run.report / "report.html",
         title=run.path.resolve().name,
-        state=state,
-        warning=warning,
-        results=[*result_rows(_result(evals, summaries)), *_cost_rows(evals, to_accuracy)],
+        state=f"Run {status['state']}, {status['last_step']:,} steps.",
+        warning=None if done else f"This run is unfinished{reason}; this page shows the records so far.",
+        tables=tables,
         pictures=write_pictures(run.report, _figures(train, evals)),
-        sites=run.read_sites(),
         config_json=run.config.read_text("utf-8") if run.config.exists() else None,
     )
-    path = run.report / "report.html"
-    write_atomic(path, page.encode())
-    return path
 
 
-def _figures(train: Sequence[Record], evals: Sequence[Record]) -> dict[str, list[Figure]]:
+def _figures(train: Sequence[Record], evals: Sequence[Record]) -> dict[str, tuple[str, list[Figure]]]:
     """Draw every picture for which there is data."""
     found = {}
-    history, sites, times = gate_history(evals)
-    if sites:
-        figure = mean_activation_picture(history, sites, [record["epoch"] for record in times])
-        found["mean_activation"] = [figure]
+    history = gate_history(evals)
+    if history.sites:
+        found["mean_activation"] = (MAP_CAPTION, [activation_maps([(MAP_TITLE, history)])])
         # Training steps are recorded more often than evaluations, unless log_every is very large.
-        if len(gate_history(train)[2]) > len(times):
-            history, sites, times = gate_history(train)
-        found["polarization"] = [polarization_picture(history, sites, [record["step"] for record in times])]
+        history = max(history, gate_history(train), key=lambda of: len(of.records))
+        caption = "Polarization of every site over the training."
+        found["polarization"] = (caption, [polarization_picture(history)])
     if train or evals:
-        found["curves"] = [curves(train, evals)]
+        found["curves"] = ("Losses, accuracy and size over the training.", [curves(train, evals)])
     return found
 
 
-def _state(run: RunFolder, finished: bool) -> tuple[str, str | None]:
-    """Return one line on the state of the run, and a warning unless it is done."""
-    status: dict[str, Any] = run.read_status() or {"state": "unknown", "last_step": 0}
-    line = f"Run {status['state']}, {status['last_step']:,} steps."
-    if status["state"] == "done" and finished:
-        return line, None
-    reason = f" ({status['reason']})" if status.get("reason") else ""
-    return line, f"This run is unfinished{reason}; this page shows the records so far."
+def _site_row(site: MaskSite) -> list[str | float]:
+    kept: list[str | float] = ["", NOT_MEASURED]
+    if site.units and site.kept is not None:
+        kept = [len(site.kept) / site.units, f"{len(site.kept)} of {site.units}"]
+    return [site.name, site.kind, *kept, percent(site.mean_activation), percent(site.agreement)]
 
 
 def _result(evals: Sequence[Record], summaries: Sequence[Record]) -> Record:
-    if summaries:
-        return summaries[-1]
-    if not evals:
-        return {}
+    if summaries or not evals:
+        return [{}, *summaries][-1]
     return {**evals[-1], "seconds_total": evals[-1].get("seconds"), "energy_joules": total_joules(evals)}
 
 
@@ -117,3 +90,38 @@ def _cost_rows(evals: Sequence[Record], accuracy: float | None) -> list[tuple[st
     found = reached(evals, accuracy)
     time, joules = (duration(found.seconds), energy(found.joules)) if found else ("not reached",) * 2
     return [(f"time to {percent(accuracy)}", time), (f"energy to {percent(accuracy)}", joules)]
+
+
+class Reached(NamedTuple):
+    """The cost of an accuracy.
+
+    epoch: of the evaluation that shows it; seconds, joules: of the run until then, None where not measured;
+    macs_ratio: of the network that a collapse would have made then.
+    """
+
+    epoch: int
+    seconds: float
+    joules: float | None
+    macs_ratio: float | None
+
+
+def reached(evals: Sequence[Record], accuracy: float) -> Reached | None:
+    """Return the cost up to the first eval record with this test accuracy (a fraction) or more, None without one.
+
+    For gated networks the accuracy with the gates fixed to the mask counts, as after a collapse.
+    """
+    for number, record in enumerate(evals, start=1):
+        shown: Any = record.get("accuracy_consensus")
+        if shown is None:  # a network without gates, dense or collapsed in flight
+            shown = record.get("accuracy")
+        if shown is not None and shown >= accuracy:
+            joules = total_joules(evals[:number])
+            return Reached(record["epoch"], record["seconds"], joules, record.get("macs_ratio"))
+    return None
+
+
+def total_joules(evals: Iterable[Record]) -> float | None:
+    """Return the energy of these epochs; None if one of them was not measured, or there is none."""
+    parts = [record.get("energy_joules") for record in evals]
+    known = [part for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else None

@@ -4,7 +4,8 @@ Figures are made without pyplot, so that a program that imports the package keep
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 INK = "#222831"
 QUIET = "#6b7480"
@@ -49,9 +50,10 @@ def png(figure: Figure, dpi: int = 160) -> bytes:
     return buffer.getvalue()
 
 
-def title(axes: Axes, text: str, pad: float = 10, size: float = 11) -> None:
-    """Set a heading at the left edge of the axes."""
-    axes.set_title(text, loc="left", fontsize=size, fontweight="bold", color=INK, pad=pad)
+def title(axes: Axes, text: str, pad: float = 10, size: float = 11, width: int = 200) -> None:
+    """Set a heading at the left edge of the axes, in lines of at most `width` characters."""
+    lines = textwrap.fill(text, width, break_on_hyphens=False)
+    axes.set_title(lines, loc="left", fontsize=size, fontweight="bold", color=INK, pad=pad)
 
 
 def quiet(axes: Axes, grid: bool = True) -> None:
@@ -82,20 +84,16 @@ def round_ticks() -> MaxNLocator:
     return MaxNLocator(7, integer=True, steps=[1, 2, 5, 10])
 
 
-def percent_ticks() -> FuncFormatter:
-    """Fractions as percentages."""
-    return FuncFormatter(_formatter(lambda value: f"{100 * value:g} %"))
+def percent_tick(value: float, _position: float) -> str:
+    """Format the tick of a fraction as a percentage."""
+    return f"{round(100 * value, 4):g} %"
 
 
-def point_ticks() -> FuncFormatter:
-    """Differences of fractions as percentage points."""
-    return FuncFormatter(_formatter(lambda value: f"{100 * value:g}"))
+def point_tick(value: float, _position: float) -> str:
+    """Format the tick of a difference of fractions as percentage points."""
+    return f"{round(100 * value, 4):g}"
 
 
-def step_ticks() -> FuncFormatter:
-    """Steps with thousands as "12 k"."""
-    return FuncFormatter(_formatter(lambda value: f"{value / 1000:g} k" if value >= 1000 else f"{value:g}"))
-
-
-def _formatter(text: Callable[[float], str]) -> Callable[[float, int], str]:
-    return lambda value, _position: text(round(value, 6))
+def step_tick(value: float, _position: float) -> str:
+    """Format the tick of a step, with thousands as "12 k"."""
+    return f"{value / 1000:g} k" if value >= 1000 else f"{value:g}"

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from dist_prune.checkpoints.restore import data_of
 from dist_prune.errors import UserError
 from dist_prune.measure.macs import count_macs
+from dist_prune.monitor.formatting import spread
 from dist_prune.monitor.records import RunFolder
 from dist_prune.offline.runs import open_for_sliced
 from dist_prune.pruning.families import layer_sites
-from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_sliced_config
+from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced
 from dist_prune.pruning.slicing import slice_network
 from dist_prune.training.evaluate import accuracies
 
@@ -37,16 +37,14 @@ def naive_baselines(
     for share in shares:
         if not 0 < share < 1:
             raise UserError(f"a share must be above 0 and below 1, not {share:g}")
-    run = RunFolder(folder)
     path = find_sliced(folder)
-    config = read_sliced_config(path)
-    data = data_of(RunFolder(path.parent)) if data is None else data
-    images = open_for_sliced(config, data)
+    images, _ = open_for_sliced(path, data)
 
     def batches() -> Iterable[tuple[Tensor, Tensor]]:
         return images.eval_batches(split, batch_size=256, rank=0, world_size=1)
 
     entries = measure_naive(load_sliced(path), batches, images.input_shape, shares, range(draws))
+    run = RunFolder(folder)
     if path == run.sliced and run.holds_run():
         run.write_json(run.path / "naive.json", entries)
     return entries
@@ -72,14 +70,12 @@ def measure_naive(
     per_pass = max(1, COPIES_BYTES // max(1, size))
     whole, entries = count_macs(model, input_shape), []
     for start in range(0, len(plan), per_pass):
-        part = plan[start : start + per_pass]
-        variants = {str(draw): _BASELINES[draw[0]][1](model, *draw[1:]) for draw in part}
+        variants = {str(draw): _BASELINES[draw[0]][1](model, *draw[1:]) for draw in plan[start : start + per_pass]}
         measured = accuracies(variants, batches(), torch.device("cpu"))
-        for baseline, share, seed in part:
-            name = str((baseline, share, seed))
-            ratio = count_macs(variants[name], input_shape) / whole if baseline == "layers" else None
-            entry = {"baseline": baseline, "share": share, "seed": seed}
-            entries.append({**entry, "accuracy": measured[name], "macs_ratio": ratio})
+        for draw in plan[start : start + per_pass]:
+            ratio = count_macs(variants[str(draw)], input_shape) / whole if draw[0] == "layers" else None
+            entry = dict(zip(("baseline", "share", "seed"), draw, strict=True))
+            entries.append({**entry, "accuracy": measured[str(draw)], "macs_ratio": ratio})
     return entries
 
 
@@ -127,20 +123,12 @@ def _drawn(count: int, share: float, seed: int) -> Tensor:
 
 def table(entries: Sequence[Mapping[str, Any]]) -> str:
     """The entries of ``measure_naive`` in percent, mean ± sample standard deviation over the draws, as text."""
-    rows = []
-    for key in dict.fromkeys((entry["baseline"], entry["share"]) for entry in entries):
-        draws = [entry for entry in entries if (entry["baseline"], entry["share"]) == key]
-        cells = [_percent([draw[column] for draw in draws]) for column in ("accuracy", "macs_ratio")]
-        rows.append([_BASELINES[key[0]][0], f"{100 * key[1]:g} %", *cells])
+    rows, frame = [], pd.DataFrame(entries).astype({"macs_ratio": float})
+    for (baseline, share), draws in frame.groupby(["baseline", "share"], sort=False):
+        accuracy, macs = (f"{spread(draws[of].mean(), draws[of].std(), 100)} %" for of in ("accuracy", "macs_ratio"))
+        macs = "not reduced" if baseline == "dropout" else macs
+        rows.append([_BASELINES[baseline][0], f"{100 * share:g} %", accuracy, macs])
     text = tabulate(rows, ["baseline", "share", "accuracy", "MACs, kept / whole"], disable_numparse=True)
     if all(entry["baseline"] == "dropout" for entry in entries):
         text += "\nno naive layer pruning: the network has no residual layers of a known family"
     return text
-
-
-def _percent(values: Sequence[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
-    if not known:
-        return "not reduced"
-    std = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.2f}{std} %"

@@ -61,38 +61,31 @@ def collapse_run(
 def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -> dict[str, Any]:
     """Return the top-1 accuracy of a sliced checkpoint (or of a run folder's ``sliced/``) on a split."""
     path = find_sliced(folder)
-    config = read_sliced_config(path)
-    if data is None:
-        data = data_of(RunFolder(path.parent))
-    images = open_for_sliced(config, data)
+    images, data = open_for_sliced(path, data)
     batches = images.eval_batches(split, batch_size=256, rank=0, world_size=1)
     measured = accuracies({"accuracy": load_sliced(path)}, batches, torch.device("cpu"))
     return {**measured, "samples": images.num_samples(split), "data": data, "split": split}
 
 
-def open_for_sliced(config: dict[str, Any], data: str) -> ImageData:
-    """Open the images as a sliced checkpoint expects them.
+def open_for_sliced(path: Path, data: str | None) -> tuple[ImageData, str]:
+    """Open the images as the sliced checkpoint at ``path`` expects them; by default, those of its run.
 
-    Args:
-        config: config.json of the sliced checkpoint.
-        data: location of the shards.
-
-    Raises:
-        UserError: the images have another shape or normalization.
+    Returns the images, and where they are. Raises UserError where they have another shape or normalization.
     """
+    config = read_sliced_config(path)
+    data = data_of(RunFolder(path.parent)) if data is None else data
+    shape, expected = config["input_shape"], config["normalization"]
     # If training used random resized crops, evaluation scales images with a margin and crops the center.
     augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
-    images = open_data(data, image_size=(config["input_shape"] or [None])[-1], augment=augment)
-    shape = config["input_shape"]
+    images = open_data(data, image_size=(shape or [None])[-1], augment=augment)
     if shape is not None and tuple(shape) != images.input_shape:
         raise UserError(f"the network takes images of {shape}, {data} has {list(images.input_shape)}")
-    expected = config["normalization"]
     if expected is not None and expected != images.normalization:
         raise UserError(
             f"the network was trained on pixels normalized by {expected}, "
             f"{data} is normalized by {images.normalization}"
         )
-    return images
+    return images, data
 
 
 def _find(source: Path) -> tuple[RunFolder, TrainState]:

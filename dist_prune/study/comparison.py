@@ -4,19 +4,24 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-from matplotlib.figure import Figure
+from tabulate import tabulate
 
 from dist_prune.files import write_atomic
-from dist_prune.monitor.page import render
+from dist_prune.monitor.page import Picture, Table, write_page, write_pictures
 from dist_prune.monitor.records import RunFolder
-from dist_prune.monitor.report import write_pictures
-from dist_prune.study.gate_pictures import activation_maps, distribution_pictures, gated_runs
+from dist_prune.monitor.report import MAP_CAPTION
+from dist_prune.study.pictures import distribution_pictures, gated_runs, map_pictures, trade_off_picture
 from dist_prune.study.runs import read_runs
-from dist_prune.study.tables import escaped, tables
-from dist_prune.study.trade_off import trade_off_picture
+from dist_prune.study.tables import tables
 
-_PAGE, _MARKDOWN = "comparison.html", "comparison.md"
+_PAGE = "comparison.html"
+_TRADE_OFF = "Accuracy of the sliced network against what was pruned. Bars: standard deviation over seeds."
+_DISTRIBUTION = (
+    "Left: mean activation by depth at the end; bars are means over the runs of a group, each dot is one run, hollow "
+    "where units are undecided. Right: how many units had which mean activation, by epoch. The mean activation of a "
+    "channel site is the mean over its channels: between 0 and 1 it shows how many are open. R_polar shows how decided "
+    "they are."
+)
 
 
 def write_comparison(
@@ -55,23 +60,37 @@ def write_comparison(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot make the folder {target}: {error.strerror}") from error
-    pictures, shown = write_pictures(target, _figures(runs)), tables(runs, to_accuracy)
-    recipes = runs["settings"].map(lambda of: of["name"]).unique()
-    for name in (_MARKDOWN, _PAGE):
-        template = Path(__file__).with_name(f"{name}.j2")
-        page = render(template, recipes=recipes, runs=runs, tables=shown, pictures=pictures, escaped=escaped)
-        write_atomic(target / name, page.encode())
-    return target / _PAGE
+    gated, trade_off = gated_runs(runs), trade_off_picture(runs)
+    figures = {
+        "trade-off": (_TRADE_OFF, [trade_off] if trade_off else []),
+        "mean_activation": (MAP_CAPTION, map_pictures(gated)),
+        "distribution": (_DISTRIBUTION, distribution_pictures(gated)),
+    }
+    unfinished = int((~runs["finished"]).sum())
+    state = f"{len(runs)} runs in {runs['group'].nunique()} groups" if len(runs) > 1 else "One run"
+    state += f"; {unfinished} unfinished, excluded from all means." if unfinished else "."
+    title = f"Comparison of {', '.join(runs['settings'].map(lambda of: of['name']).unique())}"
+    shown, pictures = tables(runs, to_accuracy), write_pictures(target, figures)
+    write_atomic(target / "comparison.md", _markdown(title, state, shown, pictures).encode())
+    return write_page(target / _PAGE, title, state, shown, pictures)
 
 
 def _is_comparison(folder: Path) -> bool:
     return (folder / _PAGE).exists() and not RunFolder(folder).holds_run()
 
 
-def _figures(runs: pd.DataFrame) -> dict[str, Sequence[Figure]]:
-    gated, trade_off = gated_runs(runs), trade_off_picture(runs)
-    return {
-        "trade-off": [trade_off] if trade_off else [],
-        "mean_activation": activation_maps(gated),
-        "distribution": distribution_pictures(gated),
-    }
+def _markdown(title: str, state: str, tables: Sequence[Table], pictures: Sequence[Picture]) -> str:
+    parts = [f"# {_escaped(title)}", state]
+    for number, table in enumerate(tables):
+        align = ["left"] * table.words + ["right"] * (len(table.header) - table.words)
+        rows = [[_escaped(str(cell)) for cell in row] for row in table.rows]
+        cells = tabulate(rows, table.header, tablefmt="github", colalign=align, disable_numparse=True)
+        parts += [f"## {table.title}", table.note, cells]
+        if number == 0:
+            parts += [f"![{of.caption}]({of.name}.png)\n\n*{of.caption}*" for of in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Escape text for Markdown: it must neither end a cell of a table nor become HTML."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

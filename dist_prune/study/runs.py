@@ -1,22 +1,27 @@
-"""Runs of a study as a data frame, one row a run, and their naive baselines. NaN: not measured."""
+"""Runs of a study as a data frame, one row a run, grouped over seeds, and their naive baselines. NaN: not measured."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from dist_prune.config import RESUMABLE_FIELDS
 from dist_prune.errors import first_problem
 from dist_prune.monitor.records import RunFolder
-from dist_prune.study.labels import labels, settings
 
 _GATES = ("open_ratio", "r_polar")  # from the last evaluation that has them; the summary does not repeat them
 MEASURED = (
     *("accuracy_sliced", "macs", "macs_ratio", "parameters", "agreement", "seconds_total", "energy_joules"),
     *_GATES,
 )
+# They change where a run computes or what it records, not what it learns. Seeds are what a group repeats.
+_IRRELEVANT = {"seed", "data", "channels_last", *RESUMABLE_FIELDS}
+_ALWAYS_SHOWN = ["model", "epochs"]  # runs that differ in these are not comparable, whatever their recipes
+
+Settings = Mapping[str, str]  # dotted key -> value as text
 
 
 class _NaiveDraw(BaseModel):
@@ -43,10 +48,13 @@ def read_runs(folders: Mapping[str, Path]) -> pd.DataFrame:
     runs = runs.astype(dict.fromkeys(MEASURED, float)).assign(group=labels(list(runs["settings"])))
     order = pd.Series(pd.factorize(runs["group"])[0], runs.index)
     runs = runs.assign(order=order).sort_values(["order", "seed"], ignore_index=True)
-    runs["dense"] = _dense_groups(runs)
+    # A gated method without gates trains the plain network, too.
+    method = runs["settings"].map(lambda of: (of.get("method"), of.get("gates.kind")))
+    is_dense = method.map(lambda of: of[0] == "dense" or of == ("consensus", "none"))
+    runs["dense"] = _dense_groups(runs, runs[runs["finished"] & is_dense].drop_duplicates("group"))
     runs["dense_accuracy"] = runs["dense"].map(runs.groupby("group")["accuracy_sliced"].mean()).astype(float)
     # A dense network has no gates, and nothing of it is gone.
-    runs["pruned"] = (1 - runs["open_ratio"]).mask(_is_dense(runs), 0.0)
+    runs["pruned"] = (1 - runs["open_ratio"]).mask(is_dense, 0.0)
     return _with_losses(runs)
 
 
@@ -64,43 +72,12 @@ def naive_draws(runs: pd.DataFrame) -> pd.DataFrame:
     return _with_losses(draws.assign(pruned=draws["share"]))
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    run = RunFolder(folder)
-    if not run.holds_run() or not run.config.exists():
-        raise FileNotFoundError(f"{folder} holds no run")
-    evals, summaries = run.read_metrics("eval"), run.read_metrics("summary")
-    if not evals and not summaries:
-        raise ValueError(f"{folder} is unfinished and has no evaluation yet; remove it")
-    row = {"run": name, "finished": bool(summaries), "evals": evals, "sites": run.read_sites()}
-    row["naive"] = _read_naive(folder / "naive.json")
-    gates = {key: e[key] for e in evals for key in _GATES if e.get(key) is not None}
-    row |= {key: {**gates, **summaries[-1]}.get(key) if summaries else None for key in MEASURED}
-    try:
-        content = json.loads(run.config.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{run.config} is not JSON") from error
-    try:
-        row |= {key: content["config"][key] for key in ("seed", "epochs")}
-        return row | {"settings": settings(content, [*evals, *summaries][-1].get("macs_dense"))}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{run.config} is not the configuration of a run") from error
+def _with_losses(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(saved=1 - table["macs_ratio"], drop=table["dense_accuracy"] - table["accuracy_sliced"])
 
 
-def _read_naive(path: Path) -> list[_NaiveDraw]:
-    try:
-        return TypeAdapter(list[_NaiveDraw]).validate_json(path.read_bytes()) if path.exists() else []
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a list of baselines: {': '.join(first_problem(error))}") from error
-
-
-def _is_dense(runs: pd.DataFrame) -> pd.Series:
-    # A gated method without gates trains the plain network, too.
-    method = runs["settings"].map(lambda of: (of.get("method"), of.get("gates.kind")))
-    return method.map(lambda of: of[0] == "dense" or of == ("consensus", "none"))
-
-
-def _dense_groups(runs: pd.DataFrame) -> list[str | None]:
-    """Return for each run the finished dense group of the same network; among several, the one of as many epochs.
+def _dense_groups(runs: pd.DataFrame, dense: pd.DataFrame) -> list[str | None]:
+    """Return for each run the one of the `dense` groups with its network; among several, that of as many epochs.
 
     None where there is none, or where the choice would be arbitrary.
     """
@@ -108,7 +85,6 @@ def _dense_groups(runs: pd.DataFrame) -> list[str | None]:
     networks = runs["settings"].map(
         lambda of: str({k: v for k, v in of.items() if k in keys or k.startswith("model_args")})
     )
-    dense = runs[runs["finished"] & _is_dense(runs)].drop_duplicates("group")
     found = []
     for network, run in zip(networks, runs.itertuples(), strict=True):
         same = dense[networks[dense.index] == network]
@@ -119,5 +95,88 @@ def _dense_groups(runs: pd.DataFrame) -> list[str | None]:
     return found
 
 
-def _with_losses(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(saved=1 - table["macs_ratio"], drop=table["dense_accuracy"] - table["accuracy_sliced"])
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    run = RunFolder(folder)
+    if not run.holds_run() or not run.config.exists():
+        raise FileNotFoundError(f"{folder} holds no run")
+    evals, summaries = run.read_metrics("eval"), run.read_metrics("summary")
+    if not evals and not summaries:
+        raise ValueError(f"{folder} is unfinished and has no evaluation yet; remove it")
+    row = {"run": name, "finished": bool(summaries), "evals": evals, "sites": run.read_sites()}
+    gates = {key: e[key] for e in evals for key in _GATES if e.get(key) is not None}
+    row |= {key: {**gates, **summaries[-1]}.get(key) if summaries else None for key in MEASURED}
+    path = folder / "naive.json"
+    try:
+        row["naive"] = TypeAdapter(list[_NaiveDraw]).validate_json(path.read_bytes()) if path.exists() else []
+    except ValidationError as error:
+        raise ValueError(f"{path} is not a list of baselines: {': '.join(first_problem(error))}") from error
+    try:
+        content = json.loads(run.config.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{run.config} is not JSON") from error
+    try:
+        row |= {key: content["config"][key] for key in ("seed", "epochs")}
+        return row | {"settings": _settings(content, [*evals, *summaries][-1].get("macs_dense"))}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{run.config} is not the configuration of a run") from error
+
+
+def _settings(content: Mapping[str, Any], macs_dense: int | None) -> Settings:
+    """Return what decides the result of a run with this config.json, apart from its seed.
+
+    MACs of the dense network distinguish data sets: their paths differ from machine to machine.
+    """
+    config, ds_config = content["config"], content.get("ds_config") or {}
+    # Of the DeepSpeed JSON only precision and clipping change the numbers; ZeRO stage, micro-batch and offload do not.
+    autocast = ds_config.get("torch_autocast") or {}
+    precision = next((key for key in ("bf16", "fp16") if (ds_config.get(key) or {}).get("enabled")), "fp32")
+    if autocast.get("enabled"):
+        precision = str(autocast.get("dtype", "bfloat16")).replace("bfloat", "bf")
+    settings = {"name": config["name"]} | {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    settings |= {"precision": precision, "gradient_clipping": ds_config.get("gradient_clipping") or None}
+    return dict(_flat({**settings, "macs_dense": macs_dense}))
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted keys and values as text; a schedule is 3, 0..2@5..15 or 1@5,2@10 (value@epoch)."""
+    match value:
+        case {"kind": "constant", "value": number}:
+            yield from _flat(number, key)
+        case {"kind": "ramp", "start": start, "end": end, "from_epoch": first, "to_epoch": last}:
+            yield key, f"{start:g}..{end:g}@{first:g}..{last:g}"
+        case {"kind": "steps", "values": steps}:
+            yield key, ",".join(f"{number:g}@{epoch:g}" for epoch, number in steps)
+        case dict():
+            for name, item in value.items():
+                yield from _flat(item, f"{key}.{name}" if key else name)
+        case float():
+            yield key, f"{value:g}"
+        case _:
+            yield key, value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def labels(runs: Sequence[Settings]) -> list[str]:
+    """Return a label for each: recipe and, as key=value, what differs. Equal settings alone have equal labels."""
+    if not runs:
+        return []
+    table = pd.DataFrame(list(runs))
+    for omitted in (["macs_dense"], []):  # MACs only where nothing else distinguishes two groups
+        shown = table.drop(columns=["name", *omitted], errors="ignore")
+        # Two recipes may differ in anything; only within a recipe is every difference worth a word.
+        differs = shown.groupby(table["name"]).nunique(dropna=False) > 1
+        for key in shown.columns.intersection(_ALWAYS_SHOWN):
+            differs[key] = shown[key].nunique(dropna=False) > 1
+        found = [
+            " ".join([of["name"], *(f"{k}={of[k]}" for k in shown if k in of and differs.at[of["name"], k])])
+            for of in runs
+        ]
+        if len(set(found)) == len(table.drop_duplicates()):
+            break
+    return found
+
+
+def short_labels(long: Iterable[str]) -> list[str]:
+    """Return labels for pictures: without the recipe if all have the same and something else remains."""
+    parts = [label.partition(" ") for label in long]
+    common = len({name for name, _, _ in parts}) == 1 and all(rest for _, _, rest in parts)
+    return [rest if common else name + space + rest for name, space, rest in parts]

@@ -1,11 +1,10 @@
-"""The tables of a study as texts: groups, cost to an accuracy, naive baselines, runs. Templates explain them."""
-
-from typing import NamedTuple
+"""The tables of a study as texts: groups, cost to an accuracy, naive baselines, runs."""
 
 import pandas as pd
 
 from dist_prune.monitor.formatting import NOT_MEASURED, percent, spread
-from dist_prune.monitor.to_accuracy import Reached, reached
+from dist_prune.monitor.page import Table
+from dist_prune.monitor.report import Reached, reached
 from dist_prune.study.runs import naive_draws
 
 _NAN = float("nan")
@@ -28,36 +27,47 @@ _COST_COLUMNS = {
 }
 
 
-class Table(NamedTuple):
-    """Cells are texts. The first `words` columns are words, the others numbers."""
-
-    title: str
-    cells: pd.DataFrame
-    words: int
-
-    def markdown(self) -> str:
-        """Format the cells as GitHub's Markdown."""
-        align = ["left"] * self.words + ["right"] * (len(self.cells.columns) - self.words)
-        cells = self.cells.map(escaped)
-        return cells.to_markdown(index=False, tablefmt="github", colalign=align, disable_numparse=True)
+_GROUP_NOTE = (
+    "A group holds the runs that differ in their seed only. Numbers are means over its finished runs, ± the sample "
+    "standard deviation; a single run shows none. Accuracy is that of the sliced network; the difference, in points, "
+    "is to the dense group of the same network."
+)
+_SCHEDULE_NOTE = (
+    " Schedules are written as 0..2@5..15, from 0 to 2 in epochs 5 to 15, and as 1@5,2@10, 1 from epoch 5 on and 2 "
+    "from epoch 10."
+)
+_COST_NOTE = (
+    "Up to the end of the first epoch after which the test accuracy was at least this (of gated networks: with the "
+    "gates fixed to the mask, and the MACs of what a collapse would have kept then). Means over the finished runs that "
+    "reached it, ± the sample standard deviation; the ratios are to the dense group of the same network."
+)
+_NAIVE_NOTE = (
+    "A trained network of which a random share is pruned, without any training after. Means over draws, ± the sample "
+    "standard deviation. Dropout sets weights to zero, which saves no MACs."
+)
+_RUN_NOTE = "The last evaluation is of the network in training, with its gates dynamic if it has any."
 
 
 def tables(runs: pd.DataFrame, to_accuracy: float | None) -> list[Table]:
     """Return the tables for which there is data; the one of groups comes first."""
-    found = [Table("Groups", _groups(runs), 2)]
+    schedules = _SCHEDULE_NOTE if runs["group"].str.contains("@").any() else ""
+    found = [("Groups", _groups(runs), 2, _GROUP_NOTE + schedules)]
     if to_accuracy is not None:
-        found += [Table(f"Time and energy to {percent(to_accuracy)}", _costs(runs, to_accuracy), 1)]
-    found += [Table("Naive baselines", _naive(naive_draws(runs)), 1), Table("Runs", _runs(runs), 3)]
-    return [table for table in found if len(table.cells)]
-
-
-def escaped(text: str) -> str:
-    """Escape text for Markdown: it must neither end a cell of a table nor become HTML."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+        found += [(f"Time and energy to {percent(to_accuracy)}", _costs(runs, to_accuracy), 1, _COST_NOTE)]
+    found += [("Naive baselines", _naive(naive_draws(runs)), 1, _NAIVE_NOTE), ("Runs", _runs(runs), 3, _RUN_NOTE)]
+    return [
+        Table(title, cells.to_numpy().tolist(), words, list(cells.columns), note)
+        for title, cells, words, note in found
+        if len(cells)
+    ]
 
 
 def _spread(values: pd.Series, scale: float = 1, digits: int = 2) -> str:
     return spread(values.mean(), values.std(), scale, digits)
+
+
+def _each(values: pd.Series, scale: float = 1, digits: int = 2) -> pd.Series:
+    return values.map(lambda value: spread(value, _NAN, scale, digits))
 
 
 def _groups(runs: pd.DataFrame) -> pd.DataFrame:
@@ -82,8 +92,8 @@ def _costs(runs: pd.DataFrame, accuracy: float) -> pd.DataFrame:
     counts, means = grouped["epoch"].count(), grouped[["seconds", "joules"]].mean()
     ratios = means / means.reindex(runs.groupby("group", sort=False)["dense"].first()).to_numpy()
     cells = pd.DataFrame({head: grouped[key].agg(_spread, *form) for head, (key, *form) in _COST_COLUMNS.items()})
-    cells.insert(2, "time / dense", ratios["seconds"].map(lambda ratio: spread(ratio, _NAN)))
-    cells.insert(4, "energy / dense", ratios["joules"].map(lambda ratio: spread(ratio, _NAN)))
+    cells.insert(2, "time / dense", _each(ratios["seconds"]))
+    cells.insert(4, "energy / dense", _each(ratios["joules"]))
     cells.loc[counts == 0] = "not reached"
     cells.insert(0, "reached by", counts.astype(str) + " of " + grouped.size().astype(str))
     return cells.reset_index()
@@ -118,8 +128,8 @@ def _runs(runs: pd.DataFrame) -> pd.DataFrame:
             "state": runs["finished"].map({True: "finished", False: "unfinished"}),
             "seed": runs["seed"].astype(str),
             "epochs": pd.Series(epochs).where(last["epoch"].notna(), NOT_MEASURED),
-            "accuracy, last evaluation (%)": last["accuracy"].map(lambda value: spread(value, _NAN, 100)),
-            "accuracy, sliced (%)": runs["accuracy_sliced"].map(lambda value: spread(value, _NAN, 100)),
-            "MACs, kept / dense (%)": ratio.map(lambda value: spread(value, _NAN, 100, 1)),
+            "accuracy, last evaluation (%)": _each(last["accuracy"], 100),
+            "accuracy, sliced (%)": _each(runs["accuracy_sliced"], 100),
+            "MACs, kept / dense (%)": _each(ratio, 100, 1),
         }
     )

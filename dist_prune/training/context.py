@@ -15,8 +15,7 @@ from torch import Tensor
 from dist_prune import distributed
 from dist_prune.checkpoints.train_state import TrainState
 from dist_prune.config import RunConfig
-from dist_prune.data import ImageData, ReadingFailed, ShardError, open_data
-from dist_prune.data.batch_transform import Batch
+from dist_prune.data import Batch, ImageData, ReadingFailed, ShardError, open_data
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import NothingToEvaluate, RunError, UserError, nearest
 from dist_prune.methods import METHODS, Method, Phase, PhaseResult, Phases, Task, next_phase

@@ -12,7 +12,7 @@ import torch
 
 from dist_prune.checkpoints.train_state import ModelState, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
-from dist_prune.data.batch_transform import Batch
+from dist_prune.data import Batch
 from dist_prune.errors import UserError
 from dist_prune.methods import Phase, PhaseResult, next_phase
 from dist_prune.runtime.consistency import agree_on

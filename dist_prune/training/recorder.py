@@ -11,7 +11,7 @@ from dist_prune import distributed
 from dist_prune.checkpoints.train_state import Progress
 from dist_prune.monitor import names
 from dist_prune.monitor.console import ProgressBar, final_table
-from dist_prune.monitor.pictures import gate_history, mean_activation_picture
+from dist_prune.monitor.pictures import MAP_TITLE, activation_maps, gate_history
 from dist_prune.monitor.report import write_report
 from dist_prune.monitor.tensorboard import TensorBoardLog
 from dist_prune.pruning.decision import Decision
@@ -71,7 +71,7 @@ class Recorder:
         # The first step shows at once that training works; a skipped step is always worth a line.
         if step % self._config.log_every and step > 1 and bad_batch is None:
             return
-        metrics: dict[str, float | None] = {names.loss(term): value for term, value in record.losses.items()}
+        metrics: dict[str, float | None] = {names.LOSS + term: value for term, value in record.losses.items()}
         metrics |= {names.ACCURACY_TRAIN: record.accuracy, names.LEARNING_RATE: lr, names.IMAGES_PER_SECOND: speed}
         metrics |= gates
         parts = record.means.split([site.units for site in sites]) if sites else ()
@@ -80,7 +80,7 @@ class Recorder:
         bad = {} if bad_batch is None else {"skipped_batch": bad_batch}
         with self._writing():
             self._run.append("train", {**place, **metrics, "gate_means": means, **bad})
-            self._tensorboard.scalars(step, {**metrics, **{names.site(name): mean for name, mean in means.items()}})
+            self._tensorboard.scalars(step, {**metrics, **{names.SITE + name: mean for name, mean in means.items()}})
 
     def evaluation(self, record: Mapping[str, Any], decision: Decision | None) -> None:
         """Record the evaluation of one epoch and draw the mean activations so far."""
@@ -98,10 +98,10 @@ class Recorder:
             self._tensorboard.scalars(record["step"], scalars)
             if decision is not None:
                 self._run.write_json(self._run.mask, decision.as_dict())
-                history, sites, records = gate_history(self._run.read_metrics("eval"))
+                history = gate_history(self._run.read_metrics("eval"))
                 # A mask of weights has no sites.
-                if sites:
-                    picture = mean_activation_picture(history, sites, [r["epoch"] for r in records])
+                if history.sites:
+                    picture = activation_maps([(MAP_TITLE, history)])
                     self._tensorboard.figure(names.MEAN_ACTIVATION_PICTURE, picture, record["step"])
         self.say(_evaluation_line(record))
         # A budget says how little may stay open; without one it is the loss weights that close units.

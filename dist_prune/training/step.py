@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from dist_prune import distributed
-from dist_prune.data.batch_transform import Batch
+from dist_prune.data import Batch
 from dist_prune.engine.deepspeed_engine import Engine
 from dist_prune.errors import UserError
-from dist_prune.gates.means import GateMeans, MeanAccumulator, gates_of
+from dist_prune.gates.means import GateMeans, MeanAccumulator
+from dist_prune.gates.wrappers import gates_of
 from dist_prune.methods import Phase, Step
 
 

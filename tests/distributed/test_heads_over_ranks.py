@@ -11,8 +11,8 @@ from torch import nn
 
 import dist_prune
 from dist_prune import distributed
+from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS, Head
-from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.wrappers import gated_modules, set_noise_key
 
@@ -29,7 +29,7 @@ def undecided(kind: str, head: str) -> nn.Module:
         nn.init.normal_(gated.gate.last.weight, std=0.5)
         nn.init.zeros_(gated.gate.last.bias)
     for module in model.modules():
-        module.training = isinstance(module, (GatingModule, Head))
+        module.training = isinstance(module, (Gate, Head))
     torch.set_num_threads(1)
     return model
 

@@ -12,8 +12,8 @@ import torch
 from ranks import run_ranks
 
 from dist_prune import distributed
-from dist_prune.gates.means import MeanAccumulator, gates_of
-from dist_prune.gates.wrappers import gated_modules
+from dist_prune.gates.means import MeanAccumulator
+from dist_prune.gates.wrappers import gated_modules, gates_of
 
 CASES = {"equal": [4, 4], "unequal": [3, 5]}
 

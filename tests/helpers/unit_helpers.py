@@ -11,7 +11,7 @@ from torchvision.models import VGG, ResNet
 from torchvision.models.vgg import make_layers
 
 from dist_prune import attach_gates, build_model, gate_means
-from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.gate import Gate
 from dist_prune.gates.wrappers import gated_modules, sites
 from dist_prune.pruning.mask import UnitMask
 
@@ -47,7 +47,7 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
 def undecided(gated: nn.Module) -> nn.Module:
     """``gated`` with gates set so that each unit opens for about half of such ``images``."""
 
-    def balance(gate: GatingModule, inputs: tuple[Tensor]) -> None:
+    def balance(gate: Gate, inputs: tuple[Tensor]) -> None:
         features = inputs[0].flatten(1) if gate.flatten else inputs[0].mean((2, 3))
         if gate.body:
             hidden = gate.body[0](features)

@@ -69,7 +69,7 @@ def test_a_damaged_config_is_named_in_one_line(folder):
 def images(*lengths: int, fingerprint: str = "0123456789") -> ImageData:
     files = tuple(f"toy-{number}.tar" for number in range(len(lengths)))
     train = ShardSplit.model_construct(filenames=files, shard_lengths=lengths)
-    index = ShardIndex.model_construct(fingerprint=fingerprint, splits={"train": train})
+    index = ShardIndex.model_construct(fingerprint=fingerprint, image_shape=(1, 8, 8), splits={"train": train})
     return ImageData(index, store=None)
 
 

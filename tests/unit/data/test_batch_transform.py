@@ -7,16 +7,17 @@ import torch
 from data_tools.index import ShardIndex
 from dist_prune.config import AugmentConfig
 from dist_prune.data.batch_rng import BatchRng
-from dist_prune.data.batch_transform import BatchTransform
+from dist_prune.data.transforms import BatchTransform
 
 CPU = torch.device("cpu")
+NOTHING = AugmentConfig()
 PLAIN = ShardIndex.model_construct(
     name="toy", class_names=tuple("abcd"), image_shape=None, mean=(0.0,) * 3, std=(1.0,) * 3, splits={}
 )
 USUAL = PLAIN.model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)})
 
 
-def transform(index=USUAL, width=4, augment=None, channels_last=False, device=CPU) -> BatchTransform:
+def transform(index=USUAL, width=4, augment=NOTHING, channels_last=False, device=CPU) -> BatchTransform:
     return BatchTransform(index, width, augment, channels_last, device)
 
 
@@ -85,7 +86,7 @@ def test_all_ranks_mix_a_global_batch_alike():
     assert len(shares) == 1
 
 
-@pytest.mark.parametrize("augment", [None, AugmentConfig(mixup=1.0), AugmentConfig(cutmix=1.0)])
+@pytest.mark.parametrize("augment", [NOTHING, AugmentConfig(mixup=1.0), AugmentConfig(cutmix=1.0)])
 def test_pixels_travel_as_bytes_and_all_else_is_done_on_the_device(augment, monkeypatch):
     """A device that computes shapes alone stands in for a GPU: operations that mix devices fail there too."""
     travelled, move = [], torch.Tensor.to

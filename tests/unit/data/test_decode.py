@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 from torchvision.transforms import RandomResizedCrop
 
 from data_tools.images import ImageError
-from dist_prune.data.decode import CROP_COLUMNS, Box, Size, center_box, decode_part, random_box, resize
+from dist_prune.data.transforms import CROP_COLUMNS, Box, Size, center_box, decode_part, random_box, resize
 
 
 def picture(width: int, height: int, channels: int = 3) -> np.ndarray:

@@ -36,8 +36,7 @@ def read(lengths, seed, epoch, global_batch, world_size, micro_batch, steps) -> 
     """The global batches number ``steps`` as so many ranks read them, each with a plan of its own."""
     found = [[] for _ in steps]
     for rank in range(world_size):
-        settings = {"seed": seed, "epoch": epoch, "global_batch": global_batch, "micro_batch": micro_batch}
-        plan = TrainPlan(lengths, **settings, rank=rank, world_size=world_size)
+        plan = TrainPlan(Order(lengths, seed, epoch, global_batch), micro_batch, rank, world_size)
         for number in range(steps.start * plan.accumulation, steps.stop * plan.accumulation):
             part = plan.part(number)
             assert part.step == number // plan.accumulation
@@ -108,9 +107,7 @@ def test_a_global_batch_mixes_many_shards_and_a_rank_reads_few_at_a_time():
     for batch in reference(lengths, 1, 0, global_batch):
         assert len({shard for shard, _ in batch}) >= MAX_PARTITIONS
     for rank in range(world_size):
-        plan = TrainPlan(
-            lengths, seed=1, epoch=0, global_batch=global_batch, micro_batch=8, rank=rank, world_size=world_size
-        )
+        plan = TrainPlan(Order(lengths, 1, 0, global_batch), 8, rank, world_size)
         for start in range(0, len(plan), 10):
             parts = [plan.part(number) for number in range(start, min(start + 10, len(plan)))]
             met = {shard for part in parts for shard in part.shards.tolist()}
@@ -131,9 +128,7 @@ def test_lanes_come_to_new_shards_one_after_another():
 
 def test_ranks_take_turns_within_a_global_batch():
     """The noise of stochastic gates is keyed by these rows (train_step)."""
-    plans = [
-        TrainPlan((100,), seed=1, epoch=0, global_batch=24, micro_batch=4, rank=rank, world_size=3) for rank in range(3)
-    ]
+    plans = [TrainPlan(Order((100,), 1, 0, 24), micro_batch=4, rank=rank, world_size=3) for rank in range(3)]
     assert plans[0].accumulation == 2
     for step, turn, rank in itertools.product(range(4), range(2), range(3)):
         part = plans[rank].part(2 * step + turn)
@@ -160,6 +155,6 @@ def test_batches_that_do_not_fit_are_named():
     with pytest.raises(PlanError, match="global batch size 64 exceeds the 50 samples"):
         steps_per_epoch(50, 64)
     with pytest.raises(PlanError, match="global batch size 64 is no multiple of 3 ranks x micro-batch 8"):
-        TrainPlan((500,), seed=1, epoch=0, global_batch=64, micro_batch=8, rank=0, world_size=3)
+        TrainPlan(Order((500,), 1, 0, 64), micro_batch=8, rank=0, world_size=3)
     assert issubclass(PlanError, ValueError)
     assert issubclass(PlanError, ShardError)

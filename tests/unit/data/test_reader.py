@@ -13,7 +13,7 @@ from made_shards import make, npy, numbered, read_tar, write_index, write_tar
 from PIL import Image
 
 from data_tools import Shard, ShardError, ShardIndex, open_store, read_index, verify_shards
-from data_tools.images import ImageError, decode_image
+from data_tools.images import ImageError, decode_pixels
 from data_tools.index import ShardSplit
 from dist_prune.data import reader as readers
 from dist_prune.data.reader import FETCHES, Reader
@@ -58,7 +58,7 @@ def test_samples_are_those_of_shard_and_row(shelf):
     reader = Reader(shelf, shelf.index, "train", range(6))
     sample = reader.sample(4, 1)
     assert (int(sample.image[0, 0, 0]), sample.label) == (9, 9)
-    assert sample.place == f"{shelf.index.root}/{name(4)}, sample 1"
+    assert sample.place() == f"{shelf.index.root}/{name(4)}, sample 1"
 
 
 def test_the_next_two_shards_are_fetched_before_they_are_needed(shelf):
@@ -109,7 +109,7 @@ def reads(folder: Path) -> bool:
         for row in range(index.split("train").num_samples):
             image = reader.sample(0, row).image
             if isinstance(image, bytes):
-                decode_image(image, index.channels)
+                decode_pixels(image, index.channels)
     except (ShardError, ImageError):
         return False
     return True

@@ -10,7 +10,7 @@ import pytest
 from made_shards import encoded, members_of, npy, numbered, write_tar
 
 from data_tools import ShardError
-from dist_prune.data.shard import MissingShard, open_shard
+from dist_prune.data.reader import MissingShard, open_shard
 
 IMAGES, LABELS = numbered(20)
 
@@ -35,7 +35,7 @@ def refused(path: Path, format: str, message: str, length: int = 20) -> None:
 
 def test_every_sample_is_had_by_its_number(path, format):
     shard = open_shard(path, 20, format)
-    assert len(shard) == 20
+    assert shard.length == 20
     for number in (19, 0, 7, 7):
         expected = IMAGES[number] if format == "raw" else encoded(IMAGES[number])
         assert np.array_equal(shard.image(number), expected)
@@ -184,14 +184,14 @@ def test_an_array_that_claims_to_be_larger_than_its_member_is_noticed(tmp_path):
 
 def test_images_and_labels_of_different_number_are_noticed(tmp_path):
     write_tar(tmp_path / "toy.tar", [("a.images.npy", npy(IMAGES)), ("a.labels.npy", npy(LABELS[:19]))])
-    refused(tmp_path / "toy.tar", "raw", "found 19 samples, expected 20")
+    refused(tmp_path / "toy.tar", "raw", "20 images and 19 labels")
 
 
 def test_an_image_that_is_too_large_is_refused_and_the_others_are_read(tmp_path, monkeypatch):
     members = members_of("files", IMAGES, LABELS, 0, 0)
     members[7] = ("train-00000003.png", bytes(1000))
     write_tar(tmp_path / "toy.tar", members)
-    monkeypatch.setattr("dist_prune.data.shard.LARGEST_IMAGE", 999)
+    monkeypatch.setattr("data_tools.tar.LARGEST_IMAGE", 999)
     shard = open_shard(tmp_path / "toy.tar", 20, "files")
     with pytest.raises(ShardError, match="sample train-00000003: an image of 1000 bytes, 999 are allowed"):
         shard.image(3)

@@ -10,8 +10,7 @@ from data_tools.images import ImageError
 from data_tools.index import ShardIndex
 from dist_prune.config import AugmentConfig
 from dist_prune.data.batch_rng import BatchRng
-from dist_prune.data.decode import Box, Size, random_box
-from dist_prune.data.transforms import ImageTransform
+from dist_prune.data.transforms import Box, ImageTransform, Size, random_box
 
 PLAIN = AugmentConfig()
 

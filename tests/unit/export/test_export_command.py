@@ -184,7 +184,7 @@ def test_a_network_that_a_format_cannot_hold_is_one_line(checkpoint, tmp_path, m
     def refuse(*_):
         raise RuntimeError("no such operation\nand much more")
 
-    monkeypatch.setattr(type(FORMATS["onnx"]), "write", refuse)
+    monkeypatch.setattr(FORMATS["onnx"], "write", refuse)
     with pytest.raises(RunError, match=r"cannot be written in this format: no such operation$"):
         export_sliced(checkpoint, "onnx", out=tmp_path / "net.onnx")
     assert not list(tmp_path.glob("*.onnx"))

@@ -17,7 +17,6 @@ from unit_helpers import gated_resnet, images, mask_closing, shaken
 from dist_prune import UserError, attach_gates, build_model, gate_means, masked
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.insertion import find_sites
-from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.wrappers import GatedBlock, GatedBranch, gated_modules, sites
 from dist_prune.models.build import architecture_of
 from dist_prune.pruning.residual import residual_blocks
@@ -121,7 +120,7 @@ def test_a_branch_is_what_its_module_returns_times_the_decisions(inner):
             return x, x, decisions
 
     decisions = torch.tensor([[1.0], [0.0], [1.0]], requires_grad=True)
-    wrapper = GatedBranch(inner, Says(), Site("s", "layer", 1))
+    wrapper = GatedBranch(inner, Says(8), Site("s", "layer", 1))
     if isinstance(inner, nn.Conv2d):
         x = torch.randn(3, 8, 4, 4)
         seen, expected = wrapper(x), inner(x) * decisions[:, :, None, None]
@@ -139,7 +138,7 @@ def test_a_branch_is_what_its_module_returns_times_the_decisions(inner):
 def test_gates_follow_the_models_dtype_and_the_blocks_width(family):
     gated = attach_gates(FAMILIES[family]().double(), hidden=5)
     for _, wrapper in gated_modules(gated):
-        assert isinstance(wrapper.gate, GatingModule)
+        assert isinstance(wrapper.gate, Gate)
         assert {tensor.dtype for tensor in wrapper.gate.state_dict().values()} <= {torch.float64, torch.long}
         assert wrapper.gate.body[0].in_features == wrapper.inner.conv1.in_channels
         assert wrapper.gate.body[0].out_features == 5

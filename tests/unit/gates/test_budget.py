@@ -9,12 +9,11 @@ from torch import nn
 from unit_helpers import images, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model
-from dist_prune.gates.budget import Budget, Timeline, macs_budget
-from dist_prune.gates.budget_state import margins
+from dist_prune.gates.budget import Budget, Timeline, macs_budget, margins
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.means import gate_means
 from dist_prune.gates.selection import protected_groups
-from dist_prune.gates.wrappers import gated_modules, gating_modules
+from dist_prune.gates.wrappers import gated_modules, gates_of
 from dist_prune.pruning.costs import Costs
 
 LINE = Timeline(warmup_end=0.2, prune_start=0.4, prune_end=0.6, polarize_end=0.8)
@@ -215,7 +214,7 @@ def test_a_budget_continues_from_its_state():
 
 def test_units_that_have_left_stay_out_when_frozen_gates_are_evaluated_again():
     gated, budget = budget_at("layer")
-    freezer, gates = Freezer(gated, patience=3, thaw_after=4), gating_modules(gated)
+    freezer, gates = Freezer(gated, patience=3, thaw_after=4), list(gates_of(gated).values())
     logits, pruned, evaluated_again = torch.randn(len(gates)), torch.zeros(len(gates), dtype=torch.bool), 0
     for step in range(100):
         evaluated = torch.tensor([gate.constant is None for gate in gates])

@@ -9,8 +9,8 @@ from torchvision.models import MobileNetV2
 from unit_helpers import images, maps, same, shaken, undecided
 
 from dist_prune import UserError, attach_gates, build_model, gate_means, polarization
+from dist_prune.gates.gate import Gate
 from dist_prune.gates.insertion import find_sites
-from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.wrappers import GatedBlock, GatedBranch, GatedChannels, gated_modules, sites
 from dist_prune.measure.macs import count_macs
 from dist_prune.pruning.sites import Site
@@ -22,12 +22,12 @@ FORMS = pytest.mark.parametrize(("dense_layers", "flatten"), [(1, False), (2, Fa
 def wrapper(dense_layers: int, flatten: bool, behind: bool, position: str = "between") -> GatedChannels:
     """A convolution with a gate that disagrees about samples."""
     features = 6 * 16 if flatten else 6
-    gate = GatingModule(features, 6, dense_layers=dense_layers, flatten=flatten, open_bias=None)
+    gate = Gate(features, 6, dense_layers=dense_layers, flatten=flatten, open_bias=None)
     inner = nn.Conv2d(6, 6, 3, padding=1)
     return GatedChannels(inner, gate, Site("s", "channel", 6, position=position, behind=behind))
 
 
-def plain_decisions(gate: GatingModule, x: torch.Tensor) -> torch.Tensor:
+def plain_decisions(gate: Gate, x: torch.Tensor) -> torch.Tensor:
     """Zeros and ones with the gradient of equation 5, from torch's own operations."""
     features = x.flatten(1) if gate.flatten else x.mean((2, 3))
     logits = gate.last(gate.body(features))

@@ -11,7 +11,7 @@ from unit_helpers import images, shaken, undecided
 from dist_prune import attach_gates, build_model, consensus_mask, gate_means, macs_budget
 from dist_prune.gates.consensus import masked
 from dist_prune.gates.freezer import Freezer
-from dist_prune.gates.wrappers import gated_modules, gating_modules, sites
+from dist_prune.gates.wrappers import gated_modules, gates_of, sites
 from dist_prune.pruning.mask import UnitMask
 
 
@@ -25,7 +25,7 @@ def watch(model: nn.Module, freezer: Freezer, means: list[float], steps: int) ->
 
 
 def constants(model: nn.Module) -> list[int | None]:
-    return [gate.constant for gate in gating_modules(model)]
+    return [gate.constant for gate in gates_of(model).values()]
 
 
 def test_a_unit_is_decided_when_all_samples_of_so_many_batches_in_a_row_agree():
@@ -87,11 +87,16 @@ def test_a_frozen_network_computes_what_the_network_with_these_fixed_gates_does(
         first += site.units
     parts = opened.split([site.units for site in sites(model)])
     kept = {s.name: part.nonzero().flatten().tolist() for s, part in zip(sites(model), parts, strict=True)}
-    fixed = masked(model, UnitMask.of(kept, sites(model))).train(train)
+    fixed, evaluated = masked(model, UnitMask.of(kept, sites(model))).train(train), copy.deepcopy(model).train(train)
+    for gate, part in zip(gates_of(evaluated).values(), parts, strict=True):
+        nn.init.zeros_(gate.last.weight)  # decides the same for every sample, and is computed
+        gate.last.bias.data = part * 10.0 - 5
     freezer = Freezer(model, patience=1)
     freezer.update(model, opened.float())
     x = images(8)
-    torch.testing.assert_close(model.train(train)(x), fixed(x), rtol=1e-5, atol=1e-5)
+    expected = evaluated(x)
+    torch.testing.assert_close(model.train(train)(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fixed(x), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gate_means(model).values, opened.float())
     assert consensus_mask(model, [x]).kept == {name: tuple(units) for name, units in kept.items()}
 
@@ -134,7 +139,7 @@ def test_closed_branches_of_every_family_are_left_out(build):
 
 def test_channels_that_are_all_open_cost_nothing_once_frozen():
     model = gated("channel")
-    gates = gating_modules(model)
+    gates = list(gates_of(model).values())
     for gate in gates:
         gate.freeze(torch.ones(gate.units, dtype=torch.bool))
     assert constants(model) == [1] * len(gates)

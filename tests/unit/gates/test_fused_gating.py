@@ -9,7 +9,7 @@ from unit_helpers import images, maps, same, shaken
 
 from dist_prune import attach_gates, build_model, gate_means
 from dist_prune.gates.cpu_kernels.fused_gating import fused_gating
-from dist_prune.gates.modules import GatingModule
+from dist_prune.gates.gate import Gate
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.wrappers import gated_modules
 
@@ -17,9 +17,9 @@ SHAPES = [(2, 3, 4, 4), (32, 16, 8, 8), (9, 33, 1, 1), (16, 200, 3, 5)]
 OUTPUTS = ("first", "second", "applied", "decided")  # what a network may use of a gate
 
 
-def gating_module(channels: int, units: int = 1, **settings) -> GatingModule:
+def gating_module(channels: int, units: int = 1, **settings) -> Gate:
     torch.manual_seed(3)
-    gate = shaken(GatingModule(channels, units, open_bias=None, number=2))
+    gate = shaken(Gate(channels, units, open_bias=None, number=2))
     for name in ("threshold", "ste_window", "logit_scale"):
         getattr(gate, name).fill_(settings.pop(name, 0.0 if name == "threshold" else 1.0))
     for name, value in settings.items():
@@ -28,7 +28,7 @@ def gating_module(channels: int, units: int = 1, **settings) -> GatingModule:
     return gate
 
 
-def seen(gate: GatingModule, x: torch.Tensor, used: tuple[str, ...] = OUTPUTS) -> list[torch.Tensor]:
+def seen(gate: Gate, x: torch.Tensor, used: tuple[str, ...] = OUTPUTS) -> list[torch.Tensor]:
     """Decisions, logits, all gradients and the buffers after a step of training, in float64."""
     x = x.detach().requires_grad_()
     first, second, applied = gate(x)
@@ -42,7 +42,7 @@ def seen(gate: GatingModule, x: torch.Tensor, used: tuple[str, ...] = OUTPUTS) -
     return [torch.zeros(()) if value is None else value.double() for value in values]
 
 
-def is_fused(gate: GatingModule, x: torch.Tensor) -> bool:
+def is_fused(gate: Gate, x: torch.Tensor) -> bool:
     copied = copy.deepcopy(gate)
     features = copied._features(x)[2].to(gate.last.weight.dtype)
     buffers = copied.threshold, copied.ste_window, copied.logit_scale
@@ -95,8 +95,8 @@ def test_a_layer_that_has_hooks_is_called(compiled):
     assert is_fused(gate, x)
 
 
-def replaced(place: str, layer: nn.Module) -> GatingModule:
-    gate = GatingModule(8)
+def replaced(place: str, layer: nn.Module) -> Gate:
+    gate = Gate(8)
     gate.set_submodule(place, layer)
     return gate
 
@@ -107,12 +107,12 @@ class Doubled(nn.Linear):
 
 
 UNUSUAL = {
-    "one dense layer": GatingModule(8, dense_layers=1),
-    "three": GatingModule(8, dense_layers=3),
-    "gumbel": GatingModule(8, head="gumbel"),
-    "bernoulli": GatingModule(8, head="bernoulli"),
-    "evaluation": GatingModule(8).eval(),
-    "bf16 weights": GatingModule(8).bfloat16(),
+    "one dense layer": Gate(8, dense_layers=1),
+    "three": Gate(8, dense_layers=3),
+    "gumbel": Gate(8, head="gumbel"),
+    "bernoulli": Gate(8, head="bernoulli"),
+    "evaluation": Gate(8).eval(),
+    "bf16 weights": Gate(8).bfloat16(),
     "another layer": replaced("body.0", Doubled(8, 16)),
     "no bias": replaced("body.0", nn.Linear(8, 16, bias=False)),
     "another last layer": replaced("last", Doubled(16, 1)),

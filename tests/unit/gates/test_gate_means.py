@@ -10,8 +10,8 @@ from unit_helpers import gated_resnet, images, undecided
 
 from dist_prune import activation, attach_gates, build_model, distributed, gate_means, polarization
 from dist_prune.gates.gate import Gate
-from dist_prune.gates.means import MeanAccumulator, gates_of, sum_decisions
-from dist_prune.gates.wrappers import gated_modules
+from dist_prune.gates.means import MeanAccumulator, sum_decisions
+from dist_prune.gates.wrappers import gated_modules, gates_of
 
 
 def test_means_are_those_of_the_decisions_of_all_samples():
@@ -129,9 +129,7 @@ def add(window, decisions, *scalars):
 
 
 def window_of_one_gate(units):
-    gate = Gate()
-    gate.units = units
-    return MeanAccumulator({"layer": gate})
+    return MeanAccumulator({"layer": Gate(1, units)})
 
 
 def window_of(batches, loss):

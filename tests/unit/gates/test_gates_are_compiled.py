@@ -10,7 +10,7 @@ from unit_helpers import shaken
 from dist_prune import attach_gates, build_model
 from dist_prune.gates.freezer import Freezer
 from dist_prune.gates.noise import NoiseKey, logistic_noise
-from dist_prune.gates.wrappers import gated_modules, gating_modules, set_noise_key
+from dist_prune.gates.wrappers import gated_modules, gates_of, set_noise_key
 
 STEPS = 4
 
@@ -25,7 +25,7 @@ def _no_graphs_of_other_tests():
 def gated(kind, head):
     model = shaken(build_model("resnet8", num_classes=10, width=4))  # so that branches matter
     attach_gates(model, kind=kind, head=head, input_shape=(3, 16, 16), open_bias=0.0)
-    for gate in gating_modules(model):
+    for gate in gates_of(model).values():
         gate.random_drop = 0.5
     return model.train()
 
@@ -79,12 +79,12 @@ def test_the_noise_of_compiled_gates_is_to_the_last_bit_that_of_all_others():
 def test_a_freezer_that_does_not_freeze_knows_what_is_decided_and_leaves_the_graph_as_it_is():
     model = gated("layer", "ste")
     freezer = Freezer(model, patience=2, freezes=False)
-    units = sum(gate.units for gate in gating_modules(model))
+    units = sum(gate.units for gate in gates_of(model).values())
     for _ in range(2):
         assert not freezer.all_decided
         freezer.update(model, torch.zeros(units))
     assert freezer.all_decided
-    assert all(gate.constant is None for gate in gating_modules(model))
+    assert all(gate.constant is None for gate in gates_of(model).values())
     freezer.apply(model)
     assert freezer.all_decided
-    assert all(gate.constant is None for gate in gating_modules(model))
+    assert all(gate.constant is None for gate in gates_of(model).values())

@@ -12,10 +12,10 @@ from unit_helpers import images
 
 from dist_prune import UserError, attach_gates, build_model, gate_means, polarization
 from dist_prune.gates.activation_checkpointing import checkpoint_blocks
+from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS
-from dist_prune.gates.modules import GatingModule
 from dist_prune.gates.noise import NoiseKey
-from dist_prune.gates.wrappers import gating_modules, set_noise_key
+from dist_prune.gates.wrappers import gates_of, set_noise_key
 
 REENTRANT = pytest.mark.parametrize("reentrant", [False, True])
 
@@ -23,7 +23,7 @@ REENTRANT = pytest.mark.parametrize("reentrant", [False, True])
 def dropping(kind: str = "layer", head: str = "ste") -> nn.Module:
     torch.manual_seed(0)
     model = attach_gates(build_model("resnet8", num_classes=10, width=8), kind, head=head, open_bias=0.0)
-    for gate in gating_modules(model):
+    for gate in gates_of(model).values():
         gate.random_drop = 0.5
         nn.init.normal_(gate.last.weight)
     return model.double()
@@ -110,7 +110,7 @@ def test_a_backward_pass_through_an_earlier_forward_pass_is_refused_where_there_
     with pytest.raises(UserError, match="backward before the next forward pass") as caught:
         (forward(0) + forward(1)).backward()
     assert "\n" not in str(caught.value)
-    for gate in gating_modules(model):
+    for gate in gates_of(model).values():
         gate.random_drop = 0.0
     if head == "ste":
         (forward(0) + forward(1)).backward()
@@ -142,12 +142,12 @@ def test_checkpointed_blocks_keep_less_for_backward():
 def test_a_batch_of_one_sample_trains(dense_layers):
     """Its gate normalizes by running statistics, and leaves them as they are."""
     model = attach_gates(build_model("resnet8", num_classes=10, width=8), dense_layers=dense_layers).train()
-    buffers = [b.clone() for gate in gating_modules(model) for b in gate.body.buffers()]
+    buffers = [b.clone() for gate in gates_of(model).values() for b in gate.body.buffers()]
     F.cross_entropy(model(images(1)), torch.tensor([3])).backward()
     assert torch.isfinite(gate_means(model).values).all()
-    after = [b for gate in gating_modules(model) for b in gate.body.buffers()]
+    after = [b for gate in gates_of(model).values() for b in gate.body.buffers()]
     assert all(map(torch.equal, buffers, after))
-    gate = GatingModule(4, 2).train()
+    gate = Gate(4, 2).train()
     one = images(1, channels=4)
     gate(one)
     in_training = gate.pop_decisions()[1]

@@ -36,7 +36,7 @@ def test_plain_lines_come_whenever_the_time_is_over_and_show_everything_known(ca
 
 
 def test_the_time_left_counts_only_the_steps_of_this_process(monkeypatch, capsys):
-    now = iter([0.0, 100.0, 100.0])
+    now = iter([0.0, 100.0])
     monkeypatch.setattr("time.monotonic", lambda: next(now))
     ProgressBar(total_steps=300, initial=100).update(200, epoch=2)  # 100 steps in 100 s, 100 to go
     assert "1 min 40 s left" in capsys.readouterr().err
@@ -53,14 +53,6 @@ def test_a_terminal_gets_a_bar_and_lines_above_it(monkeypatch, capsys):
     assert "10/10" in captured.err
     assert "loss=0.2500" in captured.err
     assert captured.out == "saved step 5\n"
-
-
-def test_progress_that_is_not_enabled_shows_nothing(capsys):
-    progress = ProgressBar(total_steps=1, enabled=False)
-    progress.update(1, epoch=1, loss=1.0)
-    progress.line("text")
-    progress.close()
-    assert capsys.readouterr() == ("", "")
 
 
 def test_the_final_table_is_written_for_people():

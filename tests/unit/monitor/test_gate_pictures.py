@@ -9,7 +9,13 @@ from PIL import Image
 
 from dist_prune.monitor import style
 from dist_prune.monitor.curves import curves
-from dist_prune.monitor.pictures import gate_history, mean_activation_picture, polarization_picture
+from dist_prune.monitor.pictures import GateHistory, activation_maps, gate_history, polarization_picture
+
+
+def history(means, sites, **columns):
+    """A history with one record for each time, whose values are given by column."""
+    records = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return GateHistory(np.array(means), list(sites), records)
 
 
 def labels(axes):
@@ -18,7 +24,8 @@ def labels(axes):
 
 def test_in_the_mean_activation_picture_the_first_site_is_on_top_and_closed_is_dark(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would now fail
-    figure = mean_activation_picture([[0.0, 1.0], [0.0, 1.0], [0.5, 1.0]], ["first", "second"], epochs=[1, 2, 3])
+    shown = history([[0.0, 1.0], [0.0, 1.0], [0.5, 1.0]], ["first", "second"], epoch=[1, 2, 3])
+    figure = activation_maps([("title", shown)])
     picture = Image.open(io.BytesIO(style.png(figure, dpi=100))).convert("L")
     axes = figure.axes[0]
 
@@ -37,9 +44,10 @@ def test_in_the_mean_activation_picture_the_first_site_is_on_top_and_closed_is_d
 
 @pytest.mark.parametrize(("sites", "epochs", "names_shown"), [(9, 10, 9), (54, 50, 54), (200, 300, 50)])
 def test_the_mean_activation_picture_shows_every_cell_and_labels_that_do_not_crowd(sites, epochs, names_shown):
-    history = np.random.default_rng(0).random((epochs, sites))
-    axes = mean_activation_picture(history, [f"s{i}" for i in range(sites)], range(1, epochs + 1)).axes[0]
-    np.testing.assert_array_equal(axes.images[0].get_array(), history.T)
+    means = np.random.default_rng(0).random((epochs, sites))
+    shown = history(means, [f"s{i}" for i in range(sites)], epoch=range(1, epochs + 1))
+    axes = activation_maps([("title", shown)]).axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array(), means.T)
     assert len(axes.get_yticks()) == names_shown
     assert axes.get_yticklabels()[0].get_text() == "s0"
     assert 5 <= len(axes.get_xticks()) <= 13
@@ -47,8 +55,8 @@ def test_the_mean_activation_picture_shows_every_cell_and_labels_that_do_not_cro
 
 def test_the_polarization_picture_counts_what_became_of_the_sites():
     nan = np.nan
-    history = [[0.5, 0.5, 0.5, 0.5, 0.5, nan], [1.0, 0.97, 0.0, 0.4, 0.0, nan], [1.0, 1.0, 0.0, 0.4, nan, nan]]
-    axes = polarization_picture(history, list("abcdef"), positions=[10, 20, 30]).axes[0]
+    means = [[0.5, 0.5, 0.5, 0.5, 0.5, nan], [1.0, 0.97, 0.0, 0.4, 0.0, nan], [1.0, 1.0, 0.0, 0.4, nan, nan]]
+    axes = polarization_picture(history(means, "abcdef", step=[10, 20, 30])).axes[0]
     assert {text.get_text() for text in axes.texts} == {"2 open", "2 closed", "1 in between"}
 
 
@@ -79,8 +87,8 @@ def test_many_points_are_shown_with_their_moving_mean_whose_window_shrinks_at_th
 
 def test_the_history_of_gates_leaves_gaps_where_a_site_was_not_recorded():
     records = [{"step": 1}, {"step": 2, "gate_means": {"a": 0.1, "b": 0.2}}, {"step": 3, "gate_means": {"b": 1}}]
-    history, sites, times = gate_history(records)
-    np.testing.assert_array_equal(history, [[0.1, 0.2], [np.nan, 1.0]])
-    assert sites == ["a", "b"]
-    assert [record["step"] for record in times] == [2, 3]
-    assert gate_history([])[0].shape == (0, 0)
+    found = gate_history(records)
+    np.testing.assert_array_equal(found.means, [[0.1, 0.2], [np.nan, 1.0]])
+    assert found.sites == ["a", "b"]
+    assert found.column("step") == [2, 3]
+    assert gate_history([]).means.shape == (0, 0)

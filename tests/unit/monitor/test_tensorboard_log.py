@@ -27,8 +27,8 @@ def test_scalars_pictures_and_texts_can_be_read_back(tmp_path, monkeypatch):
     figure = style.new_figure(2, 1)
     figure.set_facecolor("#ff0000")
     log = TensorBoardLog(tmp_path, purge_step=None)
-    log.scalars(1, {names.loss("total"): 2.5, names.loss("macs"): 0.0, names.site("layer1.0"): 0.25})
-    log.scalars(2, {names.loss("total"): 1.5, names.loss("macs"): None})
+    log.scalars(1, {names.LOSS + "total": 2.5, names.LOSS + "macs": 0.0, names.SITE + "layer1.0": 0.25})
+    log.scalars(2, {names.LOSS + "total": 1.5, names.LOSS + "macs": None})
     log.figure(names.MEAN_ACTIVATION_PICTURE, figure, step=2)
     log.text("configuration", "**epochs** 3", step=0)
     log.close()
@@ -76,10 +76,3 @@ def test_traces_of_threads_other_than_the_writers_are_printed_and_all_again_once
     log.close()
     fail(writer)
     assert printed == ["Thread", "Writer"]
-
-
-def test_the_name_of_a_loss_term_can_be_taken_back():
-    assert names.loss("polarization") == "loss/polarization"
-    assert names.term(names.loss("polarization")) == "polarization"
-    assert names.is_loss(names.loss("task"))
-    assert not names.is_loss(names.OPEN_RATIO)

@@ -1,5 +1,7 @@
 """Evaluating a sliced checkpoint prepares images as the run did that wrote it."""
 
+import json
+
 import pytest
 import torch
 
@@ -13,9 +15,9 @@ from dist_prune.pruning.sliced_checkpoint import read_sliced_config, save_sliced
 
 @pytest.fixture
 def checkpoint(tmp_path, data_folder):
-    """Makes the config of a sliced checkpoint of a network that was trained on ``images``."""
+    """Makes a sliced checkpoint of a network that was trained on ``images``; a change of None removes a key."""
 
-    def make(images):
+    def make(images, **changes):
         model = build_model("resnet8", num_classes=10, in_channels=1, width=4)
         folder = save_sliced(
             model,
@@ -24,7 +26,9 @@ def checkpoint(tmp_path, data_folder):
             resized_side=images.resized_side,
             normalization=images.normalization,
         )
-        return read_sliced_config(folder)
+        config = {key: value for key, value in {**read_sliced_config(folder), **changes}.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
 
     return make
 
@@ -40,20 +44,19 @@ def test_images_are_scaled_with_a_margin_only_where_training_cut_parts_out_of_th
     augment = AugmentConfig(random_resized_crop=random_resized_crop)
     trained_on = open_data("digits", image_size=16, augment=augment)
     assert trained_on.resized_side == side
-    again = open_for_sliced(checkpoint(trained_on), "digits")
+    again, _ = open_for_sliced(checkpoint(trained_on), "digits")
     assert torch.equal(first_images(again), first_images(trained_on))
     other = open_data("digits", image_size=16, augment=AugmentConfig(random_resized_crop=not random_resized_crop))
     assert not torch.equal(first_images(again), first_images(other))
 
 
 def test_checkpoints_from_before_the_margin_was_recorded_take_images_as_a_whole(checkpoint):
-    config = checkpoint(open_data("digits"))
-    del config["resized_side"]
-    assert open_for_sliced(config, "digits").resized_side is None
+    folder = checkpoint(open_data("digits"), resized_side=None)
+    assert "resized_side" not in (folder / "config.json").read_text()
+    assert open_for_sliced(folder, "digits")[0].resized_side is None
 
 
 def test_images_that_are_normalized_otherwise_are_refused(checkpoint):
-    config = checkpoint(open_data("digits"))
-    config["normalization"] = {"mean": [0.5], "std": [0.5]}
+    folder = checkpoint(open_data("digits"), normalization={"mean": [0.5], "std": [0.5]})
     with pytest.raises(UserError, match="normalized by"):
-        open_for_sliced(config, "digits")
+        open_for_sliced(folder, "digits")

@@ -5,7 +5,7 @@ from study_runs import make_run
 
 from dist_prune import UserError
 from dist_prune.cli.main import COMMANDS
-from dist_prune.monitor.to_accuracy import reached, total_joules
+from dist_prune.monitor.report import reached, total_joules
 
 # The synthetic runs reach 0.5 of their accuracy after 2 of 4 epochs of 100 s, and 0.92 of it after 3.
 

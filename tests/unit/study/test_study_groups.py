@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from study_runs import make_run, naive_entries
 
-from dist_prune.study.labels import short_labels
-from dist_prune.study.runs import naive_draws, read_runs
-from dist_prune.study.trade_off import trade_off_picture, trade_off_points
+from dist_prune.study.pictures import trade_off_picture, trade_off_points
+from dist_prune.study.runs import naive_draws, read_runs, short_labels
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import pytest
 from study_runs import make_run, naive_entries
 
 from dist_prune.monitor import style
-from dist_prune.study.gate_pictures import activation_maps, distribution_pictures, gated_runs, histogram
+from dist_prune.study.pictures import distribution_pictures, gated_runs, histogram, map_pictures, trade_off_picture
 from dist_prune.study.runs import read_runs
-from dist_prune.study.trade_off import trade_off_picture
 
 DENSE = {"name": "dense", "gated": False, "ratio": 1.0, "accuracy": 0.84}
 
@@ -71,19 +70,19 @@ def test_there_is_no_trade_off_to_draw_for_one_run_or_before_any_is_finished(gro
 
 def test_every_gated_run_has_a_panel_that_names_group_and_seed(groups):
     study = groups({"seed": 2}, {"seed": 1, "ratio": 0.7}, {"seed": 3, "finished": False}, DENSE)
-    (figure,) = activation_maps(gated_runs(study))
+    (figure,) = map_pictures(gated_runs(study))
     assert titles(figure) == [
         "half target_macs=0.5, seed 2",
         "half target_macs=0.5, seed 3, unfinished",
         "half target_macs=0.7, seed 1",
     ]
-    history = gated_runs(study)[0].history
-    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), history.T)
+    means = gated_runs(study)["history"].iloc[0].means
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), means.T)
 
 
 def test_many_runs_go_into_several_pictures_and_one_run_into_the_picture_of_its_own_report(groups):
     many = gated_runs(groups(*({"seed": seed, "sites": 54} for seed in range(13))))
-    first, last = activation_maps(many)
+    first, last = map_pictures(many)
     assert (len(titles(first)), len(titles(last))) == (12, 1)
     assert len(first.axes[0].get_yticks()) <= 14, "54 names do not fit into a small panel"
     assert len(last.axes[0].get_yticks()) == 54
@@ -91,18 +90,18 @@ def test_many_runs_go_into_several_pictures_and_one_run_into_the_picture_of_its_
 
 def test_the_histogram_holds_shares_of_sites_of_all_runs_by_epoch(groups):
     runs = gated_runs(groups({"seed": 1, "sites": 9}, {"seed": 2, "sites": 9}))
-    shares = histogram(runs)
+    shares = histogram(runs["history"])
     assert list(shares.columns) == [1, 2, 3, 4]
     np.testing.assert_allclose(shares.sum(), 1)
-    last = np.concatenate([run.history.iloc[-1] for run in runs])
+    last = np.concatenate([history.means[-1] for history in runs["history"]])
     assert shares.iloc[0, -1] == pytest.approx(np.mean(last < 0.05))
     assert shares.iloc[-1, -1] == pytest.approx(np.mean(last >= 0.95))
 
 
 def test_the_opening_at_the_end_is_that_of_the_final_mask(groups):
-    (run,) = gated_runs(groups({"sites": 5}))
-    assert set(run.at_the_end()) <= {0.0, 1.0}
-    assert not set(run.history.iloc[-1]) <= {0.0, 1.0}
+    (run,) = gated_runs(groups({"sites": 5})).itertuples()
+    assert set(run.at_the_end) <= {0.0, 1.0}
+    assert not set(run.history.means[-1]) <= {0.0, 1.0}
 
 
 def test_depth_shows_the_mean_over_the_finished_runs_and_a_dot_for_each(groups):
@@ -110,7 +109,7 @@ def test_depth_shows_the_mean_over_the_finished_runs_and_a_dot_for_each(groups):
     runs = gated_runs(study)
     (figure,) = distribution_pictures(runs)
     depth = figure.axes[0]
-    expected = np.mean([run.at_the_end() for run in runs[:2]], axis=0)
+    expected = np.mean(list(runs["at_the_end"][:2]), axis=0)
     assert [bar.get_height() for bar in depth.patches] == pytest.approx(list(expected))
     assert len(depth.collections) == 2
     assert titles(figure)[0] == "half"
@@ -119,10 +118,11 @@ def test_depth_shows_the_mean_over_the_finished_runs_and_a_dot_for_each(groups):
 @pytest.mark.parametrize(("sites", "kind"), [(9, "layer"), (54, "layer"), (108, "channel")])
 def test_pictures_of_gates_can_be_drawn_at_any_depth_and_for_channels(groups, sites, kind):
     runs = gated_runs(groups(*({"seed": seed, "sites": sites, "kind": kind} for seed in (1, 2))))
-    for figure in [*activation_maps(runs), *distribution_pictures(runs)]:
+    for figure in [*map_pictures(runs), *distribution_pictures(runs)]:
         assert style.png(figure, dpi=40).startswith(b"\x89PNG")
 
 
 def test_runs_without_gates_have_no_pictures_of_gates(groups):
-    assert gated_runs(groups(DENSE)) == []
-    assert activation_maps([]) == distribution_pictures([]) == []
+    none = gated_runs(groups(DENSE))
+    assert none.empty
+    assert map_pictures(none) == distribution_pictures(none) == []

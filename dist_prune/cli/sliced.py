@@ -1,0 +1,68 @@
+"""``dist-prune collapse``, ``evaluate``, ``naive`` and ``export``: make a sliced network, and use one."""
+
+from __future__ import annotations
+
+from dist_prune.cli.arguments import Parser, command_parser, positive, show
+
+
+def collapse(arguments: list[str]) -> None:
+    """Collapse the newest checkpoint of a run, or one checkpoint, into a sliced checkpoint."""
+    parser = command_parser("collapse", collapse.__doc__)
+    parser.add_argument("run", metavar="RUN|CHECKPOINT", help="a run folder, or one of its checkpoints/step-...")
+    parser.add_argument("--out", help="folder for mask.json and sliced/ (default: the run folder)")
+    parser.add_argument("--mask", help="a mask.json to use instead of a vote over the training images")
+    parser.add_argument("--data", help="where the shards are, if not where the run found them")
+    parser.add_argument(
+        "--round_to", type=positive(int), metavar="N", help="keep multiples of N channels (default: the recipe's)"
+    )
+    options = parser.parse(arguments)
+    from dist_prune.offline.runs import collapse_run
+
+    show(collapse_run(options.run, options.out, options.mask, options.data, options.round_to))
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Evaluate a sliced checkpoint, or the one of a run folder."""
+    options = _evaluation_parser("evaluate", evaluate.__doc__).parse(arguments)
+    from dist_prune.offline.runs import evaluate_sliced
+
+    show(evaluate_sliced(options.folder, options.data, options.split))
+
+
+def naive(arguments: list[str]) -> None:
+    """Evaluate a trained network that loses a random share of its weights or layers (naive baselines)."""
+    parser = _evaluation_parser("naive", naive.__doc__)
+    parser.add_argument("--shares", type=float, nargs="+", help="default: 0.2 0.3 0.5 0.6 0.8")
+    parser.add_argument("--draws", type=positive(int), default=3, help="random draws of each share")
+    options = parser.parse(arguments)
+    from dist_prune.offline.naive import SHARES, naive_baselines, table
+
+    shares = options.shares or SHARES
+    print(table(naive_baselines(options.folder, options.data, shares, options.draws, options.split)))
+
+
+def export(arguments: list[str]) -> None:
+    """Export the sliced network of a run, or a sliced checkpoint, as ONNX, pt2 or safetensors, and check the file."""
+    parser = sliced_parser("export", export.__doc__)
+    parser.add_argument("--format", required=True, help="onnx, pt2 or safetensors")
+    parser.add_argument("--fold_bn", action="store_true", help="fold batch norms into the convolutions before them")
+    parser.add_argument("--half", action="store_true", help="fp16 weights")
+    parser.add_argument("--out", metavar="PATH", help="file, or folder of safetensors (default: FOLDER/export/)")
+    options = vars(parser.parse(arguments))
+    from dist_prune.export.exporting import export_sliced
+
+    show(export_sliced(**options))
+
+
+def sliced_parser(name: str, description: str | None) -> Parser:
+    """Return the parser of a command on a sliced network."""
+    parser = command_parser(name, description)
+    parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
+    return parser
+
+
+def _evaluation_parser(name: str, description: str | None) -> Parser:
+    parser = sliced_parser(name, description)
+    parser.add_argument("--data", help="data set, folder of shards or pattern (default: the run's)")
+    parser.add_argument("--split", default="test")
+    return parser
