@@ -4,8 +4,6 @@
 (sum of sizes,), in [0, 1], and the number of units of each site in the same order; see ``dist_prune.gate_means``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

@@ -11,8 +11,6 @@
 A folder appears under its name only when it is whole. One that was damaged later is named and passed over.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What a run folder has for a continuation: recipe and data (perhaps untrusted), and the newest whole checkpoint."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping

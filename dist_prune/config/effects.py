@@ -1,7 +1,5 @@
 """Fields that a recipe sets and that do nothing: the user must hear of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from typing import Any

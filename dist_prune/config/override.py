@@ -1,7 +1,5 @@
 """Recipes from plain data, and settings ``key=value`` applied to them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any, TypeVar

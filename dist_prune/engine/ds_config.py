@@ -4,8 +4,6 @@ DeepSpeed ignores unknown keys silently and accepts combinations that train wron
 Nothing in this file needs deepspeed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass

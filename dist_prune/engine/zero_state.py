@@ -4,8 +4,6 @@ Stage 0 keeps both as torch does. Stages 1 and 2 train flat fp32 copies, of whic
 partitions the module's own weights too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -21,8 +21,6 @@ Torch's generator is seeded by the recipe's seed before every part of ``phases``
 ranks and after every resume.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field

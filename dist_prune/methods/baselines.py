@@ -3,8 +3,6 @@
 A user who wants half of the MACs could train a plain network of that size: what gates find must beat it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Consensus gating (arXiv 2302.10798): gates and weights are trained together until all samples agree on a mask."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar

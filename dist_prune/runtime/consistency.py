@@ -1,7 +1,5 @@
 """State that all ranks must share: compared by hash, so that a difference ends the run before it is saved."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The process before it trains: variables that DeepSpeed reads, locks of what is compiled, threads and memory."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import hashlib

@@ -1,7 +1,5 @@
 """Lock of a run folder: two runs that write checkpoints and records into it would corrupt both."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

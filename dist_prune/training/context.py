@@ -1,7 +1,5 @@
 """Run context; no engine is imported here, so that offline commands can use it."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Evaluation by counts, and the end of a run: collapse -> sliced checkpoint, verified, reloaded and evaluated."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

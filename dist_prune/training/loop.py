@@ -1,7 +1,5 @@
 """The training loop: a page of verbs over the phases of a method. It never asks for a method by name."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools

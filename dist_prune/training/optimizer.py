@@ -1,7 +1,5 @@
 """The optimizer of a phase, and its learning rate as a pure function of progress."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import repeat

@@ -1,7 +1,5 @@
 """One phase in training: its engine, and a plain replica for evaluation."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

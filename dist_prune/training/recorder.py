@@ -1,7 +1,5 @@
 """Records of a run on disk and on the console: rank 0 writes, all other ranks stay silent."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One run from options to results: everything around the training loop."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

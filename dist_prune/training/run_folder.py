@@ -1,7 +1,5 @@
 """The folder of a run: created, locked for one run at a time, and with a record of what made the run."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

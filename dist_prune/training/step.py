@@ -1,7 +1,5 @@
 """One optimizer step: forward, gate means over all ranks, losses, backward, for each micro-batch."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
