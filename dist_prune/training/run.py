@@ -48,21 +48,22 @@ def run(config: RunConfig, options: Options) -> bool:
     Raises UserError for a mistake of the user.
     """
     complete_environment()
-    found: tuple[dict[str, Any], ImageData] | UserError | ShardError
+    facts: dict[str, Any] | str
     try:
-        found = _open(config, options)
+        ds_config, data = _open(config, options)
+        shared = {"ds_config": ds_config, "versions": package_versions(), "shards": data.identity()}
+        facts = {**config.model_dump(mode="json"), **shared}
     except (UserError, ShardError) as error:
         if world_size() == 1:
             raise
         # The error may be this rank's alone. The other ranks wait in the first collective, so it is raised there.
-        found = error
+        facts = str(error)
     # A first build takes half a minute, which may be more than ranks wait for one another once they have met.
     if not torch.cuda.is_available():
         compile_kernels()
     device = start_process_group(config.rank_timeout)
-    peers = agree_to_start(_facts(config, *found) if isinstance(found, tuple) else str(found))
-    assert isinstance(found, tuple)
-    ds_config, data = found
+    # It raises if a rank could not open DeepSpeed config or data, or has others.
+    peers = agree_to_start(facts)
     with translate_rank_failures(peers, config.rank_timeout):
         batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
         method = build_method(config, data)
@@ -92,16 +93,6 @@ def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageDat
     data.steps_per_epoch(config.global_batch_size)
     data.num_samples("test")
     return ds_config, data
-
-
-def _facts(config: RunConfig, ds_config: dict[str, Any], data: ImageData) -> dict[str, Any]:
-    """Return the contexts that must be equal on all ranks."""
-    return {
-        **config.model_dump(mode="json"),
-        "ds_config": ds_config,
-        "versions": package_versions(),
-        "shards": data.identity(),
-    }
 
 
 def _train_and_finish(context: RunContext, options: Options, state: TrainState, peers: list[Peer]) -> bool:
