@@ -4,12 +4,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic_core import to_jsonable_python
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -30,7 +27,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
-def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file with the usual permissions; raise OSError or SafetensorError if that fails."""
     import safetensors.torch  # late: reading a run folder needs no torch
 

@@ -47,21 +47,20 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
     """Return the checked content of a DeepSpeed JSON file; raises UserError that names the file and the key."""
     try:
         config = json.loads(Path(path).read_text())
+        check_ds_config(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read the DeepSpeed config {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"the DeepSpeed config {path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"the DeepSpeed config {path} must be a JSON object")
-    try:
-        check_ds_config(config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     return config
 
 
 def check_ds_config(config: dict[str, Any]) -> None:
     """Raise UserError for an unknown or foreign key, an "auto", or a combination known to train wrongly."""
+    if not isinstance(config, dict):
+        raise UserError("the DeepSpeed config must be a JSON object")
     # DeepSpeed ignores unknown keys, so that a typo would train with its default.
     for key, value in config.items():
         if key in _REFUSED:

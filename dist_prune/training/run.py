@@ -96,9 +96,9 @@ def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageDat
 
 
 def _train_and_finish(context: RunContext, options: Options, state: TrainState, peers: list[Peer]) -> bool:
-    first_step, is_resume = state.progress.step, bool(state.progress.phase)
-    status = RunStatus(context.folder, first_step, resumed_from=first_step if is_resume else None)
-    status.last_step = lambda: state.progress.step
+    first_step = state.progress.step
+    resumed_from = first_step if state.progress.phase else None
+    status = RunStatus(context.folder, lambda: state.progress.step, resumed_from)
     total_steps = context.method.epochs * context.steps_per_epoch
     # From here on the folder says that a run has begun, and why it ended.
     with context.capture_write_errors():
