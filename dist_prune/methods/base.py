@@ -222,14 +222,11 @@ Options = Section  # base of a method's own section of the recipe, ``method_args
 
 
 class Method(ABC):
-    """A way of training: a generator of phases that reads from top to bottom.
+    """A way of training: a generator of phases that reads from top to bottom."""
 
-    reads: which of ``config.effects.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
-    Options: the method's own section of the recipe (``method_args``).
-    """
-
+    # Which of ``config.effects.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
     reads: ClassVar[frozenset[str]] = frozenset()
-    Options: ClassVar[type[Section]] = Options
+    Options: ClassVar[type[Section]] = Options  # the method's own section of the recipe (``method_args``)
 
     def __init__(self, task: Task) -> None:
         """Raises UserError for options that the method does not know."""

@@ -49,10 +49,7 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate of every step of a phase of ``epochs``.
-
-    A pure function of progress: there is no scheduler whose state a checkpoint could lose.
-    """
+    """The learning rate of every step of a phase: a pure function of progress, without a state that could be lost."""
 
     config: OptimizerConfig
     epochs: int
