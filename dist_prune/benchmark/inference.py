@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from dist_prune.benchmark.reference_network import reference_network
 from dist_prune.benchmark.stopwatch import Timing, joules_of, peak_memory, time_interleaved
 from dist_prune.errors import UserError
-from dist_prune.measure.energy import EnergyMeter, co2_grams
+from dist_prune.measure.energy import EnergyMeter, co2_grams, find_sensors
 from dist_prune.measure.macs import count_macs, count_parameters
-from dist_prune.measure.sensors import find_sensors
 from dist_prune.models.build import Architecture
 from dist_prune.pruning.sliced_checkpoint import find_sliced, input_shape_of, load_sliced, read_sliced_config
 

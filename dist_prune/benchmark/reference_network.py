@@ -31,40 +31,35 @@ def reference_network(architecture: Architecture, kept: Kept) -> nn.Module | Non
     with torch.device("meta"):
         dense = architecture.build()
     if isinstance(dense, CifarResNet | torchvision.models.ResNet):
-        shapes = [_Shape(name, block, kept) for name, block in residual_blocks(dense).items()]
-        inner = {name for shape in shapes for name in shape.sites}
-        if all(shape.is_plain for shape in shapes) and inner >= kept.keys():
-            return _resnet(dense, shapes).eval()
+        blocks = residual_blocks(dense)
+        widths = {name: _widths(name, block, kept) for name, block in blocks.items()}
+        known = {site for name, by_site in widths.items() for site in (name, *by_site)}
+        if known >= kept.keys() and all(width for by_site in widths.values() for width in by_site.values()):
+            return _resnet(dense, blocks, widths, kept).eval()
     if isinstance(dense, torchvision.models.VGG) and all(kept.values()):
         return _vgg(dense, kept).eval()
     return None
 
 
-class _Shape:
-    """The shape of a sliced residual block: its branch, if it has one, and the channels between its layers."""
-
-    def __init__(self, name: str, block: Any, kept: Kept) -> None:
-        self.convs = [getattr(block, c) for c in ("conv1", "conv2", "conv3") if hasattr(block, c)]
-        self.stage, self.shortcut = name.rpartition(".")[0], block.downsample
-        labels = ["between"] if len(self.convs) == 2 else ["between1", "between2"]
-        self.sites = [name] + [f"{name}.{label}" for label in labels]
-        self.is_kept = bool(kept.get(name, [0]))
-        inner = [conv.out_channels for conv in self.convs[:-1]]
-        left = [len(kept.get(s, range(width))) for s, width in zip(self.sites[1:], inner, strict=True)]
-        self.widths = [self.convs[0].in_channels, *left, self.convs[-1].out_channels]
-        self.is_plain = all(self.widths)
+def _widths(name: str, block: Any, kept: Kept) -> dict[str, int]:
+    """Return the channels that are left between the convolutions of a residual block, by site."""
+    labels = ["between1", "between2"] if hasattr(block, "conv3") else ["between"]
+    inner = zip(labels, (block.conv1, block.conv2), strict=False)
+    return {f"{name}.{label}": len(kept.get(f"{name}.{label}", range(conv.out_channels))) for label, conv in inner}
 
 
 class _Block(nn.Module):
     """relu(shortcut(x) + branch(x)), in the steps in which ResNets are usually written."""
 
-    def __init__(self, shape: _Shape) -> None:
+    def __init__(self, block: Any, inner: Sequence[int], has_branch: bool) -> None:
         super().__init__()
+        convs = [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
+        widths = [convs[0].in_channels, *inner, convs[-1].out_channels]
         layers: list[nn.Module] = []
-        for number, conv in enumerate(shape.convs if shape.is_kept else []):
-            layers += _conv_bn(conv, *shape.widths[number : number + 2])
+        for number, conv in enumerate(convs if has_branch else []):
+            layers += _conv_bn(conv, *widths[number : number + 2])
         self.layers = nn.ModuleList(layers)
-        self.shortcut = _shortcut(shape.shortcut)
+        self.shortcut = _shortcut(block.downsample)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,11 +91,12 @@ def _conv(like: Any, reads: int, makes: int) -> nn.Conv2d:
     return nn.Conv2d(reads, makes, like.kernel_size, bias=like.bias is not None, **settings)
 
 
-def _resnet(dense: Any, shapes: Sequence[_Shape]) -> nn.Module:
+def _resnet(dense: Any, blocks: Mapping[str, Any], widths: Mapping[str, Mapping[str, int]], kept: Kept) -> nn.Module:
     stem, stages = dense.conv1, defaultdict(list)
-    for shape in shapes:
-        if shape.is_kept or shape.shortcut is not None:
-            stages[shape.stage].append(_Block(shape))
+    for name, block in blocks.items():
+        has_branch = bool(kept.get(name, [0]))
+        if has_branch or block.downsample is not None:
+            stages[name.rpartition(".")[0]].append(_Block(block, [*widths[name].values()], has_branch))
     layers = [*_conv_bn(stem, stem.in_channels, stem.out_channels), nn.ReLU(inplace=True)]
     layers += [copy.deepcopy(dense.maxpool)] if hasattr(dense, "maxpool") else []
     layers += [nn.Sequential(*blocks) for blocks in stages.values()]

@@ -50,14 +50,12 @@ def time_interleaved(
     for _ in range(WARM_UP):
         for run in runs.values():
             run()
-    names, taken = list(runs), {name: [] for name in runs}  # type: tuple[list[str], dict[str, list[float]]]
-    began, rounds = time.perf_counter(), 0
-    while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() - began < seconds):
-        first = rounds % len(names)
-        for name in names[first:] + names[:first]:
-            taken[name].append(clock(runs[name]))
-        rounds += 1
-    return {name: Timing(tuple(times)) for name, times in taken.items()}
+    rounds: list[dict[str, float]] = []
+    names, began = list(runs), time.perf_counter()
+    while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - began < seconds):
+        first = len(rounds) % len(names)
+        rounds.append({name: clock(runs[name]) for name in names[first:] + names[:first]})
+    return {name: Timing(tuple(taken[name] for taken in rounds)) for name in names}
 
 
 def joules_of(
@@ -71,14 +69,9 @@ def joules_of(
     if not meter.ranks:
         return dict.fromkeys(runs)
     stretch = max(LEAST_SECONDS, seconds / (STRETCHES * len(runs)))
-    found: dict[str, list[float | None]] = {name: [] for name in runs}
-    for _ in range(STRETCHES):
-        for name, run in runs.items():
-            found[name].append(_joules(run, device, meter, stretch))
-    return {
-        name: statistics.median(known) if len(known := [j for j in one if j is not None]) == len(one) else None
-        for name, one in found.items()
-    }
+    taken = [{name: _joules(run, device, meter, stretch) for name, run in runs.items()} for _ in range(STRETCHES)]
+    found = {name: [one[name] for one in taken] for name in runs}
+    return {name: None if None in joules else statistics.median(joules) for name, joules in found.items()}  # type: ignore[type-var]
 
 
 def _joules(run: Callable[[], object], device: torch.device, meter: EnergyMeter, seconds: float) -> float | None:
@@ -137,23 +130,21 @@ class _Living(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = tree_leaves((args, kwargs or {}))
-        old = {t.untyped_storage()._cdata for t in given if isinstance(t, torch.Tensor)}
+        old = _storages((args, kwargs))
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._meet(tensor.untyped_storage(), old)
+        for key, storage in _storages(out).items():
+            if key not in old and key not in self._known:
+                self._known.add(key)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._forget, key, storage.nbytes())
         return out
-
-    def _meet(self, storage: torch.UntypedStorage, old: set[int]) -> None:
-        key = storage._cdata
-        if key in old or key in self._known:
-            return
-        self._known.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
 
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}

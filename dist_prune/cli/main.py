@@ -16,12 +16,11 @@ from types import FrameType
 from typing import NoReturn
 
 from dist_prune import __version__
-from dist_prune.cli.benchmark import benchmark
 from dist_prune.cli.library_messages import hide_library_messages
 from dist_prune.cli.recipes import recipes
 from dist_prune.cli.report import report
 from dist_prune.cli.shards import shards
-from dist_prune.cli.sliced import collapse, evaluate, export, naive
+from dist_prune.cli.sliced import benchmark, collapse, evaluate, export, naive
 from dist_prune.cli.train import train
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
 from dist_prune.runtime.launch import complete_environment

@@ -1,6 +1,11 @@
-"""``dist-prune collapse``, ``evaluate``, ``naive`` and ``export``: make a sliced network, and use one."""
+"""Commands that make a sliced network, and use one: ``dist-prune collapse | evaluate | naive | export | benchmark``."""
 
 from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
 
 from dist_prune.cli.arguments import Parser, command_parser, positive, show
 
@@ -43,7 +48,7 @@ def naive(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     """Export the sliced network of a run, or a sliced checkpoint, as ONNX, pt2 or safetensors, and check the file."""
-    parser = sliced_parser("export", export.__doc__)
+    parser = _sliced_parser("export", export.__doc__)
     parser.add_argument("--format", required=True, help="onnx, pt2 or safetensors")
     parser.add_argument("--fold_bn", action="store_true", help="fold batch norms into the convolutions before them")
     parser.add_argument("--half", action="store_true", help="fp16 weights")
@@ -54,7 +59,45 @@ def export(arguments: list[str]) -> None:
     show(export_sliced(**options))
 
 
-def sliced_parser(name: str, description: str | None) -> Parser:
+def benchmark(arguments: list[str]) -> None:
+    """Time a run's sliced network, or a sliced checkpoint, next to the dense one and to a reference of its shape."""
+    parser = _sliced_parser("benchmark", benchmark.__doc__)
+    parser.add_argument(
+        "--batch", type=_numbers, dest="batches", default=(1, 32, 256), metavar="N,N,...", help="default: 1,32,256"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--channels_last", action="store_true", help="memory layout of images and weights")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument(
+        "--seconds", type=positive(float), default=10.0, help="of measuring at each batch size (default: 10)"
+    )
+    parser.add_argument(
+        "--grid_intensity", type=positive(float), metavar="G", help="grams of CO2 per kWh, for the CO2 of an image"
+    )
+    parser.add_argument("--out", help="folder for speed.json and speed.png (default: FOLDER/benchmark)")
+    settings = vars(parser.parse(arguments))
+    folder, out = settings.pop("folder"), settings.pop("out")
+    from dist_prune.benchmark.inference import Options
+    from dist_prune.benchmark.inference import benchmark as measured
+    from dist_prune.benchmark.results import table, write_benchmark
+
+    target = Path(out or os.path.join(folder, "benchmark"))
+    if Path(folder).exists():  # else it is the folder that is wrong
+        target.mkdir(parents=True, exist_ok=True)  # minutes later is too late to learn that it cannot be
+    result = measured(folder, Options(**settings))
+    print(f"{table(result)}\n")
+    print(*write_benchmark(result, target), sep="\n")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """An argument type: whole numbers above 0, separated by commas."""
+    if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 1,32,256, not {text}")
+    return tuple(int(number) for number in text.split(","))
+
+
+def _sliced_parser(name: str, description: str | None) -> Parser:
     """Return the parser of a command on a sliced network."""
     parser = command_parser(name, description)
     parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
@@ -62,7 +105,7 @@ def sliced_parser(name: str, description: str | None) -> Parser:
 
 
 def _evaluation_parser(name: str, description: str | None) -> Parser:
-    parser = sliced_parser(name, description)
+    parser = _sliced_parser(name, description)
     parser.add_argument("--data", help="data set, folder of shards or pattern (default: the run's)")
     parser.add_argument("--split", default="test")
     return parser

@@ -5,18 +5,17 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from dist_prune.errors import first_problem
+from dist_prune.errors import UserError, first_problem
 from dist_prune.files import to_json, write_at_end, write_atomic
 
 Kind = Literal["train", "eval", "summary"]
 State = Literal["running", "done", "stopped", "failed"]
 Record = dict[str, Any]
 
-TRAIN_KEYS = ("epoch", "step")
 EVAL_KEYS = (
     "epoch", "step", "seconds", "images_per_second", "accuracy", "accuracy_consensus", "open_ratio", "r_polar",
     "macs", "macs_dense", "macs_ratio", "energy_joules",
@@ -25,7 +24,7 @@ SUMMARY_KEYS = (
     "accuracy_sliced", "macs", "macs_dense", "macs_ratio", "parameters", "parameters_dense", "agreement",
     "units_flipped_by_rounding", "max_abs_difference", "seconds_total", "energy_joules", "world_size",
 )  # fmt: skip
-_REQUIRED: dict[str, tuple[str, ...]] = {"train": TRAIN_KEYS, "eval": EVAL_KEYS, "summary": SUMMARY_KEYS}
+_REQUIRED: dict[str, tuple[str, ...]] = {"train": ("epoch", "step"), "eval": EVAL_KEYS, "summary": SUMMARY_KEYS}
 
 
 class MaskSite(BaseModel):
@@ -44,17 +43,28 @@ class _MaskFile(BaseModel):
     sites: list[MaskSite] = []
 
 
+class _StatusFile(BaseModel):
+    state: State
+    reason: str | None = None
+    last_step: int
+    resumed_from: int | None = None
+
+
+_Content = TypeVar("_Content")
+
+
+def read_as(kind: type[_Content], path: Path, what: str) -> _Content | None:
+    """Return the content of a JSON file, validated by pydantic; None without that file, ValueError if it is damaged."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes()) if path.exists() else None
+    except ValidationError as error:
+        where, problem = first_problem(error)
+        raise ValueError(f"{path} is not {what}: '{where}': {problem}") from error
+
+
 def _is_record(record: Any) -> bool:
     kind = record.get("kind") if isinstance(record, dict) else None
     return isinstance(kind, str) and all(key in record for key in _REQUIRED.get(kind, ("kind",)))
-
-
-class RunExists(FileExistsError):
-    """The folder already holds a run, and the caller did not ask to resume it."""
-
-
-class RunFolderError(OSError):
-    """The folder cannot be created or written to."""
 
 
 class RunFolder:
@@ -76,21 +86,18 @@ class RunFolder:
         """Make the folder, or take an existing one: an empty one, or with `resume` that of a run.
 
         Raises:
-            RunExists: it holds a run and `resume` is False.
-            RunFolderError: the path is a file, or nothing can be written there.
+            UserError: it holds a run and `resume` is False; the path is a file, or nothing can be written there.
         """
         run = cls(path)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if run.holds_run() and not resume:
-                raise RunExists(f"{run.path} already holds a run; pass --resume to continue it or choose another --out")
+                raise UserError(f"{run.path} already holds a run; pass --resume to continue it or choose another --out")
             tempfile.TemporaryFile(dir=run.path).close()
-        except RunExists:
-            raise
         except (FileExistsError, NotADirectoryError) as error:
-            raise RunFolderError(f"{run.path} cannot be a run folder: a file is in the way") from error
+            raise UserError(f"{run.path} cannot be a run folder: a file is in the way") from error
         except OSError as error:
-            raise RunFolderError(f"cannot write to the run folder {run.path}: {error.strerror}") from error
+            raise UserError(f"cannot write to the run folder {run.path}: {error.strerror}") from error
         return run
 
     def holds_run(self) -> bool:
@@ -101,10 +108,6 @@ class RunFolder:
         """Write `value` as indented JSON, atomically; NaN and infinities become null."""
         write_atomic(path, (to_json(value, indent=2) + "\n").encode())
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write config.json."""
-        self.write_json(self.config, config)
-
     def write_status(
         self, state: State, reason: str | None = None, last_step: int = 0, resumed_from: int | None = None
     ) -> None:
@@ -114,23 +117,13 @@ class RunFolder:
 
     def read_status(self) -> Record | None:
         """Return the content of status.json, or None where no run has begun; ValueError if it is damaged."""
-        if not self.status.exists():
-            return None
-        status = json.loads(self.status.read_text("utf-8"))
-        whole = isinstance(status, dict) and isinstance(status.get("last_step"), int) and "state" in status
-        if not whole:
-            raise ValueError(f"{self.status} does not hold the state of a run")
-        return status
+        status = read_as(_StatusFile, self.status, "the status.json of a run")
+        return status.model_dump() if status else None
 
     def read_sites(self) -> list[MaskSite]:
         """Return the sites of mask.json, none without that file; ValueError if it is not that of a mask."""
-        if not self.mask.exists():
-            return []
-        try:
-            return _MaskFile.model_validate_json(self.mask.read_bytes()).sites
-        except ValidationError as error:
-            where, problem = first_problem(error)
-            raise ValueError(f"{self.mask} is not a mask.json: '{where}': {problem}") from error
+        mask = read_as(_MaskFile, self.mask, "a mask.json")
+        return mask.sites if mask else []
 
     def append(self, kind: Kind, record: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl: the kind, its required keys in their order, then the others.

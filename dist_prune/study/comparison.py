@@ -44,7 +44,7 @@ def write_comparison(
         OSError: the comparison cannot be written.
         ValueError: a folder is given twice, has no evaluation yet, or holds a damaged file.
     """
-    paths = [Path(folder) for folder in folders if not _is_comparison(Path(folder))]
+    paths = [path for path in map(Path, folders) if not (path / _PAGE).exists() or RunFolder(path).holds_run()]
     if not paths:
         raise ValueError("no run folder is given, only comparisons")
     places = [path.resolve() for path in paths]
@@ -73,10 +73,6 @@ def write_comparison(
     shown, pictures = tables(runs, to_accuracy), write_pictures(target, figures)
     write_atomic(target / "comparison.md", _markdown(title, state, shown, pictures).encode())
     return write_page(target / _PAGE, title, state, shown, pictures)
-
-
-def _is_comparison(folder: Path) -> bool:
-    return (folder / _PAGE).exists() and not RunFolder(folder).holds_run()
 
 
 def _markdown(title: str, state: str, tables: Sequence[Table], pictures: Sequence[Picture]) -> str:

@@ -1,16 +1,16 @@
 """Runs of a study as a data frame, one row a run, grouped over seeds, and their naive baselines. NaN: not measured."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from dist_prune.config import RESUMABLE_FIELDS
-from dist_prune.errors import first_problem
-from dist_prune.monitor.records import RunFolder
+from dist_prune.monitor.records import RunFolder, read_as
 
 _GATES = ("open_ratio", "r_polar")  # from the last evaluation that has them; the summary does not repeat them
 MEASURED = (
@@ -36,9 +36,9 @@ class _NaiveDraw(BaseModel):
 def read_runs(folders: Mapping[str, Path]) -> pd.DataFrame:
     """Read runs, each by the name that pages show, and sort them: groups by their first run, then seeds.
 
-    Columns: run, seed, epochs, settings, finished, evals, sites, naive; group, a label that repeats over seeds share;
-    dense, the label of the dense group to compare with, or None; the `MEASURED` results of finished runs; pruned and
-    saved, the share of units and of MACs that is gone; drop, the accuracy below the mean of the dense group.
+    Columns: run, seed, epochs, settings, network, finished, evals, sites, naive; group, a label that repeats over seeds
+    share; dense, the label of the dense group to compare with, or None; the `MEASURED` results of finished runs; pruned
+    and saved, the share of units and of MACs that is gone; drop, the accuracy below the mean of the dense group.
 
     Raises:
         FileNotFoundError: a folder holds no run.
@@ -51,7 +51,8 @@ def read_runs(folders: Mapping[str, Path]) -> pd.DataFrame:
     # A gated method without gates trains the plain network, too.
     method = runs["settings"].map(lambda of: (of.get("method"), of.get("gates.kind")))
     is_dense = method.map(lambda of: of[0] == "dense" or of == ("consensus", "none"))
-    runs["dense"] = _dense_groups(runs, runs[runs["finished"] & is_dense].drop_duplicates("group"))
+    dense = runs[runs["finished"] & is_dense].drop_duplicates("group")
+    runs["dense"] = [_dense_group(run, dense) for _, run in runs.iterrows()]
     runs["dense_accuracy"] = runs["dense"].map(runs.groupby("group")["accuracy_sliced"].mean()).astype(float)
     # A dense network has no gates, and nothing of it is gone.
     runs["pruned"] = (1 - runs["open_ratio"]).mask(is_dense, 0.0)
@@ -76,23 +77,17 @@ def _with_losses(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(saved=1 - table["macs_ratio"], drop=table["dense_accuracy"] - table["accuracy_sliced"])
 
 
-def _dense_groups(runs: pd.DataFrame, dense: pd.DataFrame) -> list[str | None]:
-    """Return for each run the one of the `dense` groups with its network; among several, that of as many epochs.
+def _dense_group(run: pd.Series, dense: pd.DataFrame) -> str | None:
+    """Return the one of the `dense` groups with the network of a run; among several, that of as many epochs.
 
     None where there is none, or where the choice would be arbitrary.
     """
-    keys = ("model", "macs_dense")
-    networks = runs["settings"].map(
-        lambda of: str({k: v for k, v in of.items() if k in keys or k.startswith("model_args")})
-    )
-    found = []
-    for network, run in zip(networks, runs.itertuples(), strict=True):
-        same = dense[networks[dense.index] == network]
-        if len(same) > 1:
-            same = same[same["epochs"] == run.epochs]
-        own = (same["group"] == run.group).any()
-        found.append(run.group if own else same["group"].iloc[0] if len(same) == 1 else None)
-    return found
+    same = dense[dense["network"] == run["network"]]
+    if len(same) > 1:
+        same = same[same["epochs"] == run["epochs"]]
+    if run["group"] in set(same["group"]):
+        return str(run["group"])
+    return same["group"].iloc[0] if len(same) == 1 else None
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -105,18 +100,16 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     row = {"run": name, "finished": bool(summaries), "evals": evals, "sites": run.read_sites()}
     gates = {key: e[key] for e in evals for key in _GATES if e.get(key) is not None}
     row |= {key: {**gates, **summaries[-1]}.get(key) if summaries else None for key in MEASURED}
-    path = folder / "naive.json"
-    try:
-        row["naive"] = TypeAdapter(list[_NaiveDraw]).validate_json(path.read_bytes()) if path.exists() else []
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a list of baselines: {': '.join(first_problem(error))}") from error
+    row["naive"] = read_as(list[_NaiveDraw], folder / "naive.json", "a list of baselines") or []
     try:
         content = json.loads(run.config.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{run.config} is not JSON") from error
     try:
         row |= {key: content["config"][key] for key in ("seed", "epochs")}
-        return row | {"settings": _settings(content, [*evals, *summaries][-1].get("macs_dense"))}
+        settings = _settings(content, [*evals, *summaries][-1].get("macs_dense"))
+        network = [(key, settings[key]) for key in settings if re.match(r"model$|model_args|macs_dense$", key)]
+        return row | {"settings": settings, "network": str(network)}
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{run.config} is not the configuration of a run") from error
 

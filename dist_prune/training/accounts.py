@@ -5,8 +5,7 @@ from typing import Any
 
 from dist_prune.checkpoints.train_state import Progress, SpentEnergy, TrainState
 from dist_prune.errors import RunError, UserError
-from dist_prune.measure.energy import EnergyMeter, co2_grams
-from dist_prune.measure.sensors import find_sensors
+from dist_prune.measure.energy import EnergyMeter, co2_grams, find_sensors
 from dist_prune.training.context import RunContext
 from dist_prune.training.step import StepMetrics
 

@@ -160,7 +160,7 @@ def build_method(config: RunConfig, data: ImageData) -> Method:
     """Build the recipe's method; raise UserError if no method has that name, or if its options are wrong."""
     if config.method not in METHODS:
         raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
-    return METHODS[config.method](Task(config, data.num_classes, data.input_shape))
+    return METHODS[config.method](Task(config, len(data.class_names), data.input_shape))
 
 
 def interrupted_phase(phases: Phases, state: TrainState, seed: int) -> Phase:

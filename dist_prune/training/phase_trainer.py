@@ -7,8 +7,7 @@ import torch
 from dist_prune.checkpoints.train_state import ModelState
 from dist_prune.engine.deepspeed_engine import Engine
 from dist_prune.errors import UserError, nearest
-from dist_prune.gates.activation_checkpointing import checkpoint_blocks
-from dist_prune.gates.wrappers import sites
+from dist_prune.gates.wrappers import checkpoint_blocks, sites
 from dist_prune.methods import Phase
 from dist_prune.pruning.decision import Decision
 from dist_prune.training.context import RunContext

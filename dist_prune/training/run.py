@@ -103,7 +103,7 @@ def _train_and_finish(context: RunContext, options: Options, state: TrainState, 
     # From here on the folder says that a run has begun, and why it ended.
     with context.capture_write_errors():
         if distributed.is_main():
-            context.folder.write_config(record_of(context))
+            context.folder.write_json(context.folder.config, record_of(context))
         status.write("running")
         recorder = Recorder(context, total_steps, first_step)
         for line in without_effect(context.config, context.method.reads, options.keys_set):

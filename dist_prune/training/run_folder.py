@@ -13,7 +13,7 @@ from typing import Any
 from dist_prune import distributed
 from dist_prune.data.locate import absolute
 from dist_prune.errors import UserError
-from dist_prune.monitor.records import RunExists, RunFolder, RunFolderError
+from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.run_lock import lock_run_folder
 from dist_prune.training.context import RunContext
 
@@ -34,7 +34,7 @@ def open_run_folder(out: str | None, name: str, resume: bool) -> Iterator[tuple[
             folder = RunFolder.create(path, resume)
             lock = lock_run_folder(path)
             done = (folder.read_status() or {}).get("state") == "done"
-        except (RunExists, RunFolderError, UserError) as error:
+        except UserError as error:
             problem = str(error)
         except ValueError as error:
             problem = f"{folder.status} is damaged ({error}); remove it to continue the run"

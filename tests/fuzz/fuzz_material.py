@@ -83,7 +83,7 @@ def _make_run(material: Material) -> None:
     images = open_images(config)
     phase = next(build_method(config, images).phases())
     run = RunFolder.create(material.run, resume=False)
-    run.write_config(_record(config))
+    run.write_json(run.config, _record(config))
     run.write_status("stopped", "made to be damaged", 1)
     means = {"gate_means": {}, "loss/total": 1.0}
     run.append("train", {"epoch": 1, "step": 1, "steps_skipped": 0, "samples_skipped": 0, **means})

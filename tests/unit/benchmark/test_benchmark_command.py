@@ -12,8 +12,8 @@ from dist_prune.benchmark import inference, stopwatch
 from dist_prune.benchmark.inference import Options, benchmark
 from dist_prune.benchmark.results import table, write_benchmark
 from dist_prune.cli.main import COMMANDS
+from dist_prune.measure.energy import Found, Sensor
 from dist_prune.measure.macs import count_macs
-from dist_prune.measure.sensors import Found, Sensor
 from dist_prune.pruning.slicing import slice_network
 
 SHAPE = (3, 16, 16)

@@ -18,7 +18,7 @@ CONFIG = RunConfig(name="test", data="none", model="resnet20", augment={"flip": 
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
     run = RunFolder(tmp_path)
-    run.write_config({"config": CONFIG.model_dump(mode="json")})
+    run.write_json(run.config, {"config": CONFIG.model_dump(mode="json")})
     return run
 
 
@@ -53,14 +53,14 @@ def test_the_field_that_changes_results_is_named_with_both_values(folder, settin
 def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(folder):
     stored = json.loads(folder.config.read_text())
     del stored["config"]["augment"]["cutout"], stored["config"]["bad_data"], stored["config"]["nesterov"]
-    folder.write_config(stored)
+    folder.write_json(folder.config, stored)
     assert other_recipe(folder, CONFIG) is None
     assert "augment.cutout=" in other_recipe(folder, override(CONFIG, ["augment.cutout=4"]))
     assert "nesterov=" in other_recipe(folder, override(CONFIG, ["nesterov=true"]))
 
 
 def test_a_damaged_config_is_named_in_one_line(folder):
-    folder.write_config({"config": {"name": 7, "model": []}})
+    folder.write_json(folder.config, {"config": {"name": 7, "model": []}})
     message = other_recipe(folder, CONFIG)
     assert "is not the config.json of a run" in message
     assert "\n" not in message

@@ -16,7 +16,7 @@ def run(tmp_path) -> RunFolder:
 
 
 def record(run: RunFolder, **changes) -> None:
-    run.write_config({"config": {**recipe("digits").model_dump(mode="json"), **changes}})
+    run.write_json(run.config, {"config": {**recipe("digits").model_dump(mode="json"), **changes}})
 
 
 def test_a_recorded_command_is_not_run_and_recorded_places_are_found(run):

@@ -8,8 +8,7 @@ import torch
 from powercap import LIMIT, make_zone, spend
 
 from dist_prune.measure import energy
-from dist_prune.measure.energy import EnergyMeter, co2_grams
-from dist_prune.measure.sensors import Found, RaplCounter, Sensor
+from dist_prune.measure.energy import EnergyMeter, Found, RaplCounter, Sensor, co2_grams
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from powercap import make_machine, make_zone, spend
 
-from dist_prune.measure.energy import EnergyMeter
-from dist_prune.measure.sensors import find_sensors
+from dist_prune.measure.energy import EnergyMeter, find_sensors
 
 CPU = torch.device("cpu")
 

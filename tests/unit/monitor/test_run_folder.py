@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 
+from dist_prune.errors import UserError
 from dist_prune.files import to_json
-from dist_prune.monitor.records import EVAL_KEYS, SUMMARY_KEYS, RunExists, RunFolder, RunFolderError
+from dist_prune.monitor.records import EVAL_KEYS, SUMMARY_KEYS, RunFolder
 
 EVAL = dict.fromkeys(EVAL_KEYS, 1) | {"energy_joules": None}
 SUMMARY = dict.fromkeys(SUMMARY_KEYS, 1) | {"energy_joules": None}
@@ -48,10 +49,9 @@ def test_a_folder_that_holds_a_run_is_refused_unless_resumed(tmp_path, trace):
     folder = tmp_path / "x"
     folder.mkdir()
     (folder / trace).mkdir() if trace.endswith("/") else (folder / trace).touch()
-    with pytest.raises(RunExists) as refusal:
+    with pytest.raises(UserError) as refusal:
         RunFolder.create(folder, resume=False)
     assert str(refusal.value) == (f"{folder} already holds a run; pass --resume to continue it or choose another --out")
-    assert isinstance(refusal.value, FileExistsError)
     assert RunFolder.create(folder, resume=True).path == folder
 
 
@@ -64,7 +64,7 @@ def test_a_new_or_empty_folder_holds_no_run_and_leaves_no_trace(tmp_path):
 @pytest.mark.parametrize("below", ["", "deeper/still"])
 def test_a_file_in_the_way_is_one_clear_line(tmp_path, below):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunFolderError) as refusal:
+    with pytest.raises(UserError) as refusal:
         RunFolder.create(tmp_path / "file" / below, resume=True)
     assert "a file is in the way" in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -75,13 +75,13 @@ def test_an_unwritable_folder_is_one_clear_line(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", deny)
-    with pytest.raises(RunFolderError, match=r"^cannot write to the run folder .*: Permission denied$"):
+    with pytest.raises(UserError, match=r"^cannot write to the run folder .*: Permission denied$"):
         RunFolder.create(tmp_path, resume=False)
 
 
 def test_config_and_status_come_back_as_written(run):
     assert run.read_status() is None
-    run.write_config({"lr": 0.1, "name": "ä"})
+    run.write_json(run.config, {"lr": 0.1, "name": "ä"})
     assert json.loads(run.config.read_text("utf-8")) == {"lr": 0.1, "name": "ä"}
     run.write_status("running")
     run.write_status("stopped", reason="--max_steps 5", last_step=5, resumed_from=3)
@@ -98,9 +98,9 @@ def test_a_failed_write_leaves_the_old_file_whole_and_nothing_beside_it(run, mon
 
 
 def test_what_cannot_be_json_leaves_the_old_file_whole(run):
-    run.write_config({"a": 1})
+    run.write_json(run.config, {"a": 1})
     with pytest.raises(AttributeError):
-        run.write_config({"a": object()})
+        run.write_json(run.config, {"a": object()})
     assert json.loads(run.config.read_text()) == {"a": 1}
 
 

@@ -25,7 +25,7 @@ class Tags(HTMLParser):
 @pytest.fixture
 def run(tmp_path):
     run = RunFolder.create(tmp_path / "digits", resume=False)
-    run.write_config({"recipe": "digits", "note": "</pre><b>bold</b>"})
+    run.write_json(run.config, {"recipe": "digits", "note": "</pre><b>bold</b>"})
     run.write_status("running", last_step=20)
     return run
 

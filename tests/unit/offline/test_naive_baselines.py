@@ -196,7 +196,7 @@ def run(tmp_path, data_folder):
     """A run folder of a dense network for the embedded digits, with what `naive` reads of it."""
     digits = open_data("digits")
     folder = RunFolder.create(tmp_path / "run", resume=False)
-    folder.write_config({"config": recipe("digits").model_dump(mode="json")})
+    folder.write_json(folder.config, {"config": recipe("digits").model_dump(mode="json")})
     model = build_model("resnet8", num_classes=10, in_channels=1, width=4)
     save_sliced(model, folder.sliced, input_shape=digits.input_shape, normalization=digits.normalization)
     return folder

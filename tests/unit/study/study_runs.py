@@ -34,7 +34,7 @@ def make_run(
     config = {"name": name, "data": f"/data/{path.name}", "model": "resnet20", "model_args": {}, "seed": seed}
     config |= {"method": "consensus" if gated else "dense", "gates": {"kind": kind, "head": "ste"}}
     config |= {"epochs": epochs, "log_every": seed, "target_macs": ratio if gated else None}
-    run.write_config({"config": {**config, **settings}, "ds_config": ds_config or {}})
+    run.write_json(run.config, {"config": {**config, **settings}, "ds_config": ds_config or {}})
     generator = random.Random(f"{seed} {sites} {kind}")
     ends = [_end(generator, ratio, kind) for _ in range(sites)]
     evaluated = epochs if evaluated is None else evaluated
