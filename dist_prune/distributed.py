@@ -180,12 +180,6 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def barrier() -> None:
-    """Wait until every rank has reached this call."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def average_buffers(module: nn.Module) -> None:
     """Make the buffers of all ranks equal, in place: floats are averaged, integers are rank 0's.
 
@@ -197,23 +191,17 @@ def average_buffers(module: nn.Module) -> None:
         return
     modules = [m for m in module.modules() if not getattr(m, "is_replicated", False)]
     buffers = {id(buffer): buffer for m in modules for buffer in m.buffers(recurse=False)}.values()
-    floats = [buffer for buffer in buffers if buffer.is_floating_point()]
-    others = [buffer for buffer in buffers if not buffer.is_floating_point()]
-    if floats:
-        _overwrite(floats, all_reduce_sum(_flatten(floats)) / world_size())
-    if others:
-        flat = _flatten(others)
-        dist.broadcast(flat, src=0)
-        _overwrite(others, flat)
-
-
-def _flatten(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in tensors])
-
-
-def _overwrite(tensors: list[Tensor], flat: Tensor) -> None:
-    for tensor, values in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.detach().copy_(values.view_as(tensor))
+    for floating in (True, False):
+        group = [buffer for buffer in buffers if buffer.is_floating_point() == floating]
+        if not group:
+            continue
+        flat = torch.cat([buffer.detach().double().flatten() for buffer in group])
+        if floating:
+            flat = all_reduce_sum(flat) / world_size()
+        else:
+            dist.broadcast(flat, src=0)
+        for buffer, values in zip(group, flat.split([buffer.numel() for buffer in group]), strict=True):
+            buffer.detach().copy_(values.view_as(buffer))
 
 
 def shutdown(seconds: float = 60.0) -> None:
@@ -227,10 +215,9 @@ def shutdown(seconds: float = 60.0) -> None:
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
         if world_size() > 1:
+            monitored = dist.get_backend() == "gloo"
             with _silent():
-                dist.monitored_barrier(
-                    timeout=timedelta(seconds=seconds)
-                ) if dist.get_backend() == "gloo" else barrier()
+                dist.monitored_barrier(timeout=timedelta(seconds=seconds)) if monitored else dist.barrier()
     except (RuntimeError, ValueError):
         pass  # the other ranks are gone
     if dist.is_initialized():

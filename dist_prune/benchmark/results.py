@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
@@ -14,10 +15,8 @@ from dist_prune.files import to_json, write_atomic
 from dist_prune.monitor import style
 from dist_prune.monitor.formatting import NOT_MEASURED, count, plain
 
+_CO2 = "co2_grams_per_image"
 _COLORS = {"dense": style.INK, "sliced": style.BLUE, "reference": style.AMBER}
-_HEADER = (
-    "batch", "network", "MACs", "parameters", "latency, ms", "images/s", "gain over dense", "peak memory", "J/image",
-)  # fmt: skip
 
 
 def write_benchmark(result: Mapping[str, Any], folder: str | Path) -> list[Path]:
@@ -32,27 +31,30 @@ def write_benchmark(result: Mapping[str, Any], folder: str | Path) -> list[Path]
 
 def table(result: Mapping[str, Any]) -> str:
     """The measurements as text: medians, with the quartiles of the latency as its spread."""
-    rows = [[row["batch"], *_cells(row, result["sizes"][row["network"]])] for row in result["measured"]]
-    header = [*_HEADER, "CO2, mg/image"] if result["grid_intensity"] is not None else _HEADER
+    rows: list[dict[str, Any]] = []
+    for row in result["measured"]:
+        place = {"batch": row["batch"], "network": row["network"]}
+        if row["latency_ms"] is None:  # never in the first row, which is the dense network's
+            rows.append(dict.fromkeys(rows[0], NOT_MEASURED) | place)
+        else:
+            rows.append(place | _cells(row, result["sizes"][row["network"]]))
     why = f"\n\nenergy: not measured ({'; '.join(result['energy_missing'])})" if _unmeasured(result) else ""
-    return f"{_caption(result)}\n\n{tabulate(rows, header, disable_numparse=True)}{why}"
+    return f"{_caption(result)}\n\n{tabulate(rows, 'keys', disable_numparse=True)}{why}"
 
 
-def _cells(row: Mapping[str, Any], size: Mapping[str, int] | None) -> list[str]:
-    if size is None or row["latency_ms"] is None:
-        return [row["network"], *[NOT_MEASURED] * (len(_HEADER) - 2 + ("co2_grams_per_image" in row))]
+def _cells(row: Mapping[str, Any], size: Mapping[str, int]) -> dict[str, str]:
     low, high = row["latency_ms_quartiles"]
-    return [
-        row["network"],
-        count(size["macs"]),
-        count(size["parameters"]),
-        f"{row['latency_ms']:.4g} ({low:.4g} to {high:.4g})",
-        f"{row['images_per_second']:,.4g}",
-        f"{row['gain_over_dense']:.2f}",
-        NOT_MEASURED if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.1f} MB",
-        plain(row["joules_per_image"]),
-        *([plain(row["co2_grams_per_image"], 1000)] if "co2_grams_per_image" in row else []),
-    ]
+    memory = row["peak_memory"]
+    cells = {
+        "MACs": count(size["macs"]),
+        "parameters": count(size["parameters"]),
+        "latency, ms": f"{row['latency_ms']:.4g} ({low:.4g} to {high:.4g})",
+        "images/s": f"{row['images_per_second']:,.4g}",
+        "gain over dense": f"{row['gain_over_dense']:.2f}",
+        "peak memory": NOT_MEASURED if memory is None else f"{memory / 1e6:.1f} MB",
+        "J/image": plain(row["joules_per_image"]),
+    }
+    return cells | ({"CO2, mg/image": plain(row[_CO2], 1000)} if _CO2 in row else {})
 
 
 def _unmeasured(result: Mapping[str, Any]) -> bool:
@@ -89,17 +91,16 @@ def _draw(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     style.quiet(axes, grid=False)
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks([])
-    values = [row["images_per_second"] for row in rows]
-    spread = [row["images_per_second_quartiles"] for row in rows]
+    values = np.array([row["images_per_second"] for row in rows])
+    low, high = np.array([row["images_per_second_quartiles"] for row in rows]).T
     places = range(len(rows))
     axes.barh(places, values, 0.72, color=[_COLORS[row["network"]] for row in rows])
-    around = [[v - low for v, (low, _) in zip(values, spread, strict=True)]]
-    around += [[high - v for v, (_, high) in zip(values, spread, strict=True)]]
-    axes.errorbar(values, places, xerr=around, fmt="none", ecolor=style.QUIET, elinewidth=1.2, capsize=2)
-    for place, row, (_, high) in zip(places, rows, spread, strict=True):
+    look: dict[str, Any] = {"fmt": "none", "ecolor": style.QUIET, "elinewidth": 1.2, "capsize": 2}
+    axes.errorbar(values, places, xerr=[values - low, high - values], **look)
+    for place, row in zip(places, rows, strict=True):
         text = f"  {row['images_per_second']:,.4g}    {row['gain_over_dense']:.2f} x dense"
         text += "" if row["joules_per_image"] is None else f"    {plain(row['joules_per_image'])} J/image"
-        axes.text(max(high, row["images_per_second"]), place, text, va="center", fontsize=9, color=style.INK)
+        axes.text(max(high[place], values[place]), place, text, va="center", fontsize=9, color=style.INK)
     axes.set_yticks(places, [row["network"] for row in rows])
-    axes.set_xlim(0, 1.4 * max(high for _, high in spread))
+    axes.set_xlim(0, 1.4 * high.max())
     axes.invert_yaxis()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,45 +18,29 @@ WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 3, 5, 1000
 STRETCHES, LEAST_SECONDS = 3, 1.0  # of energy: counters move a few times a second only
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of each round: median, and lower and upper quartile as the spread."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """The middle one."""
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """A quarter of the rounds were faster than the first, a quarter slower than the second."""
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
-
-    def gain_over(self, other: Timing) -> float:
-        """Speed-up over ``other``: the median over rounds, each of which timed both."""
-        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
-
-
 def time_interleaved(
     runs: Mapping[str, Callable[[], object]], device: torch.device, seconds: float
-) -> dict[str, Timing]:
-    """Time ``runs`` round by round for about ``seconds`` in all, after a warm-up; every round has another order."""
+) -> dict[str, list[float]]:
+    """Return the seconds of each round of ``runs``, for about ``seconds`` in all, after a warm-up.
+
+    Every round has another order.
+    """
     # A machine whose speed drifts slows all networks of a round alike.
     clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     for _ in range(WARM_UP):
         for run in runs.values():
             run()
-    names, taken = list(runs), {name: [] for name in runs}  # type: tuple[list[str], dict[str, list[float]]]
-    began, rounds = time.perf_counter(), 0
-    while rounds < LEAST_ROUNDS or (rounds < MOST_ROUNDS and time.perf_counter() - began < seconds):
-        first = rounds % len(names)
-        for name in names[first:] + names[:first]:
-            taken[name].append(clock(runs[name]))
-        rounds += 1
-    return {name: Timing(tuple(times)) for name, times in taken.items()}
+    rounds: list[dict[str, float]] = []
+    names, began = list(runs), time.perf_counter()
+    while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - began < seconds):
+        first = len(rounds) % len(names)
+        rounds.append({name: clock(runs[name]) for name in names[first:] + names[:first]})
+    return {name: [taken[name] for taken in rounds] for name in names}
+
+
+def gain(seconds: Sequence[float], over: Sequence[float]) -> float:
+    """Return the speed-up over another network: the median over rounds, each of which timed both."""
+    return statistics.median(b / a for a, b in zip(seconds, over, strict=True))
 
 
 def joules_of(
@@ -71,14 +54,9 @@ def joules_of(
     if not meter.ranks:
         return dict.fromkeys(runs)
     stretch = max(LEAST_SECONDS, seconds / (STRETCHES * len(runs)))
-    found: dict[str, list[float | None]] = {name: [] for name in runs}
-    for _ in range(STRETCHES):
-        for name, run in runs.items():
-            found[name].append(_joules(run, device, meter, stretch))
-    return {
-        name: statistics.median(known) if len(known := [j for j in one if j is not None]) == len(one) else None
-        for name, one in found.items()
-    }
+    taken = [{name: _joules(run, device, meter, stretch) for name, run in runs.items()} for _ in range(STRETCHES)]
+    found = {name: [one[name] for one in taken] for name in runs}
+    return {name: None if None in joules else statistics.median(joules) for name, joules in found.items()}  # type: ignore[type-var]
 
 
 def _joules(run: Callable[[], object], device: torch.device, meter: EnergyMeter, seconds: float) -> float | None:
@@ -137,23 +115,21 @@ class _Living(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = tree_leaves((args, kwargs or {}))
-        old = {t.untyped_storage()._cdata for t in given if isinstance(t, torch.Tensor)}
+        old = _storages((args, kwargs))
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._meet(tensor.untyped_storage(), old)
+        for key, storage in _storages(out).items():
+            if key not in old and key not in self._known:
+                self._known.add(key)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._forget, key, storage.nbytes())
         return out
-
-    def _meet(self, storage: torch.UntypedStorage, old: set[int]) -> None:
-        key = storage._cdata
-        if key in old or key in self._known:
-            return
-        self._known.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, storage.nbytes())
 
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _storages(tree: Any) -> dict[int, torch.UntypedStorage]:
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}

@@ -12,8 +12,6 @@ A folder appears under its name only when it is whole. One that was damaged late
 other names are the user's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -36,8 +34,6 @@ class UnusableCheckpoint(UserError):
     """A checkpoint that is whole and that this program cannot continue from."""
 
 
-# The newest, and the one before it in case the newest is damaged.
-KEEP = 2
 _TENSORS = ("model.safetensors", "optimizer.safetensors", "phase.safetensors")
 _CHECKPOINT = re.compile(r"step-\d{8,}")
 # Of a process that was killed while it wrote: an unfinished checkpoint, or a file of one line.
@@ -47,7 +43,7 @@ _LEFTOVER = re.compile(r"\.(step-\d{8,}|latest|best)(\.\d+\.tmp|\.\d+\.old\.tmp)
 def save_checkpoint(
     folder: Path,
     state: TrainState,
-    keep: int = KEEP,
+    keep: int = 2,
     keep_best: bool = False,
     check_owner: Callable[[], None] = lambda: None,
 ) -> Path:

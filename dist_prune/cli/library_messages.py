@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from typing import TextIO
+from typing import Any
 
 from dist_prune.errors import DistPruneWarning, one_line
 
@@ -31,12 +31,7 @@ def hide_library_messages() -> None:
 
 
 def _show(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     # Libraries may put filters of their own before ours, so the category decides here as well.
     if issubclass(category, DistPruneWarning):

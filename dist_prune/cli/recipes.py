@@ -13,6 +13,8 @@ def recipes(arguments: list[str]) -> None:
     parser = command_parser("recipes", recipes.__doc__)
     parser.add_argument("name", metavar="NAME", nargs="?")
     chosen = parser.parse(arguments).name
+    from pydantic_core import to_jsonable_python
+
     from dist_prune.config.section import fields
     from dist_prune.recipes import RECIPES, recipe
 
@@ -21,11 +23,7 @@ def recipes(arguments: list[str]) -> None:
             print(f"{name}\n    " + (described.__doc__ or "").strip().splitlines()[0])
         return
     config = recipe(chosen)
-    plain = config.model_dump(mode="json")
     print(f"{inspect.getdoc(RECIPES[chosen])}\n")
-    for key, _, about in fields(config):
-        value = plain
-        for part in key.split("."):
-            value = value[part]
+    for key, value, about in fields(config):
         # As --set takes it, so that a line can be copied.
-        print(f"{key}={json.dumps(value)}\n    {about}")
+        print(f"{key}={json.dumps(to_jsonable_python(value))}\n    {about}")

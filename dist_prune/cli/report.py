@@ -13,14 +13,9 @@ def report(arguments: list[str]) -> None:
     parser = command_parser("report", report.__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+")
     parser.add_argument("--out", help="folder of a comparison (default: report-comparison beside the runs)")
-    parser.add_argument(
-        "--to_accuracy",
-        type=_fraction,
-        metavar="A",
-        help="show the time and energy to reach this test accuracy, for example 0.9",
-    )
+    help = "show the time and energy to reach this test accuracy, for example 0.9"
+    parser.add_argument("--to_accuracy", type=_fraction, metavar="A", help=help)
     options = parser.parse(arguments)
-
     try:
         if len(options.runs) > 1 or options.out:
             from dist_prune.study.comparison import write_comparison

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import Any
 
-from dist_prune.cli.arguments import command_parser, positive
+from dist_prune.cli.arguments import Parser, command_parser, positive
 from dist_prune.errors import RunError, UserError, nearest
 
 # Written out, because importing the sources takes longer than a second; a test compares them.
@@ -41,9 +42,7 @@ def _shards_make(arguments: list[str]) -> None:
         "--test_fraction", type=float, help="share of the images to hold out, if there is no test split"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the one shuffle")
-    parser.add_argument("--workers", type=positive(int), help="processes; default: cores")
-    options = vars(parser.parse(arguments))
-    options["workers"] = options["workers"] or _cores()
+    options = _with_workers(parser, arguments)
     from data_tools import make_shards
 
     try:
@@ -59,9 +58,7 @@ def _shards_verify(arguments: list[str]) -> None:
     parser = command_parser("shards verify", _shards_verify.__doc__)
     parser.add_argument("location", metavar="DIR|URL", help="a folder, its _info.json, tars as X-{0..4}.tar")
     parser.add_argument("--split", help="the only one to look at")
-    parser.add_argument("--workers", type=positive(int), help="processes; default: cores")
-    options = vars(parser.parse(arguments))
-    options["workers"] = options["workers"] or _cores()
+    options = _with_workers(parser, arguments)
     from data_tools import verify_shards
 
     problems = verify_shards(**options, progress=True)
@@ -72,10 +69,14 @@ def _shards_verify(arguments: list[str]) -> None:
     print(f"{options['location']} is whole")
 
 
-def _cores() -> int:
-    from joblib import cpu_count  # of the machine, a binding or a container, whichever is the least
+def _with_workers(parser: Parser, arguments: list[str]) -> dict[str, Any]:
+    parser.add_argument("--workers", type=positive(int), help="processes; default: cores")
+    options = vars(parser.parse(arguments))
+    if options["workers"] is None:
+        from joblib import cpu_count  # of the machine, a binding or a container, whichever is the least
 
-    return int(cpu_count())
+        options["workers"] = int(cpu_count())
+    return options
 
 
 def _bytes(text: str) -> int:

@@ -15,15 +15,10 @@ from dist_prune import distributed
 from dist_prune.errors import UserError
 from dist_prune.gates.cpu_kernels.fused_gating import fused_gating
 from dist_prune.gates.heads import HEADS
-from dist_prune.gates.noise import NoiseKey
+from dist_prune.gates.noise import NoiseKey, random_drop
 from dist_prune.gates.ops import fan_out, pixel_mean
-from dist_prune.gates.random_drop import random_drop
-from dist_prune.gates.recompute import (
-    in_recomputation,
-    norms_by_running_statistics,
-    with_means_gradient,
-    without_norm_updates,
-)
+from dist_prune.gates.recompute import in_recomputation, with_means_gradient, without_norm_updates
+from dist_prune.models.build import in_eval_mode
 
 _UNCHANGED = contextlib.nullcontext()
 
@@ -126,9 +121,9 @@ class Gate(nn.Module):
         recomputed = in_recomputation()
         noise_key = self._take_noise_key(len(x), recomputed) if self.training else None
         norms = without_norm_updates(self.body) if recomputed else _UNCHANGED
-        # One sample has no variance of its own.
-        if self.training and len(x) == 1:
-            norms = norms_by_running_statistics(self.body)
+        # One sample has no variance of its own; synchronized norms see those of other ranks.
+        if self.training and len(x) == 1 and any(type(module) is nn.BatchNorm1d for module in self.body):
+            norms = in_eval_mode(self.body)
         # Thousands of pixels are averaged in fp32, and a decision is not worth a bf16 rounding. Each gate pays for
         # this: ``torch.autocast(enabled=False)`` costs ten times as much.
         device = x.device.type
@@ -137,15 +132,12 @@ class Gate(nn.Module):
         try:
             first, second, features = self._features(x)
             features = features.to(self.last.weight.dtype)
-            buffers = self.threshold, self.ste_window, self.logit_scale
             with norms:
                 # One operation in place of the layers, where it can be: on CPUs they cost ten times as much.
-                applied, decisions, logits = fused_gating(
-                    features, self.body, self.last, self.head, buffers, self.random_drop, noise_key
-                ) or self._call_layers(features, noise_key)
+                results = fused_gating(self, features, noise_key) or self._call_layers(features, noise_key)
         finally:
             torch.set_autocast_enabled(device, autocast)
-        return first, second, self._recorded(applied, decisions, logits, noise_key, recomputed)
+        return first, second, self._recorded(*results, noise_key, recomputed)
 
     def _recorded(
         self, applied: Tensor, decisions: Tensor, logits: Tensor, noise_key: NoiseKey | None, recomputed: bool

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_prune.gates.noise import NoiseKey, logistic_noise
+from dist_prune.gates.noise import NoiseKey, noise
 from dist_prune.gates.recompute import in_recomputation
 
 
@@ -38,7 +38,6 @@ class Head(nn.Module):
     """
 
     draws = True  # needs a noise key in training
-    follows = False  # takes mean logits after a step (``follow``)
     supports_budget = True  # a threshold on the logits decides how many units are open
     is_replicated = True  # buffers follow from global means, so they are equal on all ranks
 
@@ -75,7 +74,7 @@ class GumbelSoftmax(Head):
         if noise_key is None:
             return (logits > 0).to(logits.dtype)
         # The difference of two Gumbel draws is logistic.
-        noisy = logits + logistic_noise(noise_key, self.number, logits)
+        noisy = logits + noise(noise_key, self.number, logits, logistic=True)
         soft = torch.sigmoid(noisy / noise_key.temperature)
         # The value is the hard decision, the gradient that of the soft one.
         return (noisy > 0).to(soft.dtype) + soft - soft.detach()
@@ -91,7 +90,6 @@ class BernoulliThreshold(Head):
     mean: Tensor
     momentum = 0.1
     draws = False
-    follows = True
     supports_budget = False
 
     def __init__(self, units: int, number: int = 0) -> None:

@@ -32,8 +32,7 @@ def find_sites(plain: nn.Module, kind: str = "layer", position: str = "between")
     if position not in POSITIONS:
         raise UserError(f"unknown gate position '{position}'; {nearest(position, POSITIONS)}")
     found = layer_sites(plain) if kind == "layer" else channel_sites(plain, position)
-    # A network that is itself a block has no parent in which its wrapper could replace it.
-    if not found or any(site.name.startswith(".") or not site.name for site in found):
+    if not found:
         what = "residual layer" if kind == "layer" else f"channel site at position '{position}'"
         elsewhere = kind == "channel" and position != "between" and channel_sites(plain, "between")
         hint = "; it has some at position 'between'" if elsewhere else " of a known family in it"

@@ -145,8 +145,7 @@ def follow_logits(model: nn.Module, logits: Tensor) -> None:
     """Give the heads the units' mean logits over the global batch (all units,), after a step."""
     gates = gates_of(model).values()
     for gate, part in zip(gates, logits.split([gate.units for gate in gates]), strict=True):
-        if gate.head.follows:
-            gate.head.follow(part)
+        gate.head.follow(part)
 
 
 def gate_means(model: nn.Module) -> GateMeans:

@@ -1,8 +1,12 @@
-"""Noise that is a function of (seed, step, gate, sample, unit) alone: equal on one rank and on many."""
+"""Noise that is a function of (seed, step, gate, sample, unit) alone: equal on one rank and on many.
+
+Stochastic heads decide by it; random drop closes units by it in a few samples, to learn what the network would lose.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,23 +36,15 @@ class NoiseKey:
         return _key(self.seed, int(self.step), stream)
 
 
-def logistic_noise(noise_key: NoiseKey, stream: int, like: Tensor) -> Tensor:
-    """Return standard logistic noise (B, units); row i belongs to sample ``first_sample`` + i.
+def noise(noise_key: NoiseKey, stream: int, like: Tensor, logistic: bool = False) -> Tensor:
+    """Return noise (B, units), uniform in [0, 1] or standard logistic; row i belongs to sample ``first_sample`` + i.
 
     Args:
         noise_key: of this forward pass.
         stream: draws of different streams are independent of each other.
         like: has the shape, device and dtype of the noise.
+        logistic: logistic instead of uniform.
     """
-    return _noise(noise_key, stream, like, True)
-
-
-def uniform_noise(noise_key: NoiseKey, stream: int, like: Tensor) -> Tensor:
-    """Return noise that is uniform in [0, 1], otherwise as ``logistic_noise``."""
-    return _noise(noise_key, stream, like, False)
-
-
-def _noise(noise_key: NoiseKey, stream: int, like: Tensor, logistic: bool) -> Tensor:
     # A custom operation is opaque to the compiler; elsewhere it would cost more than it computes.
     draw = _compiled_draw if torch.compiler.is_compiling() else _draw
     step, first = torch.as_tensor(noise_key.step), torch.as_tensor(noise_key.first_sample)
@@ -101,3 +97,47 @@ def _scramble_int(x: int) -> int:
 
 def _signed(word: int) -> int:
     return word - (1 << 64) if word >= 1 << 63 else word
+
+
+class _RandomDrop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, decisions: Tensor, dropped: Tensor) -> Tensor:
+        ctx.save_for_backward(dropped)
+        return decisions.masked_fill(dropped, 0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # Where a gate is open the loss says little about it: the norm in the branch learns the scale at which the
+        # derivative with respect to the gate vanishes. Where it is closed, the derivative is that of bringing the
+        # unit back, which is its importance.
+        (dropped,) = ctx.saved_tensors
+        return grad * dropped, None
+
+
+def drop_stream(gate: int) -> int:
+    """Return the noise stream of a gate's drops; heads use the streams from 0 up."""
+    return -1 - gate
+
+
+def random_drop(decisions: Tensor, rate: float, noise_key: NoiseKey, gate: int) -> Tensor:
+    """Close units at random in some samples; the gradient passes there only.
+
+    In each of these samples the share of dropped units is itself drawn from [0, 1], so a unit learns what it adds when
+    many others of its gate are open, when few are, and when none is: among all others, one channel of many is hardly
+    missed, however useful its layer. (The mean over all such coalitions is the Shapley value, by Owen's multilinear
+    extension, Management Science 18, 1972; here those with few units count more.)
+
+    Args:
+        decisions: zeros and ones (B, units).
+        rate: share of the samples in which units are dropped.
+        noise_key: of this forward pass.
+        gate: number of the gate in its network.
+
+    Returns:
+        The decisions (B, units), without the dropped units.
+    """
+    like = decisions.new_empty(len(decisions), 2 + decisions.shape[1], dtype=torch.float32)
+    draws = noise(noise_key, drop_stream(gate), like)
+    # Two draws a sample (is it chosen, and how many units lose), then one a unit.
+    chosen, share, own = draws[:, :1], draws[:, 1:2], draws[:, 2:]
+    return _RandomDrop.apply(decisions, (chosen < rate) & (own < share))

@@ -38,19 +38,6 @@ def without_norm_updates(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-@contextlib.contextmanager
-def norms_by_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Let ``BatchNorm1d`` in ``module`` normalize as in evaluation: one sample has no variance of its own."""
-    norms = [m for m in module.modules() if type(m) is nn.BatchNorm1d and m.training]
-    for norm in norms:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training = True
-
-
 class _MeansGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, applied: Tensor, decisions: Tensor, record: Tensor) -> Tensor:

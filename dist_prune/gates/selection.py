@@ -41,12 +41,16 @@ class Selection:
         # in its place, before the network has learned to do without it.
         if self._share(pruned) <= allowance:
             return pruned
-        order = self._by_importance(importance, pruned, without=self._most_important(importance, pruned))
+        scores = importance.masked_fill(pruned, -torch.inf)
+        most_important = [int(group[scores[group].argmax()]) for group in self._groups]
+        order = self._by_importance(importance, pruned, without=most_important)
         pruned, surely = pruned.clone(), self._count_above(order, pruned, allowance)
         pruned[order[:surely]] = True
         # The last unit may be the most important one of its group, as long as the group keeps another: so targets
         # between the costs of few large units are met more closely.
-        candidates = self._by_importance(importance, pruned, without=self._last_of_group(pruned))
+        opened = [group[~pruned[group]] for group in self._groups]
+        only = [int(units) for units in opened if len(units) == 1]
+        candidates = self._by_importance(importance, pruned, without=only)
         if len(candidates):
             share, unit_costs = self._share(pruned), self._costs.unit_shares((~pruned).double())
             last = self._last(share, share - unit_costs[candidates], allowance)
@@ -61,16 +65,6 @@ class Selection:
         """Return the numbers of the open units, least important first."""
         order = importance.masked_fill(pruned, -torch.inf).argsort()[int(pruned.sum()) :]
         return order[~torch.isin(order, torch.tensor(without, dtype=torch.long))]
-
-    def _most_important(self, importance: Tensor, pruned: Tensor) -> list[int]:
-        """Return the most important open unit of each group."""
-        scores = importance.masked_fill(pruned, -torch.inf)
-        return [int(group[scores[group].argmax()]) for group in self._groups]
-
-    def _last_of_group(self, pruned: Tensor) -> list[int]:
-        """Return the units that are the only open ones of their groups."""
-        opened = [group[~pruned[group]] for group in self._groups]
-        return [int(units) for units in opened if len(units) == 1]
 
     def _count_above(self, order: Tensor, pruned: Tensor, allowance: float) -> int:
         """Return the largest number of units of ``order`` without which the others still exceed the allowance."""

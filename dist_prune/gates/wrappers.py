@@ -1,18 +1,22 @@
-"""Gated modules: a module of the network, untouched, together with the gate of one site; and how to find them."""
+"""Gated modules: a module of the network, untouched, with the gate of one site; how to find and recompute them."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.ops import add_gated, scale_channels
-from dist_prune.pruning.residual import form_of
+from dist_prune.gates.recompute import without_norm_updates
+from dist_prune.pruning.residual import form_of, residual_form
 from dist_prune.pruning.sites import Site
 
 
@@ -122,3 +126,33 @@ def set_noise_key(model: nn.Module, noise_key: NoiseKey) -> None:
     noise_key = replace(noise_key, step=step, first_sample=first_sample)
     for gate in gates_of(model).values():
         gate.noise_key = noise_key
+
+
+def checkpoint_blocks(model: nn.Module) -> int:
+    """Keep only the inputs of residual blocks and gated modules in training; backward recomputes the rest.
+
+    In place; names and outputs stay. Copies for evaluation or slicing must be made before.
+
+    Returns:
+        The number of blocks, 0 where the network has none.
+    """
+    if isinstance(model, Gated) or residual_form(model) is not None:
+        _checkpoint(model)
+        # What lies within is recomputed with it; checkpointing it again would compute it a third time.
+        return 1
+    return sum(checkpoint_blocks(child) for child in model.children())
+
+
+def _checkpoint(block: nn.Module) -> None:
+    plain_forward = block.forward
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return contextlib.nullcontext(), without_norm_updates(block)
+
+    def forward(*inputs: Any, **options: Any) -> Any:
+        # Without backward there is nothing to recompute, and nothing to save memory for.
+        if not (block.training and torch.is_grad_enabled()):
+            return plain_forward(*inputs, **options)
+        return checkpoint(plain_forward, *inputs, use_reentrant=False, context_fn=contexts, **options)
+
+    block.forward = forward

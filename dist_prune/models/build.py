@@ -10,6 +10,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,24 +84,20 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _builder(name: str) -> Any:
+    library, _, model = name.partition("/")
     if name == "cifar_resnet":
         return CifarResNet
-    library, _, model = name.partition("/")
     if library == "torchvision" and model in torchvision.models.list_models(module=torchvision.models):
         return torchvision.models.get_model_builder(model)
-    if library == "timm":
-        return _timm_builder(model)
-    raise UserError(f"unknown model builder '{name}'; known: cifar_resnet, torchvision/NAME, timm/NAME")
-
-
-def _timm_builder(model: str) -> Any:
+    if library != "timm":
+        raise UserError(f"unknown model builder '{name}'; known: cifar_resnet, torchvision/NAME, timm/NAME")
     try:
         import timm
     except ImportError as error:
         raise UserError("timm models need timm: pip install 'dist-prune[timm]'") from error
     if not timm.is_model(model):
         raise UserError(f"unknown timm model '{model}'; {nearest(model, timm.list_models())}")
-    return lambda **arguments: timm.create_model(model, pretrained=False, **arguments)
+    return partial(timm.create_model, model, pretrained=False)
 
 
 @contextlib.contextmanager
@@ -130,7 +127,8 @@ def architecture_of(model: nn.Module) -> Architecture | None:
     remembered = getattr(model, "dist_prune_architecture", None)
     if remembered is not None:
         return remembered
-    return next((c for c in _candidates(model) if _same_structure(c, model)), None)
+    with torch.device("meta"):
+        return next((c for c in _candidates(model) if repr(c.build()) == repr(model)), None)
 
 
 def _candidates(model: nn.Module) -> list[Architecture]:
@@ -143,8 +141,3 @@ def _candidates(model: nn.Module) -> list[Architecture]:
         names = torchvision.models.list_models(module=torchvision.models, include=["*resne*"])
         return [Architecture(f"torchvision/{name}", {"num_classes": model.fc.out_features}) for name in names]
     return []
-
-
-def _same_structure(candidate: Architecture, model: nn.Module) -> bool:
-    with torch.device("meta"):
-        return repr(candidate.build()) == repr(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 _DEEPEST = 2000  # the deepest of the paper has 1202 layers; an untrusted description may ask for billions
 
@@ -25,35 +26,6 @@ class PadShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, ceil(H / stride), ceil(W / stride))."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
-
-
-class BasicBlock(nn.Module):
-    """relu(shortcut(x) + bn2(conv2(relu(bn1(conv1(x))))))."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: str) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample = _shortcut(in_channels, out_channels, stride, shortcut)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
-
-def _shortcut(in_channels: int, out_channels: int, stride: int, option: str) -> nn.Module | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    if option == "A":
-        return PadShortcut(in_channels, out_channels, stride)
-    projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-    return nn.Sequential(projection, nn.BatchNorm2d(out_channels))
 
 
 class CifarResNet(nn.Module):
@@ -95,7 +67,12 @@ class CifarResNet(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, shortcut: str) -> nn.Sequential:
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, option: str) -> nn.Sequential:
+    shortcut: nn.Module | None = None
+    if (stride != 1 or in_channels != out_channels) and option == "A":
+        shortcut = PadShortcut(in_channels, out_channels, stride)
+    elif stride != 1 or in_channels != out_channels:
+        projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        shortcut = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
     first = BasicBlock(in_channels, out_channels, stride, shortcut)
-    rest = [BasicBlock(out_channels, out_channels, 1, shortcut) for _ in range(blocks - 1)]
-    return nn.Sequential(first, *rest)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1)))

@@ -1,4 +1,4 @@
-"""The TensorBoard side of a run: scalars, pictures and texts under the names of `names.py`."""
+"""The TensorBoard side of a run: scalars and pictures under the names of `names.py`."""
 
 import threading
 from collections.abc import Mapping
@@ -40,10 +40,6 @@ class TensorBoardLog:
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         self._writer.add_image(tag, pixels, step, dataformats="HWC")
-
-    def text(self, tag: str, markdown: str, step: int) -> None:
-        """Write a text that TensorBoard renders as markdown."""
-        self._writer.add_text(tag, markdown, step)
 
     def close(self) -> None:
         """Bring everything to the disk and close the event file."""

@@ -31,15 +31,10 @@ def foldable_norms(program: ExportedProgram, model: nn.Module) -> dict[str, str]
         if scale is None or any(len(tensor.users) != 1 for tensor in (weight, scale)):
             continue
         conv, norm = (names[tensor.name].rpartition(".")[0] for tensor in (weight, scale))
-        if _are_plain(model, conv, norm):
+        # A subclass may compute something else as well.
+        if type(model.get_submodule(conv)) is nn.Conv2d and type(model.get_submodule(norm)) is nn.BatchNorm2d:
             found[norm] = conv
     return found
-
-
-def _are_plain(model: nn.Module, conv: str, norm: str) -> bool:
-    # A subclass may compute something else as well.
-    wanted = {conv: nn.Conv2d, norm: nn.BatchNorm2d}
-    return all(type(model.get_submodule(name)) is kind for name, kind in wanted.items())
 
 
 def fold_batch_norms(model: nn.Module, norms: Mapping[str, str]) -> nn.Module:

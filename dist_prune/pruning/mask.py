@@ -72,16 +72,6 @@ class UnitMask:
         return sum(site.agreement for site in self.sites) / len(self.sites)
 
     @property
-    def r_polar(self) -> float:
-        """Equation 9 over the data set: 0 when every unit decides alike for all samples."""
-        return sum(site.r_polar for site in self.sites) / len(self.sites)
-
-    @property
-    def mean_activation(self) -> dict[str, float]:
-        """Mean activation by site name, in [0, 1]."""
-        return {site.name: site.mean_activation for site in self.sites}
-
-    @property
     def open_ratio(self) -> float:
         """Share of all units that stay."""
         return sum(len(site.kept) for site in self.sites) / sum(site.units for site in self.sites)
@@ -90,11 +80,6 @@ class UnitMask:
     def flipped(self) -> int:
         """Number of units that stay against the gates' vote: as the last of their site, or to round up."""
         return sum(site.flipped for site in self.sites)
-
-    @property
-    def histogram(self) -> list[int]:
-        """Number of units by mean activation, in ``BINS`` equal bins of [0, 1]."""
-        return [sum(counts) for counts in zip(*(site.histogram for site in self.sites), strict=True)]
 
     @property
     def undecided(self) -> list[str]:
@@ -130,20 +115,16 @@ class UnitMask:
         """Return the figures for the records of a run."""
         return {
             "open_ratio": self.open_ratio,
-            "r_polar": self.r_polar,
+            # Equation 9 over the data set: 0 when every unit decides alike for all samples.
+            "r_polar": sum(site.r_polar for site in self.sites) / len(self.sites),
             "agreement": self.agreement,
             "units_flipped_by_rounding": self.flipped,
-            "gate_means": self.mean_activation,
-            "gate_histogram": self.histogram,
+            "gate_means": {site.name: site.mean_activation for site in self.sites},
+            "gate_histogram": [sum(counts) for counts in zip(*(site.histogram for site in self.sites), strict=True)],
         }
 
-    @classmethod
-    def restore(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> UnitMask:
-        """Return the mask that ``as_dict`` described; raises UserError for anything else."""
-        return cls.from_dict(data)
-
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> UnitMask:
+    def restore(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> UnitMask:
         """Return the mask that ``as_dict`` described; raises UserError for anything else."""
         try:
             if not data["sites"]:
@@ -167,13 +148,12 @@ class UnitMask:
         if set(names) != set(kept):
             odd = sorted(set(names) ^ set(kept))[0]
             raise UserError(f"the mask must name every site of the model once; '{odd}' is missing or unknown")
+        found = []
         for site in model_sites:
-            site.check_units(kept[site.name])
-        return UnitMask(tuple(_given(site, tuple(sorted(kept[site.name]))) for site in model_sites))
-
-
-def _given(site: Site, kept: tuple[int, ...]) -> SiteMask:
-    return SiteMask(site.name, site.kind, site.units, len(kept) / site.units, kept, agreement=1.0)
+            units = tuple(sorted(kept[site.name]))
+            site.check_units(units)
+            found.append(SiteMask(site.name, site.kind, site.units, len(units) / site.units, units, agreement=1.0))
+        return UnitMask(tuple(found))
 
 
 def vote(means: Tensor, model_sites: Sequence[Site], round_to: int = 1) -> UnitMask:
@@ -222,6 +202,6 @@ def _rounded_up(means: Tensor, stays: Tensor, multiple: int, at_least: int) -> T
 def load_mask(path: str | Path) -> UnitMask:
     """Read a mask.json; raises UserError if it is missing, unreadable or not a mask."""
     try:
-        return UnitMask.from_dict(json.loads(Path(path).read_text()))
+        return UnitMask.restore(json.loads(Path(path).read_text()), {})
     except (OSError, ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path} is not a readable mask.json: {error}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,11 @@ def close_units(plain: nn.Module, kept: Mapping[str, Sequence[int]], sites: Mapp
         site = sites[name]
         module = masked.get_submodule(site.gate_at)
         if site.kind == "channel":
-            opened = torch.zeros(site.units)
-            opened[list(units)] = 1
+            scale = partial(_scale, torch.zeros(site.units).index_fill(0, torch.tensor(units, dtype=torch.long), 1))
             if site.behind:
-                module.register_forward_hook(_scale_output(opened))
+                module.register_forward_hook(lambda _, inputs, output, scale=scale: scale(output))
             else:
-                module.register_forward_pre_hook(_scale_input(opened))
+                module.register_forward_pre_hook(lambda _, inputs, scale=scale: (scale(inputs[0]),))
         elif not units and residual_form(module):
             module.register_forward_hook(_keep_shortcut)
         elif not units:
@@ -41,16 +41,8 @@ def close_units(plain: nn.Module, kept: Mapping[str, Sequence[int]], sites: Mapp
     return masked.eval()
 
 
-def _per_channel(opened: Tensor, maps: Tensor) -> Tensor:
-    return opened.to(maps).view(1, -1, *[1] * (maps.dim() - 2))
-
-
-def _scale_output(opened: Tensor) -> Callable[..., Tensor]:
-    return lambda module, inputs, output: output * _per_channel(opened, output)
-
-
-def _scale_input(opened: Tensor) -> Callable[..., tuple[Tensor]]:
-    return lambda module, inputs: (inputs[0] * _per_channel(opened, inputs[0]),)
+def _scale(opened: Tensor, maps: Tensor) -> Tensor:
+    return maps * opened.to(maps).view(1, -1, *[1] * (maps.dim() - 2))
 
 
 def _keep_shortcut(block: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -14,8 +14,6 @@ from typing import Any
 import torchvision
 from torch import Tensor, nn
 
-from dist_prune.models import cifar_resnet
-
 
 @dataclass(frozen=True)
 class ResidualForm:
@@ -65,7 +63,6 @@ def _timm_tail(block: Any, out: Tensor) -> Tensor:
 def _forms() -> dict[type[nn.Module], ResidualForm]:
     resnet = torchvision.models.resnet
     forms: dict[type[nn.Module], ResidualForm] = {
-        cifar_resnet.BasicBlock: ResidualForm(_basic, "relu"),
         resnet.BasicBlock: ResidualForm(_basic, "relu"),
         resnet.Bottleneck: ResidualForm(_bottleneck, "relu"),
     }

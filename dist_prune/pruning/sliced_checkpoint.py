@@ -104,10 +104,9 @@ def save_sliced(
         for name, text in _texts(config).items():
             (beside / name).write_text(text)
         replace_folder(beside, target)
-    except BaseException:
+    finally:
         # A half-written folder on a full disk must not keep it full.
         shutil.rmtree(beside, ignore_errors=True)
-        raise
     return target
 
 
@@ -139,7 +138,13 @@ def load_sliced(folder: str | Path) -> nn.Module:
     # On the meta device nothing is allocated: the description may be untrusted, and weights come from the file anyway.
     with torch.device("meta"):
         small = _rebuild(architecture, config["kept_units"], config["folded_norms"])
-        _check_input_shape(small, config["input_shape"], folder)
+        try:
+            if (shape := config["input_shape"]) is not None:
+                # A forward pass on the meta device computes shapes only.
+                small.eval()(torch.empty(1, *shape))
+        except RuntimeError as error:
+            text = f"{folder}/config.json: its network takes no images of {shape}: {str(error).splitlines()[0]}"
+            raise UserError(text) from error
     if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
         # Buffers that no file holds (indices of channels) need real memory, so the network is built once more.
         with torch.random.fork_rng(devices=[]):
@@ -151,16 +156,6 @@ def load_sliced(folder: str | Path) -> nn.Module:
         first = str(error).splitlines()[1:2]
         raise UserError(f"{folder}: config.json and model.safetensors do not belong together:{first}") from error
     return small.requires_grad_(True).eval()
-
-
-def _check_input_shape(small: nn.Module, shape: Sequence[int] | None, folder: str | Path) -> None:
-    # A forward pass on the meta device computes shapes only.
-    try:
-        if shape is not None:
-            small.eval()(torch.empty(1, *shape, device="meta"))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}/config.json: its network takes no images of {shape}: {reason}") from error
 
 
 def read_sliced_config(folder: str | Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Ownership of a run folder: two runs that write checkpoints and records into it would corrupt both."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -46,7 +44,7 @@ class RunLock:
             self._life.start()
 
     @classmethod
-    def acquire(cls, folder: str | os.PathLike[str], silence: float = SILENCE) -> RunLock:
+    def acquire(cls, folder: str | os.PathLike[str], silence: float = SILENCE) -> "RunLock":
         """Take the folder for a new invocation; one that ended without releasing it, or was lost, is replaced.
 
         Raises:
@@ -95,7 +93,7 @@ class RunLock:
                 os.unlink(self._path)
         self._close()
 
-    def __enter__(self) -> RunLock:
+    def __enter__(self) -> "RunLock":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,7 +111,7 @@ class RunLock:
 
 
 # A forked data worker inherits the lock, and would hold it for seconds after its parent was killed.
-_HELD: weakref.WeakSet[RunLock] = weakref.WeakSet()
+_HELD: weakref.WeakSet["RunLock"] = weakref.WeakSet()
 
 
 def _close_inherited() -> None:

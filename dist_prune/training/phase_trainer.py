@@ -1,7 +1,5 @@
 """One phase in training: its engine, and a plain replica for evaluation."""
 
-from __future__ import annotations
-
 import copy
 
 import torch
@@ -9,8 +7,7 @@ import torch
 from dist_prune.checkpoints.train_state import ModelState
 from dist_prune.engine.deepspeed_engine import Engine
 from dist_prune.errors import UserError, nearest
-from dist_prune.gates.activation_checkpointing import checkpoint_blocks
-from dist_prune.gates.wrappers import sites
+from dist_prune.gates.wrappers import checkpoint_blocks, sites
 from dist_prune.methods import Phase
 from dist_prune.pruning.decision import Decision
 from dist_prune.training.context import RunContext
@@ -18,9 +15,9 @@ from dist_prune.training.evaluate import accuracies
 from dist_prune.training.optimizer import LearningRate, build_optimizer, state_names
 
 
-def inherit(phase: Phase, old: ModelState | None) -> ModelState:
+def inherit(phase: Phase, old: ModelState) -> ModelState:
     """Return what a phase starts from: the part of the previous phase that its transition names."""
-    if phase.transition is None or old is None:
+    if phase.transition is None or not old.weights:
         return ModelState()
     tensors = phase.transition.tensors
     for new, origin in tensors.items():

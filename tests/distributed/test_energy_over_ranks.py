@@ -22,11 +22,11 @@ def package(machine: str, file: Path) -> Sensor:
 
 def spent_by(meter: EnergyMeter, *spent: tuple[Path, float]) -> tuple[Energy, dict[str, int]]:
     """What all ranks measure while rank 0 lets counters rise, and the collectives that it takes."""
-    distributed.barrier()
+    torch.distributed.barrier()
     if distributed.rank() == 0:
         for file, joules in spent:
             spend(file, joules)
-    distributed.barrier()
+    torch.distributed.barrier()
     with scenarios.counted_collectives() as calls:
         return meter.take(), {kind: len(sizes) for kind, sizes in calls.items()}
 
@@ -70,7 +70,7 @@ def lost_by_the_first_rank(folder: Path):
     """Both ranks know the counter; rank 0, which reads it, cannot any more after a while."""
     mine = folder / "energy_uj" if distributed.rank() else folder / "link"
     meter = EnergyMeter(Found((package("here", mine),)), CPU)
-    distributed.barrier()
+    torch.distributed.barrier()
     if distributed.rank() == 0:
         mine.unlink()
     return [spent_by(meter, (folder / "energy_uj", 0.25))[0] for _ in range(2)]

@@ -13,7 +13,6 @@ def test_one_process_is_its_own_group(monkeypatch):
     assert distributed.broadcast_object({"a": 1}) == {"a": 1}
     assert distributed.first_object("mine") == "mine"
     assert distributed.first_object(None) is None
-    distributed.barrier()
 
 
 def test_a_sum_over_one_rank_is_a_detached_copy():

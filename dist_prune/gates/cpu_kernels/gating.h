@@ -102,7 +102,7 @@ float uniform(uint64_t counter, uint64_t key) {
   return static_cast<float>((static_cast<double>(x >> 11) + 0.5) * 0x1p-53);
 }
 
-// random_drop.py: in a share of the samples, units are dropped at random, (B, units), as noise.py draws it for a key.
+// random_drop of noise.py: in a share of the samples, units are dropped at random, (B, units).
 // Returns decisions without the dropped units, and 1 where a unit was dropped.
 std::tuple<at::Tensor, at::Tensor> drop_units(const at::Tensor& decisions, float share, uint64_t key,
                                            uint64_t first_sample) {
@@ -188,7 +188,7 @@ struct Decide : torch::autograd::Function<Decide> {
 
 }  // namespace
 
-// features: (B, F), fp32, B above 1 -> (B, units): decisions that are applied (with random drop), decisions, and logits.
+// features: (B, F), fp32, B above 1 -> (B, units): decisions that are applied (with random drop), decisions, logits.
 // The running statistics of the norm are updated in place.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> decide(
     const at::Tensor& features, const at::Tensor& first_weight, const at::Tensor& first_bias,

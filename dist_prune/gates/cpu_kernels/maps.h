@@ -16,16 +16,16 @@
 
 at::Tensor pixel_mean(const at::Tensor& map) {
   at::Tensor out = at::zeros({map.size(0), map.size(1)}, map.options().dtype(at::kFloat));
-  (is_bf16(map) ? mean_rows<BFloat16> : mean_rows<Float32>)(map.data_ptr(), out.data_ptr<float>(), Shape(map));
+  (is_bf16(map) ? mean_rows<bf16> : mean_rows<float>)(map, out);
   return out;
 }
 
 // a + b + mean_grad / pixels; b may be undefined.
 at::Tensor add_with_mean(const at::Tensor& a, const at::Tensor& b, const at::Tensor& mean_grad) {
   at::Tensor out = at::empty_like(a);
-  const auto add = b.defined() ? (is_bf16(a) ? add_rows<BFloat16, true> : add_rows<Float32, true>)
-                               : (is_bf16(a) ? add_rows<BFloat16, false> : add_rows<Float32, false>);
-  add(a.data_ptr(), b.defined() ? b.data_ptr() : nullptr, mean_grad.data_ptr<float>(), out.data_ptr(), Shape(a));
+  const auto add = b.defined() ? (is_bf16(a) ? add_rows<bf16, true> : add_rows<float, true>)
+                               : (is_bf16(a) ? add_rows<bf16, false> : add_rows<float, false>);
+  add(a, b, mean_grad, out);
   return out;
 }
 
@@ -33,8 +33,7 @@ at::Tensor add_with_mean(const at::Tensor& a, const at::Tensor& b, const at::Ten
 at::Tensor scale_forward(const at::Tensor& map, const at::Tensor& gate) {
   TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
   at::Tensor out = at::empty_like(map);
-  (is_bf16(map) ? scale_rows<BFloat16> : scale_rows<Float32>)(map.data_ptr(), gate.data_ptr<float>(), out.data_ptr(),
-                                                              Shape(map));
+  (is_bf16(map) ? scale_rows<bf16> : scale_rows<float>)(map, gate, out);
   return out;
 }
 
@@ -44,9 +43,7 @@ std::tuple<at::Tensor, at::Tensor> scale_backward(const at::Tensor& grad, const 
   TORCH_CHECK(gate.is_contiguous(), "gate must be contiguous");
   at::Tensor grad_gate = at::zeros_like(gate);
   at::Tensor grad_map = all_open ? grad : at::empty_like(grad);
-  (is_bf16(grad) ? scale_backward_rows<BFloat16> : scale_backward_rows<Float32>)(
-      grad.data_ptr(), map.data_ptr(), gate.data_ptr<float>(), all_open ? nullptr : grad_map.data_ptr(),
-      grad_gate.data_ptr<float>(), Shape(grad));
+  (is_bf16(grad) ? scale_backward_rows<bf16> : scale_backward_rows<float>)(grad, map, gate, grad_map, grad_gate);
   return {grad_map, grad_gate};
 }
 
@@ -98,8 +95,8 @@ struct AddGated : torch::autograd::Function<AddGated> {
                             const at::Tensor& branch, bool relu) {
     const at::Tensor factor = gate.to(at::kFloat).contiguous();
     at::Tensor out = at::empty_like(shortcut);
-    (is_bf16(shortcut) ? gated_forward_rows<BFloat16> : gated_forward_rows<Float32>)(
-        shortcut.data_ptr(), factor.data_ptr<float>(), branch.data_ptr(), out.data_ptr(), relu, Shape(shortcut));
+    const auto add = is_bf16(shortcut) ? gated_forward_rows<bf16> : gated_forward_rows<float>;
+    add(shortcut, factor, branch, out, relu);
     ctx->saved_data["relu"] = relu;
     ctx->saved_data["dtype"] = gate.scalar_type();
     ctx->save_for_backward({factor, branch, relu ? out : at::Tensor()});
@@ -118,10 +115,8 @@ struct AddGated : torch::autograd::Function<AddGated> {
     at::Tensor grad_sum = relu ? at::empty_like(grad) : grad;
     at::Tensor grad_gate = at::empty_like(gate);
     at::Tensor grad_branch = all_open ? grad_sum : at::empty_like(grad);
-    (is_bf16(grad) ? gated_backward_rows<BFloat16> : gated_backward_rows<Float32>)(
-        grad.data_ptr(), relu ? out.data_ptr() : nullptr, branch.data_ptr(), opened,
-        relu ? grad_sum.data_ptr() : nullptr, grad_gate.data_ptr<float>(), all_open ? nullptr : grad_branch.data_ptr(),
-        Shape(grad));
+    const auto pass = is_bf16(grad) ? gated_backward_rows<bf16> : gated_backward_rows<float>;
+    pass(grad, out, branch, gate, grad_sum, grad_gate, grad_branch);
     return {grad_sum, grad_gate.to(ctx->saved_data["dtype"].toScalarType()), grad_branch, at::Tensor()};
   }
 };

@@ -42,6 +42,7 @@ def test_help_lists_and_typos_answer_within_a_second_and_load_no_torch():
         ["recipes"],
         ["recipes", "digits"],
         ["recipees"],
+        ["recipes", "digitz"],
         ["shards", "make", "--help"],
         ["export", "RUN", "--fold"],
         ["shards", "make", "digits", "--ot", "folder"],
@@ -51,12 +52,12 @@ def test_help_lists_and_typos_answer_within_a_second_and_load_no_torch():
         [*TRAIN, "--set", "epoch=3"],
         [*TRAIN, "--set", "round_to=0"],
     )
-    assert codes == [0, 0, 0, 0, 2, 0] + [2] * 7
+    assert codes == [0, 0, 0, 0, 2, 2, 0] + [2] * 7
     assert heavy == []
     assert seconds < 1  # of processor time, all together: other processes may be running
     assert f"dist-prune {__version__}" in done.stdout
     assert "round_to=1\n    keep multiples of this many channels" in done.stdout
-    assert len(done.stderr.splitlines()) == 8, done.stderr
+    assert len(done.stderr.splitlines()) == 9, done.stderr
 
 
 def test_the_help_of_shards_make_names_every_source():

@@ -11,11 +11,10 @@ import torch
 from unit_helpers import images, shaken
 
 from dist_prune import UserError, build_model, load_sliced, save_sliced
+from dist_prune import export as export_module
 from dist_prune.cli.main import COMMANDS, main
 from dist_prune.errors import RunError
-from dist_prune.export import formats as formats_module
-from dist_prune.export.exporting import export_sliced
-from dist_prune.export.formats import FORMATS
+from dist_prune.export import FORMATS, export_sliced
 from dist_prune.pruning.sliced_checkpoint import read_sliced_config
 from dist_prune.pruning.slicing import slice_network
 
@@ -138,9 +137,9 @@ def test_a_file_that_computes_something_else_replaces_nothing(checkpoint, monkey
 
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(checkpoint, monkeypatch):
-    found = formats_module.importlib.util.find_spec
+    found = export_module.importlib.util.find_spec
     monkeypatch.setattr(
-        formats_module.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
+        export_module.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
     )
     with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'dist-prune\[onnx\]'"):
         export_sliced(checkpoint, "onnx")

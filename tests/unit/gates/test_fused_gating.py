@@ -45,8 +45,7 @@ def seen(gate: Gate, x: torch.Tensor, used: tuple[str, ...] = OUTPUTS) -> list[t
 def is_fused(gate: Gate, x: torch.Tensor) -> bool:
     copied = copy.deepcopy(gate)
     features = copied._features(x)[2].to(gate.last.weight.dtype)
-    buffers = copied.threshold, copied.ste_window, copied.logit_scale
-    return fused_gating(features, copied.body, copied.last, copied.head, buffers, 0.0, None) is not None
+    return fused_gating(copied, features, None) is not None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from unit_helpers import shaken
 
 from dist_prune import attach_gates, build_model
 from dist_prune.gates.freezer import Freezer
-from dist_prune.gates.noise import NoiseKey, logistic_noise
+from dist_prune.gates.noise import NoiseKey, noise
 from dist_prune.gates.wrappers import gated_modules, gates_of, set_noise_key
 
 STEPS = 4
@@ -70,10 +70,10 @@ def test_a_loop_that_sets_no_moment_is_compiled_once_as_well():
 
 
 def test_the_noise_of_compiled_gates_is_to_the_last_bit_that_of_all_others():
-    compiled = torch.compile(logistic_noise, fullgraph=True)
+    compiled = torch.compile(noise, fullgraph=True)
     for step in range(3):
         noise_key, like = NoiseKey(7, step, 5), torch.empty(6, 4)
-        assert torch.equal(compiled(noise_key, 2, like), logistic_noise(noise_key, 2, like))
+        assert torch.equal(compiled(noise_key, 2, like, True), noise(noise_key, 2, like, True))
 
 
 def test_a_freezer_that_does_not_freeze_knows_what_is_decided_and_leaves_the_graph_as_it_is():

@@ -6,8 +6,7 @@ from unit_helpers import images
 
 from dist_prune import attach_gates, build_model
 from dist_prune.gates.means import gate_means
-from dist_prune.gates.noise import NoiseKey
-from dist_prune.gates.random_drop import random_drop
+from dist_prune.gates.noise import NoiseKey, random_drop
 from dist_prune.gates.wrappers import gated_modules
 
 NOISE_KEY = NoiseKey(seed=1, step=5, first_sample=0)

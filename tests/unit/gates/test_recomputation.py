@@ -11,11 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from unit_helpers import images
 
 from dist_prune import UserError, attach_gates, build_model, gate_means, polarization
-from dist_prune.gates.activation_checkpointing import checkpoint_blocks
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS
 from dist_prune.gates.noise import NoiseKey
-from dist_prune.gates.wrappers import gates_of, set_noise_key
+from dist_prune.gates.wrappers import checkpoint_blocks, gates_of, set_noise_key
 
 REENTRANT = pytest.mark.parametrize("reentrant", [False, True])
 

@@ -46,9 +46,9 @@ def test_agreement_is_the_share_of_samples_that_decide_like_the_mask():
     assert [site.agreement for site in mask.sites] == [1.0, 0.75, 0.75]
     assert mask.agreement == pytest.approx(2.5 / 3)
     assert mask.open_ratio == pytest.approx(2 / 3)
-    assert mask.mean_activation == {"a": 1.0, "b": 0.25, "c": 0.75}
+    assert mask.figures()["gate_means"] == {"a": 1.0, "b": 0.25, "c": 0.75}
     assert [site.r_polar for site in mask.sites] == [0.0, 0.1875, 0.1875]
-    assert mask.r_polar == pytest.approx(0.125)
+    assert mask.figures()["r_polar"] == pytest.approx(0.125)
 
 
 def test_figures_of_sites_with_several_units_are_means_over_units_then_over_sites():
@@ -68,7 +68,7 @@ def test_the_histogram_counts_units_by_their_mean():
     wide, narrow = (dict(enumerate(site.histogram)) for site in mask.sites)
     assert {n: count for n, count in wide.items() if count} == {0: 2, 10: 1, 19: 1}
     assert {n: count for n, count in narrow.items() if count} == {19: 2}
-    assert mask.histogram == [2, *[0] * 9, 1, *[0] * 8, 3]
+    assert mask.figures()["gate_histogram"] == [2, *[0] * 9, 1, *[0] * 8, 3]
 
 
 @pytest.mark.parametrize(
