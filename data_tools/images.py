@@ -5,7 +5,6 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,17 +32,18 @@ class ImageFacts(NamedTuple):
     extension: str
 
 
-@contextlib.contextmanager
-def _one_error() -> Iterator[None]:
-    """Turn every error of Pillow into an ImageError; Pillow documents no list of them."""
-    try:
-        yield
-    except (ImageError, MemoryError):
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise ImageError("corrupt image (not a JPEG or PNG image)") from error
-    except Exception as error:
-        raise ImageError(f"corrupt image ({str(error) or type(error).__name__})") from error
+class _OneError(contextlib.ContextDecorator):
+    """Turns every error of Pillow into an ImageError; Pillow documents no list of them."""
+
+    # A class, because a generator would be made anew for each call, which tiny images feel.
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Image.UnidentifiedImageError):
+            raise ImageError("corrupt image (not a JPEG or PNG image)") from error
+        if isinstance(error, Exception) and not isinstance(error, (ImageError, MemoryError)):
+            raise ImageError(f"corrupt image ({str(error) or type(error).__name__})") from error
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -82,13 +82,13 @@ def _facts(image: Image.Image) -> ImageFacts:
     return ImageFacts(image.height, image.width, image.mode in GRAY_MODES, extension)
 
 
-@_one_error()
+@_OneError()
 def load_pixels(image: Image.Image) -> None:
     """Decode an opened image."""
     image.load()
 
 
-@_one_error()
+@_OneError()
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
     """Return a loaded image as gray (``channels`` 1) or RGB (3); gray of 16 bits is scaled to 8."""
     if image.mode in DEEP_GRAY_MODES:
@@ -98,7 +98,7 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-@_one_error()
+@_OneError()
 def open_image(data: bytes) -> Image.Image:
     """Read the header of an image; what is so large that it must be an attack is refused."""
     if not data:
