@@ -23,7 +23,7 @@ import torch
 from dist_prune import build_model
 from dist_prune.benchmark.inference import Options, measure
 from dist_prune.gates.insertion import find_sites
-from dist_prune.methods.uniform import uniform_depth
+from dist_prune.methods.baselines import uniform_depth
 from dist_prune.models.build import architecture_of
 from dist_prune.pruning.costs import Costs, unit_costs
 from dist_prune.pruning.slicing import slice_network

@@ -5,6 +5,8 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
+from pydantic import ValidationError
+
 
 class ShardError(Exception):
     """A fault of the data; the message is one line: what is wrong, where, and how to fix it."""
@@ -31,6 +33,19 @@ def reported(what: str, kinds: Kinds = OSError, fix: str = "") -> Iterator[None]
     except ShardError:
         raise
     except kinds as error:
-        # The message of an OSError repeats the path.
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, ValidationError):
+            reason = _first_problem(error)
+        else:  # the message of an OSError repeats the path
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ShardError(f"{what}: {reason}{fix}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Return what pydantic found first: where, what, and the value, shortened."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    message = re.sub("^Value error, ", "", first["msg"])
+    # For a model's own check or a missing key the input is the whole object, which is too long to show.
+    if first["type"] not in ("value_error", "missing", "json_invalid"):
+        message += f", found {first['input']!r:.60}"
+    return f"{place}: {message}" if place else message

@@ -1,10 +1,11 @@
-"""Encoding and decoding of single images; JPEG and PNG only, by content and not by file name."""
+"""Encoding, decoding and statistics of images; JPEG and PNG only, by content and not by file name."""
 
 import contextlib
 import io
+import math
 import sys
 import warnings
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ READABLE = ("JPEG", "PNG")
 # Gray PNGs of 16 bits; Pillow's name depends on its version, and its own conversion cuts values off at 255.
 DEEP_GRAY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 GRAY_MODES = ("1", "L", *DEEP_GRAY_MODES)
+SMALLEST_STD = 1 / 255  # dividing by the deviation of a constant channel must stay finite
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # of one image: more must be an attack
 
 
@@ -30,17 +32,18 @@ class ImageFacts(NamedTuple):
     extension: str
 
 
-@contextlib.contextmanager
-def _one_error() -> Iterator[None]:
-    """Turn every error of Pillow into an ImageError; Pillow documents no list of them."""
-    try:
-        yield
-    except (ImageError, MemoryError):
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise ImageError("corrupt image (not a JPEG or PNG image)") from error
-    except Exception as error:
-        raise ImageError(f"corrupt image ({str(error) or type(error).__name__})") from error
+class _OneError(contextlib.ContextDecorator):
+    """Turns every error of Pillow into an ImageError; Pillow documents no list of them."""
+
+    # A class, because a generator would be made anew for each call, which tiny images feel.
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Image.UnidentifiedImageError):
+            raise ImageError("corrupt image (not a JPEG or PNG image)") from error
+        if isinstance(error, Exception) and not isinstance(error, (ImageError, MemoryError)):
+            raise ImageError(f"corrupt image ({str(error) or type(error).__name__})") from error
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -79,13 +82,13 @@ def _facts(image: Image.Image) -> ImageFacts:
     return ImageFacts(image.height, image.width, image.mode in GRAY_MODES, extension)
 
 
-@_one_error()
+@_OneError()
 def load_pixels(image: Image.Image) -> None:
     """Decode an opened image."""
     image.load()
 
 
-@_one_error()
+@_OneError()
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
     """Return a loaded image as gray (``channels`` 1) or RGB (3); gray of 16 bits is scaled to 8."""
     if image.mode in DEEP_GRAY_MODES:
@@ -95,7 +98,7 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-@_one_error()
+@_OneError()
 def open_image(data: bytes) -> Image.Image:
     """Read the header of an image; what is so large that it must be an attack is refused."""
     if not data:
@@ -104,3 +107,58 @@ def open_image(data: bytes) -> Image.Image:
         # Pillow warns above its limit, and refuses above twice as much.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(io.BytesIO(data), formats=READABLE)
+
+
+@dataclass
+class ImageStatistics:
+    """Statistics of some images. Those of parts, merged in any order, equal those of the whole.
+
+    ``sizes`` are (height, width), the first two different ones. Pixels are summed over the images that
+    were measured, in three channels and in integers, so that no order of addition changes a digit.
+    """
+
+    sizes: list[list[int]] = field(default_factory=list)
+    all_gray: bool = True
+    pixels: int = 0
+    sums: list[int] = field(default_factory=lambda: [0, 0, 0])
+    sums_of_squares: list[int] = field(default_factory=lambda: [0, 0, 0])
+
+    def see(self, facts: ImageFacts) -> None:
+        """Count the size and color of one image."""
+        self.merge(ImageStatistics([[facts.height, facts.width]], facts.gray))
+
+    def measure(self, pixels: np.ndarray) -> None:
+        """Count pixels (..., C) in uint8; one channel counts as three equal ones."""
+        rows = pixels.reshape(-1, pixels.shape[-1])
+        sums, squares = rows.sum(axis=0, dtype=np.int64), np.square(rows, dtype=np.int64).sum(axis=0)
+        three = [np.broadcast_to(values, 3).tolist() for values in (sums, squares)]
+        self.merge(ImageStatistics([], True, len(rows), *three))
+
+    def merge(self, other: "ImageStatistics") -> None:
+        """Add the statistics of other images."""
+        new = [size for size in other.sizes if size not in self.sizes]
+        self.sizes = [*self.sizes, *new][:2]
+        self.all_gray = self.all_gray and other.all_gray
+        self.pixels += other.pixels
+        self.sums = [a + b for a, b in zip(self.sums, other.sums, strict=True)]
+        self.sums_of_squares = [a + b for a, b in zip(self.sums_of_squares, other.sums_of_squares, strict=True)]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) if all images have one size, else None; C is 1 if all are gray."""
+        if len(self.sizes) != 1:
+            return None
+        height, width = self.sizes[0]
+        return (1 if self.all_gray else 3), height, width
+
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Per channel, of pixels in [0, 1], rounded to 6 digits."""
+        channels = self.image_shape[0] if self.image_shape else 3
+        mean = [total / self.pixels / 255 for total in self.sums]
+        variances = [
+            (self.pixels * squares - total**2) / self.pixels**2
+            for total, squares in zip(self.sums, self.sums_of_squares, strict=True)
+        ]
+        std = [max(math.sqrt(variance) / 255, SMALLEST_STD) for variance in variances]
+        return tuple(round(v, 6) for v in mean[:channels]), tuple(round(v, 6) for v in std[:channels])

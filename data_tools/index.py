@@ -5,16 +5,14 @@ import hashlib
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from data_tools.errors import ShardError
-from data_tools.images import MOST_PIXELS
-from data_tools.statistics import SMALLEST_STD
+from data_tools.errors import ShardError, reported
+from data_tools.images import MOST_PIXELS, SMALLEST_STD
 from data_tools.tar import BLOCK
 
 INDEX_NAME = "_info.json"
@@ -225,19 +223,6 @@ def checksum(path: Path, algorithm: str) -> str:
 
 def parse_index(data: bytes, path: object, root: Path | str) -> ShardIndex:
     """Return the index in ``data``, the content of the file ``path``; its shards are in ``root``."""
-    try:
+    with reported(f"{path} is no index of shards", ValidationError, fix="; make the shards again"):
         index = ShardIndex.model_validate_json(data)
-    except ValidationError as error:
-        raise ShardError(f"{path} is no index of shards: {describe(error)}; make the shards again") from error
     return index.model_copy(update={"root": root})
-
-
-def describe(error: ValidationError) -> str:
-    """Return the first problem that pydantic found: where, what, and the value, shortened."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    message = re.sub("^Value error, ", "", first["msg"])
-    # For a model's own check or a missing key the input is the whole object, which is too long to show.
-    if first["type"] not in ("value_error", "missing", "json_invalid"):
-        message += f", found {first['input']!r:.60}"
-    return f"{place}: {message}" if place else message

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
 from data_tools.errors import ShardError, reported, suggestion
-from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit, checksum, describe, parse_index
+from data_tools.images import ImageStatistics
+from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit, checksum, parse_index
 from data_tools.output import OutputStore
 from data_tools.parallel import each
 from data_tools.sources import SOURCES
 from data_tools.sources.base import ReadOptions
-from data_tools.statistics import ImageStatistics
 from data_tools.writers import WRITERS, ShardPlan, ShardSet, plan_shards
 
 SUFFIX = ".json"
@@ -176,12 +176,9 @@ def _finished_shards(wanted: ShardSet, output: OutputStore) -> dict[str, Sidecar
     for name, data in zip(names, output.read_all(names), strict=True):
         if not data:
             continue  # a concurrent maker has finished, and removed it
-        try:
+        fix = "; delete that folder, or choose another --out"
+        with reported(f"cannot read {output.root}/{name}", ValidationError, fix):
             sidecar = Sidecar.model_validate_json(data)
-        except ValidationError as error:
-            raise ShardError(
-                f"cannot read {output.root}/{name} ({describe(error)}): delete that folder, or choose another --out"
-            ) from error
         if sidecar.fingerprint != wanted.fingerprint:
             raise ShardError(
                 f"{output.root} already holds an unfinished set of other shards: "

@@ -78,10 +78,8 @@ def _parse_names(path: str) -> tuple[str, frozenset[str] | None]:
         return folder, None
     if not name.endswith(".tar"):
         return path.rstrip("/") or path, None
-    try:
+    with reported(path, ValueError, fix="; expected FOLDER/X-{000000..000004}.tar"):
         pairs = [path.rpartition("/")[::2] for path in braceexpand.braceexpand(path)]
-    except ValueError as error:
-        raise ShardError(f"{path}: {error}; expected FOLDER/X-{{000000..000004}}.tar") from error
     folders = {folder for folder, _ in pairs}
     if len(folders) > 1:
         raise ShardError(f"{path} names tars in {len(folders)} folders: one data set is in one folder")

@@ -1,10 +1,10 @@
 """Read every byte of a data set in shards, and name each broken shard and sample."""
 
+import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -43,7 +43,7 @@ def verify_shards(
     reports = {}
     total = sum(shard.length for shard in shards)
     with tqdm(total=total, unit=" samples", desc=index.name, disable=not progress) as bar:
-        for report in each(_Verifier(store, index), shards, workers):
+        for report in each(functools.partial(_check_shard, store, index), shards, workers):
             reports[report.shard.name] = report
             bar.update(report.shard.length)
     in_order = [reports[shard.name] for shard in shards]
@@ -51,94 +51,83 @@ def verify_shards(
     return [f"{index.root}/{name}: {problem}" for name, problem in [*found, *_shared_keys(in_order)]]
 
 
-@dataclass
-class _Report:
+class _Report(NamedTuple):
     """The keys of the samples in a shard, and its problems in words."""
 
     shard: Shard
-    keys: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    keys: dict[str, None]  # in order
+    problems: list[str]
 
 
-@dataclass(frozen=True)
-class _Verifier:
-    """Checks one shard at a time, in any process."""
+def _check_shard(store: ShardStore, index: ShardIndex, shard: Shard) -> _Report:
+    report = _Report(shard, {}, [])
+    found_in = _array_problems if index.format == "raw" else _sample_problems
+    try:
+        with store.temporary_copy(shard.name, shard.size) as path:
+            if problem := shard.mismatch(path):
+                report.problems.append(problem)
+            with open(path, "rb", buffering=0) as file:
+                for problem in found_in(file, index, report):
+                    report.problems.append(problem)
+    except (ShardError, ValueError) as error:  # of the tar, or of an array; nothing behind it can be checked
+        report.problems.append(str(error))
+    except OSError as error:
+        report.problems.append(error.strerror or str(error))
+    more = len(report.problems) - SHOWN_PER_SHARD
+    if more > 0:
+        report.problems[SHOWN_PER_SHARD:] = [f"and {more} more problems"]
+    return report
 
-    store: ShardStore
-    index: ShardIndex
 
-    def __call__(self, shard: Shard) -> _Report:
-        report = _Report(shard)
+def _sample_problems(file: IO[bytes], index: ShardIndex, report: _Report) -> Iterator[str]:
+    """Check encoded images and their labels."""
+    labels = tar.class_labels(len(index.class_names))
+    count = 0
+    for key, parts in tar.samples(tar.members(file)):
+        found = []
+        if tar.is_sample(parts):
+            found += [*_image_problems(file, index, parts), *_label_problems(file, parts, labels)]
+            found += ["its key comes twice"] if key in report.keys else []
+            report.keys[key] = None
+            count += 1
+        for extension in parts.keys() - {*tar.IMAGES, tar.LABEL}:
+            found.append(f"member .{extension} is neither an image nor a label")
+        yield from (f"sample {key}: {problem}" for problem in found)
+    if count != report.shard.length:
+        yield f"{count} samples where the index says {report.shard.length}"
+
+
+def _array_problems(file: IO[bytes], index: ShardIndex, report: _Report) -> Iterator[str]:
+    """Check the two arrays of a raw shard."""
+    held = list(tar.members(file))
+    images, labels = map_arrays(file, held)
+    report.keys[tar.split_name(held[0].name)[0]] = None
+    height, width, channels = images.shape[1:]
+    if (channels, height, width) != index.image_shape:
+        yield f"the images have the shape {(channels, height, width)} where the index says {index.image_shape}"
+    classes = len(index.class_names)
+    for row in np.flatnonzero((labels < 0) | (labels >= classes)):
+        yield f"sample {row}: {tar.no_class(str(labels[row]), classes)}"
+    if len(images) != report.shard.length:
+        yield f"{len(images)} samples where the index says {report.shard.length}"
+
+
+def _image_problems(file: IO[bytes], index: ShardIndex, parts: tar.Parts) -> Iterator[str]:
+    images = tar.images_of(parts)
+    if len(images) != 1:
+        yield f"{len(images)} images where one is expected"
+    for member in images:
+        if member.size > tar.LARGEST_IMAGE:
+            yield f"an image of {member.size} bytes, {tar.LARGEST_IMAGE} are allowed"
+            continue
         try:
-            with self.store.temporary_copy(shard.name, shard.size) as path:
-                report.problems += [problem] if (problem := shard.mismatch(path)) else []
-                with open(path, "rb", buffering=0) as file:
-                    self._check_contents(file, report)
-        except ShardError as error:
-            report.problems.append(str(error))
-        except OSError as error:
-            report.problems.append(error.strerror or str(error))
-        more = len(report.problems) - SHOWN_PER_SHARD
-        if more > 0:
-            report.problems[SHOWN_PER_SHARD:] = [f"and {more} more problems"]
-        return report
-
-    def _check_contents(self, file: IO[bytes], report: _Report) -> None:
-        try:
-            found = self._check_raw(file, report) if self.index.format == "raw" else self._check_files(file, report)
-        except ValueError as error:  # of the tar, or of an array; nothing behind it can be checked
-            report.problems.append(str(error))
-            return
-        if found != report.shard.length:
-            report.problems.append(f"{found} samples where the index says {report.shard.length}")
-
-    def _check_files(self, file: IO[bytes], report: _Report) -> int:
-        """Check each sample; return their number."""
-        labels = tar.class_labels(len(self.index.class_names))
-        seen: set[str] = set()
-        for key, parts in tar.samples(tar.members(file)):
-            found = []
-            if tar.is_sample(parts):
-                report.keys.append(key)
-                found += [*self._image_problems(file, parts), *_label_problems(file, parts, labels)]
-                found += ["its key comes twice"] if key in seen else []
-                seen.add(key)
-            for extension in parts.keys() - {*tar.IMAGES, tar.LABEL}:
-                found.append(f"member .{extension} is neither an image nor a label")
-            report.problems += [f"sample {key}: {problem}" for problem in found]
-        return len(report.keys)
-
-    def _image_problems(self, file: IO[bytes], parts: tar.Parts) -> Iterator[str]:
-        images = tar.images_of(parts)
-        if len(images) != 1:
-            yield f"{len(images)} images where one is expected"
-        for member in images:
-            if member.size > tar.LARGEST_IMAGE:
-                yield f"an image of {member.size} bytes, {tar.LARGEST_IMAGE} are allowed"
-                continue
-            try:
-                pixels = decode_pixels(_read(file, member, tar.LARGEST_IMAGE), self.index.channels)
-            except ImageError as error:
-                yield str(error)
-                continue
-            shape = (self.index.channels, *pixels.shape[:2])
-            if self.index.image_shape and shape != self.index.image_shape:
-                yield f"the image has the shape {shape} where the index says {self.index.image_shape}"
-
-    def _check_raw(self, file: IO[bytes], report: _Report) -> int:
-        """Check the two arrays; return the number of images."""
-        held = list(tar.members(file))
-        images, labels = map_arrays(file, held)
-        report.keys.append(tar.split_name(held[0].name)[0])
-        height, width, channels = images.shape[1:]
-        if (channels, height, width) != self.index.image_shape:
-            report.problems.append(
-                f"the images have the shape {(channels, height, width)} where the index says {self.index.image_shape}"
-            )
-        classes = len(self.index.class_names)
-        for row in np.flatnonzero((labels < 0) | (labels >= classes)):
-            report.problems.append(f"sample {row}: {tar.no_class(str(labels[row]), classes)}")
-        return len(images)
+            pixels = decode_pixels(_read(file, member, tar.LARGEST_IMAGE), index.channels)
+        except ImageError as error:
+            yield str(error)
+            continue
+        shape = (index.channels, *pixels.shape[:2])
+        if index.image_shape and shape != index.image_shape:
+            yield f"the image has the shape {shape} where the index says {index.image_shape}"
 
 
 def _label_problems(file: IO[bytes], parts: tar.Parts, labels: dict[str, int]) -> Iterator[str]:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from data_tools.errors import ShardError, reported
-from data_tools.images import ImageError, decode_pixels, inspect_image
+from data_tools.images import ImageError, ImageStatistics, decode_pixels, inspect_image
 from data_tools.raw import HEADER_BYTES, RAW, format_array
 from data_tools.sources.base import RawData, RawSplit
-from data_tools.statistics import ImageStatistics
 from data_tools.tar import BLOCK, LABEL
 
 if TYPE_CHECKING:

@@ -20,22 +20,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "UserError": "errors",
-    "activation": "regularizers",
-    "attach_gates": "gates.insertion",
-    "build_model": "models.build",
-    "collapse": "gates.consensus",
-    "consensus_mask": "gates.consensus",
-    "gate_means": "gates.means",
-    "load_sliced": "pruning.sliced_checkpoint",
-    "macs_budget": "gates.budget",
-    "macs_distance": "regularizers",
-    "masked": "gates.consensus",
-    "polarization": "regularizers",
-    "save_sliced": "pruning.sliced_checkpoint",
+_OFFERED = {
+    "errors": ("UserError",),
+    "gates.budget": ("macs_budget",),
+    "gates.consensus": ("collapse", "consensus_mask", "masked"),
+    "gates.insertion": ("attach_gates",),
+    "gates.means": ("gate_means",),
+    "models.build": ("build_model",),
+    "pruning.sliced_checkpoint": ("load_sliced", "save_sliced"),
+    "regularizers": ("activation", "macs_distance", "polarization"),
 }
-
+_HOMES = {name: home for home, names in _OFFERED.items() for name in names}
 __all__ = list(_HOMES)
 
 

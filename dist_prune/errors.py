@@ -27,9 +27,7 @@ class RunError(Exception):
 class LocalRankError(RunError):
     """A RunError of one rank alone. The rank ends at once: the others may be waiting for it, or be gone.
 
-    Args:
-        message: cause in one line.
-        reported: another rank has reported the cause already.
+    reported: another rank has reported the cause already.
     """
 
     def __init__(self, message: str, reported: bool = False) -> None:

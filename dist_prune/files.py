@@ -4,21 +4,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic_core import to_jsonable_python
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, sync it, then rename it to `path`.
 
-    On any failure `path` keeps its old content, and the temporary file is removed.
-
-    Raises:
-        OSError: the folder is missing, full or not writable.
+    Raises OSError if that fails: then `path` keeps its old content, and the temporary file is removed.
     """
     # Not tempfile.mkstemp: its files are private to the user, while a run folder may be shared with a group.
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -33,12 +27,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
-def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions of any other new file.
-
-    Raises:
-        OSError, SafetensorError: the folder is missing, full or not writable.
-    """
+def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file with the usual permissions; raise OSError or SafetensorError if that fails."""
     import safetensors.torch  # late: reading a run folder needs no torch
 
     path.touch()
@@ -49,11 +39,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[
 
 
 def write_at_end(path: Path, data: bytes) -> None:
-    """Append `data` to a file, all of it or nothing.
-
-    Raises:
-        OSError: the disk is full or the file not writable; the file is as it was.
-    """
+    """Append `data` to a file, or raise OSError and leave the file as it was."""
     with open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:

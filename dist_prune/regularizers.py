@@ -4,8 +4,6 @@
 (sum of sizes,), in [0, 1], and the number of units of each site in the same order; see ``dist_prune.gate_means``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -46,12 +44,9 @@ def activation(means: Means, weight: float = 1.0) -> Tensor:
 
 
 def macs_distance(share: Tensor, target: float, weight: float = 1.0) -> Tensor:
-    """Return the distance of the expected MACs from a budget.
+    """Return the distance of the expected MACs from a budget; share, target: of the dense MACs.
 
-    Args:
-        share: expected MACs as a share of the dense MACs, a scalar with gradient (``Costs.share`` of the gate means).
-        target: the wanted share.
-        weight: of the term.
+    share is a scalar with gradient (``Costs.share`` of the gate means).
     """
     # The gradient of the absolute distance is constant until the target is met; that of a square would fade before.
     return weight * (share - target).abs()

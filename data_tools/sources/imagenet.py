@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,10 +98,10 @@ def _list_train(path: Path, progress: bool) -> tuple[PackedSplit, list[str]]:
     """Return the images of a tar of tars, one of each class, in their order; and the classes, sorted."""
     with _open_tar(path) as tar:
         inner = [member for member in _files_in(tar) if member.name.endswith(".tar")]
-        classes = sorted(_stem(member.name) for member in inner)
+        classes = sorted(Path(member.name).stem for member in inner)
         split = PackedSplit(open(path, "rb"))  # noqa: SIM115  open as long as the split is used
         for member in tqdm(inner, desc="listing images", unit=" classes", disable=not progress):
-            label, before = classes.index(_stem(member.name)), len(split.labels)
+            label, before = classes.index(Path(member.name).stem), len(split.labels)
             with _open_tar(path, tar.extractfile(member)) as class_tar:
                 for image in _files_in(class_tar):
                     offset = member.offset_data + image.offset_data
@@ -119,15 +118,11 @@ def _list_val(path: Path, lists: _ValLists, classes: list[str]) -> PackedSplit:
     with _open_tar(path) as tar:
         split = PackedSplit(open(path, "rb"))  # noqa: SIM115  open as long as the split is used
         for image in _files_in(tar):
-            label = class_of(_stem(image.name), lists.wnids, numbers)
+            label = class_of(Path(image.name).stem, lists.wnids, numbers)
             split.add(image.name, label, image.offset_data, image.size)
     if not split.labels:
         raise ShardError(f"{path} holds no images: get it again")
     return split
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(os.path.basename(name))[0]
 
 
 @contextmanager
@@ -142,7 +137,7 @@ def _open_tar(path: Path, inside: IO[bytes] | None = None) -> Iterator[tarfile.T
 def _files_in(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yield the files in a tar, without hidden ones."""
     for member in tar:
-        if member.isfile() and not os.path.basename(member.name).startswith("."):
+        if member.isfile() and not Path(member.name).name.startswith("."):
             yield member
 
 
@@ -165,13 +160,10 @@ def _find_val_lists(places: Sequence[Path]) -> _ValLists:
 
 def _read_solution(path: Path) -> dict[str, str]:
     """Read lines like ``ILSVRC2012_val_00000001,n01751748 111 108 230 366``."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
-    except (OSError, KeyError, IndexError, AttributeError, ValueError, csv.Error) as error:
-        raise ShardError(
-            f"{path} is damaged: expected the columns ImageId and PredictionString; get it again"
-        ) from error
+    damages = (OSError, KeyError, IndexError, AttributeError, ValueError, csv.Error)
+    fix = "; expected the columns ImageId and PredictionString; get it again"
+    with reported(f"{path} is damaged", damages, fix), open(path, newline="", encoding="utf-8") as file:
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
 
 
 def _parse_devkit(path: Path, meta: bytes, ground_truth: bytes) -> _ValLists:

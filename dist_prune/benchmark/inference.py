@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_prune.benchmark.reference_network import reference_network
-from dist_prune.benchmark.stopwatch import Timing, joules_of, peak_memory, time_interleaved
+from dist_prune.benchmark.stopwatch import gain, joules_of, peak_memory, time_interleaved
 from dist_prune.errors import UserError
 from dist_prune.measure.energy import EnergyMeter, co2_grams, find_sensors
 from dist_prune.measure.macs import count_macs, count_parameters
@@ -121,9 +122,10 @@ def _measured_at(
     rows = []
     for name, run in runs.items():
         figures = _figures(timings[name], timings, batch)
+        weights = sum(t.nbytes for t in [*networks[name].parameters(), *networks[name].buffers()])
         # Compiled code makes its tensors unseen on the CPU.
         weighed = device.type == "cuda" or not options.compile
-        figures["peak_memory"] = peak_memory(run, device) + _weights(networks[name]) if weighed else None
+        figures["peak_memory"] = peak_memory(run, device) + weights if weighed else None
         energy = joules[name]
         each = figures["joules_per_image"] = None if energy is None else energy / batch
         if options.grid_intensity is not None:
@@ -142,21 +144,17 @@ def _run(network: nn.Module, images: Tensor, bf16: bool) -> Callable[[], Tensor]
     return run
 
 
-def _weights(network: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in [*network.parameters(), *network.buffers()])
-
-
-def _figures(timing: Timing, others: Mapping[str, Timing], batch: int) -> dict[str, Any]:
+def _figures(seconds: Sequence[float], others: Mapping[str, Sequence[float]], batch: int) -> dict[str, Any]:
     """Latency in milliseconds, images a second (quartiles as the spread), and gains over the other networks."""
-    low, high = timing.quartiles
+    low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
     gains = {f"gain_over_{name}": others.get(name) for name in (DENSE, REFERENCE)}
     return {
-        "rounds": len(timing.seconds),
-        "latency_ms": round(1000 * timing.median, 4),
+        "rounds": len(seconds),
+        "latency_ms": round(1000 * median, 4),
         "latency_ms_quartiles": [round(1000 * low, 4), round(1000 * high, 4)],
-        "images_per_second": round(batch / timing.median, 2),
+        "images_per_second": round(batch / median, 2),
         "images_per_second_quartiles": [round(batch / high, 2), round(batch / low, 2)],
-        **{key: None if other is None else round(timing.gain_over(other), 4) for key, other in gains.items()},
+        **{key: None if other is None else round(gain(seconds, other), 4) for key, other in gains.items()},
     }
 
 

@@ -32,10 +32,9 @@ def reference_network(architecture: Architecture, kept: Kept) -> nn.Module | Non
         dense = architecture.build()
     if isinstance(dense, CifarResNet | torchvision.models.ResNet):
         blocks = residual_blocks(dense)
-        widths = {name: _widths(name, block, kept) for name, block in blocks.items()}
-        known = {site for name, by_site in widths.items() for site in (name, *by_site)}
-        if known >= kept.keys() and all(width for by_site in widths.values() for width in by_site.values()):
-            return _resnet(dense, blocks, widths, kept).eval()
+        widths = {site: width for name in blocks for site, width in _widths(name, blocks[name], kept).items()}
+        if {*blocks, *widths} >= kept.keys() and all(widths.values()):
+            return _resnet(dense, blocks, kept).eval()
     if isinstance(dense, torchvision.models.VGG) and all(kept.values()):
         return _vgg(dense, kept).eval()
     return None
@@ -51,12 +50,12 @@ def _widths(name: str, block: Any, kept: Kept) -> dict[str, int]:
 class _Block(nn.Module):
     """relu(shortcut(x) + branch(x)), in the steps in which ResNets are usually written."""
 
-    def __init__(self, block: Any, inner: Sequence[int], has_branch: bool) -> None:
+    def __init__(self, name: str, block: Any, kept: Kept) -> None:
         super().__init__()
-        convs = [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
-        widths = [convs[0].in_channels, *inner, convs[-1].out_channels]
+        convs = [getattr(block, conv) for conv in ("conv1", "conv2", "conv3") if hasattr(block, conv)]
+        widths = [convs[0].in_channels, *_widths(name, block, kept).values(), convs[-1].out_channels]
         layers: list[nn.Module] = []
-        for number, conv in enumerate(convs if has_branch else []):
+        for number, conv in enumerate(convs if kept.get(name, [0]) else []):
             layers += _conv_bn(conv, *widths[number : number + 2])
         self.layers = nn.ModuleList(layers)
         self.shortcut = _shortcut(block.downsample)
@@ -91,12 +90,11 @@ def _conv(like: Any, reads: int, makes: int) -> nn.Conv2d:
     return nn.Conv2d(reads, makes, like.kernel_size, bias=like.bias is not None, **settings)
 
 
-def _resnet(dense: Any, blocks: Mapping[str, Any], widths: Mapping[str, Mapping[str, int]], kept: Kept) -> nn.Module:
+def _resnet(dense: Any, blocks: Mapping[str, Any], kept: Kept) -> nn.Module:
     stem, stages = dense.conv1, defaultdict(list)
     for name, block in blocks.items():
-        has_branch = bool(kept.get(name, [0]))
-        if has_branch or block.downsample is not None:
-            stages[name.rpartition(".")[0]].append(_Block(block, [*widths[name].values()], has_branch))
+        if kept.get(name, [0]) or block.downsample is not None:
+            stages[name.rpartition(".")[0]].append(_Block(name, block, kept))
     layers = [*_conv_bn(stem, stem.in_channels, stem.out_channels), nn.ReLU(inplace=True)]
     layers += [copy.deepcopy(dense.maxpool)] if hasattr(dense, "maxpool") else []
     layers += [nn.Sequential(*blocks) for blocks in stages.values()]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,32 +18,13 @@ WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 3, 5, 1000
 STRETCHES, LEAST_SECONDS = 3, 1.0  # of energy: counters move a few times a second only
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of each round: median, and lower and upper quartile as the spread."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """The middle one."""
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """A quarter of the rounds were faster than the first, a quarter slower than the second."""
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, high
-
-    def gain_over(self, other: Timing) -> float:
-        """Speed-up over ``other``: the median over rounds, each of which timed both."""
-        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
-
-
 def time_interleaved(
     runs: Mapping[str, Callable[[], object]], device: torch.device, seconds: float
-) -> dict[str, Timing]:
-    """Time ``runs`` round by round for about ``seconds`` in all, after a warm-up; every round has another order."""
+) -> dict[str, list[float]]:
+    """Return the seconds of each round of ``runs``, for about ``seconds`` in all, after a warm-up.
+
+    Every round has another order.
+    """
     # A machine whose speed drifts slows all networks of a round alike.
     clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     for _ in range(WARM_UP):
@@ -55,7 +35,12 @@ def time_interleaved(
     while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() - began < seconds):
         first = len(rounds) % len(names)
         rounds.append({name: clock(runs[name]) for name in names[first:] + names[:first]})
-    return {name: Timing(tuple(taken[name] for taken in rounds)) for name in names}
+    return {name: [taken[name] for taken in rounds] for name in names}
+
+
+def gain(seconds: Sequence[float], over: Sequence[float]) -> float:
+    """Return the speed-up over another network: the median over rounds, each of which timed both."""
+    return statistics.median(b / a for a, b in zip(seconds, over, strict=True))
 
 
 def joules_of(

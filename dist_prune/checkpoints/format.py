@@ -11,8 +11,6 @@
 A folder appears under its name only when it is whole. One that was damaged later is named and passed over.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -33,11 +31,7 @@ class UnusableCheckpoint(UserError):
     """A checkpoint that is whole and that this program cannot continue from."""
 
 
-# The newest, and the one before it in case the newest is damaged.
-KEEP = 2
-
-
-def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best: bool = False) -> Path:
+def save_checkpoint(folder: Path, state: TrainState, keep: int = 2, keep_best: bool = False) -> Path:
     """Write a checkpoint below ``folder``, on one rank.
 
     The newest ``keep`` stay, and with ``keep_best`` that of the best step, where it is there. Raises OSError or
@@ -59,7 +53,8 @@ def save_checkpoint(folder: Path, state: TrainState, keep: int = KEEP, keep_best
     os.replace(beside, final)
     _sync(folder)
     write_atomic(folder / "latest", f"{final.name}\n".encode())
-    stay = {path.name for path in _before(folder, final)[-keep:]}
+    # Later ones were passed over by a resume, so they are damaged.
+    stay = set(sorted(path.name for path in folder.glob("step-*") if path.name <= final.name)[-keep:])
     best = state.progress.best_step if keep_best else None
     if best is not None and (folder / _name(best)).exists():
         write_atomic(folder / "best", f"{_name(best)}\n".encode())
@@ -84,12 +79,6 @@ def _remove(path: Path) -> None:
 
 def _name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def _before(folder: Path, newest: Path) -> list[Path]:
-    """Return the checkpoints up to ``newest``, in their order."""
-    # Later ones were passed over by a resume, so they are damaged.
-    return sorted(path for path in folder.glob("step-*") if path.name <= newest.name)
 
 
 def _write_files(beside: Path, state: TrainState) -> None:

@@ -1,16 +1,14 @@
-"""The checkpoint that a run continues from: the newest whole one, if recipe and data are still the same."""
+"""What a run folder has for a continuation: recipe and data (perhaps untrusted), and the newest whole checkpoint."""
 
-from __future__ import annotations
-
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from dist_prune import distributed
 from dist_prune.checkpoints.format import load_newest
-from dist_prune.checkpoints.recorded import config_of
 from dist_prune.checkpoints.train_state import TrainState
-from dist_prune.config import RESUMABLE_FIELDS, RunConfig
+from dist_prune.config import RESUMABLE_FIELDS, RunConfig, validated
 from dist_prune.data import ImageData
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
@@ -37,6 +35,25 @@ def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> Tr
     if problem:
         raise UserError(problem)
     return state
+
+
+def config_of(run: RunFolder) -> RunConfig:
+    """Return the recipe of a run folder, or raise UserError; settings newer than the run have their defaults."""
+    try:
+        return validated(RunConfig, json.loads(run.config.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
+        raise UserError(f"{run.config} is not the config.json of a run: {error}") from error
+
+
+def data_of(run: RunFolder) -> str:
+    """Return where a run's data were; raise UserError for a command: none is run but those that the user types."""
+    try:
+        data = config_of(run).data
+    except UserError as error:
+        raise UserError(f"{error}; name the data with --data") from error
+    if data.startswith("pipe:"):
+        raise UserError(f"{run.path} read its data by a command; if you trust it, give it yourself: --data '{data}'")
+    return data
 
 
 def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:

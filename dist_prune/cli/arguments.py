@@ -38,8 +38,7 @@ def show(values: Mapping[str, Any]) -> None:
     """Print a table of names and values; None is shown as not measured."""
     from tabulate import tabulate
 
-    rows = [(name, "not measured" if value is None else value) for name, value in values.items()]
-    print(tabulate(rows, tablefmt="plain", disable_numparse=True))
+    print(tabulate(values.items(), tablefmt="plain", disable_numparse=True, missingval="not measured"))
 
 
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:

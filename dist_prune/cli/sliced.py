@@ -54,7 +54,7 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("--half", action="store_true", help="fp16 weights")
     parser.add_argument("--out", metavar="PATH", help="file, or folder of safetensors (default: FOLDER/export/)")
     options = vars(parser.parse(arguments))
-    from dist_prune.export.exporting import export_sliced
+    from dist_prune.export import export_sliced
 
     show(export_sliced(**options))
 

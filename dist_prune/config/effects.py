@@ -1,7 +1,5 @@
 """Fields that a recipe sets and that do nothing: the user must hear of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -42,10 +40,7 @@ _NEEDS = {
 def without_effect(config: RunConfig, reads: frozenset[str], keys_set: Iterable[str] = ()) -> list[str]:
     """Return one line for each field that was set and that nothing reads.
 
-    Args:
-        config: the recipe of the run.
-        reads: which of ``METHOD_FIELDS`` the method reads.
-        keys_set: dotted keys that the user has set, even if to their defaults.
+    reads: which of ``METHOD_FIELDS`` the method reads; keys_set: what the user has set, even if to its default.
     """
     method = f"method is {config.method}"
     if "gates" in reads and config.gates.kind == "none":

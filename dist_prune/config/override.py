@@ -1,7 +1,5 @@
 """Recipes from plain data, and settings ``key=value`` applied to them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -21,8 +19,7 @@ _S = TypeVar("_S", bound=Section)
 def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
     """Return ``config`` with ``key=value`` settings applied; keys are dotted, values JSON or else plain text.
 
-    Raises:
-        UserError: a malformed setting, an unknown key (names the nearest one) or a value out of range.
+    Raises UserError for a malformed setting, an unknown key or a value out of range.
     """
     data = config.model_dump()
     for setting in settings:
@@ -44,8 +41,7 @@ def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
 def validated(section: type[_S], data: Any, prefix: str = "") -> _S:
     """Return plain data as a section; fields that are missing have their defaults. prefix: of its keys in the recipe.
 
-    Raises:
-        UserError: unknown keys or wrong values, in one line with the field's description.
+    Raises UserError for unknown keys (names the nearest one) or wrong values (with the field's description).
     """
     try:
         return section.model_validate(data)

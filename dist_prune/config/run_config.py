@@ -13,24 +13,29 @@ from pydantic import Field, model_validator
 from dist_prune.config.schedules import Constant, PositiveSchedule, WeightSchedule
 from dist_prune.config.section import Section
 
-# Images with longer sides are refused anyway: they may be an attack on memory.
-LARGEST_SIDE = 2**13
+# Ranges of numbers. Images with longer sides are refused anyway: they may be an attack on memory.
+_Side = Annotated[int, Field(ge=0, le=2**13)]
+_Count = Annotated[int, Field(ge=1, le=10**9)]
+_Epochs = Annotated[int, Field(ge=1, le=10**6)]
+_Minutes = Annotated[float, Field(gt=0, le=10**6)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_Factor = Annotated[float, Field(gt=0, le=100)]
+_BelowOne = Annotated[float, Field(ge=0, lt=1)]
+_Alpha = Annotated[float, Field(ge=0, le=1000)]
 
 
 class AugmentConfig(Section):
     """Random changes of training images."""
 
-    crop_padding: int = Field(0, ge=0, le=LARGEST_SIDE, description="shift images by up to this many pixels; 0: never")
+    crop_padding: _Side = Field(0, description="shift images by up to this many pixels; 0: never")
     flip: bool = Field(False, description="mirror half of the images")
     random_resized_crop: bool = Field(False, description="cut out a random part of the image and scale it")
     policy: Literal["none", "randaugment", "trivialaugment"] = Field(
         "none", description="augmentation policy of torchvision"
     )
-    cutout: int = Field(0, ge=0, le=LARGEST_SIDE, description="side of a blanked square, in pixels; 0: none")
-    mixup: float = Field(0.0, ge=0, le=1000, description="alpha of mixup's Beta(alpha, alpha); 0: never")
-    cutmix: float = Field(
-        0.0, ge=0, le=1000, description="alpha of CutMix; 0: never; with mixup, each in half of the steps"
-    )
+    cutout: _Side = Field(0, description="side of a blanked square, in pixels; 0: none")
+    mixup: _Alpha = Field(0.0, description="alpha of mixup's Beta(alpha, alpha); 0: never")
+    cutmix: _Alpha = Field(0.0, description="alpha of CutMix; 0: never; with mixup, each in half of the steps")
 
 
 class CacheConfig(Section):
@@ -54,39 +59,31 @@ class GatesConfig(Section):
     head: Literal["ste", "gumbel", "bernoulli"] = Field(
         "ste", description="how a gate decides: straight-through, Gumbel-softmax, or Bernoulli threshold"
     )
-    temperature: PositiveSchedule = Field(
-        Constant(value=1.0), description="of the gumbel head, over the epochs; above 0"
-    )
+    temperature: PositiveSchedule = Field(Constant(value=1), description="of the gumbel head, over the epochs; above 0")
     dense_layers: Literal[1, 2] = Field(2, description="dense layers of a gating module")
     hidden: int = Field(16, ge=1, le=2**16, description="width of a gating module with two dense layers")
     flatten: bool | None = Field(
         None, description="channel gates: read flattened maps instead of pooled ones; null: where that is cheap"
     )
-    open_bias: float | None = Field(
-        None,
-        ge=-100,
-        le=100,
-        description="initial bias of the last dense layer; null: 0 under a budget, else 1 as in the paper",
+    open_bias: Annotated[float, Field(ge=-100, le=100)] | None = Field(
+        None, description="initial bias of the last dense layer; null: 0 under a budget, else 1 as in the paper"
     )
     backprop_to_input: bool | None = Field(
         None,
         description="gradients of gates flow into the maps they read; null: not under a budget, else as in the paper",
     )
-    logit_scale: float | None = Field(
-        None,
-        gt=0,
-        le=100,
-        description="factor on what the last dense layer reads; null: 0.1 under a budget, else 1 as in the paper",
+    logit_scale: _Factor | None = Field(
+        None, description="factor on what the last dense layer reads; null: 0.1 under a budget, else 1 as in the paper"
     )
 
 
 class BudgetConfig(Section):
     """Phases of a MACs budget, in fractions of the run."""
 
-    warmup_end: float = Field(0.05, ge=0, lt=1, description="gates are held open until then")
-    prune_start: float = Field(0.15, ge=0, lt=1, description="pruning begins")
-    prune_end: float = Field(0.4, gt=0, lt=1, description="pruning ends: the budget is met")
-    polarize_end: float = Field(0.6, gt=0, le=1, description="polarization has its full weight")
+    warmup_end: _Fraction = Field(0.05, description="gates are held open until then")
+    prune_start: _Fraction = Field(0.15, description="pruning begins")
+    prune_end: _Fraction = Field(0.4, description="pruning ends: the budget is met")
+    polarize_end: _Fraction = Field(0.6, description="polarization has its full weight")
     allow_empty: bool = Field(False, description="channel sites may lose their last channel, stages their last layer")
 
     @model_validator(mode="after")
@@ -99,26 +96,18 @@ class BudgetConfig(Section):
 class FreezeConfig(Section):
     """When units are decided and stop costing compute."""
 
-    after: int | None = Field(
+    after: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
         None,
-        ge=0,
-        le=10**9,
         description="steps in a row in which all samples agree on a unit; 0: never; null: 50 under a budget, else 0",
     )
-    open_from: float = Field(
-        0.4, ge=0, le=1, description="fraction of the run before which no unit is decided to stay open"
-    )
-    thaw_after: int | None = Field(
-        None, ge=1, le=10**9, description="steps after which a decided unit must be decided again; null: never"
+    open_from: _Fraction = Field(0.4, description="fraction of the run before which no unit is decided to stay open")
+    thaw_after: _Count | None = Field(
+        None, description="steps after which a decided unit must be decided again; null: never"
     )
     collapse: bool = Field(True, description="collapse in flight once all units are decided")
-    collapse_epoch: int | None = Field(
-        None, ge=1, le=10**6, description="collapse in flight after this epoch, whatever is decided by then"
+    collapse_epoch: _Epochs | None = Field(
+        None, description="collapse in flight after this epoch, whatever is decided by then"
     )
-
-
-_Factor = Annotated[float, Field(gt=0, le=100)]
-_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LrConfig(Section):
@@ -153,9 +142,9 @@ class OptimizerConfig(Section):
 
     lr: float = Field(0.1, gt=0, le=1000, description="learning rate at its highest")
     lr_schedule: LrConfig = LrConfig()
-    momentum: float = Field(0.9, ge=0, lt=1, description="sgd: momentum")
+    momentum: _BelowOne = Field(0.9, description="sgd: momentum")
     nesterov: bool = Field(False, description="sgd: Nesterov's form of momentum")
-    betas: tuple[_Beta, _Beta] = Field((0.9, 0.999), description="adamw: decay rates of the two moments")
+    betas: tuple[_BelowOne, _BelowOne] = Field((0.9, 0.999), description="adamw: decay rates of the two moments")
     weight_decay: float = Field(5e-4, ge=0, le=100, description="weight decay (adamw: decoupled)")
     decay_gates_and_norms: bool = Field(
         True, description="whether weight decay includes the parameters of gates and norms"
@@ -173,8 +162,7 @@ class OptimizerConfig(Section):
 RESUMABLE_FIELDS = frozenset({
     "data", "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "mask_samples",
     "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache", "grid_intensity",
-    "checkpoint_activations",
-    "compile",
+    "checkpoint_activations", "compile",
 })  # fmt: skip
 
 
@@ -188,10 +176,10 @@ class RunConfig(OptimizerConfig):
     method: str = Field("consensus", description="way of training, by name")
     method_args: dict[str, Any] = Field({}, description="options of the method, its own")
     gates: GatesConfig = GatesConfig()
-    epochs: int = Field(350, ge=1, le=10**6, description="passes over the training images")
+    epochs: _Epochs = Field(350, description="passes over the training images")
     seed: int = Field(1, ge=0, lt=2**32, description="seed of weights, order, augmentation and gate noise")
     global_batch_size: int = Field(256, ge=2, le=2**24, description="images of an optimizer step, all ranks together")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread over all classes")
+    label_smoothing: _BelowOne = Field(0.0, description="probability mass spread over all classes")
 
     target_macs: float | None = Field(
         None, gt=0, lt=1, description="MACs budget: fraction of the dense MACs that is kept; null: no budget"
@@ -209,8 +197,8 @@ class RunConfig(OptimizerConfig):
         1, ge=1, le=2**16, description="keep multiples of this many channels; may end above target_macs"
     )
 
-    image_size: int | None = Field(
-        None, ge=1, le=LARGEST_SIDE, description="side of the square images in pixels; null: as they are"
+    image_size: Annotated[_Side, Field(ge=1)] | None = Field(
+        None, description="side of the square images in pixels; null: as they are"
     )
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(1, ge=0, le=1024, description="data-loading processes per rank")
@@ -219,14 +207,12 @@ class RunConfig(OptimizerConfig):
     max_skipped: int = Field(100, ge=0, le=2**40, description="bad_data=skip: images skipped in an epoch at most")
     cache: CacheConfig = CacheConfig()
 
-    log_every: int = Field(10, ge=1, le=10**9, description="steps between two records")
-    checkpoint_every: int | None = Field(
-        None, ge=1, le=10**9, description="steps between two checkpoints, besides one per epoch"
+    log_every: _Count = Field(10, description="steps between two records")
+    checkpoint_every: _Count | None = Field(None, description="steps between two checkpoints, besides one per epoch")
+    checkpoint_minutes: _Minutes | None = Field(
+        None, description="minutes between two checkpoints, besides one per epoch"
     )
-    checkpoint_minutes: float | None = Field(
-        None, gt=0, le=10**6, description="minutes between two checkpoints, besides one per epoch"
-    )
-    keep_checkpoints: int = Field(2, ge=1, le=10**6, description="newest checkpoints that are kept")
+    keep_checkpoints: _Count = Field(2, description="newest checkpoints that are kept")
     keep_best: bool = Field(False, description="also keep the checkpoint with the highest test accuracy")
     max_bad_steps: int = Field(
         10, ge=0, le=10**6, description="steps in a row that may be skipped because loss or gradients are not finite"

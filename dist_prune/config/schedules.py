@@ -29,10 +29,6 @@ class Constant(_Schedule):
         """Return the value at ``epoch`` (epochs since the start, fractions included)."""
         return self.value
 
-    def lowest(self) -> float:
-        """Return the smallest value at any time."""
-        return self.value
-
     def scaled(self, factor: float) -> Constant:
         """Return the schedule for a run of ``factor`` times the length."""
         return self
@@ -62,10 +58,6 @@ class Ramp(_Schedule):
         share = (epoch - self.from_epoch) / (self.to_epoch - self.from_epoch)
         return self.start + share * (self.end - self.start)
 
-    def lowest(self) -> float:
-        """Return the smallest value at any time."""
-        return min(self.start, self.end)
-
     def scaled(self, factor: float) -> Ramp:
         """Return the schedule for a run of ``factor`` times the length."""
         return self.model_copy(update={"from_epoch": self.from_epoch * factor, "to_epoch": self.to_epoch * factor})
@@ -91,12 +83,6 @@ class Steps(_Schedule):
         reached = [value for start, value in self.values if epoch >= start]
         return reached[-1] if reached else 0.0
 
-    def lowest(self) -> float:
-        """Return the smallest value at any time."""
-        # Before its first epoch a steps schedule is 0.
-        before = [0.0] if self.values[0][0] > 0 else []
-        return min([*before, *(value for _, value in self.values)])
-
     def scaled(self, factor: float) -> Steps:
         """Return the schedule for a run of ``factor`` times the length."""
         return Steps(values=tuple((epoch * factor, value) for epoch, value in self.values))
@@ -111,15 +97,22 @@ def _number_is_constant(value: Any) -> Any:
     return {"kind": "constant", "value": value} if is_number else value
 
 
+def _lowest(schedule: Constant | Ramp | Steps) -> float:
+    if isinstance(schedule, Steps):
+        # Before its first epoch a steps schedule is 0.
+        return min(schedule.at(epoch) for epoch in (0.0, *(start for start, _ in schedule.values)))
+    return schedule.value if isinstance(schedule, Constant) else min(schedule.start, schedule.end)
+
+
 def _not_negative(schedule: Constant | Ramp | Steps) -> Constant | Ramp | Steps:
-    if schedule.lowest() < 0:
-        raise ValueError(f"must be 0 or more at all times, not {schedule.lowest():g}")
+    if (lowest := _lowest(schedule)) < 0:
+        raise ValueError(f"must be 0 or more at all times, not {lowest:g}")
     return schedule
 
 
 def _above_zero(schedule: Constant | Ramp | Steps) -> Constant | Ramp | Steps:
-    if schedule.lowest() <= 0:
-        raise ValueError(f"must be above 0 at all times, not {schedule.lowest():g}")
+    if (lowest := _lowest(schedule)) <= 0:
+        raise ValueError(f"must be above 0 at all times, not {lowest:g}")
     return schedule
 
 

@@ -1,7 +1,5 @@
 """Section: the base of everything that a recipe is made of (a leaf)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -47,11 +47,6 @@ class ImageData:
         output_size(self.index, self.image_size)
 
     @property
-    def num_classes(self) -> int:
-        """The number of classes; labels are 0 to this, exclusive."""
-        return len(self.class_names)
-
-    @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, by label."""
         return self.index.class_names

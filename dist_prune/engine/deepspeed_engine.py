@@ -4,8 +4,6 @@ The rest of the program sees an engine that computes forward, backward and steps
 full fp32 tensors by name, independent of world size and ZeRO stage.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable, Mapping

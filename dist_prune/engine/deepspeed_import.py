@@ -1,7 +1,5 @@
 """The only import of DeepSpeed, silent and quick; other files import its parts from here."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

@@ -4,9 +4,8 @@ DeepSpeed ignores unknown keys silently and accepts combinations that train wron
 Nothing in this file needs deepspeed.
 """
 
-from __future__ import annotations
-
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,21 +47,20 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
     """Return the checked content of a DeepSpeed JSON file; raises UserError that names the file and the key."""
     try:
         config = json.loads(Path(path).read_text())
+        check_ds_config(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read the DeepSpeed config {path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"the DeepSpeed config {path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"the DeepSpeed config {path} must be a JSON object")
-    try:
-        check_ds_config(config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     return config
 
 
 def check_ds_config(config: dict[str, Any]) -> None:
     """Raise UserError for an unknown or foreign key, an "auto", or a combination known to train wrongly."""
+    if not isinstance(config, dict):
+        raise UserError("the DeepSpeed config must be a JSON object")
     # DeepSpeed ignores unknown keys, so that a typo would train with its default.
     for key, value in config.items():
         if key in _REFUSED:
@@ -76,8 +74,9 @@ def check_ds_config(config: dict[str, Any]) -> None:
     for key in config.get("torch_autocast", {}):
         if key not in _AUTOCAST:
             raise UserError(f"unknown key 'torch_autocast.{key}'; {nearest(key, _AUTOCAST)}")
-    _check_stage(config)
-    _check_precision(config)
+    for is_wrong, problem in _known_problems(config):
+        if is_wrong:
+            raise UserError(problem)
 
 
 def _refuse_auto(key: str, value: Any) -> None:
@@ -94,44 +93,35 @@ def zero_stage(config: dict[str, Any]) -> int:
     return config.get("zero_optimization", {}).get("stage", 0)
 
 
-def _check_stage(config: dict[str, Any]) -> None:
+def _known_problems(config: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    """Yield what DeepSpeed accepts and trains wrongly by: whether the JSON asks for it, and what to say then."""
     zero, stage = config.get("zero_optimization", {}), zero_stage(config)
     # The replacement lasts as long as the process, also for the next run in it.
-    if zero.get("memory_efficient_linear"):
-        raise UserError("'zero_optimization.memory_efficient_linear' replaces torch's linear layer; remove it")
+    replaces = bool(zero.get("memory_efficient_linear"))
+    yield replaces, "'zero_optimization.memory_efficient_linear' replaces torch's linear layer; remove it"
     # The norm is how ZeRO notices gradients that are not finite.
-    if zero.get("compute_grad_norm") is False:
-        raise UserError(
-            "'zero_optimization.compute_grad_norm' false would let a loss of NaN into the weights; remove it"
-        )
-    if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
-        raise UserError(f"'zero_optimization.stage' is 0, 1, 2 or 3, not {stage!r}")
-
-
-def _check_precision(config: dict[str, Any]) -> None:
-    enabled = [k for k in ("bf16", "fp16", "torch_autocast") if config.get(k, {}).get("enabled")]
-    if len(enabled) > 1:
-        raise UserError(f"'{enabled[0]}' and '{enabled[1]}' contradict each other; enable one")
+    is_blind = zero.get("compute_grad_norm") is False
+    yield is_blind, "'zero_optimization.compute_grad_norm' false would let a loss of NaN into the weights; remove it"
+    # bool is an int in Python, and true is not 1 here.
+    is_stage = stage in (0, 1, 2, 3) and not isinstance(stage, bool)
+    yield not is_stage, f"'zero_optimization.stage' is 0, 1, 2 or 3, not {stage!r}"
+    enabled = [key for key in ("bf16", "fp16", "torch_autocast") if config.get(key, {}).get("enabled")]
+    yield len(enabled) > 1, f"{' and '.join(map(repr, enabled[:2]))} contradict each other; enable one"
     # It casts the weights of batch norms and leaves their statistics fp32, which CPU kernels refuse.
-    if enabled == ["bf16"]:
-        raise UserError(
-            "'bf16' also casts what batch norm needs in fp32; use 'torch_autocast' with dtype bfloat16 instead"
-        )
-    if enabled == ["fp16"] and zero_stage(config) == 0:
-        raise UserError("'fp16' without ZeRO keeps fp32 weights that checkpoints cannot read; use stage 1 or 2")
-    # bool is an int in Python, and true is not 1.0 here.
+    instead = "use 'torch_autocast' with dtype bfloat16 instead"
+    yield enabled == ["bf16"], f"'bf16' also casts what batch norm needs in fp32; {instead}"
+    unreadable = enabled == ["fp16"] and stage == 0
+    yield unreadable, "'fp16' without ZeRO keeps fp32 weights that checkpoints cannot read; use stage 1 or 2"
     clipping = config.get("gradient_clipping", 0.0)
-    if not isinstance(clipping, (int, float)) or isinstance(clipping, bool) or clipping < 0:
-        raise UserError(f"'gradient_clipping' is a number from 0 up, not {clipping!r}")
-    dtype = config.get("torch_autocast", {}).get("dtype", "bfloat16")
-    if enabled == ["torch_autocast"] and dtype not in ("bfloat16", "float16"):
-        raise UserError(f"'torch_autocast.dtype' is bfloat16 or float16, not {dtype!r}")
+    is_number = isinstance(clipping, (int, float)) and not isinstance(clipping, bool)
+    yield not is_number or clipping < 0, f"'gradient_clipping' is a number from 0 up, not {clipping!r}"
+    dtype = config.get("torch_autocast", {}).get("dtype", "bfloat16") if enabled == ["torch_autocast"] else None
+    is_known = dtype in (None, "bfloat16", "float16")
+    yield not is_known, f"'torch_autocast.dtype' is bfloat16 or float16, not {dtype!r}"
     # There DeepSpeed 0.19.8 clips before it divides by the loss scale.
-    if enabled == ["torch_autocast"] and dtype == "float16" and clipping and zero_stage(config) >= 2:
-        raise UserError(
-            "'gradient_clipping' with float16 'torch_autocast' at ZeRO 2 and 3 clips the scaled gradient; "
-            "use bfloat16 or 'fp16'"
-        )
+    clips_scaled = dtype == "float16" and clipping > 0 and stage >= 2
+    clips = "'gradient_clipping' with float16 'torch_autocast' at ZeRO 2 and 3 clips the scaled gradient"
+    yield clips_scaled, f"{clips}; use bfloat16 or 'fp16'"
 
 
 def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int) -> Batching:
@@ -160,14 +150,10 @@ def resolve_batching(config: dict[str, Any], global_batch: int, world_size: int)
     if micro < 2:
         raise UserError("a micro-batch of 1 image gives batch norm nothing to average; use 2 or more")
     batching = Batching(micro, global_batch // (micro * world_size), world_size)
-    _refuse_contradiction(config, "gradient_accumulation_steps", batching.accumulation)
-    _refuse_contradiction(config, "train_batch_size", global_batch)
+    for key, follows in (("gradient_accumulation_steps", batching.accumulation), ("train_batch_size", global_batch)):
+        if config.get(key, follows) != follows:
+            raise UserError(
+                f"'{key}' is {config[key]} in the DeepSpeed config, but {follows} follows from the recipe's "
+                "global_batch_size, the micro-batch and the number of ranks; remove the key or change one of them"
+            )
     return batching
-
-
-def _refuse_contradiction(config: dict[str, Any], key: str, follows: int) -> None:
-    if config.get(key, follows) != follows:
-        raise UserError(
-            f"'{key}' is {config[key]} in the DeepSpeed config, but {follows} follows from the recipe's "
-            "global_batch_size, the micro-batch and the number of ranks; remove the key or change one of them"
-        )

@@ -4,8 +4,6 @@ Stage 0 keeps both as torch does. Stages 1 and 2 train flat fp32 copies, of whic
 partitions the module's own weights too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,12 +85,8 @@ def set_optimizer_state(
         if not parameter.requires_grad:
             continue
         for key, example in pattern.items():
-            value = state.get(name, {}).get(key)
-            if key == _STEP:
-                _set_step(optimizer, stage, parameter, example if value is None else value)
-            else:
-                zeros = torch.zeros(parameter_shape(parameter))
-                _set_state(optimizer, stage, parameter, key, zeros if value is None else value)
+            default = example if key == _STEP else torch.zeros(parameter_shape(parameter))
+            _set_state(optimizer, stage, parameter, key, state.get(name, {}).get(key, default))
 
 
 def parameter_shape(parameter: Any) -> torch.Size:
@@ -101,7 +95,11 @@ def parameter_shape(parameter: Any) -> torch.Size:
 
 
 def _set_state(optimizer: Any, stage: int, parameter: Any, key: str, value: Tensor) -> None:
-    if stage == 0:
+    if key == _STEP:
+        # torch keeps the count on the CPU; at ZeRO every flat copy has one.
+        for state in [optimizer.state[parameter]] if stage == 0 else _flat_states(optimizer):
+            state[_STEP] = value.clone()
+    elif stage == 0:
         optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
     elif stage == 3:
         # The setter for whole tensors of DeepSpeed 0.19.8 fails where the ranks do not divide the size.
@@ -109,12 +107,6 @@ def _set_state(optimizer: Any, stage: int, parameter: Any, key: str, value: Tens
         deepspeed_utils.safe_set_local_optimizer_state(parameter, part, key)
     else:
         deepspeed_utils.safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
-
-
-def _set_step(optimizer: Any, stage: int, parameter: Any, value: Tensor) -> None:
-    # torch keeps the count on the CPU; at ZeRO every flat copy has one.
-    for state in [optimizer.state[parameter]] if stage == 0 else _flat_states(optimizer):
-        state[_STEP] = value.clone()
 
 
 def _own_part(parameter: Any, value: Tensor) -> Tensor:
@@ -146,9 +138,8 @@ class PartitionedWeightsRefused(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Raise UserError instead of computing with an empty weight."""
-        if function in _HARMLESS:
-            return function(*args, **(kwargs or {}))
-        for value in (*args, *(args[0] if args and isinstance(args[0], (list, tuple)) else ())):
+        listed = args[0] if args and isinstance(args[0], (list, tuple)) else ()
+        for value in (*args, *listed) if function not in _HARMLESS else ():
             status = getattr(value, "ds_status", None) if isinstance(value, nn.Parameter) else None
             if status == ZeroParamStatus.NOT_AVAILABLE:
                 raise UserError(

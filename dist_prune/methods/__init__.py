@@ -12,9 +12,8 @@ from dist_prune.methods.base import (
     Transition,
     next_phase,
 )
+from dist_prune.methods.baselines import Dense, UniformChannels, UniformDepth, UniformWidth
 from dist_prune.methods.consensus import Consensus
-from dist_prune.methods.dense import Dense
-from dist_prune.methods.uniform import UniformChannels, UniformDepth, UniformWidth
 
 METHODS: dict[str, type[Method]] = {
     "consensus": Consensus,

@@ -21,8 +21,6 @@ Torch's generator is seeded by the recipe's seed before every part of ``phases``
 ranks and after every resume.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -66,48 +64,39 @@ class Task:
 
 @dataclass(frozen=True)
 class Step:
-    """One forward pass of one micro-batch, for loss terms.
-
-    images: (views * B, C, H, W), view after view; labels: (B,), or (B, classes) where images are mixed;
-    logits: (views * B, classes); means: None in networks without gates; epoch: since the start of the phase,
-    fraction included.
-    """
+    """One forward pass of one micro-batch, for loss terms."""
 
     module: nn.Module
-    images: Tensor
-    labels: Tensor
-    logits: Tensor
-    means: GateMeans | None
-    epoch: float
+    images: Tensor  # (views * B, C, H, W), view after view
+    labels: Tensor  # (B,), or (B, classes) where images are mixed
+    logits: Tensor  # (views * B, classes)
+    means: GateMeans | None  # None in networks without gates
+    epoch: float  # since the start of the phase, fraction included
 
 
 @dataclass(frozen=True)
 class Transition:
     """The tensors that a phase inherits from the previous one, with their optimizer state.
 
-    tensors: by name in the new module, the old tensor and its indices that stay. Tensors that are not named keep the
-        values that the new module brings (a re-initialization names none).
-    keep_optimizer: False starts the optimizer without state.
+    Tensors that are not named keep the values that the new module brings (a re-initialization names none).
     """
 
+    # By name in the new module, the old tensor and its indices that stay.
     tensors: Mapping[str, TensorSlice] = field(default_factory=dict)
-    keep_optimizer: bool = True
+    keep_optimizer: bool = True  # False starts the optimizer without state
 
 
 @dataclass(frozen=True)
 class PhaseResult:
     """The outcome of a phase, sent back to the method that yielded it.
 
-    module: a plain copy of the phase's module with its final weights, on the run's device. On a resume in a later
-    phase it is the phase's module as the method built it: the weights that later phases inherit come from the
-    checkpoint. So decide by ``decision`` and ``epochs_run``, which checkpoints hold, and not by weights.
-    epochs_run: epochs after which the phase was over.
-    decision: what ``vote`` returned at the end.
+    On a resume in a later phase the module is as the method built it: the weights that later phases inherit come from
+    the checkpoint. So decide by ``decision`` and ``epochs_run``, which checkpoints hold, and not by weights.
     """
 
-    module: nn.Module
-    epochs_run: int
-    decision: Decision | None = None
+    module: nn.Module  # a plain copy of the phase's module with its final weights, on the run's device
+    epochs_run: int  # epochs after which the phase was over
+    decision: Decision | None = None  # what ``vote`` returned at the end
 
 
 Phases = Generator["Phase", PhaseResult, None]
@@ -115,51 +104,35 @@ Phases = Generator["Phase", PhaseResult, None]
 
 @dataclass
 class Phase:
-    """A stretch of training with its own module, optimizer, schedules, loss terms and stopping rule (``is_over``).
+    """A stretch of training with its own module, optimizer, schedules, loss terms and stopping rule (``is_over``)."""
 
-    name: unique among the phases of a method.
-    module: what is trained.
-    epochs: its length, which the learning-rate schedule spans.
-    kept: units that earlier phases left, by site name; empty while all stand.
-    transition: what it inherits from the phase before; None: nothing.
-    continues: it continues the epochs and the learning-rate schedule of the previous phase, to the end that both have
-        in common; otherwise it begins its own.
-    optimizer, label_smoothing: the recipe's where they are None.
-    views: independently augmented views of each image in a batch.
-    has_gates: the module decides per sample; then it has gate means and a mask.
-    """
+    has_gates: ClassVar[bool] = False  # the module decides per sample; then it has gate means and a mask
 
-    has_gates: ClassVar[bool] = False
-
-    name: str
-    module: nn.Module
-    epochs: int
+    name: str  # unique among the phases of a method
+    module: nn.Module  # what is trained
+    epochs: int  # its length, which the learning-rate schedule spans
+    # Units that earlier phases left, by site name; empty while all stand.
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    transition: Transition | None = None
+    transition: Transition | None = None  # what it inherits from the phase before; None: nothing
+    # True: the epochs and the learning-rate schedule of the previous phase continue, to the end that both share.
     continues: bool = False
-    optimizer: OptimizerConfig | None = None
-    label_smoothing: float | None = None
-    views: int = 1
+    optimizer: OptimizerConfig | None = None  # None: the recipe's
+    label_smoothing: float | None = None  # None: the recipe's
+    views: int = 1  # independently augmented views of each image in a batch
 
     def macs(self, costs: Costs, decision: Decision | None) -> int:
         """Return the MACs of what remains of the module; costs: those of the recipe's dense network."""
         return decision.macs(costs, self.kept) if decision else costs.of(self.kept)
 
     def is_over(self, epoch: int) -> bool:
-        """Return True if the phase ends after so many epochs; the same on all ranks, and after a resume.
-
-        It must change no state: the checkpoint of the epoch has been written already.
-        """
+        """Return True if the phase ends after so many epochs, on all ranks and after a resume alike; change nothing."""
         return epoch >= self.epochs
 
     def on_weights_loaded(self, module: nn.Module) -> None:
         """Called when a module of this phase has got its weights: the one in training, or a plain replica of it."""
 
     def extra_state(self) -> dict[str, Tensor]:
-        """Return tensors beside the module's that a resume needs; equal on all ranks, on the CPU.
-
-        Checkpoints store them; ``load_extra_state`` gets them back before ``on_weights_loaded``.
-        """
+        """Return tensors for the checkpoint, beside the module's: equal on all ranks, given to ``load_extra_state``."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
@@ -200,10 +173,8 @@ class Phase:
     def project(self, module: nn.Module, lr: float) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """Return, by name of a parameter, a function of its value that replaces it after every optimizer step.
 
-        lr: the learning rate of the step, for proximal steps.
-
-        The engine applies it to the fp32 weights that train,
-        at every ZeRO stage; each function takes the whole tensor and must return the same on all ranks.
+        The engine applies it to the fp32 weights that train, at every ZeRO stage; each function takes the whole tensor
+        and must return the same on all ranks. lr: the learning rate of the step, for proximal steps.
         """
         return {}
 
@@ -244,24 +215,18 @@ class PrunedPhase(Phase):
         """Return the module: its closed units are gone."""
         return module
 
-    def sliced(self, module: nn.Module, decision: Decision | None) -> nn.Module:
-        """Return the module: its closed units are gone."""
-        return module
+    sliced = masked
 
 
-class Options(Section):
-    """Base of a method's own section of the recipe, ``method_args``."""
+Options = Section  # base of a method's own section of the recipe, ``method_args``
 
 
 class Method(ABC):
-    """A way of training: a generator of phases that reads from top to bottom.
+    """A way of training: a generator of phases that reads from top to bottom."""
 
-    reads: which of ``config.effects.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
-    Options: the method's own section of the recipe (``method_args``).
-    """
-
+    # Which of ``config.effects.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
     reads: ClassVar[frozenset[str]] = frozenset()
-    Options: ClassVar[type[Section]] = Options
+    Options: ClassVar[type[Section]] = Options  # the method's own section of the recipe (``method_args``)
 
     def __init__(self, task: Task) -> None:
         """Raises UserError for options that the method does not know."""

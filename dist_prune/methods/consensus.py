@@ -1,7 +1,5 @@
 """Consensus gating (arXiv 2302.10798): gates and weights are trained together until all samples agree on a mask."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,7 +16,7 @@ from dist_prune.gates.means import follow_logits
 from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.wrappers import set_noise_key
 from dist_prune.methods.base import Method, Phase, Phases, PrunedPhase, Step, Transition
-from dist_prune.methods.dense import Dense
+from dist_prune.methods.baselines import Dense
 from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.mask import UnitMask
 from dist_prune.pruning.sites import Site
@@ -26,11 +24,8 @@ from dist_prune.regularizers import activation, polarization
 
 # Steps in which all samples must agree until a unit counts as decided under a budget.
 _PATIENCE = 50
-# How gates learn (``shape_gates``): as in the paper, and as a budget needs it unless the recipe says otherwise.
-_FORMS: dict[str, dict[str, Any]] = {
-    "paper": {"open_bias": 1.0, "backprop_to_input": True, "logit_scale": 1.0},
-    "budget": BUDGET_FORM,
-}
+# How gates learn in the paper (``shape_gates``); a budget needs another form. The recipe may say otherwise.
+_PAPER_FORM: dict[str, Any] = {"open_bias": 1.0, "backprop_to_input": True, "logit_scale": 1.0}
 
 
 class Consensus(Method):
@@ -50,7 +45,7 @@ class Consensus(Method):
         if config.gates.kind == "none":
             yield from Dense(self.task).phases()
             return
-        options = config.gates.model_dump(exclude={"temperature", *_FORMS["paper"]})
+        options = config.gates.model_dump(exclude={"temperature", *_PAPER_FORM})
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
         budget, freezer = self._budget(module), _freezer(module, config)
         shape_gates(module, **_form(config))
@@ -77,7 +72,7 @@ class Consensus(Method):
 
 def _form(config: RunConfig) -> dict[str, Any]:
     """Options of ``shape_gates``: the recipe's; where it says nothing, what a budget needs or the paper has."""
-    default = _FORMS["paper" if config.target_macs is None else "budget"]
+    default = _PAPER_FORM if config.target_macs is None else BUDGET_FORM
     given = {name: getattr(config.gates, name) for name in default}
     return default | {name: value for name, value in given.items() if value is not None}
 
@@ -99,6 +94,11 @@ class GatedPhase(Phase):
     config: RunConfig
     budget: Budget | None = None
     freezer: Freezer | None = None
+
+    @property
+    def _keepers(self) -> dict[str, Budget | Freezer]:
+        both: dict[str, Budget | Freezer | None] = {"budget": self.budget, "freezer": self.freezer}
+        return {name: keeper for name, keeper in both.items() if keeper is not None}
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         """Polarization and activation terms that the recipe or the budget gives a weight at this moment."""
@@ -125,26 +125,19 @@ class GatedPhase(Phase):
 
     def on_weights_loaded(self, module: nn.Module) -> None:
         """Let budget and freezer set the gates of a module whose weights were loaded."""
-        for keeper in (self.budget, self.freezer):
-            if keeper is not None:
-                keeper.apply(module)
+        for keeper in self._keepers.values():
+            keeper.apply(module)
 
     def extra_state(self) -> dict[str, Tensor]:
         """State of budget and freezer."""
-        keepers = {"budget": self.budget, "freezer": self.freezer}
-        return {
-            f"{name}.{key}": tensor
-            for name, keeper in keepers.items()
-            if keeper is not None
-            for key, tensor in keeper.state_dict().items()
-        }
+        states = {name: keeper.state_dict() for name, keeper in self._keepers.items()}
+        return {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue with budget and freezer."""
-        for name, keeper in (("budget", self.budget), ("freezer", self.freezer)):
-            if keeper is not None:
-                prefix = f"{name}."
-                keeper.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
+        for name, keeper in self._keepers.items():
+            prefix = f"{name}."
+            keeper.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
 
     def before_forward(self, module: nn.Module, step: int, first_sample: int, epoch: float) -> None:
         """Set the key of the noise of stochastic heads."""

@@ -78,6 +78,8 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     get = result.get
     gated = get("accuracy_consensus") is not None
+    target = get("target_macs")
+    budget = "" if target is None else f" (budget {percent(target)}: {get('budget')})"
     co2 = []
     if "co2_grams" in result:
         co2 = [("CO2", f"{grams(get('co2_grams'))} (at {get('grid_intensity'):g} g/kWh)")]
@@ -87,7 +89,7 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("accuracy, sliced network", percent(get("accuracy_sliced"))),
         ("MACs, dense", count(get("macs_dense"), "MACs")),
         ("MACs, sliced", count(get("macs"), "MACs")),
-        ("MACs, sliced / dense", percent(get("macs_ratio")) + _budget(result)),
+        ("MACs, sliced / dense", percent(get("macs_ratio")) + budget),
         ("parameters, dense", count(get("parameters_dense"))),
         ("parameters, sliced", count(get("parameters"))),
         ("agreement of samples with the consensus", percent(get("agreement"))),
@@ -98,12 +100,6 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         *co2,
         ("processes", count(get("world_size"))),
     ]
-
-
-def _budget(result: Mapping[str, Any]) -> str:
-    """Return the budget and whether the run met it."""
-    target = result.get("target_macs")
-    return "" if target is None else f" (budget {percent(target)}: {result.get('budget')})"
 
 
 def _sensors(result: Mapping[str, Any]) -> str:

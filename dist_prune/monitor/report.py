@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from dist_prune.monitor.curves import curves
 from dist_prune.monitor.formatting import NOT_MEASURED, duration, energy, percent, result_rows
 from dist_prune.monitor.page import Table, write_page, write_pictures
-from dist_prune.monitor.pictures import MAP_TITLE, activation_maps, gate_history, polarization_picture
+from dist_prune.monitor.pictures import MAP_TITLE, activation_maps, curves, gate_history, polarization_picture
 from dist_prune.monitor.records import MaskSite, Record, RunFolder
 
 MAP_CAPTION = f"{MAP_TITLE} at each evaluation: dark is closed, light is open."

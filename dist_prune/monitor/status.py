@@ -13,9 +13,8 @@ from dist_prune.monitor.records import RunFolder, State
 class RunStatus:
     """Writes status.json: rank 0 does, and a rank that alone knows why the run has failed."""
 
-    def __init__(self, folder: RunFolder, first_step: int, resumed_from: int | None) -> None:
-        self._folder, self._resumed_from = folder, resumed_from
-        self.last_step: Callable[[], int] = lambda: first_step
+    def __init__(self, folder: RunFolder, last_step: Callable[[], int], resumed_from: int | None) -> None:
+        self._folder, self._last_step, self._resumed_from = folder, last_step, resumed_from
 
     def write(self, state: State, reason: str | None = None) -> None:
         """Write the state of the run, on rank 0."""
@@ -33,7 +32,7 @@ class RunStatus:
             self._write("failed", " ".join(str(error).split()) or type(error).__name__)
 
     def _write(self, state: State, reason: str | None) -> None:
-        self._folder.write_status(state, reason, self.last_step(), self._resumed_from)
+        self._folder.write_status(state, reason, self._last_step(), self._resumed_from)
 
     def _has_failed(self) -> bool:
         """Return True if another rank has written a failure; this invocation began by writing "running"."""

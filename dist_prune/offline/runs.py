@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dist_prune.checkpoints.format import load_checkpoint, load_newest
-from dist_prune.checkpoints.recorded import config_of, data_of
+from dist_prune.checkpoints.restore import config_of, data_of
 from dist_prune.checkpoints.train_state import TrainState
 from dist_prune.config import AugmentConfig
 from dist_prune.data import ImageData, open_data
@@ -19,8 +19,7 @@ from dist_prune.monitor.records import RunFolder
 from dist_prune.pruning.mask import load_mask
 from dist_prune.pruning.sliced_checkpoint import find_sliced, load_sliced, read_sliced_config
 from dist_prune.training.context import RunContext, build_method, interrupted_phase, open_images
-from dist_prune.training.evaluate import accuracies
-from dist_prune.training.finish import collapse_difference, finish
+from dist_prune.training.evaluate import accuracies, collapse_difference, finish
 
 
 def collapse_run(

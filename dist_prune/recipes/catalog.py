@@ -1,7 +1,5 @@
 """Catalog of recipes: functions that return a RunConfig, and variants that differ in some fields."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

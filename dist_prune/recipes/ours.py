@@ -3,8 +3,6 @@
 The shards of CIFAR-10 are made once: dist-prune shards make cifar10 [FOLDER] --out ~/.cache/dist_prune/cifar10.
 """
 
-from __future__ import annotations
-
 from dist_prune.config import AugmentConfig, GatesConfig, LrConfig, RunConfig
 from dist_prune.recipes.catalog import DENSE, add, variant, with_short
 

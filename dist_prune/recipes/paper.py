@@ -4,8 +4,6 @@
 the weight of the polarization term it is 1, as in its equation 6. Its FLOPs are fvcore's count, that is MACs.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from dist_prune.config import GatesConfig, LrConfig, RunConfig

@@ -1,7 +1,5 @@
 """State that all ranks must share: compared by hash, so that a difference ends the run before it is saved."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
@@ -24,11 +22,8 @@ class RanksDiffer(RunError):
 def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
     """Compare what the ranks were started with and return all ranks.
 
-    Args:
-        facts: nested plain data; or a text, the reason why this rank cannot start.
-
-    Raises:
-        UserError: on all ranks, with that reason or with the first difference from rank 0.
+    facts: nested plain data; or a text, the reason why this rank cannot start. Raises UserError on all ranks, with that
+    reason or with the first difference from rank 0.
     """
     own = facts if isinstance(facts, str) else flatten(facts)
     peers, gathered = zip(*distributed.gather_objects((Peer.this(), own)), strict=True)
@@ -51,13 +46,7 @@ def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
 def agree_on(state: Mapping[str, Any], moment: str, device: torch.device) -> None:
     """Compare tensors and plain data by name, with one small collective if all ranks agree.
 
-    Args:
-        state: tensors and plain data by name.
-        moment: when this is, for the message.
-        device: device of the collective.
-
-    Raises:
-        RanksDiffer: on all ranks, with the names that differ.
+    moment: when this is, for the message. Raises RanksDiffer on all ranks, with the names that differ.
     """
     if distributed.world_size() == 1:
         return
@@ -91,6 +80,7 @@ def _digest(value: Any) -> str:
     """Return a hash of 64 bits, as hexadecimal digits, of a tensor or of plain data."""
     if isinstance(value, Tensor):
         # As bytes: numpy has no bfloat16, and equal bytes are what is asked for (NaN is not equal to itself).
-        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return hashlib.blake2b(content.data, digest_size=8).hexdigest()
-    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    else:
+        content = json.dumps(value, sort_keys=True, default=str).encode()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

@@ -67,11 +67,8 @@ class Peer:
 def translate_rank_failures(peers: list[Peer], timeout: float) -> Iterator[None]:
     """Turn an error that this rank meets alone, a lost rank or a lack of memory, into a LocalRankError.
 
-    Errors that all ranks raise together pass unchanged, and so do unexpected ones.
-
-    Args:
-        peers: all ranks of the run.
-        timeout: seconds that ranks wait for one another.
+    Errors that all ranks raise together pass unchanged, and so do unexpected ones. timeout: seconds that ranks wait for
+    one another.
     """
     try:
         yield
@@ -130,13 +127,7 @@ def _free_space(folder: Path) -> str:
 
 
 def describe_lost_rank(error: Exception, peers: list[Peer], timeout: float) -> str | None:
-    """Name the rank that is lost, if ``error`` says that one is; None for any other error.
-
-    Args:
-        error: error of a collective.
-        peers: all ranks of the run.
-        timeout: seconds that ranks wait for one another, for the message.
-    """
+    """Name the rank that is lost, if the error of a collective says that one is; None for any other error."""
     text = str(error)
     closed, late = _CLOSED.search(text), _LATE.search(text)
     if not isinstance(error, RuntimeError) or not (closed or late):
@@ -158,8 +149,8 @@ def report_first_on_node(peer: Peer) -> bool:
         mark.touch(exist_ok=False)
     except FileExistsError:
         return False
-    except OSError:  # no room for a marker: two reports are better than none
-        return True
+    except OSError:
+        pass  # no room for a marker: two reports are better than none
     return True
 
 

@@ -5,8 +5,6 @@ torchrun, the deepspeed launcher and accelerate set RANK, WORLD_SIZE, LOCAL_RANK
 that ``distributed`` and DeepSpeed read the same five variables under every launcher.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Lock of a run folder: two runs that write checkpoints and records into it would corrupt both."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os
@@ -15,10 +13,7 @@ from dist_prune.errors import UserError
 def lock_run_folder(folder: str | Path) -> BinaryIO | None:
     """Lock ``folder`` against other processes of this machine, for as long as the returned file is open.
 
-    Returns None where there can be no lock. Runs on other machines are not noticed.
-
-    Raises:
-        UserError: another process holds the lock; the message names it.
+    Returns None where there can be no lock; raises UserError if another process, which the message names, holds it.
     """
     # The lock lies among the machine's temporary files, where it ends with this process, however that ends. In the run
     # folder, a network file system could keep the lock of a lost node and so prevent the run from being resumed.

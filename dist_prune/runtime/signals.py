@@ -17,11 +17,7 @@ class StopRequest:
     """Watches for reasons to stop; a context manager that restores the old signal handlers.
 
     A first signal requests a stop after the next step, of all ranks together: the flag is part of the step's
-    all-reduce. A second Ctrl-C interrupts at once.
-
-    Args:
-        max_steps: optimizer steps of this invocation; None for no limit.
-        max_hours: hours of this invocation; None for no limit.
+    all-reduce. A second Ctrl-C interrupts at once. max_steps, max_hours: of this invocation; None for no limit.
     """
 
     def __init__(self, max_steps: int | None = None, max_hours: float | None = None) -> None:
@@ -34,7 +30,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         # nohup ignores SIGHUP for its program; a handler of ours would undo that.
-        handled = [number for number in _SIGNALS if not _is_under_nohup(number)]
+        under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        handled = [number for number in _SIGNALS if not (number == signal.SIGHUP and under_nohup)]
         self._old = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 
@@ -70,7 +67,3 @@ class StopRequest:
         # Some launchers end without a signal to their ranks, which would then train on unseen.
         if self._launcher.is_gone():
             self.reason = self.reason or "the launcher is gone"
-
-
-def _is_under_nohup(number: int) -> bool:
-    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN

@@ -1,7 +1,5 @@
 """Standard output and error whose reader may go away: an ssh session ends, a pipe is closed (a leaf)."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

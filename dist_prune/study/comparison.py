@@ -1,18 +1,19 @@
-"""The comparison of several runs: tables in Markdown, pictures, and one page that holds both."""
+"""The comparison of several runs: tables, pictures, and one page that holds both, also as Markdown."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from tabulate import tabulate
 
 from dist_prune.files import write_atomic
+from dist_prune.monitor.formatting import NOT_MEASURED, percent, spread
 from dist_prune.monitor.page import Picture, Table, write_page, write_pictures
 from dist_prune.monitor.records import RunFolder
-from dist_prune.monitor.report import MAP_CAPTION
+from dist_prune.monitor.report import MAP_CAPTION, Reached, reached
 from dist_prune.study.pictures import distribution_pictures, gated_runs, map_pictures, trade_off_picture
-from dist_prune.study.runs import read_runs
-from dist_prune.study.tables import tables
+from dist_prune.study.runs import naive_draws, read_runs
 
 _PAGE = "comparison.html"
 _TRADE_OFF = "Accuracy of the sliced network against what was pruned. Bars: standard deviation over seeds."
@@ -22,12 +23,49 @@ _DISTRIBUTION = (
     "channel site is the mean over its channels: between 0 and 1 it shows how many are open. R_polar shows how decided "
     "they are."
 )
+_NAN = float("nan")
+_GROUP_COLUMNS = {  # heading: column, scale, digits
+    "accuracy (%)": ("accuracy_sliced", 100, 2),
+    "MACs (M)": ("macs", 1e-6, 2),
+    "MACs, sliced / dense (%)": ("macs_ratio", 100, 1),
+    "parameters (k)": ("parameters", 1e-3, 1),
+    "gates open (%)": ("open_ratio", 100, 1),
+    "R_polar": ("r_polar", 1, 4),
+    "agreement (%)": ("agreement", 100, 2),
+    "training (s)": ("seconds_total", 1, 0),
+    "energy (kJ)": ("energy_joules", 1e-3, 2),
+}
+_COST_COLUMNS = {
+    "epochs": ("epoch", 1, 1),
+    "time (s)": ("seconds", 1, 0),
+    "energy (kJ)": ("joules", 1e-3, 2),
+    "MACs then / dense (%)": ("macs_ratio", 100, 1),
+}
+
+
+_GROUP_NOTE = (
+    "A group holds the runs that differ in their seed only. Numbers are means over its finished runs, ± the sample "
+    "standard deviation; a single run shows none. Accuracy is that of the sliced network; the difference, in points, "
+    "is to the dense group of the same network."
+)
+_SCHEDULE_NOTE = (
+    " Schedules are written as 0..2@5..15, from 0 to 2 in epochs 5 to 15, and as 1@5,2@10, 1 from epoch 5 on and 2 "
+    "from epoch 10."
+)
+_COST_NOTE = (
+    "Up to the end of the first epoch after which the test accuracy was at least this (of gated networks: with the "
+    "gates fixed to the mask, and the MACs of what a collapse would have kept then). Means over the finished runs that "
+    "reached it, ± the sample standard deviation; the ratios are to the dense group of the same network."
+)
+_NAIVE_NOTE = (
+    "A trained network of which a random share is pruned, without any training after. Means over draws, ± the sample "
+    "standard deviation. Dropout sets weights to zero, which saves no MACs."
+)
+_RUN_NOTE = "The last evaluation is of the network in training, with its gates dynamic if it has any."
 
 
 def write_comparison(
-    folders: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str] | None = None,
-    to_accuracy: float | None = None,
+    folders: Sequence[str | Path], out: str | Path | None = None, to_accuracy: float | None = None
 ) -> Path:
     """Write comparison.md, comparison.html and PNG pictures of several runs.
 
@@ -70,7 +108,7 @@ def write_comparison(
     state = f"{len(runs)} runs in {runs['group'].nunique()} groups" if len(runs) > 1 else "One run"
     state += f"; {unfinished} unfinished, excluded from all means." if unfinished else "."
     title = f"Comparison of {', '.join(runs['settings'].map(lambda of: of['name']).unique())}"
-    shown, pictures = tables(runs, to_accuracy), write_pictures(target, figures)
+    shown, pictures = _tables(runs, to_accuracy), write_pictures(target, figures)
     write_atomic(target / "comparison.md", _markdown(title, state, shown, pictures).encode())
     return write_page(target / _PAGE, title, state, shown, pictures)
 
@@ -90,3 +128,90 @@ def _markdown(title: str, state: str, tables: Sequence[Table], pictures: Sequenc
 def _escaped(text: str) -> str:
     """Escape text for Markdown: it must neither end a cell of a table nor become HTML."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _tables(runs: pd.DataFrame, to_accuracy: float | None) -> list[Table]:
+    """Return the tables for which there is data; the one of groups comes first."""
+    schedules = _SCHEDULE_NOTE if runs["group"].str.contains("@").any() else ""
+    found = [("Groups", _groups(runs), 2, _GROUP_NOTE + schedules)]
+    if to_accuracy is not None:
+        found += [(f"Time and energy to {percent(to_accuracy)}", _costs(runs, to_accuracy), 1, _COST_NOTE)]
+    found += [("Naive baselines", _naive(naive_draws(runs)), 1, _NAIVE_NOTE), ("Runs", _runs(runs), 3, _RUN_NOTE)]
+    return [
+        Table(title, cells.to_numpy().tolist(), words, list(cells.columns), note)
+        for title, cells, words, note in found
+        if len(cells)
+    ]
+
+
+def _spread(values: pd.Series, scale: float = 1, digits: int = 2) -> str:
+    return spread(values.mean(), values.std(), scale, digits)
+
+
+def _each(values: pd.Series, scale: float = 1, digits: int = 2) -> pd.Series:
+    return values.map(lambda value: spread(value, _NAN, scale, digits))
+
+
+def _groups(runs: pd.DataFrame) -> pd.DataFrame:
+    grouped = runs.groupby("group", sort=False)
+    cells = pd.DataFrame({head: grouped[key].agg(_spread, *form) for head, (key, *form) in _GROUP_COLUMNS.items()})
+    seeds = runs["seed"].astype(str).where(runs["finished"], runs["seed"].astype(str) + " (unfinished)")
+    cells.insert(0, "seeds", seeds.groupby(runs["group"]).agg(", ".join))
+    drop, dense = grouped["drop"].mean(), grouped["dense"].first()
+    difference = drop.map(lambda value: NOT_MEASURED if pd.isna(value) else f"{-100 * value:+.2f}")
+    cells.insert(2, "difference", difference.mask(dense == dense.index, "0 (dense)"))
+    return cells.reset_index()
+
+
+def _costs(runs: pd.DataFrame, accuracy: float) -> pd.DataFrame:
+    runs = runs[runs["finished"]].reset_index()
+    found = [reached(evals, accuracy) or [_NAN] * 4 for evals in runs["evals"]]
+    costs = pd.DataFrame(found, columns=Reached._fields, dtype=float).assign(group=runs["group"])
+    # Where the energy of some runs is missing, that of the others would be of other runs than the time.
+    partly = (costs["seconds"].notna() & costs["joules"].isna()).groupby(costs["group"]).any()
+    costs["joules"] = costs["joules"].mask(costs["group"].map(partly).astype(bool))
+    grouped = costs.groupby("group", sort=False)
+    counts, means = grouped["epoch"].count(), grouped[["seconds", "joules"]].mean()
+    ratios = means / means.reindex(runs.groupby("group", sort=False)["dense"].first()).to_numpy()
+    cells = pd.DataFrame({head: grouped[key].agg(_spread, *form) for head, (key, *form) in _COST_COLUMNS.items()})
+    cells.insert(2, "time / dense", _each(ratios["seconds"]))
+    cells.insert(4, "energy / dense", _each(ratios["joules"]))
+    cells.loc[counts == 0] = "not reached"
+    cells.insert(0, "reached by", counts.astype(str) + " of " + grouped.size().astype(str))
+    return cells.reset_index()
+
+
+def _naive(draws: pd.DataFrame) -> pd.DataFrame:
+    rows = [
+        {
+            "baseline": label,
+            "share (%)": f"{100 * share:g}",
+            "draws": str(len(same)),
+            "accuracy (%)": _spread(same["accuracy_sliced"], 100),
+            "MACs, kept / dense (%)": _spread(same["macs_ratio"], 100, 1)
+            if same["macs_ratio"].notna().any() or same["baseline"].iloc[0] != "dropout"
+            else "not reduced",
+        }
+        for label, series in draws.groupby("series", sort=False)
+        for share, same in series.groupby("share")
+    ]
+    return pd.DataFrame(rows)
+
+
+def _runs(runs: pd.DataFrame) -> pd.DataFrame:
+    last = pd.DataFrame([evals[-1] if evals else {} for evals in runs["evals"]])
+    last = last.reindex(columns=["epoch", "accuracy", "macs_ratio"]).astype(float)
+    epochs = [f"{at:g} of {every}" for at, every in zip(last["epoch"], runs["epochs"], strict=True)]
+    ratio = runs["macs_ratio"].where(runs["finished"], last["macs_ratio"])
+    return pd.DataFrame(
+        {
+            "run": runs["run"],
+            "group": runs["group"],
+            "state": runs["finished"].map({True: "finished", False: "unfinished"}),
+            "seed": runs["seed"].astype(str),
+            "epochs": pd.Series(epochs).where(last["epoch"].notna(), NOT_MEASURED),
+            "accuracy, last evaluation (%)": _each(last["accuracy"], 100),
+            "accuracy, sliced (%)": _each(runs["accuracy_sliced"], 100),
+            "MACs, kept / dense (%)": _each(ratio, 100, 1),
+        }
+    )

@@ -1,7 +1,5 @@
 """What a run counts beside its steps: unreadable images, steps that were skipped, energy and time."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Run context; no engine is imported here, so that offline commands can use it."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import NothingToEvaluate, RunError, UserError, nearest
 from dist_prune.methods import METHODS, Method, Phase, PhaseResult, Phases, Task, next_phase
 from dist_prune.monitor.records import RunFolder
-from dist_prune.pruning.costs import Costs
 from dist_prune.runtime.failures import CannotWrite
 
 
@@ -40,11 +37,6 @@ class RunContext:
     device: torch.device
     folder: RunFolder
     pending_errors: list[ShardError | ReadingFailed | RunError | UserError] = field(default_factory=list)
-
-    @property
-    def costs(self) -> Costs:
-        """MACs of the dense network, by the units that the method prunes."""
-        return self.method.costs
 
     @property
     def steps_per_epoch(self) -> int:
@@ -165,27 +157,22 @@ def open_images(config: RunConfig) -> ImageData:
 
 
 def build_method(config: RunConfig, data: ImageData) -> Method:
-    """Build the recipe's method.
-
-    Raises:
-        UserError: no method has that name, or its options are wrong.
-    """
+    """Build the recipe's method; raise UserError if no method has that name, or if its options are wrong."""
     if config.method not in METHODS:
         raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
-    return METHODS[config.method](Task(config, data.num_classes, data.input_shape))
+    return METHODS[config.method](Task(config, len(data.class_names), data.input_shape))
 
 
 def interrupted_phase(phases: Phases, state: TrainState, seed: int) -> Phase:
     """Return the phase in which a checkpoint was taken, with its own state restored; its weights are not loaded.
 
-    Raises:
-        UserError: the method has no such phase, or its network is another one.
+    Raises UserError if the method has no such phase, or if its network is another one.
     """
     phase = next_phase(phases, None, seed)
     while phase is not None and phase.name != state.progress.phase:
         finished = state.finished.get(phase.name)
         # Final weights are not stored: the interrupted phase has inherited what it needs of them.
-        result = finished and PhaseResult(phase.module, finished.epochs_run, finished.decision)
+        result = finished and PhaseResult(phase.module, finished.epochs_run, state.decision_of(phase.name))
         phase = next_phase(phases, result, seed) if result else None
     if phase is None:
         raise UserError(

@@ -1,61 +1,50 @@
 """The training loop: a page of verbs over the phases of a method. It never asks for a method by name."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, TrainState
+from dist_prune.checkpoints.train_state import ModelState, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.data import Batch
 from dist_prune.errors import UserError
 from dist_prune.methods import Phase, PhaseResult, next_phase
-from dist_prune.pruning.decision import Decision
 from dist_prune.runtime.consistency import agree_on
 from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.accounts import Accounts, refuse_too_many
 from dist_prune.training.context import RunContext, interrupted_phase
-from dist_prune.training.finish import collapse_difference
+from dist_prune.training.evaluate import collapse_difference
 from dist_prune.training.phase_trainer import PhaseTrainer, inherit
 from dist_prune.training.recorder import Recorder
 from dist_prune.training.step import RankFlags, StepMetrics, seed_step_rng, train_step
 
 
+@dataclasses.dataclass
 class Trainer:
     """Trains the phases of one method, from the start or from a checkpoint; all ranks together."""
 
-    def __init__(
-        self,
-        context: RunContext,
-        recorder: Recorder,
-        stop: StopRequest,
-        writer: CheckpointWriter,
-        resume: TrainState | None,
-    ) -> None:
-        self.context = context
-        self.recorder = recorder
-        self.stop = stop
-        self.writer = writer
-        self.state = resume or TrainState(Progress(), context.data.identity())
+    context: RunContext
+    recorder: Recorder
+    stop: StopRequest
+    writer: CheckpointWriter
+    state: TrainState  # where the run stands; its model is what the next phase begins with
+
+    def __post_init__(self) -> None:
         self.progress = self.state.progress
-        self.steps_per_epoch = context.steps_per_epoch
+        self.accounts = Accounts(self.context, self.state)
+        self.steps_per_epoch = self.context.steps_per_epoch
         self._snapshot: ModelState | None = None  # the engine's state, while no step has changed it
-        self._inherited: ModelState | None = None  # final state of the previous phase
-        self.accounts = Accounts(context, self.state)
 
     def train(self) -> tuple[PhaseTrainer, PhaseResult] | None:
         """Train all phases; return the last one and its result, None if asked to stop (everything is saved then)."""
         phases, seed = self.context.method.phases(), self.context.config.seed
-        is_resume = bool(self.state.model.weights)
+        is_resume = bool(self.progress.phase)
         phase = interrupted_phase(phases, self.state, seed) if is_resume else next_phase(phases, None, seed)
         while phase is not None:
-            self._refuse_second_of_a_name(phase)
             trainer = self._begin(phase)
             if not self._train_epochs(trainer):
                 return None
@@ -84,31 +73,29 @@ class Trainer:
             self._save(trainer)
         return True
 
-    def _refuse_second_of_a_name(self, phase: Phase) -> None:
+    def _begin(self, phase: Phase) -> PhaseTrainer:
         # A resume could not know which of the two was interrupted.
         if phase.name in self.state.finished:
             raise UserError(f"the method has two phases called '{phase.name}': give each phase a name of its own")
-
-    def _begin(self, phase: Phase) -> PhaseTrainer:
-        # Weights of a checkpoint, of which the engine gets its own copy.
+        # Not kept: the engine gets its own copy.
         start, self.state.model = self.state.model, ModelState()
-        if not start.weights:
-            start = self._start_of(phase)
+        # A resume is in the phase already, and has its weights.
+        if self.progress.phase != phase.name:
+            self._enter(phase)
+            start = inherit(phase, start)
         trainer = PhaseTrainer(self.context, phase, start)
         with trainer.engine.refusing_partitioned_weights:
             phase.on_weights_loaded(trainer.engine.module)
         return trainer
 
-    def _start_of(self, phase: Phase) -> ModelState:
-        """Return what a new phase inherits, and begin its epochs unless it continues those of the previous one."""
+    def _enter(self, phase: Phase) -> None:
+        """Begin the epochs of a new phase, unless it continues those of the previous one."""
         self.progress.phase = phase.name
         # A collapsed network trains on in the epoch and at the learning rate that its gated network had reached.
         if not phase.continues:
             self.progress.epoch = self.progress.batch = self.progress.skipped_in_epoch = 0
             # The best epoch is one of the last network that was trained, not of a larger one before.
             self.progress.best_accuracy, self.progress.best_step = -1.0, None
-        inherited, self._inherited = self._inherited, None
-        return inherit(phase, inherited)
 
     def _rest_of_epoch(self, trainer: PhaseTrainer) -> Iterator[tuple[Batch, ...]]:
         """Yield this rank's micro-batches of one step at a time, for the steps of the epoch that are left."""
@@ -126,8 +113,7 @@ class Trainer:
         at = self.progress
         epoch = at.epoch + at.batch / self.steps_per_epoch
         # A pure function of progress: a resume has no scheduler state to lose.
-        self._lr = trainer.learning_rate.at(at.epoch * self.steps_per_epoch + at.batch)
-        trainer.engine.set_lr(self._lr)
+        trainer.engine.set_lr(trainer.learning_rate.at(at.epoch * self.steps_per_epoch + at.batch))
         # What one rank alone knows travels with the step's all-reduce, so that all of them act alike.
         flags = RankFlags(
             stop=self.stop.reason is not None,
@@ -152,7 +138,7 @@ class Trainer:
             self.context.raise_pending_errors()
         self.accounts.count_unreadable(metrics.flags.skipped)
         bad_batch = self.accounts.count_step(metrics)
-        self.recorder.step(self.progress, metrics, trainer.sites, self._lr, self._speed(), bad_batch)
+        self.recorder.step(self.progress, metrics, trainer.sites, trainer.engine.lr, self._speed(), bad_batch)
         refuse_too_many(self.progress, self.context.config.max_bad_steps)
 
     def _speed(self) -> float | None:
@@ -183,19 +169,16 @@ class Trainer:
         reached = accuracy.get("accuracy_consensus", accuracy["accuracy"])
         if reached > at.best_accuracy:
             at.best_accuracy, at.best_step = reached, at.step
-        record = self._evaluation_record(trainer.phase, decision, accuracy)
-        self.recorder.evaluation({**record, "images_per_second": speed}, decision)
-
-    def _evaluation_record(self, phase: Phase, decision: Decision | None, accuracy: dict[str, float]) -> dict[str, Any]:
-        costs = self.context.costs
-        macs = phase.macs(costs, decision)
-        return {
-            "epoch": self.progress.epoch + 1,
-            "step": self.progress.step,
-            "phase": phase.name,
-            "seconds": self.progress.seconds,
-            "samples_skipped": self.progress.skipped,
-            "steps_skipped": self.progress.steps_skipped,
+        costs = self.context.method.costs
+        macs = trainer.phase.macs(costs, decision)
+        record = {
+            "epoch": at.epoch + 1,
+            "step": at.step,
+            "phase": trainer.phase.name,
+            "seconds": at.seconds,
+            "images_per_second": speed,
+            "samples_skipped": at.skipped,
+            "steps_skipped": at.steps_skipped,
             "accuracy_consensus": None,
             **accuracy,
             "open_ratio": None,
@@ -208,6 +191,7 @@ class Trainer:
             "macs_ratio": macs / costs.dense,
             **self.accounts.end_epoch(),
         }
+        self.recorder.evaluation(record, decision)
 
     def _begin_next_epoch(self) -> None:
         self.progress.epoch += 1
@@ -237,7 +221,7 @@ class Trainer:
 
     def _end(self, trainer: PhaseTrainer) -> PhaseResult:
         """Take the decision of a phase that is over, and check that slicing by it is exact."""
-        model = self._inherited = self._snapshot or trainer.engine.snapshot()
+        model = self.state.model = self._snapshot or trainer.engine.snapshot()
         self._snapshot = None
         trainer.load_replica(model)
         decision = trainer.vote()
@@ -249,6 +233,6 @@ class Trainer:
         result = PhaseResult(trainer.replica, self.progress.epoch, decision)
         difference = collapse_difference(self.context, phase, result)
         self.progress.max_abs_difference = max(difference, self.progress.max_abs_difference)
-        self.state.finished[phase.name] = FinishedPhase(result.epochs_run, decision)
+        self.state.finish(phase.name, result.epochs_run, decision)
         trainer.engine.close()
         return result

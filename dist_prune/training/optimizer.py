@@ -1,7 +1,5 @@
 """The optimizer of a phase, and its learning rate as a pure function of progress."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import repeat
@@ -39,23 +37,19 @@ def state_names(config: OptimizerConfig) -> frozenset[str]:
 def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Return all parameters in one group, or two: those of gates and norms are without weight decay then."""
     parameters = list(module.parameters())
-    if config.decay_gates_and_norms:
-        return [{"params": parameters}]
-    spared = {id(p) for m in module.modules() if isinstance(m, (Gate, *_NORMS)) for p in m.parameters()}
+    kinds = () if config.decay_gates_and_norms else (Gate, *_NORMS)
+    spared = {id(p) for m in module.modules() if isinstance(m, kinds) for p in m.parameters()}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if id(p) not in spared]},
         {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
     ]
-    # A network without norms and gates has nothing in the second group.
+    # There may be nothing in the second group.
     return [group for group in groups if group["params"]]
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The learning rate of every step of a phase of ``epochs``.
-
-    A pure function of progress: there is no scheduler whose state a checkpoint could lose.
-    """
+    """The learning rate of every step of a phase: a pure function of progress, without a state that could be lost."""
 
     config: OptimizerConfig
     epochs: int

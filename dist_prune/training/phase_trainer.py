@@ -1,7 +1,5 @@
 """One phase in training: its engine, and a plain replica for evaluation."""
 
-from __future__ import annotations
-
 import copy
 
 import torch
@@ -17,9 +15,9 @@ from dist_prune.training.evaluate import accuracies
 from dist_prune.training.optimizer import LearningRate, build_optimizer, state_names
 
 
-def inherit(phase: Phase, old: ModelState | None) -> ModelState:
+def inherit(phase: Phase, old: ModelState) -> ModelState:
     """Return what a phase starts from: the part of the previous phase that its transition names."""
-    if phase.transition is None or old is None:
+    if phase.transition is None or not old.weights:
         return ModelState()
     tensors = phase.transition.tensors
     for new, origin in tensors.items():

@@ -1,7 +1,5 @@
 """Records of a run on disk and on the console: rank 0 writes, all other ranks stay silent."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,12 +33,9 @@ class Recorder:
     def __init__(self, context: RunContext, total_steps: int, first_step: int) -> None:
         """Raises OSError if nothing can be written."""
         self._enabled = distributed.is_main()
-        self._log_every = context.config.log_every
-        self._target_macs = context.config.target_macs
-        self._writing = context.capture_write_errors
+        self._config, self._run, self._writing = context.config, context.folder, context.capture_write_errors
         if self._enabled:
             # Records later than the checkpoint would appear twice after a resume.
-            self._run = context.folder
             self._run.drop_after(first_step)
             # Also at step 0: an earlier invocation may have written events and ended before its first checkpoint.
             self._tensorboard = TensorBoardLog(self._run.tensorboard, purge_step=first_step + 1)
@@ -72,12 +67,13 @@ class Recorder:
         epoch, step = at.epoch + 1, at.step
         self._progress.update(step, epoch, record.losses["total"], record.accuracy, gates.get(names.OPEN_RATIO), speed)
         # The first step shows at once that training works; a skipped step is always worth a line.
-        if step % self._log_every and step > 1 and bad_batch is None:
+        if step % self._config.log_every and step > 1 and bad_batch is None:
             return
         metrics: dict[str, float | None] = {names.LOSS + term: value for term, value in record.losses.items()}
         metrics |= {names.ACCURACY_TRAIN: record.accuracy, names.LEARNING_RATE: lr, names.IMAGES_PER_SECOND: speed}
         metrics |= gates
-        means = dict(zip((site.name for site in sites), _site_means(record.means, sites), strict=True))
+        parts = record.means.split([site.units for site in sites]) if sites else ()
+        means = {site.name: part.mean().item() for site, part in zip(sites, parts, strict=True)}
         place = {"epoch": epoch, "step": step, "samples_skipped": at.skipped, "steps_skipped": at.steps_skipped}
         bad = {} if bad_batch is None else {"skipped_batch": bad_batch}
         with self._writing():
@@ -88,19 +84,6 @@ class Recorder:
         """Record the evaluation of one epoch and draw the mean activations so far."""
         if not self._enabled:
             return
-        with self._writing():
-            self._write_evaluation(record, decision)
-        self.say(_evaluation_line(record))
-        # A budget says how little may stay open; without one it is the loss weights that close units.
-        if self._target_macs is None and record["open_ratio"] is not None and record["open_ratio"] < _FEW_OPEN:
-            self.say(
-                f"warning: only {record['open_ratio']:.1%} of the gates are open: lower activation, "
-                "raise it later (a ramp), or set target_macs"
-            )
-
-    def _write_evaluation(self, record: Mapping[str, Any], decision: Decision | None) -> None:
-        self._run.append("eval", record)
-        step = record["step"]
         scalars = {
             names.ACCURACY_DYNAMIC: record["accuracy"],
             names.ACCURACY_CONSENSUS: record["accuracy_consensus"],
@@ -108,14 +91,23 @@ class Recorder:
             names.ENERGY_EPOCH: record["energy_joules"],
             names.ENERGY_TOTAL: record["energy_joules_total"],
         }
-        self._tensorboard.scalars(step, scalars)
-        if decision is not None:
-            self._run.write_json(self._run.mask, decision.as_dict())
-            history = gate_history(self._run.read_metrics("eval"))
-            # A mask of weights has no sites.
-            if history.sites:
-                picture = activation_maps([(MAP_TITLE, history)])
-                self._tensorboard.figure(names.MEAN_ACTIVATION_PICTURE, picture, step)
+        with self._writing():
+            self._run.append("eval", record)
+            self._tensorboard.scalars(record["step"], scalars)
+            if decision is not None:
+                self._run.write_json(self._run.mask, decision.as_dict())
+                history = gate_history(self._run.read_metrics("eval"))
+                # A mask of weights has no sites.
+                if history.sites:
+                    picture = activation_maps([(MAP_TITLE, history)])
+                    self._tensorboard.figure(names.MEAN_ACTIVATION_PICTURE, picture, record["step"])
+        self.say(_evaluation_line(record))
+        # A budget says how little may stay open; without one it is the loss weights that close units.
+        if self._config.target_macs is None and record["open_ratio"] is not None and record["open_ratio"] < _FEW_OPEN:
+            self.say(
+                f"warning: only {record['open_ratio']:.1%} of the gates are open: lower activation, "
+                "raise it later (a ramp), or set target_macs"
+            )
 
     def summary(self, record: Mapping[str, Any]) -> None:
         """Record the end of the run and show its table."""
@@ -137,10 +129,6 @@ class Recorder:
             self._progress.close()
             with self._writing():
                 self._tensorboard.close()
-
-
-def _site_means(means: Tensor, sites: Sequence[Site]) -> list[float]:
-    return [part.mean().item() for part in means.split([site.units for site in sites])] if sites else []
 
 
 def _gate_metrics(means: Tensor, sites: Sequence[Site]) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """One run from options to results: everything around the training loop."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +8,7 @@ import torch
 
 from dist_prune import distributed
 from dist_prune.checkpoints.restore import find_checkpoint
-from dist_prune.checkpoints.train_state import TrainState
+from dist_prune.checkpoints.train_state import Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import without_effect
@@ -25,7 +23,7 @@ from dist_prune.runtime.failures import Peer, translate_rank_failures
 from dist_prune.runtime.launch import complete_environment, refuse_missing_hostfile, world_size
 from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.context import RunContext, build_method, open_images
-from dist_prune.training.finish import advice, finish
+from dist_prune.training.evaluate import advice, finish
 from dist_prune.training.loop import Trainer
 from dist_prune.training.recorder import Recorder
 from dist_prune.training.run_folder import open_run_folder, package_versions, record_of
@@ -45,32 +43,40 @@ class Options:
 
 
 def run(config: RunConfig, options: Options) -> bool:
-    """Train, collapse and record.
+    """Train, collapse and record; True when the run is done, False when it stopped on request, after saving.
 
-    Returns:
-        True when the run is done; False when it stopped on request, after saving.
-
-    Raises:
-        UserError: for a mistake of the user.
+    Raises UserError for a mistake of the user.
     """
     complete_environment()
-    found: tuple[dict[str, Any], ImageData] | UserError | ShardError
+    facts: dict[str, Any] | str
     try:
-        found = _open(config, options)
+        ds_config, data = _open(config, options)
+        shared = {"ds_config": ds_config, "versions": package_versions(), "shards": data.identity()}
+        facts = {**config.model_dump(mode="json"), **shared}
     except (UserError, ShardError) as error:
         if world_size() == 1:
             raise
         # The error may be this rank's alone. The other ranks wait in the first collective, so it is raised there.
-        found = error
+        facts = str(error)
     # A first build takes half a minute, which may be more than ranks wait for one another once they have met.
     if not torch.cuda.is_available():
         compile_kernels()
     device = start_process_group(config.rank_timeout)
-    peers = agree_to_start(_facts(config, *found) if isinstance(found, tuple) else str(found))
-    assert isinstance(found, tuple)
-    ds_config, data = found
+    # It raises if a rank could not open DeepSpeed config or data, or has others.
+    peers = agree_to_start(facts)
     with translate_rank_failures(peers, config.rank_timeout):
-        return _run_together(config, options, ds_config, data, device, peers)
+        batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
+        method = build_method(config, data)
+        method.check()
+        # Rank 0 holds the lock until the end: a second run in this folder would overwrite the first.
+        with open_run_folder(options.out, config.name, options.resume) as (folder, done):
+            if done:
+                if distributed.is_main():
+                    print(f"{folder.path} is already finished; its results are in {folder.sliced}")
+                return True
+            state = find_checkpoint(folder, config, data) or TrainState(Progress(), data.identity())  # type: ignore[arg-type]
+            context = RunContext(config, ds_config, batching, data, method, device, folder)
+            return _train_and_finish(context, options, state, peers)
 
 
 def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageData]:
@@ -89,41 +95,10 @@ def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageDat
     return ds_config, data
 
 
-def _facts(config: RunConfig, ds_config: dict[str, Any], data: ImageData) -> dict[str, Any]:
-    """Return the contexts that must be equal on all ranks."""
-    return {
-        **config.model_dump(mode="json"),
-        "ds_config": ds_config,
-        "versions": package_versions(),
-        "shards": data.identity(),
-    }
-
-
-def _run_together(
-    config: RunConfig,
-    options: Options,
-    ds_config: dict[str, Any],
-    data: ImageData,
-    device: torch.device,
-    peers: list[Peer],
-) -> bool:
-    batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
-    method = build_method(config, data)
-    method.check()
-    # Rank 0 holds the lock until the end: a second run in this folder would overwrite the first.
-    with open_run_folder(options.out, config.name, options.resume) as (folder, done):
-        if done:
-            if distributed.is_main():
-                print(f"{folder.path} is already finished; its results are in {folder.sliced}")
-            return True
-        resume = find_checkpoint(folder, config, data)
-        context = RunContext(config, ds_config, batching, data, method, device, folder)
-        return _train_and_finish(context, options, resume, peers)
-
-
-def _train_and_finish(context: RunContext, options: Options, resume: TrainState | None, peers: list[Peer]) -> bool:
-    first_step = resume.progress.step if resume else 0
-    status = RunStatus(context.folder, first_step, resumed_from=first_step if resume else None)
+def _train_and_finish(context: RunContext, options: Options, state: TrainState, peers: list[Peer]) -> bool:
+    first_step = state.progress.step
+    resumed_from = first_step if state.progress.phase else None
+    status = RunStatus(context.folder, lambda: state.progress.step, resumed_from)
     total_steps = context.method.epochs * context.steps_per_epoch
     # From here on the folder says that a run has begun, and why it ended.
     with context.capture_write_errors():
@@ -136,7 +111,7 @@ def _train_and_finish(context: RunContext, options: Options, resume: TrainState 
     context.sync_errors()
     try:
         with translate_rank_failures(peers, context.config.rank_timeout):
-            reason = _work(context, options, resume, recorder, status)
+            reason = _work(context, options, state, recorder)
     except BaseException as error:
         with context.capture_write_errors():
             status.fail(error)
@@ -151,27 +126,23 @@ def _train_and_finish(context: RunContext, options: Options, resume: TrainState 
     return reason is None
 
 
-def _work(
-    context: RunContext, options: Options, resume: TrainState | None, recorder: Recorder, status: RunStatus
-) -> str | None:
+def _work(context: RunContext, options: Options, state: TrainState, recorder: Recorder) -> str | None:
     """Train and collapse; return None, or the reason of a stop on request."""
     with StopRequest(options.max_steps, options.max_hours) as stop:
         with CheckpointWriter(context.folder.checkpoints, context.config, context.capture_write_errors) as writer:
-            trainer = Trainer(context, recorder, stop, writer, resume)
-            status.last_step = lambda: trainer.progress.step
+            trainer = Trainer(context, recorder, stop, writer, state)
             trained = trainer.train()
         # Within StopRequest: a second signal must not end a rank while rank 0 still writes.
         context.sync_errors()
-    at = trainer.progress
     if trained is None:
         # The request may have reached any rank, and rank 0 writes the reason.
         reason = distributed.first_object(stop.reason)
-        recorder.say(f"stopped: {reason}; saved at step {at.step}, continue with --resume")
+        recorder.say(f"stopped: {reason}; saved at step {state.progress.step}, continue with --resume")
         return reason
     last, result = trained
     if line := advice(result.decision):
         recorder.say(line)
-    summary = finish(context, last.phase, result, at.max_abs_difference, last.engine.autocast())
+    summary = finish(context, last.phase, result, state.progress.max_abs_difference, last.engine.autocast())
     recorder.summary({**summary, **trainer.accounts.summary(), "world_size": distributed.world_size()})
     context.sync_errors()
     return None

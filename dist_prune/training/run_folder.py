@@ -1,7 +1,5 @@
 """The folder of a run: created, locked for one run at a time, and with a record of what made the run."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess
@@ -78,11 +76,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit(root: Path = _ROOT) -> str | None:
-    """Return the commit of the checkout that the package runs from; None if it was installed in another way.
-
-    Args:
-        root: folder that holds the package.
-    """
+    """Return the commit of the checkout ``root`` that the package runs from; None if it was installed otherwise."""
     # In site-packages there is no pyproject.toml. A virtual environment often lies inside a repository of the user's,
     # and git would then answer with the commit of that.
     if not (root / "pyproject.toml").is_file():

@@ -1,15 +1,12 @@
 """One optimizer step: forward, gate means over all ranks, losses, backward, for each micro-batch."""
 
-from __future__ import annotations
-
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dist_prune import distributed
 from dist_prune.data import Batch
@@ -21,18 +18,12 @@ from dist_prune.methods import Phase, Step
 
 
 class RankFlags(NamedTuple):
-    """Flags of one rank; their sums over ranks come with the step's all-reduce.
+    """Flags of one rank; their sums over ranks come with the step's all-reduce."""
 
-    stop: a stop was requested.
-    failed: the batches stand in for data that could not be read.
-    skipped: images missing from the batches because they could not be read.
-    save: it is time for a checkpoint.
-    """
-
-    stop: int = 0
-    failed: int = 0
-    skipped: int = 0
-    save: int = 0
+    stop: int = 0  # a stop was requested
+    failed: int = 0  # the batches stand in for data that could not be read
+    skipped: int = 0  # images missing from the batches because they could not be read
+    save: int = 0  # it is time for a checkpoint
 
 
 _NO_FLAGS = RankFlags()
@@ -40,32 +31,21 @@ _NO_FLAGS = RankFlags()
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Metrics of one optimizer step over the whole global batch.
+    """Metrics of one optimizer step over the whole global batch."""
 
-    losses: ``total``, ``task`` and each term, means over samples.
-    accuracy: share of correct predictions.
-    means: gate means (all units,), on the CPU, empty without gates.
-    logits: mean logits of the same units.
-    samples: images in the step.
-    flags: sums over all ranks.
-    applied: False if the step changed nothing, because loss or gradients were not finite.
-    """
-
-    losses: dict[str, float]
-    accuracy: float
-    means: Tensor
-    logits: Tensor
-    samples: int
-    flags: RankFlags
-    applied: bool
+    losses: dict[str, float]  # ``total``, ``task`` and each term, means over samples
+    accuracy: float  # share of correct predictions
+    means: Tensor  # gate means (all units,), on the CPU, empty without gates
+    logits: Tensor  # mean logits of the same units
+    samples: int  # images in the step
+    flags: RankFlags  # sums over all ranks
+    applied: bool  # False if the step changed nothing, because loss or gradients were not finite
 
 
 def seed_step_rng(seed: int, step: int) -> None:
-    """Seed torch's generator (dropout) by seed, step and rank alone.
-
-    A resumed run then draws the numbers of the uninterrupted one, and no checkpoint has to hold generators.
-    """
-    # A hash makes one seed of the three numbers.
+    """Seed torch's generator (dropout) by seed, step and rank alone."""
+    # A resumed run then draws the numbers of the uninterrupted one, and no checkpoint has to hold generators. A hash
+    # makes one seed of the three numbers.
     key = f"{seed} {step} {distributed.rank()}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
 
@@ -88,7 +68,8 @@ def train_step(
         flags: This rank's flags.
         number: Optimizer steps of the run so far.
     """
-    buffers_before = _Buffers(engine.module)
+    buffers = list(engine.module.buffers())
+    before = [buffer.clone() for buffer in buffers]
     applied = True
     accumulated = MeanAccumulator(gates_of(engine.module) if phase.has_gates else {})
     scores = torch.zeros(2, device=engine.device)
@@ -129,7 +110,8 @@ def train_step(
             terms_seen[name] = terms_seen.get(name, torch.zeros_like(task)) + value.detach() / len(batches)
     if not applied:
         # Batch norms have averaged values that are not finite.
-        buffers_before.put_back()
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
     else:
         with engine.refusing_partitioned_weights:
             projections = phase.project(engine.module, engine.lr)
@@ -139,23 +121,6 @@ def train_step(
     own = [value / distributed.world_size() for value in terms_seen.values()]
     totals = distributed.all_reduce_sum(torch.cat([scores, *(value.reshape(1).float() for value in own)]))
     return _record(accumulated, means, totals, list(terms_seen), applied, phase.views)
-
-
-class _Buffers:
-    """A copy of a module's buffers, packed: hundreds of norms cost one operation a dtype, not one a buffer."""
-
-    def __init__(self, module: nn.Module) -> None:
-        by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-        for buffer in module.buffers():
-            by_dtype[buffer.dtype].append(buffer)
-        self._groups = list(by_dtype.values())
-        self._copies = [torch.cat([buffer.flatten() for buffer in group]) for group in self._groups]
-
-    def put_back(self) -> None:
-        """Restore the buffers, in place."""
-        for group, copy in zip(self._groups, self._copies, strict=True):
-            for buffer, before in zip(group, copy.split([b.numel() for b in group]), strict=True):
-                buffer.copy_(before.view_as(buffer))
 
 
 def _record(

@@ -10,9 +10,8 @@ from dist_prune.config.override import settings_keys
 from dist_prune.config.schedules import Constant, Ramp
 from dist_prune.config.section import fields as describe
 from dist_prune.methods.base import Task
+from dist_prune.methods.baselines import Dense, UniformDepth
 from dist_prune.methods.consensus import Consensus
-from dist_prune.methods.dense import Dense
-from dist_prune.methods.uniform import UniformDepth
 
 
 def config(**changes) -> RunConfig:

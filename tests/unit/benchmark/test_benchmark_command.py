@@ -144,3 +144,9 @@ def test_mistakes_are_one_line(layers, tmp_path, monkeypatch):
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="no sliced network yet"):
         benchmark(tmp_path / "begun", Options())
+
+
+def test_figures_are_the_median_of_the_rounds_and_their_quartiles():
+    figures = inference._figures([0.002, 0.02, 0.2], {}, batch=1)
+    assert figures["latency_ms"] == 20
+    assert figures["latency_ms_quartiles"] == [11, 110]

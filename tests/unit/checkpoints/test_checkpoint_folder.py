@@ -9,7 +9,7 @@ import torch
 from dist_prune import UserError
 from dist_prune.checkpoints import format as module
 from dist_prune.checkpoints.format import load_checkpoint, load_newest, save_checkpoint
-from dist_prune.checkpoints.train_state import FinishedPhase, ModelState, Progress, SpentEnergy, TrainState
+from dist_prune.checkpoints.train_state import ModelState, Progress, SpentEnergy, TrainState
 from dist_prune.pruning.mask import SiteMask, UnitMask
 from dist_prune.pruning.weight_mask import WeightMask
 
@@ -19,18 +19,21 @@ WEIGHTS = WeightMask({"w": torch.tensor([[True, False], [False, True], [True, Tr
 
 
 def state(step: int) -> TrainState:
-    return TrainState(
+    made = TrainState(
         Progress(phase="tuned", step=step, epoch=2, best_step=3),
         DATA,
         SpentEnergy(joules=2.5, ranks=1, sensors={"cpu": 1}),
         SpentEnergy(joules=None),
-        {"gated": FinishedPhase(2, UNITS), "masked": FinishedPhase(1, WEIGHTS), "plain": FinishedPhase(4)},
-        ModelState(
+        model=ModelState(
             {"w": torch.full((3, 2), float(step)), "n": torch.tensor(step)},
             {"w": {"exp_avg": torch.full((3, 2), -float(step)), "step": torch.tensor(step)}},
         ),
-        {"budget.rate": torch.tensor(0.5)},
+        phase_state={"budget.rate": torch.tensor(0.5)},
     )
+    made.finish("gated", 2, UNITS)
+    made.finish("masked", 1, WEIGHTS)
+    made.finish("plain", 4, None)
+    return made
 
 
 def tensors_of(state: TrainState) -> dict[str, torch.Tensor]:
@@ -64,10 +67,11 @@ def test_what_was_saved_is_loaded(folder):
 
 
 def test_decisions_of_finished_phases_come_back_as_what_they_were(folder):
-    finished = load_checkpoint(save_checkpoint(folder, state(7))).finished
-    assert finished["gated"] == FinishedPhase(2, UNITS)
-    assert torch.equal(finished["masked"].decision.kept["w"], WEIGHTS.kept["w"])
-    assert finished["plain"] == FinishedPhase(4, None)
+    loaded = load_checkpoint(save_checkpoint(folder, state(7)))
+    assert {name: phase.epochs_run for name, phase in loaded.finished.items()} == {"gated": 2, "masked": 1, "plain": 4}
+    assert loaded.decision_of("gated") == UNITS
+    assert torch.equal(loaded.decision_of("masked").kept["w"], WEIGHTS.kept["w"])
+    assert loaded.decision_of("plain") is None
 
 
 def test_a_state_without_optimizer_round_trips(folder):

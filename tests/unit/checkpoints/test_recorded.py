@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_prune.checkpoints.recorded import config_of, data_of
+from dist_prune.checkpoints.restore import config_of, data_of
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
 from dist_prune.recipes import recipe

@@ -11,9 +11,8 @@ from shard_helpers import arrays, everything, files, multiset, write_image
 from sklearn.datasets import load_digits
 
 from data_tools import ShardError, make_shards
-from data_tools.images import ImageFacts, decode_pixels
+from data_tools.images import ImageFacts, ImageStatistics, decode_pixels
 from data_tools.sources.base import ArraySplit, RawData
-from data_tools.statistics import ImageStatistics
 from data_tools.writers import FilesWriter, plan_shards
 
 DIGITS = np.rint(load_digits().images * 255 / 16).astype(np.uint8)

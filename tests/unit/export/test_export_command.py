@@ -11,11 +11,10 @@ import torch
 from unit_helpers import images, shaken
 
 from dist_prune import UserError, build_model, load_sliced, save_sliced
+from dist_prune import export as export_module
 from dist_prune.cli.main import COMMANDS, main
 from dist_prune.errors import RunError
-from dist_prune.export import formats as formats_module
-from dist_prune.export.exporting import export_sliced
-from dist_prune.export.formats import FORMATS
+from dist_prune.export import FORMATS, export_sliced
 from dist_prune.pruning.sliced_checkpoint import read_sliced_config
 from dist_prune.pruning.slicing import slice_network
 
@@ -137,10 +136,21 @@ def test_a_file_that_computes_something_else_replaces_nothing(checkpoint, monkey
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
+def test_weights_that_a_format_puts_into_a_second_file_come_along(checkpoint, monkeypatch):
+    from torch.onnx._internal.exporter import _onnx_program
+
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1)
+    export_sliced(checkpoint, "onnx")
+    assert {path.name for path in (checkpoint / "export").iterdir()} == {"model.onnx", "model.onnx.data"}
+    read = FORMATS["onnx"].read(checkpoint / "export" / "model.onnx")
+    x = images(2)
+    torch.testing.assert_close(read(x), load_sliced(checkpoint)(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(checkpoint, monkeypatch):
-    found = formats_module.importlib.util.find_spec
+    found = export_module.importlib.util.find_spec
     monkeypatch.setattr(
-        formats_module.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
+        export_module.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
     )
     with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'dist-prune\[onnx\]'"):
         export_sliced(checkpoint, "onnx")

@@ -8,8 +8,8 @@ from sliced_families import FAMILIES, sliced
 from torch import nn
 from unit_helpers import images, shaken
 
-from dist_prune.export import formats
-from dist_prune.export.formats import FORMATS, record
+from dist_prune import export
+from dist_prune.export import FORMATS, record
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms, foldable_norms
 
 
@@ -38,7 +38,7 @@ def test_folded_norms_change_no_output(family):
 @torch.no_grad()
 def test_files_compute_what_the_network_does_at_any_batch_size(family, tmp_path, monkeypatch):
     _, small, program = family
-    monkeypatch.setattr(formats, "record", lambda *_: program)
+    monkeypatch.setattr(export, "record", lambda *_: program)
     for format in ("onnx", "pt2"):
         FORMATS[format].write(small, images(2, 32), {}, tmp_path / f"model.{format}")
         loaded = FORMATS[format].read(tmp_path / f"model.{format}")

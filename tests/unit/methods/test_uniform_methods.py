@@ -11,7 +11,7 @@ from dist_prune.gates.insertion import find_sites
 from dist_prune.gates.wrappers import gated_modules
 from dist_prune.measure.macs import count_macs
 from dist_prune.methods import METHODS, Phase, Task
-from dist_prune.methods.uniform import uniform_channels, uniform_depth, uniform_width
+from dist_prune.methods.baselines import uniform_channels, uniform_depth, uniform_width
 from dist_prune.pruning.costs import Costs, unit_costs
 from dist_prune.pruning.residual import residual_blocks
 

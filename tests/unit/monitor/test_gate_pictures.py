@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from dist_prune.monitor import style
-from dist_prune.monitor.curves import curves
-from dist_prune.monitor.pictures import GateHistory, activation_maps, gate_history, polarization_picture
+from dist_prune.monitor.pictures import GateHistory, activation_maps, curves, gate_history, polarization_picture
 
 
 def history(means, sites, **columns):

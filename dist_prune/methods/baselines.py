@@ -1,9 +1,7 @@
-"""Uniform baselines: dense networks of the budget's MACs, trained from scratch (by depth, width or inner channels).
+"""Baselines: the dense network, and uniform ones of the budget's MACs, trained from scratch.
 
 A user who wants half of the MACs could train a plain network of that size: what gates find must beat it.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import itertools
@@ -12,7 +10,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dist_prune.config import RunConfig
 from dist_prune.errors import UserError
 from dist_prune.gates.insertion import find_sites
 from dist_prune.measure.macs import count_macs
@@ -26,36 +23,41 @@ from dist_prune.pruning.slicing import slice_network
 _WIDTHS = {"cifar_resnet": ("width", 16.0), "torchvision/mobilenet_v2": ("width_mult", 1.0)}
 
 
-class UniformDepth(Method):
+class Dense(Method):
+    """Train the recipe's network as it is."""
+
+    def phases(self) -> Phases:
+        """One phase."""
+        yield Phase("dense", self.task.build(), self.task.config.epochs)
+
+
+class _Uniform(Method):
+    reads = frozenset({"target_macs"})
+
+    @property
+    def target(self) -> float:
+        """The budget, as a fraction of the dense MACs."""
+        config = self.task.config
+        if config.target_macs is None:
+            raise UserError(f"method '{config.method}' needs a budget: --set target_macs=0.5")
+        return config.target_macs
+
+    def _phase(self, kept: dict[str, tuple[int, ...]]) -> Phase:
+        # Weights of the removed units were never trained: slicing only saves a second way to build the network.
+        small, _ = slice_network(self.task.build(), kept)
+        return Phase("dense", small, self.task.config.epochs, kept=kept)
+
+
+class UniformDepth(_Uniform):
     """The dense network with fewer residual layers in every stage, as even as the budget allows."""
 
-    reads = frozenset({"target_macs"})
-
     def phases(self) -> Phases:
         """One phase."""
-        config = self.task.config
-        # Weights of the removed layers were never trained: slicing only saves a second way to build the network.
-        kept = uniform_depth(self.costs, _target(config))
-        small, _ = slice_network(self.task.build(), kept)
-        yield Phase("dense", small, config.epochs, kept=kept)
+        yield self._phase(uniform_depth(self.costs, self.target))
 
 
-class UniformWidth(Method):
-    """The dense network with fewer channels, by one factor throughout."""
-
-    reads = frozenset({"target_macs"})
-
-    def phases(self) -> Phases:
-        """One phase."""
-        task, config = self.task, self.task.config
-        small = uniform_width(task, round(_target(config) * self.costs.dense))
-        yield _NarrowPhase("dense", small.build(), config.epochs, own_macs=_macs(small))
-
-
-class UniformChannels(Method):
+class UniformChannels(_Uniform):
     """The dense network with fewer channels between the layers of its blocks: the same share everywhere."""
-
-    reads = frozenset({"target_macs"})
 
     def sites(self, plain: nn.Module) -> tuple[Site, ...]:
         """Return the channels between the layers of blocks."""
@@ -63,10 +65,16 @@ class UniformChannels(Method):
 
     def phases(self) -> Phases:
         """One phase."""
-        config = self.task.config
-        kept = uniform_channels(self.costs, _target(config))
-        small, _ = slice_network(self.task.build(), kept)
-        yield Phase("dense", small, config.epochs, kept=kept)
+        yield self._phase(uniform_channels(self.costs, self.target))
+
+
+class UniformWidth(_Uniform):
+    """The dense network with fewer channels, by one factor throughout."""
+
+    def phases(self) -> Phases:
+        """One phase."""
+        small = uniform_width(self.task, round(self.target * self.costs.dense))
+        yield _NarrowPhase("dense", small.build(), self.task.config.epochs, own_macs=_macs(small))
 
 
 @dataclass(kw_only=True)
@@ -78,18 +86,11 @@ class _NarrowPhase(Phase):
         return self.own_macs
 
 
-def _target(config: RunConfig) -> float:
-    if config.target_macs is None:
-        raise UserError(f"method '{config.method}' needs a budget: --set target_macs=0.5")
-    return config.target_macs
-
-
 def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
-    """Kept units of each layer site: stages lose their last layers, as evenly as possible.
+    """Return the kept units of each layer site: stages lose their last layers, as evenly as possible, but never all.
 
-    Among stage depths that differ by at most one layer from the same share of each stage, the one nearest to
-    ``target`` times the dense MACs; where several are, first and last stage keep more. Every stage keeps one
-    layer at least.
+    Among stage depths that differ by at most one layer from the same share of each stage, take the one nearest to
+    ``target`` times the dense MACs; where several are, first and last stage keep more.
     """
     stages: dict[str, list[str]] = defaultdict(list)
     for site in costs.sites:
@@ -128,10 +129,7 @@ def uniform_channels(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
 
 
 def uniform_width(task: Task, macs: float) -> Task:
-    """Return the task with the width at which its network comes nearest to ``macs``.
-
-    Raises UserError for networks that have no width argument.
-    """
+    """Return the task with the width nearest to ``macs``; raise UserError for networks without a width argument."""
     architecture = architecture_of(task.build())
     if architecture is None or architecture.builder not in _WIDTHS:
         raise UserError(f"uniform_width: {task.config.model} has no width argument; use uniform_channels")
