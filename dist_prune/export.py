@@ -69,8 +69,10 @@ def export_sliced(
             _write(chosen, model, images[:RECORDED_AT], config, draft)
             tolerance = LOGIT_TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(expected[-1].abs().max()))
             difference = _checked(chosen, draft, images, expected, tolerance, "; remove --half" if half else "")
-            place = replace_folder if draft.is_dir() else os.replace
-            place(draft, target)
+            # The weights of a large ONNX file lie beside it, in a file that it refers to by name.
+            for path in Path(beside).iterdir():
+                place = replace_folder if path.is_dir() else os.replace
+                place(path, target.with_name(path.name))
     files = target.iterdir() if target.is_dir() else [target]
     return {
         "exported": str(target),

@@ -17,7 +17,7 @@ from dist_prune.gates.cpu_kernels.fused_gating import fused_gating
 from dist_prune.gates.heads import HEADS
 from dist_prune.gates.noise import NoiseKey, random_drop
 from dist_prune.gates.ops import fan_out, pixel_mean
-from dist_prune.gates.recompute import in_recomputation, with_means_gradient, without_norm_updates
+from dist_prune.gates.recompute import MeansGradient, in_recomputation, without_norm_updates
 from dist_prune.models.build import in_eval_mode
 
 _UNCHANGED = contextlib.nullcontext()
@@ -56,6 +56,7 @@ class Gate(nn.Module):
         backprop_to_input: let the gradient of the gate flow into the map that it reads, as in the paper.
         random_drop: share of the training samples in which units are dropped at random; 0 in the paper.
         noise_key: of the next forward pass, where the caller sets it.
+        frozen: decisions do not depend on what the gate reads.
         constant: 0 or 1 if the gate is frozen to that for all units, else None. Then neither the gate nor a branch
             that it closes needs to be computed.
         on_decided: called after each decision, if set; not while the network is compiled.
@@ -82,6 +83,7 @@ class Gate(nn.Module):
         super().__init__()
         self.units = units
         self.flatten = flatten
+        self.frozen = False
         self.constant: int | None = None
         self.on_decided: Callable[[Gate], None] | None = None
         self.backprop_to_input = True
@@ -151,12 +153,12 @@ class Gate(nn.Module):
                     "a checkpointed gate with noise was recomputed for another forward pass than its latest: "
                     "call backward before the next forward pass"
                 )
-            return applied if self._leaf is None else with_means_gradient(applied, decisions, self._leaf)
+            return applied if self._leaf is None else MeansGradient.apply(applied, decisions, self._leaf)
         self._leaf = None
         if self.training:
             self._latest_pass = noise_key, logits
         # Without a graph in training, a reentrant checkpoint may follow, whose recomputation needs the gradient of
-        # the gate means (``with_means_gradient``).
+        # the gate means (``MeansGradient``).
         if self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._leaf = decisions = decisions.detach().clone().requires_grad_()
         self.record(decisions, logits)
@@ -180,11 +182,6 @@ class Gate(nn.Module):
         latest, self._latest = self._latest, None
         return latest
 
-    @property
-    def frozen(self) -> bool:
-        """True if decisions do not depend on what the gate reads."""
-        return self._frozen is not None
-
     def freeze(self, opened: Tensor | None) -> None:
         """Decide the same for every sample from now on.
 
@@ -192,6 +189,7 @@ class Gate(nn.Module):
             opened: open units (units,), bool; None: evaluate the gate again.
         """
         self._frozen = None if opened is None else opened.to(self.threshold)
+        self.frozen = opened is not None
         self.constant = int(opened[0]) if opened is not None and bool((opened == opened[0]).all()) else None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -38,23 +38,22 @@ def without_norm_updates(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-class _MeansGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, applied: Tensor, decisions: Tensor, record: Tensor) -> Tensor:
-        ctx.record = record
-        return applied.view_as(applied)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        # Taken once: a second backward pass through the gate must not count the means again.
-        grad_of_means, ctx.record.grad = ctx.record.grad, None
-        return grad, grad_of_means, None
-
-
-def with_means_gradient(applied: Tensor, decisions: Tensor, record: Tensor) -> Tensor:
+class MeansGradient(torch.autograd.Function):
     """Return ``applied``; backward also gives ``decisions`` the gradient that has reached ``record``.
 
     Reentrant checkpointing runs the first pass without a graph: the gradient of the gate means then ends at the
     decisions recorded there, a leaf, before the recomputation begins, which passes it on to the gate.
     """
-    return _MeansGradient.apply(applied, decisions, record)
+
+    @staticmethod
+    def forward(ctx: Any, applied: Tensor, decisions: Tensor, record: Tensor) -> Tensor:
+        """Take decisions (B, units) three times."""
+        ctx.record = record
+        return applied.view_as(applied)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Return the gradients of applied and own decisions."""
+        # Taken once: a second backward pass through the gate must not count the means again.
+        grad_of_means, ctx.record.grad = ctx.record.grad, None
+        return grad, grad_of_means, None

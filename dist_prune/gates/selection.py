@@ -27,15 +27,12 @@ class Selection:
         self._costs, self._target, self._groups = costs, target, groups
 
     def prune_to(self, importance: Tensor, pruned: Tensor, allowance: float) -> Tensor:
-        """Select the units to prune to meet the MACs allowance.
+        """Return all pruned units (units,), bool, once the others meet the MACs allowance.
 
         Args:
             importance: importance scores (units,).
             pruned: units that are pruned already (units,), bool.
             allowance: share of the dense MACs that open units may cost.
-
-        Returns:
-            All pruned units (units,), bool.
         """
         # Pruned units stay pruned. The network misses every unit at first, so each would come back, and another leave
         # in its place, before the network has learned to do without it.
@@ -81,10 +78,8 @@ class Selection:
     def _last(self, share: float, after: Tensor, allowance: float) -> int | None:
         """Return the position of the candidate that is pruned last in this step, or None for none of them.
 
-        Args:
-            share: of the dense MACs that open units cost now, above the allowance.
-            after: the same with one candidate pruned, (candidates,), least important first.
-            allowance: share of the dense MACs that open units may cost.
+        ``share``, above the allowance, is what open units cost now; ``after``, least important first, (candidates,),
+        what they cost with one candidate pruned.
         """
         goal, best = min(self._target, allowance), 0
         # The least important unit is too expensive: prune the least important one that meets the target, or the one

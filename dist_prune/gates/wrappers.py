@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -146,13 +145,11 @@ def checkpoint_blocks(model: nn.Module) -> int:
 def _checkpoint(block: nn.Module) -> None:
     plain_forward = block.forward
 
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return contextlib.nullcontext(), without_norm_updates(block)
-
     def forward(*inputs: Any, **options: Any) -> Any:
         # Without backward there is nothing to recompute, and nothing to save memory for.
         if not (block.training and torch.is_grad_enabled()):
             return plain_forward(*inputs, **options)
-        return checkpoint(plain_forward, *inputs, use_reentrant=False, context_fn=contexts, **options)
+        options["context_fn"] = lambda: (contextlib.nullcontext(), without_norm_updates(block))
+        return checkpoint(plain_forward, *inputs, use_reentrant=False, **options)
 
     block.forward = forward

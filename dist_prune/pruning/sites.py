@@ -29,11 +29,6 @@ class ChannelSlice:
     width: int = 1
     size: int = 0
 
-    def entries(self, unit: int) -> range:
-        """Return the indices of a unit."""
-        start = self.offset + unit * self.width
-        return range(start, start + self.width)
-
 
 @dataclass(frozen=True)
 class AbsorbedConstant:

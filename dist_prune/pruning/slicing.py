@@ -104,7 +104,8 @@ def _narrow_modules(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> 
         for piece in site.slices:
             # An emptied site removes its branch; only what lies outside of it still has something to narrow.
             if units or not site.removes(piece.module):
-                dropped[piece.module][piece.dim] |= {entry for unit in closed for entry in piece.entries(unit)}
+                entries = {unit * piece.width + i for unit in closed for i in range(piece.width)}
+                dropped[piece.module][piece.dim] |= {piece.offset + entry for entry in entries}
     return [tensor for name, dims in dropped.items() for tensor in _narrow(plain, name, dims)]
 
 

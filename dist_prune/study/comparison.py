@@ -65,9 +65,7 @@ _RUN_NOTE = "The last evaluation is of the network in training, with its gates d
 
 
 def write_comparison(
-    folders: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str] | None = None,
-    to_accuracy: float | None = None,
+    folders: Sequence[str | Path], out: str | Path | None = None, to_accuracy: float | None = None
 ) -> Path:
     """Write comparison.md, comparison.html and PNG pictures of several runs.
 

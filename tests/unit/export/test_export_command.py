@@ -136,6 +136,17 @@ def test_a_file_that_computes_something_else_replaces_nothing(checkpoint, monkey
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
+def test_weights_that_a_format_puts_into_a_second_file_come_along(checkpoint, monkeypatch):
+    from torch.onnx._internal.exporter import _onnx_program
+
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 1)
+    export_sliced(checkpoint, "onnx")
+    assert {path.name for path in (checkpoint / "export").iterdir()} == {"model.onnx", "model.onnx.data"}
+    read = FORMATS["onnx"].read(checkpoint / "export" / "model.onnx")
+    x = images(2)
+    torch.testing.assert_close(read(x), load_sliced(checkpoint)(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(checkpoint, monkeypatch):
     found = export_module.importlib.util.find_spec
     monkeypatch.setattr(
