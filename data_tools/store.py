@@ -26,13 +26,14 @@ SHARD_WORD = re.compile(r"""[^\s'"]*?(?:\.tar|_info\.json)(?=[\s'"?]|$)""")
 class ShardSpec:
     """Location of shards as the user wrote it, and the names of the chosen ones (None: all).
 
-    The address of a file is its name between ``before`` and ``after``.
+    The address of a file is its name between ``before`` and ``after``. transport: "folder", "url" or "command".
     """
 
     text: str
     before: str
     after: str = ""
     names: frozenset[str] | None = None
+    transport: str = "folder"
 
     def __str__(self) -> str:
         return self.text
@@ -40,7 +41,7 @@ class ShardSpec:
     @property
     def root(self) -> str:
         """The folder or its URL; of a command its text."""
-        return self.text if self.text.startswith(PIPE) else self.before.removesuffix("/")
+        return self.text if self.transport == "command" else self.before.removesuffix("/")
 
     def address(self, name: str) -> str:
         """Return the path, URL or command for a file."""
@@ -49,11 +50,15 @@ class ShardSpec:
     @staticmethod
     def parse(text: str) -> "ShardSpec":
         """Parse ``FOLDER``, ``FOLDER/_info.json`` or ``FOLDER/X-{000000..000004}.tar``; also of URLs and commands."""
+        # Decided once, on what was typed: what follows file:// is a path, whatever it looks like.
+        transport = "command" if text.startswith(PIPE) else "folder"
+        if is_url(text) and transport == "folder":
+            transport = "folder" if text.startswith("file://") else "url"
         text = text.removeprefix("file://")
         if not text:
             raise ShardError("the location of the shards is empty: give a folder, or the URL of one")
         begin, end = 0, len(text)
-        if text.startswith(PIPE):
+        if transport == "command":
             words = list(SHARD_WORD.finditer(text))
             if not words:
                 raise ShardError(
@@ -61,14 +66,14 @@ class ShardSpec:
                     "or FOLDER/_info.json, as it would to write one of them to its standard output"
                 )
             begin, end = words[-1].span()  # what comes before may be an option
-        elif is_url(text):
+        elif transport == "url":
             check_url(text)
             # Only web addresses have queries, which go with every file; in object stores "?" is part of a name.
             end = text.index("?") if text.startswith("http") and "?" in text else end
         folder, names = _parse_names(text[begin:end])
         if folder or not begin:
             folder = f"{folder or '.'}/"
-        return ShardSpec(text, text[:begin] + folder, text[end:], names)
+        return ShardSpec(text, text[:begin] + folder, text[end:], names, transport)
 
 
 def _parse_names(path: str) -> tuple[str, frozenset[str] | None]:
@@ -110,7 +115,7 @@ def open_store(
         ShardError: a location that cannot be parsed.
     """
     spec = ShardSpec.parse(str(location))
-    if not spec.text.startswith(PIPE) and not is_url(spec.text):
+    if spec.transport == "folder":
         return ShardStore(spec)
     cache = ShardCache(Path(cache_dir).expanduser() if cache_dir else default_cache_dir(), cache_bytes)
     return RemoteStore(spec, cache, timeout, retries)

@@ -1,6 +1,7 @@
 """What a run folder has for a continuation: recipe and data (perhaps untrusted), and the newest whole checkpoint."""
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +11,11 @@ from dist_prune.checkpoints.format import load_newest
 from dist_prune.checkpoints.train_state import TrainState
 from dist_prune.config import RESUMABLE_FIELDS, RunConfig, validated
 from dist_prune.data import ImageData
-from dist_prune.errors import UserError
+from dist_prune.errors import UserError, one_line
 from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.consistency import flatten
+
+_TRUSTED_PROTOCOLS = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 
 
 def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> TrainState | None:
@@ -46,13 +49,21 @@ def config_of(run: RunFolder) -> RunConfig:
 
 
 def data_of(run: RunFolder) -> str:
-    """Return where a run's data were; raise UserError for a command: none is run but those that the user types."""
+    """Return where a run's data were.
+
+    Raises UserError for a command, and for a URL of a protocol that may run one: the run folder may be someone else's,
+    and only what the user types is trusted.
+    """
     try:
         data = config_of(run).data
     except UserError as error:
         raise UserError(f"{error}; name the data with --data") from error
-    if data.startswith("pipe:"):
-        raise UserError(f"{run.path} read its data by a command; if you trust it, give it yourself: --data '{data}'")
+    # fsspec's chains (a::b) and its protocols that refer to others render templates and open what these name.
+    if data.startswith("pipe:") or "::" in data or ("://" in data and data.split("://")[0] not in _TRUSTED_PROTOCOLS):
+        raise UserError(
+            f"{run.path} read its data by a command or from a chain of URLs; if you trust it, give it yourself: "
+            f"--data {shlex.quote(one_line(data))}"
+        )
     return data
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from dist_prune.checkpoints.restore import config_of, data_of
@@ -19,12 +21,32 @@ def record(run: RunFolder, **changes) -> None:
     run.write_json(run.config, {"config": {**recipe("digits").model_dump(mode="json"), **changes}})
 
 
-def test_a_recorded_command_is_not_run_and_recorded_places_are_found(run):
-    record(run, data="SHARDS")
-    assert data_of(run) == "SHARDS"
-    record(run, data="pipe:touch x")
-    with pytest.raises(UserError, match="read its data by a command; if you trust it, give it yourself"):
+@pytest.mark.parametrize(
+    "data", ["SHARDS", "/a/b", "file:///a/b", "s3://b/x", "https://host/x?key=1", "file://pipe:touch x"]
+)
+def test_recorded_places_are_found(run, data):
+    record(run, data=data)
+    assert data_of(run) == data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "pipe:touch x; cat x/_info.json",
+        "reference://x::http://host/refs",
+        "simplecache::s3://bucket/x",
+        "file://x::http://host/refs",
+        "github://owner:repository@main/x",
+        "it's://x",
+    ],
+)
+def test_a_recorded_command_or_chain_of_urls_is_not_followed(run, data):
+    record(run, data=data)
+    with pytest.raises(
+        UserError, match="read its data by a command or .*; if you trust it, give it yourself"
+    ) as refused:
         data_of(run)
+    assert shlex.split(str(refused.value).partition("--data ")[2]) == [data]
 
 
 @pytest.mark.parametrize("changes", [{"epochs": 0}, {"gates": []}, {"nobody": "knows"}])

@@ -196,6 +196,14 @@ def test_a_location_is_taken_apart(text, folder, names):
     assert (found.root, found.names) == (folder, None if names is None else frozenset(names))
 
 
+def test_what_follows_file_is_a_path_and_no_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("file://pipe:touch made; cat x/_info.json", "file://file://pipe:touch made; cat x-{0..1}.tar"):
+        with pytest.raises(ShardError, match="no such folder"):
+            open_store(text).read_index()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_tars_in_several_folders_are_refused():
     with pytest.raises(ShardError, match=r"x/{a,b}/t\.tar names tars in 2 folders"):
         ShardSpec.parse("x/{a,b}/t.tar")
