@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from dist_prune.errors import UserError, first_problem
 from dist_prune.pruning.costs import Costs
 from dist_prune.pruning.families import all_sites
-from dist_prune.pruning.masking import close_units
 from dist_prune.pruning.sites import Site
-from dist_prune.pruning.slicing import slice_network
+from dist_prune.pruning.slicing import close_units, slice_network
 
 THRESHOLD = 0.5
 BINS = 20

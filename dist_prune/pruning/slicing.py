@@ -2,7 +2,8 @@
 
 One mechanism serves the end of training, loading a sliced checkpoint and the transitions between phases. Tensors that
 stay whole remain the same objects; narrowed ones come with the indices that they keep of the old tensor, so that
-optimizer state can follow.
+optimizer state can follow. ``close_units`` is the reference that slicing must equal: the same network with its closed
+units contributing exactly zero.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from dist_prune.errors import UserError
 from dist_prune.models.build import architecture_of, remember
 from dist_prune.pruning.families import all_sites
 from dist_prune.pruning.replacement_blocks import AddToChannels, SelectChannels, replace_closed_blocks
+from dist_prune.pruning.residual import form_of, residual_form
 from dist_prune.pruning.sites import Site
 
 
@@ -174,3 +177,43 @@ def _absorb_constants(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -
             if reader.bias is None:
                 reader.bias = nn.Parameter(torch.zeros_like(added))
             reader.bias += added
+
+
+def close_units(plain: nn.Module, kept: Mapping[str, Sequence[int]], sites: Mapping[str, Site]) -> nn.Module:
+    """Return a copy of a plain network with all units but ``kept`` closed by hooks; eval mode.
+
+    Args:
+        plain: a network without gates.
+        kept: the units that stay, by site name; sites that are not named stay whole.
+        sites: the sites of the network by name.
+    """
+    # Hooks leave the modules and their names alone, so weights load into the copy as into the network itself.
+    masked = copy.deepcopy(plain)
+    for name, units in kept.items():
+        site = sites[name]
+        module = masked.get_submodule(site.gate_at)
+        if site.kind == "channel":
+            scale = partial(
+                _scale, torch.zeros(site.units).index_fill(0, torch.tensor(list(units), dtype=torch.long), 1)
+            )
+            if site.behind:
+                module.register_forward_hook(lambda _, inputs, output, scale=scale: scale(output))
+            else:
+                module.register_forward_pre_hook(lambda _, inputs, scale=scale: (scale(inputs[0]),))
+        elif not units and residual_form(module):
+            module.register_forward_hook(_keep_shortcut)
+        elif not units:
+            # The last module that only the branch uses hands its output to the sum with the shortcut.
+            masked.get_submodule(site.branch[-1]).register_forward_hook(lambda _, __, output: torch.zeros_like(output))
+    return masked.eval()
+
+
+def _scale(opened: Tensor, maps: Tensor) -> Tensor:
+    return maps * opened.to(maps).view(1, -1, *[1] * (maps.dim() - 2))
+
+
+def _keep_shortcut(block: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    # The block has computed its branch already; its sum is taken anew without it.
+    form = form_of(block)
+    shortcut = getattr(block, form.shortcut)
+    return getattr(block, form.activation)(inputs[0] if shortcut is None else shortcut(inputs[0]))

@@ -100,7 +100,12 @@ class WeightMask:
     def restore(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> WeightMask:
         """Return the mask of ``as_dict`` and ``tensors``; raises UserError if they are not those of one."""
         try:
-            return cls({entry["name"]: _unpacked(entry, tensors[entry["name"]]) for entry in data["weights"]})
+            kept = {}
+            for entry in data["weights"]:
+                # The last byte is padded: only the shape tells how many of its bits count.
+                bits = np.unpackbits(tensors[entry["name"]].numpy(), count=int(np.prod(entry["shape"])))
+                kept[entry["name"]] = torch.from_numpy(bits).bool().reshape(entry["shape"])
+            return cls(kept)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"that is no weight mask: {error}") from error
 
@@ -127,9 +132,3 @@ def without_masks(module: nn.Module) -> nn.Module:
         layer.weight.data.mul_(layer._buffers.pop("weight_mask"))
         layer.__class__ = _PLAIN[type(layer)]
     return plain
-
-
-def _unpacked(entry: Mapping[str, Any], bits: Tensor) -> Tensor:
-    # The last byte is padded: only the shape tells how many of its bits count.
-    count = int(np.prod(entry["shape"]))
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool().reshape(entry["shape"])
