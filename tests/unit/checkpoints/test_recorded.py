@@ -43,7 +43,7 @@ def test_recorded_places_are_found(run, data):
 def test_a_recorded_command_or_chain_of_urls_is_not_followed(run, data):
     record(run, data=data)
     with pytest.raises(
-        UserError, match="read its data by a command or .*; if you trust it, give it yourself"
+        UserError, match=r"read its data by a command or .*; if you trust it, give it yourself"
     ) as refused:
         data_of(run)
     assert shlex.split(str(refused.value).partition("--data ")[2]) == [data]
