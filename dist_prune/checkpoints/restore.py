@@ -3,25 +3,33 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dist_prune import distributed
 from dist_prune.checkpoints.format import load_newest
-from dist_prune.checkpoints.train_state import TrainState
+from dist_prune.checkpoints.train_state import Origin, TrainState
 from dist_prune.config import RESUMABLE_FIELDS, RunConfig, validated
 from dist_prune.data import ImageData
 from dist_prune.errors import UserError, one_line
 from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.consistency import flatten
 
+# Keys of the DeepSpeed JSON that may differ on resume: they change speed, memory or messages.
+RESUMABLE_KEYS = frozenset({
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "train_batch_size",
+    "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown",
+    "memory_breakdown", "dump_state", "comms_logger", "flops_profiler", "aio", "disable_allgather",
+})  # fmt: skip
+# Of recorded URLs; others may run code.
 _TRUSTED_PROTOCOLS = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 
 
-def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> TrainState | None:
+def find_checkpoint(folder: RunFolder, config: RunConfig, origin: Origin, data: ImageData) -> TrainState | None:
     """Return the state of rank 0's newest whole checkpoint, on every rank; None where there is none yet.
 
-    Raises UserError on every rank if it is of a run with another recipe or with other shards, or of another format.
+    Raises UserError on every rank if it is of a run with another recipe, DeepSpeed config or other shards, or of
+    another format, or if there are checkpoints of which none can be read.
     """
     # Only rank 0 reads: ranks on other nodes may see an older state of a network file system.
     state = problem = None
@@ -31,12 +39,19 @@ def find_checkpoint(folder: RunFolder, config: RunConfig, data: ImageData) -> Tr
             for line in damaged:
                 print(f"{line}; passing over it", file=sys.stderr)
             if state:
-                problem = other_recipe(folder, config) or other_data(folder, config, state.data, data)
+                problem = other_recipe(folder, state.origin["recipe"], config)
+                problem = problem or other_ds_config(folder, state.origin["ds_config"], origin["ds_config"])
+                problem = problem or other_data(folder, config, state.data, data)
+            if state and not problem:
+                for line in _changes(state.origin, origin):
+                    print(line, file=sys.stderr)
         except UserError as error:
             problem = str(error)
     state, problem = distributed.broadcast_object((state, problem))
     if problem:
         raise UserError(problem)
+    if state is not None:
+        state.origin = origin
     return state
 
 
@@ -67,24 +82,47 @@ def data_of(run: RunFolder) -> str:
     return data
 
 
-def other_recipe(folder: RunFolder, config: RunConfig) -> str | None:
-    """Return one line about the first field in which ``config`` differs from the run in ``folder``; None if none does.
+def other_recipe(folder: RunFolder, before: Mapping[str, Any], config: RunConfig) -> str | None:
+    """Return one line about the first field in which ``config`` differs from the recipe before; None if none does.
 
     Fields of ``RESUMABLE_FIELDS`` may differ.
     """
-    if not folder.config.exists():
-        return None
     try:
-        stored = config_of(folder)
+        stored = validated(RunConfig, before)
     except UserError as error:
-        return str(error)
+        return f"the checkpoints in {folder.checkpoints} are not of a run of this program: {error}"
+    was, now = (of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS)) for of in (stored, config))
+    return _first_difference(folder, was, now, "resume it with the same recipe")
+
+
+def other_ds_config(folder: RunFolder, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return one line about the first key that changes the losses and differs; None if none does.
+
+    Keys of ``RESUMABLE_KEYS`` may differ.
+    """
+    was, is_now = ({key: value for key, value in of.items() if key not in RESUMABLE_KEYS} for of in (before, now))
+    return _first_difference(folder, was, is_now, "resume it with the same DeepSpeed config")
+
+
+def _first_difference(folder: RunFolder, before: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> str | None:
     # Dotted names: a difference in one nested field must not print two whole sections.
-    before, now = (flatten(of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS))) for of in (stored, config))
-    for key in [*now, *(before.keys() - now.keys())]:
-        if before.get(key) != now.get(key):
-            was, is_now = before.get(key, "nothing"), now.get(key, "nothing")
-            return f"{folder.path} was started with {key}={was}, not {is_now}; resume it with the same recipe"
+    was, is_now = flatten(before), flatten(now)
+    for key in [*is_now, *(was.keys() - is_now.keys())]:
+        if was.get(key) != is_now.get(key):
+            values = was.get(key, "nothing"), is_now.get(key, "nothing")
+            return f"{folder.path} was started with {key}={values[0]}, not {values[1]}; {advice}"
     return None
+
+
+def _changes(before: Origin, now: Origin) -> Iterator[str]:
+    """Yield a line about each change that a resume allows and that changes the losses a little."""
+    if before["micro_batch"] != now["micro_batch"]:
+        changed = f"micro-batch {now['micro_batch']} instead of {before['micro_batch']} so far"
+        yield f"{changed}: batch norms average over it, so losses differ a little"
+    for name in sorted(before["versions"].keys() | now["versions"].keys()):
+        was, is_now = before["versions"].get(name), now["versions"].get(name)
+        if was != is_now:
+            yield f"{name} {is_now} instead of {was} so far: losses may differ a little"
 
 
 def other_data(folder: RunFolder, config: RunConfig, before: Mapping[str, Any], data: ImageData) -> str | None:

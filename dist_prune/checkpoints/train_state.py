@@ -15,7 +15,8 @@ from dist_prune.measure.energy import Energy
 from dist_prune.pruning.decision import Decision, restore_decision
 
 # 1: phases had a "structure", and the state of budget and freezer lay in buffers of the first gate.
-FORMAT_VERSION = 2
+# 2: it did not say which recipe and DeepSpeed config made it.
+FORMAT_VERSION = 3
 
 OptimizerState = dict[str, dict[str, Tensor]]  # parameter name -> state name -> tensor
 _STRICT = with_config(ConfigDict(extra="forbid"))
@@ -77,6 +78,16 @@ class _Shards(TypedDict):
 
 
 @_STRICT
+class Origin(TypedDict):
+    """What makes a run: a resume compares it, apart from what may differ."""
+
+    recipe: dict[str, Any]
+    ds_config: dict[str, Any]
+    micro_batch: int
+    versions: dict[str, str | None]  # of packages that can change results
+
+
+@_STRICT
 @dataclass
 class FinishedPhase:
     """The outcome of a phase that is over, as far as a resume needs it."""
@@ -92,6 +103,7 @@ class _StateFile:
 
     progress: Progress
     data: _Shards  # ``ImageData.identity``
+    origin: Origin  # of the invocation that wrote it
     energy_run: SpentEnergy = field(default_factory=SpentEnergy)
     energy_epoch: SpentEnergy = field(default_factory=SpentEnergy)
     finished: dict[str, FinishedPhase] = field(default_factory=dict)  # the phases that are over, by name

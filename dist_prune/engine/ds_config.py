@@ -5,6 +5,7 @@ Nothing in this file needs deepspeed.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Batching:
 def load_ds_config(path: str | Path) -> dict[str, Any]:
     """Return the checked content of a DeepSpeed JSON file; raises UserError that names the file and the key."""
     try:
-        config = json.loads(Path(path).read_text())
+        config = json.loads(Path(path).read_text(), object_pairs_hook=_object, parse_constant=_refuse_constant)
         check_ds_config(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -55,6 +56,18 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"the DeepSpeed config {path} is not valid JSON: {error}") from error
     return config
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # JSON readers keep the last of equal keys: which one the user meant, nobody knows.
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise UserError(f"'{key}' stands there {count} times; keep one")
+    return dict(pairs)
+
+
+def _refuse_constant(text: str) -> float:
+    raise UserError(f"{text} is no number that DeepSpeed can use; give a finite one")
 
 
 def check_ds_config(config: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from dist_prune import distributed
 from dist_prune.checkpoints.restore import find_checkpoint
-from dist_prune.checkpoints.train_state import Progress, TrainState
+from dist_prune.checkpoints.train_state import Origin, Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.config import RunConfig
 from dist_prune.config.effects import without_effect
@@ -74,7 +74,14 @@ def run(config: RunConfig, options: Options) -> bool:
                 if distributed.is_main():
                     print(f"{folder.path} is already finished; its results are in {folder.sliced}")
                 return True
-            state = find_checkpoint(folder, config, data) or TrainState(Progress(), data.identity())  # type: ignore[arg-type]
+            origin = Origin(
+                recipe=config.model_dump(mode="json"),
+                ds_config=ds_config,
+                micro_batch=batching.micro,
+                versions=package_versions(),
+            )
+            state = find_checkpoint(folder, config, origin, data)
+            state = state or TrainState(Progress(), data.identity(), origin)  # type: ignore[arg-type]
             context = RunContext(config, ds_config, batching, data, method, device, folder)
             return _train_and_finish(context, options, state, peers)
 

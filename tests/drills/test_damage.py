@@ -13,7 +13,7 @@ from drill import assert_same_course
 from ranks import FORKSERVER
 
 from dist_prune.checkpoints.format import load_checkpoint, load_newest, save_checkpoint
-from dist_prune.checkpoints.train_state import ModelState, Progress, TrainState
+from dist_prune.checkpoints.train_state import ModelState, Origin, Progress, TrainState
 
 pytestmark = pytest.mark.drill
 
@@ -48,7 +48,8 @@ def write_for_ever(folder: Path, began) -> None:
         weights = {str(i): torch.full((50_000,), float(step)) for i in range(20)}
         model = ModelState(weights, {"w": weights})
         data = {"fingerprint": "abc", "shard_lengths": {}}
-        save_checkpoint(folder, TrainState(Progress(step=step), data, model=model))
+        origin: Origin = {"recipe": {}, "ds_config": {}, "micro_batch": 8, "versions": {}}
+        save_checkpoint(folder, TrainState(Progress(step=step), data, origin, model=model))
         began.set()
 
 

@@ -14,7 +14,7 @@ import torch
 from data_tools import make_shards
 from data_tools.images import encode_png
 from dist_prune.checkpoints.format import save_checkpoint
-from dist_prune.checkpoints.train_state import ModelState, Progress, TrainState
+from dist_prune.checkpoints.train_state import ModelState, Origin, Progress, TrainState
 from dist_prune.config import RunConfig, override
 from dist_prune.gates.consensus import consensus_mask
 from dist_prune.monitor.records import EVAL_KEYS, RunFolder
@@ -92,7 +92,8 @@ def _make_run(material: Material) -> None:
     momentum = {name: {"momentum_buffer": torch.zeros_like(p)} for name, p in phase.module.named_parameters()}
     progress = Progress(phase=phase.name, batch=0, epoch=1, step=1)
     model, extra = ModelState(weights, momentum), phase.extra_state()
-    state = TrainState(progress, images.identity(), model=model, phase_state=extra)
+    origin = Origin(recipe=config.model_dump(mode="json"), ds_config={}, micro_batch=8, versions={})
+    state = TrainState(progress, images.identity(), origin, model=model, phase_state=extra)
     save_checkpoint(run.checkpoints, state)
     mask = consensus_mask(phase.module, images.eval_batches("train", batch_size=8, rank=0, world_size=1))
     run.write_json(run.mask, mask.as_dict())

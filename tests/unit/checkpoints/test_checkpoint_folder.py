@@ -11,12 +11,13 @@ import torch
 from dist_prune import UserError
 from dist_prune.checkpoints import format as module
 from dist_prune.checkpoints.format import load_checkpoint, load_newest, save_checkpoint
-from dist_prune.checkpoints.train_state import ModelState, Progress, SpentEnergy, TrainState
+from dist_prune.checkpoints.train_state import ModelState, Origin, Progress, SpentEnergy, TrainState
 from dist_prune.pruning.mask import SiteMask, UnitMask
 from dist_prune.pruning.weight_mask import WeightMask
 from dist_prune.runtime.run_lock import RunTakenOver
 
 DATA = {"fingerprint": "abc", "shard_lengths": {"train": [3, 4]}}
+ORIGIN: Origin = {"recipe": {}, "ds_config": {}, "micro_batch": 8, "versions": {}}
 UNITS = UnitMask((SiteMask("layer1.0", "layer", 1, 0.75, (0,), 0.75),))
 WEIGHTS = WeightMask({"w": torch.tensor([[True, False], [False, True], [True, True]])})
 
@@ -25,6 +26,7 @@ def state(step: int) -> TrainState:
     made = TrainState(
         Progress(phase="tuned", step=step, epoch=2, best_step=3),
         DATA,
+        ORIGIN,
         SpentEnergy(joules=2.5, ranks=1, sensors={"cpu": 1}),
         SpentEnergy(joules=None),
         model=ModelState(
@@ -79,7 +81,7 @@ def test_decisions_of_finished_phases_come_back_as_what_they_were(folder):
 
 def test_a_state_without_optimizer_round_trips(folder):
     """Before the first step, and for optimizers without a state."""
-    start = TrainState(Progress(), DATA, model=ModelState({"w": torch.zeros(2)}))
+    start = TrainState(Progress(), DATA, ORIGIN, model=ModelState({"w": torch.zeros(2)}))
     assert same(load_checkpoint(save_checkpoint(folder, start)), start)
 
 
@@ -92,7 +94,7 @@ def rewrite(path, **changes) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize(("version", "said"), [("gone", 1), (3, 3)])
+@pytest.mark.parametrize(("version", "said"), [("gone", 1), (2, 2), (4, 4)])
 def test_a_checkpoint_of_another_format_is_refused_by_its_version_and_no_older_one_is_taken(folder, version, said):
     save_checkpoint(folder, state(1))
     rewrite(save_checkpoint(folder, state(2)), version=version)
@@ -136,7 +138,7 @@ def test_a_state_that_no_run_can_continue_from_is_refused_in_one_line(folder, ch
 def test_weights_of_another_network_are_refused_by_the_first_tensor_that_differs(change, said):
     network = torch.nn.Linear(3, 2)
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    start = TrainState(Progress(), DATA, model=ModelState(weights))
+    start = TrainState(Progress(), DATA, ORIGIN, model=ModelState(weights))
     start.check_fits(network)
     change(weights)
     with pytest.raises(UserError, match=said):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from dist_prune.checkpoints.format import save_checkpoint
-from dist_prune.checkpoints.train_state import ModelState, Progress, TrainState
+from dist_prune.checkpoints.train_state import ModelState, Origin, Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
 from dist_prune.monitor.records import RunFolder
 
 DATA = {"fingerprint": "abc", "shard_lengths": {}}
+ORIGIN: Origin = {"recipe": {}, "ds_config": {}, "micro_batch": 8, "versions": {}}
 
 
 def writer(every=None, minutes=None) -> CheckpointWriter:
@@ -22,7 +23,7 @@ def writer(every=None, minutes=None) -> CheckpointWriter:
 
 
 def state(step: int, best: int | None = None) -> TrainState:
-    return TrainState(Progress(step=step, best_step=best), DATA, model=ModelState({"w": torch.zeros(1)}))
+    return TrainState(Progress(step=step, best_step=best), DATA, ORIGIN, model=ModelState({"w": torch.zeros(1)}))
 
 
 def save(folder, step: int, keep: int, best: int | None = None) -> None:

@@ -7,23 +7,22 @@ from typing import Any
 import pytest
 
 from data_tools.index import ShardIndex, ShardSplit
-from dist_prune.checkpoints.restore import other_data, other_recipe
+from dist_prune.checkpoints.restore import other_data, other_ds_config, other_recipe
 from dist_prune.config import RunConfig, override
 from dist_prune.data import ImageData
 from dist_prune.monitor.records import RunFolder
 
 CONFIG = RunConfig(name="test", data="none", model="resnet20", augment={"flip": True})
+BEFORE = CONFIG.model_dump(mode="json")
 
 
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
-    run = RunFolder(tmp_path)
-    run.write_json(run.config, {"config": CONFIG.model_dump(mode="json")})
-    return run
+    return RunFolder(tmp_path)
 
 
 def test_the_same_recipe_goes_on(folder):
-    assert other_recipe(folder, CONFIG) is None
+    assert other_recipe(folder, BEFORE, CONFIG) is None
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,7 @@ def test_the_same_recipe_goes_on(folder):
     ["data=/elsewhere/shards", "workers=3", "bad_data=skip", "max_skipped=7", "cache.gigabytes=2", "log_every=1"],
 )
 def test_what_changes_no_result_may_change(folder, setting):
-    assert other_recipe(folder, override(CONFIG, [setting])) is None
+    assert other_recipe(folder, BEFORE, override(CONFIG, [setting])) is None
 
 
 @pytest.mark.parametrize(
@@ -45,25 +44,49 @@ def test_what_changes_no_result_may_change(folder, setting):
     ],
 )
 def test_the_field_that_changes_results_is_named_with_both_values(folder, setting, told):
-    message = other_recipe(folder, override(CONFIG, [setting]))
+    message = other_recipe(folder, BEFORE, override(CONFIG, [setting]))
     assert f"was started with {told}" in message
     assert "{" not in message
 
 
 def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(folder):
-    stored = json.loads(folder.config.read_text())
-    del stored["config"]["augment"]["cutout"], stored["config"]["bad_data"], stored["config"]["nesterov"]
-    folder.write_json(folder.config, stored)
-    assert other_recipe(folder, CONFIG) is None
-    assert "augment.cutout=" in other_recipe(folder, override(CONFIG, ["augment.cutout=4"]))
-    assert "nesterov=" in other_recipe(folder, override(CONFIG, ["nesterov=true"]))
+    before = json.loads(json.dumps(BEFORE))
+    del before["augment"]["cutout"], before["bad_data"], before["nesterov"]
+    assert other_recipe(folder, before, CONFIG) is None
+    assert "augment.cutout=" in other_recipe(folder, before, override(CONFIG, ["augment.cutout=4"]))
+    assert "nesterov=" in other_recipe(folder, before, override(CONFIG, ["nesterov=true"]))
 
 
-def test_a_damaged_config_is_named_in_one_line(folder):
-    folder.write_json(folder.config, {"config": {"name": 7, "model": []}})
-    message = other_recipe(folder, CONFIG)
-    assert "is not the config.json of a run" in message
+def test_a_damaged_recipe_is_named_in_one_line(folder):
+    message = other_recipe(folder, {"name": 7, "model": []}, CONFIG)
+    assert "are not of a run of this program" in message
     assert "\n" not in message
+
+
+BF16 = {"zero_optimization": {"stage": 2}, "torch_autocast": {"enabled": True}, "gradient_clipping": 1.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"zero_optimization": {"stage": 3}}, {"train_micro_batch_size_per_gpu": 8}, {"wall_clock_breakdown": True}],
+)
+def test_keys_of_speed_memory_and_messages_may_change(folder, changes):
+    assert other_ds_config(folder, BF16, {**BF16, **changes}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"gradient_clipping": 0.1}, "gradient_clipping=1.0, not 0.1;"),
+        ({"torch_autocast": {"enabled": False}}, "torch_autocast.enabled=true, not false;"),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, 'torch_autocast.dtype=nothing, not "float16";'),
+        ({"fp16": {"enabled": True}}, "fp16.enabled=nothing, not true;"),
+        ({"prescale_gradients": True}, "prescale_gradients=nothing, not true;"),
+    ],
+)
+def test_the_key_that_changes_losses_is_named_with_both_values(folder, changes, told):
+    assert f"was started with {told}" in other_ds_config(folder, BF16, {**BF16, **changes})
+    assert "gradient_clipping=1.0, not nothing;" in other_ds_config(folder, BF16, {"torch_autocast": {"enabled": True}})
 
 
 def images(*lengths: int, fingerprint: str = "0123456789") -> ImageData:
