@@ -96,7 +96,14 @@ def test_a_refusal_names_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", r"mine\.json is not valid JSON"), ("[]", r"mine\.json: .* must be a JSON object"), ("", "not valid JSON")],
+    [
+        ('{"gradient_clipping": NaN}', r"mine\.json: NaN is no number"),
+        ('{"gradient_clipping": -Infinity}', r"mine\.json: -Infinity is no number"),
+        ('{"fp16": {"enabled": true, "enabled": false}}', r"mine\.json: 'enabled' stands there 2 times"),
+        ("{", r"mine\.json is not valid JSON"),
+        ("[]", r"mine\.json: .* must be a JSON object"),
+        ("", "not valid JSON"),
+    ],
 )
 def test_a_file_that_is_no_object_is_refused(tmp_path, content, said):
     path = tmp_path / "mine.json"
