@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dist_prune.errors import RunError, UserError, first_line, nearest
+from dist_prune.files import replace
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms, foldable_norms
 from dist_prune.pruning.sliced_checkpoint import (
     find_sliced,
     input_shape_of,
     load_sliced,
     read_sliced_config,
-    replace_folder,
     save_sliced,
 )
 
@@ -71,8 +70,7 @@ def export_sliced(
             difference = _checked(chosen, draft, images, expected, tolerance, "; remove --half" if half else "")
             # The weights of a large ONNX file lie beside it, in a file that it refers to by name.
             for path in Path(beside).iterdir():
-                place = replace_folder if path.is_dir() else os.replace
-                place(path, target.with_name(path.name))
+                replace(path, target.with_name(path.name))
     files = target.iterdir() if target.is_dir() else [target]
     return {
         "exported": str(target),

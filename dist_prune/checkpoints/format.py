@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dist_prune.checkpoints.train_state import ModelState, OptimizerState, TrainState
 from dist_prune.errors import UserError
-from dist_prune.files import save_tensors, write_atomic
+from dist_prune.files import save_tensors, temporary_beside, write_atomic
 
 
 class UnusableCheckpoint(UserError):
@@ -37,7 +37,7 @@ class UnusableCheckpoint(UserError):
 _TENSORS = ("model.safetensors", "optimizer.safetensors", "phase.safetensors")
 _CHECKPOINT = re.compile(r"step-\d{8,}")
 # Of a process that was killed while it wrote: an unfinished checkpoint, or a file of one line.
-_LEFTOVER = re.compile(r"\.(step-\d{8,}|latest|best)(\.\d+\.tmp|\.\d+\.old\.tmp)+")
+_LEFTOVER = re.compile(r"\.(step-\d{8,}|latest|best)(\.[0-9a-f]+\.tmp)+")
 
 
 def save_checkpoint(
@@ -64,8 +64,7 @@ def save_checkpoint(
             beside them.
     """
     final = folder / _name(state.progress.step)
-    beside = folder / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = temporary_beside(final)
     try:
         beside.mkdir(parents=True)
         _write_files(beside, state)
@@ -106,7 +105,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def _remove(path: Path) -> None:
     """Remove a folder or a file as a whole: a process that is killed here leaves no half of it under its name."""
-    aside = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.old.tmp")
+    aside = temporary_beside(path)
     # Renamed first: a half-removed folder must not keep its name.
     with contextlib.suppress(OSError):
         os.replace(path, aside)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from dist_prune.errors import UserError, first_problem
-from dist_prune.files import save_tensors, write_atomic
+from dist_prune.files import replace, save_tensors, temporary_beside, write_atomic
 from dist_prune.models.build import Architecture, architecture_of
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms
 from dist_prune.pruning.model_card import model_card
@@ -96,16 +95,15 @@ def save_sliced(
     target = Path(folder)
     if not target.name:
         raise UserError(f"name a folder for the checkpoint: '{folder}' itself cannot be replaced")
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = temporary_beside(target)
     try:
         beside.mkdir(parents=True)
         save_tensors(beside / "model.safetensors", tensors, {"format": "pt"})
         for name, text in _texts(config).items():
             (beside / name).write_text(text)
-        replace_folder(beside, target)
+        replace(beside, target)
     finally:
-        # A half-written folder on a full disk must not keep it full.
+        # The older checkpoint; or a half-written one, which must not keep a full disk full.
         shutil.rmtree(beside, ignore_errors=True)
     return target
 
@@ -218,13 +216,3 @@ def _refuse_other_structure(
             f"this {type(small).__name__} was changed after it was built as {architecture.builder}; a sliced "
             "checkpoint cannot describe that"
         )
-
-
-def replace_folder(beside: Path, target: Path) -> None:
-    """Rename the folder ``beside`` to ``target``, replacing an existing folder."""
-    # No system renames over a folder that is not empty: the old one moves aside first.
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(beside, target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -14,6 +14,7 @@ from dist_prune import distributed
 from dist_prune.config import RunConfig
 from dist_prune.data.locate import absolute
 from dist_prune.errors import UserError
+from dist_prune.files import remove_leftovers
 from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.run_lock import SILENCE, RunLock
 from dist_prune.training.context import RunContext
@@ -35,6 +36,7 @@ def open_run_folder(config: RunConfig, out: str | None, resume: bool) -> Iterato
             folder = RunFolder.create(path, resume)
             # The other ranks wait meanwhile, at most rank_timeout.
             lock = RunLock.acquire(path, silence=min(SILENCE, config.rank_timeout / 2))
+            remove_leftovers(folder.path)
             done = (folder.read_status() or {}).get("state") == "done"
         except UserError as error:
             problem = str(error)
