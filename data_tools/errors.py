@@ -16,17 +16,21 @@ class ShardError(Exception):
         super().__init__(re.sub(r"\s*\n\s*", " ", message))
 
 
+def unknown(kind: str, name: str, known: Iterable[str]) -> ShardError:
+    """Return the error for a ``name`` that is none of the known ones."""
+    return ShardError(f"unknown {kind} {name!r}{suggestion(name, known)}; known: {', '.join(known)}")
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'X'?)"`` for the known name nearest to ``name``, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-Kinds = type[Exception] | tuple[type[Exception], ...]
-
-
 @contextlib.contextmanager
-def reported(what: str, kinds: Kinds = OSError, fix: str = "") -> Iterator[None]:
+def reported(
+    what: str, kinds: type[Exception] | tuple[type[Exception], ...] = OSError, fix: str = ""
+) -> Iterator[None]:
     """Turn errors of ``kinds`` into a ShardError: ``what``, the reason, and how to ``fix`` it."""
     try:
         yield

@@ -157,12 +157,9 @@ class ShardIndex(BaseModel):
             splits[name] = ShardSplit.of(name, kept) if kept else split
         return self.model_copy(update={"splits": splits})
 
-    def check_files(self) -> None:
-        """Check that each shard is in the local folder with its size; as ``check_sizes``."""
-        self.check_sizes(file_sizes(self.root))
-
-    def check_sizes(self, found: Mapping[str, int]) -> None:
-        """Check the sizes ``found`` of the files beside the index."""
+    def check_files(self, sizes: Mapping[str, int] | None = None) -> None:
+        """Check that each shard is there with its size, given the ``sizes`` of all files; a local folder is listed."""
+        found = file_sizes(self.root) if sizes is None else sizes
         for shard in self.shards():
             path = f"{self.root}/{shard.name}"
             if shard.name not in found:

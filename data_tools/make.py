@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
-from data_tools.errors import ShardError, reported, suggestion
+from data_tools.errors import ShardError, reported, unknown
 from data_tools.images import ImageStatistics
 from data_tools.index import INDEX_NAME, SEEDS, Shard, ShardIndex, ShardSplit, checksum, parse_index
 from data_tools.output import OutputStore
@@ -68,11 +68,13 @@ def make_shards(
     if workers < 1 or not 0 <= seed < SEEDS:
         raise ShardError(f"workers ({workers}) start at 1, seeds ({seed}) at 0, below {SEEDS}")
     if source not in SOURCES:
-        raise ShardError(f"unknown source {source!r}{suggestion(source, SOURCES)}; known: {', '.join(SOURCES)}")
+        raise unknown("source", source, SOURCES)
     dataset = SOURCES[source]
     if test_fraction is not None and not dataset.takes_test_fraction:
         raise ShardError(f"{source} has its own test images: remove --test_fraction")
-    form = _chosen_format(format, dataset.arrays)
+    if format not in ("auto", *WRITERS):
+        raise unknown("format", format, ["auto", *WRITERS])
+    form = format if format != "auto" else "raw" if dataset.arrays else "files"
     if samples_per_shard is not None and bytes_per_shard is not None:
         raise ShardError("--samples_per_shard and --bytes_per_shard exclude each other: give one of them")
     for unit, value in (("samples", samples_per_shard), ("bytes", bytes_per_shard)):
@@ -85,33 +87,21 @@ def make_shards(
         # Data that need no folder are not read again: a rerun needs no network.
         by_name = folder is None and test_fraction is None
         if index and by_name and _matches(index, source, seed, form, samples_per_shard):
-            return _checked(index, output)
+            return _finish(index, output)
         options = ReadOptions(test_fraction, output.staging_dir, progress)
         raw = dataset.read(None if folder is None else Path(folder).expanduser(), options)
         wanted = plan_shards(source, raw, seed, form, samples_per_shard, bytes_per_shard)
         output.prepare()
         index = index or _concurrent_index(wanted, output)
-        if index and index.fingerprint != wanted.fingerprint:
+        if index is None:
+            index = _assemble(wanted, _write_missing(wanted, output, workers, progress), output)
+            output.write(INDEX_NAME, index.to_json())
+        elif index.fingerprint != wanted.fingerprint:
             raise ShardError(
                 f"{index.root} already holds other shards ({index.name} from {index.source}, seed {index.seed}): "
                 "choose another --out or delete that folder"
             )
-        if index:
-            return _checked(index, output)
-        index = _assemble(wanted, _write_missing(wanted, output, workers, progress), output)
-        output.write(INDEX_NAME, index.to_json())
-        # Last, so that an interruption before the index loses nothing.
-        _remove_sidecars(index, output, output.sizes())
-    return index
-
-
-def _chosen_format(name: str, arrays: bool) -> str:
-    if name == "auto":
-        return "raw" if arrays else "files"
-    if name not in WRITERS:
-        known = ["auto", *WRITERS]
-        raise ShardError(f"unknown format {name!r}{suggestion(name, known)}; known: {', '.join(known)}")
-    return name
+        return _finish(index, output)
 
 
 def _find_index(output: OutputStore) -> ShardIndex | None:
@@ -127,19 +117,14 @@ def _matches(index: ShardIndex, source: str, seed: int, form: str, samples: int 
     )
 
 
-def _checked(index: ShardIndex, output: OutputStore) -> ShardIndex:
-    """Return an index whose shards are all there, after removing the sidecars of a killed second maker."""
+def _finish(index: ShardIndex, output: OutputStore) -> ShardIndex:
+    """Return an index whose shards are all there; remove what makers needed until it was written."""
     output.prepare()
     sizes = output.sizes()
-    index.check_sizes(sizes)
-    _remove_sidecars(index, output, sizes)
+    index.check_files(sizes)
+    sidecars = (shard.name + SUFFIX for shard in index.shards())
+    output.remove_all(name for name in sidecars if name in sizes)
     return index
-
-
-def _remove_sidecars(index: ShardIndex, output: OutputStore, listed: dict[str, int]) -> None:
-    """Remove the sidecars of an index: it holds the same and is read at once."""
-    names = (shard.name + SUFFIX for shard in index.shards())
-    output.remove_all(name for name in names if name in listed)
 
 
 def _concurrent_index(wanted: ShardSet, output: OutputStore) -> ShardIndex | None:

@@ -77,15 +77,11 @@ class OutputStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file."""
-
-        def stage_and_publish(name: str) -> None:
-            (self.staging_dir / name).write_bytes(data)
-            self._publish(name)
-
-        self._do("write", stage_and_publish, name)
+        self._do("write", lambda name: (self.staging_dir / name).write_bytes(data), name)
+        self.publish(name)
 
     def publish(self, name: str) -> None:
-        """Move a finished shard from the staging folder to its place."""
+        """Move a finished file from the staging folder to its place."""
         self._do("write", self._publish, name)
 
     def remove_all(self, names: Iterable[str]) -> None:

@@ -14,7 +14,6 @@ from data_tools.errors import ShardError
 from data_tools.images import ImageError, decode_pixels
 from data_tools.index import Shard, ShardIndex
 from data_tools.parallel import each
-from data_tools.raw import map_arrays
 from data_tools.store import ShardStore, open_store
 
 SHOWN_PER_SHARD = 20
@@ -67,8 +66,7 @@ def _check_shard(store: ShardStore, index: ShardIndex, shard: Shard) -> _Report:
             if problem := shard.mismatch(path):
                 report.problems.append(problem)
             with open(path, "rb", buffering=0) as file:
-                for problem in found_in(file, index, report):
-                    report.problems.append(problem)
+                report.problems.extend(found_in(file, index, report))
     except (ShardError, ValueError) as error:  # of the tar, or of an array; nothing behind it can be checked
         report.problems.append(str(error))
     except OSError as error:
@@ -100,7 +98,7 @@ def _sample_problems(file: IO[bytes], index: ShardIndex, report: _Report) -> Ite
 def _array_problems(file: IO[bytes], index: ShardIndex, report: _Report) -> Iterator[str]:
     """Check the two arrays of a raw shard."""
     held = list(tar.members(file))
-    images, labels = map_arrays(file, held)
+    images, labels = tar.map_arrays(file, held)
     report.keys[tar.split_name(held[0].name)[0]] = None
     height, width, channels = images.shape[1:]
     if (channels, height, width) != index.image_shape:

@@ -11,9 +11,8 @@ import numpy as np
 
 from data_tools.errors import ShardError, reported
 from data_tools.images import ImageError, ImageStatistics, decode_pixels, inspect_image
-from data_tools.raw import HEADER_BYTES, RAW, format_array
 from data_tools.sources.base import RawData, RawSplit
-from data_tools.tar import BLOCK, LABEL
+from data_tools.tar import BLOCK, HEADER_BYTES, LABEL, RAW, format_array
 
 if TYPE_CHECKING:
     from webdataset import TarWriter

@@ -30,6 +30,7 @@ ALLOWED_GLOBALS = frozenset(
     + [(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")]
     + [(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")]
 )
+DAMAGES = (AttributeError, KeyError, TypeError, ValueError)  # of a pickle that holds something else
 SVHN_URL = "http://ufldl.stanford.edu/housenumbers"
 SVHN_FILES = {
     "train": ("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
@@ -74,10 +75,8 @@ class Cifar:
         """
         pickles = self._pickles(folder or download(self.name, self.url, self.md5))
         content = _load(self.names_file, pickles)
-        try:
+        with reported(f"{self.names_file} is damaged", DAMAGES, fix="; expected the names of the classes"):
             names = tuple(name.decode() for name in content[self.names_key])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ShardError(f"{self.names_file} is damaged: expected the names of the classes") from error
         splits = {}
         for split, batches in self.batches.items():
             parts = [self._read_batch(batch, len(names), pickles) for batch in batches]
@@ -107,10 +106,8 @@ class Cifar:
     def _read_batch(self, name: str, classes: int, pickles: Mapping[str, bytes]) -> tuple[np.ndarray, list[int]]:
         """Return the rows (N, 3072) in uint8 and the labels of one batch."""
         batch = _load(name, pickles)
-        try:
+        with reported(f"batch {name} is damaged", DAMAGES, fix="; expected images and labels"):
             rows, labels = batch[b"data"], [int(label) for label in batch[self.labels_key]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ShardError(f"batch {name} is damaged: expected images and labels") from error
         if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape != (len(labels), PIXELS):
             raise ShardError(f"batch {name} is damaged: expected one row of {PIXELS} bytes for each label")
         if not labels or not all(0 <= label < classes for label in labels):

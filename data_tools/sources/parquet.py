@@ -35,10 +35,8 @@ def read_parquet(folder: Path, paths: dict[str, list[Path]], options: ReadOption
         with tqdm(total=total, desc="unpacking", unit="B", unit_scale=True, disable=not options.progress) as bar:
             splits = {split: _unpack(files, spool, bar) for split, files in paths.items()}
         spool.flush()
-    names = _class_names(paths["train"][0])
     highest = max(max(split.labels) for split in splits.values())
-    if not names:
-        names = tuple(str(label) for label in range(highest + 1))
+    names = _class_names(paths["train"][0]) or tuple(map(str, range(highest + 1)))
     if highest >= len(names):
         raise ShardError(f"{folder} has labels up to {highest}, but names {len(names)} classes")
     return RawData("imagenet", names, splits)

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from data_tools import ShardError, ShardIndex, ShardStore, tar
-from data_tools.raw import map_arrays
 from dist_prune.data.plan import BLOCK_SHARDS
 
 OPEN_SHARDS = 64  # the shuffle blocks of all partitions (see plan.py) span some 50 at a time
@@ -88,7 +87,7 @@ class RawShard:
 
     def __init__(self, path: Path, name: str) -> None:
         with open(path, "rb", buffering=0) as file:
-            self._images, self._labels = map_arrays(file, tar.members(file))
+            self._images, self._labels = tar.map_arrays(file, tar.members(file))
         self.name, self.length = name, len(self._images)
 
     def image(self, number: int) -> np.ndarray:

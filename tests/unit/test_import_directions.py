@@ -1,6 +1,7 @@
 """Imports point downward only; deepspeed has one door; data_tools stands alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,24 @@ def part_of(path_or_name) -> str:
     if isinstance(path_or_name, Path):
         return path_or_name.with_suffix("").parts[1]
     return (path_or_name.split(".") + ["__init__"])[1]
+
+
+def test_the_table_for_contributors_is_true():
+    """Each row names the parts that its part imports, but for leaves."""
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("Only downward")[2].split("```")[1]
+    rows = dict(re.findall(r"^(\w+) +imports ([^;\n]*)", table, re.MULTILINE))
+    assert len(rows) >= 10
+    for part, text in rows.items():
+        files = [path for path in FILES if path.parts[0] == "dist_prune" and part_of(path) == part]
+        imported = {name for path in files for name in imports_of(path)}
+        found = {part_of(name) for name in imported if name.startswith("dist_prune.")} - LEAVES - {part}
+        found |= {"data_tools" for name in imported if name.startswith("data_tools")}
+        named = set(re.findall(r"\w+", text)) & {*ALLOWED, "data_tools"}
+        # A row may refer to another one: "and what methods import".
+        if others := re.findall(r"(?:what|all that) (\w+)", text):
+            assert found <= named.union(*(ALLOWED[other] for other in others)), part
+        else:
+            assert found == named - LEAVES, part
 
 
 def test_the_parser_sees_every_kind_of_import():
