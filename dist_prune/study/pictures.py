@@ -43,6 +43,7 @@ def trade_off_points(runs: pd.DataFrame) -> pd.DataFrame:
     series = short_labels(labels(families))
     own = own.assign(naive=False, series=series, point=own["group"])
     every = pd.concat([own, draws.assign(naive=True, point=draws["share"])])
+    every = every.assign(saved=1 - every["macs_ratio"], drop=every["dense_accuracy"] - every["accuracy_sliced"])
     quantities = ["pruned", "saved", "accuracy_sliced", "drop"]
     return every.groupby(["naive", "series", "point"], sort=False)[quantities].agg(["mean", "std"])
 
