@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -32,6 +33,7 @@ def start(backend: str, seconds: float) -> None:
         # A single rank meets no other, so a port that another program uses must not stop it.
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
+    _resolve(os.environ["MASTER_ADDR"], seconds)
     try:
         store, number, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
         # torchrun keeps one store over its restarts; without a prefix, ranks would find the addresses of dead ones.
@@ -40,6 +42,19 @@ def start(backend: str, seconds: float) -> None:
     except RuntimeError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"rank {rank()} cannot meet the others at {place}: {_why(error)}") from error
+
+
+def _resolve(host: str, seconds: float) -> None:
+    """Wait until the name of rank 0's machine is known: that of a pod appears a while after it was started."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UserError(f"rank {rank()} cannot meet the others: {host}: {error.strerror}") from error
+        time.sleep(1)
 
 
 def _why(error: Exception) -> str:

@@ -7,7 +7,6 @@ exits 3; any other error exits 1 with its stack trace.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import traceback
@@ -23,7 +22,7 @@ from dist_prune.cli.shards import shards
 from dist_prune.cli.sliced import benchmark, collapse, evaluate, export, naive
 from dist_prune.cli.train import train
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
-from dist_prune.runtime.launch import complete_environment
+from dist_prune.runtime.launch import complete_environment, forget_launcher, is_silent, world_size
 from dist_prune.runtime.streams import tolerate_broken_pipes
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
@@ -37,13 +36,18 @@ def train_main(arguments: Sequence[str]) -> NoReturn:
     """Run the program of ``launch/train.py``."""
     tolerate_broken_pipes()
     hide_library_messages()
+    exit_with(lambda: _train(arguments))
+
+
+def _train(arguments: Sequence[str]) -> int:
     # Before the first error: only rank 0 may print it, under every launcher.
     complete_environment()
-    exit_with(lambda: DONE if train(arguments) else STOPPED)
+    return DONE if train(arguments) else STOPPED
 
 
 def main() -> NoReturn:
     """Run the ``dist-prune`` command."""
+    forget_launcher()
     hide_library_messages()
     exit_with(lambda: _command(sys.argv[1:]))
 
@@ -80,7 +84,7 @@ def exit_with(program: Callable[[], int]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # A single process has no ranks to wait for. Without this check a typo would load torch to shut down.
-    if "dist_prune.distributed" in sys.modules or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "dist_prune.distributed" in sys.modules or world_size() > 1:
         from dist_prune import distributed
 
         distributed.shutdown(seconds=60 if code in (DONE, STOPPED) else 15)
@@ -134,7 +138,7 @@ def _is_shard_error(error: Exception) -> bool:
 
 
 def _report(line: str, code: int) -> int:
-    # Launchers set RANK; it is rank 0 that prints, whether or not the process group exists.
-    if int(os.environ.get("RANK", "0")) == 0:
+    # By the launcher's variables: the process group may not exist yet.
+    if not is_silent():
         print(one_line(line), file=sys.stderr)
     return code

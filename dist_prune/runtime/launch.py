@@ -9,18 +9,23 @@ import itertools
 import os
 from pathlib import Path
 
-from dist_prune.errors import UserError
+from dist_prune.errors import UserError, nearest
 
 _SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 # Ports of SLURM jobs, also in launch/slurm/train.sbatch. They lie below the range (from 32768) out of which systems
 # give ports to outgoing connections.
 FIRST_PORT, NUM_PORTS = 10000, 20000
+_MANY = 10**6  # more ranks than anyone has
+_ACCELERATORS = ("cpu", "cuda", "xpu", "npu", "mps", "hpu", "mlu", "sdaa", "supa")  # of DeepSpeed
 _DEEPSPEED = "deepspeed.launcher.launch"
 _LAUNCHERS = (_DEEPSPEED, "torchrun", "torch.distributed.run", "accelerate")
 
 
 def complete_environment() -> None:
-    """Fill in the rendezvous variables that the launcher left out; torch and DeepSpeed need all five."""
+    """Fill in the rendezvous variables that the launcher left out; torch and DeepSpeed need all five.
+
+    Raises UserError for a value that no launcher sets; ``is_silent`` is False then.
+    """
     # Inside an sbatch script, but outside of a step, SLURM_NTASKS describes the job and not this process. A launcher
     # that sets RANK knows better than the variables of the step that it runs in.
     in_step = "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ
@@ -29,18 +34,53 @@ def complete_environment() -> None:
         os.environ.setdefault(name, fallback or ("1" if name == "WORLD_SIZE" else "0"))
     os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
     # Every rank must compute the same port without asking another, and jobs that share a node must differ.
-    port = FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", "0")) % NUM_PORTS
+    port = FIRST_PORT + _number("SLURM_JOB_ID", 0) % NUM_PORTS
     os.environ.setdefault("MASTER_PORT", str(port))
+    # torch would wait for ranks that do not exist, or end in frames of C++.
+    limits = {
+        "WORLD_SIZE": (1, _MANY),
+        "RANK": (0, world_size() - 1),
+        "LOCAL_RANK": (0, _MANY),
+        "MASTER_PORT": (1, 65535),
+    }
+    for name, (least, most) in limits.items():
+        if not least <= _number(name, -1) <= most:
+            value = os.environ[name]
+            # There are no other ranks that this one could end together with.
+            forget_launcher()
+            raise UserError(
+                f"the environment has {name}={value}, which is no number from {least} to {most}: start with "
+                f"a launcher, which sets it, or unset it ({', '.join(limits)}) for a single process"
+            )
+    accelerator = os.environ.get("DS_ACCELERATOR", "cpu")
+    if accelerator not in _ACCELERATORS:
+        raise UserError(f"the environment has DS_ACCELERATOR={accelerator}; {nearest(accelerator, _ACCELERATORS)}")
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    return int(text) if text.isdecimal() and text.isascii() else default
+
+
+def is_silent() -> bool:
+    """Return True for a rank but 0, which must not repeat an error that rank 0 prints."""
+    return 0 < _number("RANK", 0) < _number("WORLD_SIZE", 1)
+
+
+def forget_launcher() -> None:
+    """Unset what a launcher's shell may have left, for a program that is a single process."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        os.environ.pop(name, None)
 
 
 def world_size() -> int:
     """Return the number of ranks that the launcher has started or will start; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
     """Return the number of this rank among those of its machine; 0 without a launcher."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
 
 
 def ranks_per_node() -> int:

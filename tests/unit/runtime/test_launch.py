@@ -2,12 +2,16 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from dist_prune import distributed
+from dist_prune.errors import UserError
 from dist_prune.runtime.launch import complete_environment
 
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_LAUNCH_NODE_IPADDR")
 
@@ -70,3 +74,48 @@ def test_the_sbatch_script_and_a_bare_srun_use_the_same_port_below_those_of_outg
     seen = environment(SLURM_STEP_ID="0", SLURM_NTASKS="2", SLURM_JOB_ID=str(job))
     assert seen["MASTER_PORT"] == shell.stdout.decode().strip()
     assert 1024 < int(seen["MASTER_PORT"]) < 32768
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5, which is no number from 0 to 1:"),
+        ({"RANK": "1"}, "RANK=1, which is no number from 0 to 0:"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1, which is no number from 0 to 1:"),
+        ({"RANK": "zero"}, "RANK=zero, which"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0, which"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE=, which"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x, which"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000, which is no number from 1 to 65535:"),
+        ({"DS_ACCELERATOR": "gpu"}, "DS_ACCELERATOR=gpu;"),
+    ],
+)
+def test_a_value_that_no_launcher_sets_is_refused(environment, given, told):
+    with pytest.raises(UserError, match=told):
+        environment(**given)
+
+
+@pytest.mark.parametrize("given", [{"RANK": "5", "WORLD_SIZE": "2"}, {"RANK": "1"}, {"WORLD_SIZE": "two"}])
+def test_an_impossible_environment_ends_the_program_at_once_with_one_line(tmp_path, given):
+    command = [sys.executable, str(ROOT / "launch/train.py"), "--ds_config", str(ROOT / "ds_configs/zero2.json")]
+    environment = {**os.environ, **given}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"error: the environment has {next(iter(given))}=")
+
+
+def test_a_rank_that_a_shell_has_left_does_not_silence_the_command():
+    command = [sys.executable, "-c", "from dist_prune.cli.main import main; main()", "evaluat"]
+    environment = {**os.environ, "RANK": "3", "WORLD_SIZE": "4"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stderr[:22]) == (2, "error: unknown command")
+
+
+def test_an_address_that_nobody_knows_is_one_line_after_the_limit(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "nobody.invalid")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"rank 0 cannot meet the others: nobody\.invalid: "):
+        distributed.start("gloo", seconds=0.1)
