@@ -121,7 +121,7 @@ class ShardIndex(BaseModel):
     format: Literal["files", "raw"]
     # Readable names where ``class_names`` are codes, or nothing.
     class_titles: tuple[Text, ...]
-    splits: dict[str, ShardSplit] = Field(min_length=1)
+    splits: dict[str, ShardSplit] = Field(min_length=1, max_length=100)
     # The folder (a Path) or the URL (a text) that the index was read from; it is not stored.
     root: Path | str = Field("", exclude=True)
 

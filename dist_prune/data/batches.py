@@ -20,6 +20,7 @@ from dist_prune.data.plan import Part, Plan
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import ImageTransform
 from dist_prune.data.workers import ReadingFailed
+from dist_prune.errors import one_line
 
 
 class WorkerBatch(NamedTuple):
@@ -117,7 +118,7 @@ class Skipped:
         for message in messages:
             if message not in self._reported:
                 self._reported.add(message)
-                tqdm.write(f"skipped: {message}", file=sys.stderr)
+                tqdm.write(one_line(f"skipped: {message}"), file=sys.stderr)
 
     def take(self) -> int:
         """Return the number of samples since the last call."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from dist_prune.errors import one_line
 
 
 def model_card(config: Mapping[str, Any]) -> str:
@@ -12,23 +15,24 @@ def model_card(config: Mapping[str, Any]) -> str:
     closed = [name for name, units in config["kept_units"].items() if not units]
     results: Mapping[str, Any] = config.get("results", {})
     # A figure that was not measured is no zero.
-    rows = "\n".join(f"| {name} | {'not measured' if value is None else value} |" for name, value in results.items())
+    figures = {name: "not measured" if value is None else value for name, value in results.items()}
+    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in figures.items())
     return f"""---
 library_name: dist_prune
 pipeline_tag: image-classification
 tags: [pruning, structured-pruning, image-classification]
 {_model_index(config["builder"], results)}---
 
-# {config["builder"]}, sliced
+# {_cell(config["builder"])}, sliced
 
 A plain network, trained once with gates and collapsed to the units that the gates agreed on.
 
 | | |
 |---|---|
-| builder | `{config["builder"]}` {json.dumps(config["arguments"])} |
+| builder | {_cell(config["builder"])} {_cell(json.dumps(config["arguments"]))} |
 | input (channels, height, width) | {config["input_shape"] or "not recorded"} |
 | sites | {len(config["kept_units"])} |
-| closed sites | {", ".join(closed) or "none"} |
+| closed sites | {_cell(", ".join(closed)) or "none"} |
 | batch norms folded into convolutions | {len(config.get("folded_norms", {}))} |
 {rows}
 
@@ -41,6 +45,11 @@ import dist_prune
 model = dist_prune.load_sliced(".")  # a torch.nn.Module in eval mode
 ```
 """
+
+
+def _cell(value: Any) -> str:
+    """Return a value as text that neither ends a cell of a table nor becomes HTML: names may be untrusted."""
+    return one_line(html.escape(str(value), quote=False)).replace("|", "\\|").replace("`", "\\`")
 
 
 def _model_index(builder: str, results: Mapping[str, Any]) -> str:

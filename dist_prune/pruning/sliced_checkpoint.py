@@ -143,17 +143,29 @@ def load_sliced(folder: str | Path) -> nn.Module:
         except RuntimeError as error:
             text = f"{folder}/config.json: its network takes no images of {shape}: {str(error).splitlines()[0]}"
             raise UserError(text) from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"{folder}/model.safetensors: {name} holds values that are not finite: its run has diverged"
+            )
+    # Before anything is allocated: a description of one line can ask for any amount of memory.
+    found, needed = ({name: t.shape for name, t in of.items()} for of in (tensors, small.state_dict()))
+    if other := sorted(name for name in found.keys() | needed.keys() if found.get(name) != needed.get(name)):
+        raise UserError(
+            f"{folder}: config.json and model.safetensors do not belong together: {other[0]} is "
+            f"{_shape(found.get(other[0]))} in the file, {_shape(needed.get(other[0]))} in the description"
+        )
     if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
         # Buffers that no file holds (indices of channels) need real memory, so the network is built once more.
         with torch.random.fork_rng(devices=[]):
             small = _rebuild(architecture, config["kept_units"], config["folded_norms"])
         small.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
-    try:
-        small.load_state_dict(tensors, strict=True, assign=True)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2]
-        raise UserError(f"{folder}: config.json and model.safetensors do not belong together:{first}") from error
+    small.load_state_dict(tensors, strict=True, assign=True)
     return small.requires_grad_(True).eval()
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else f"{tuple(shape)}"
 
 
 def read_sliced_config(folder: str | Path) -> dict[str, Any]:

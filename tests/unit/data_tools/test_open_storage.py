@@ -196,6 +196,14 @@ def test_a_location_is_taken_apart(text, folder, names):
     assert (found.root, found.names) == (folder, None if names is None else frozenset(names))
 
 
+@pytest.mark.parametrize(
+    "pattern", ["x-{0..999999999}.tar", "x-{000..999}-{000..999}-{0..9}.tar", "x-{9999999..0}.tar"]
+)
+def test_a_pattern_that_stands_for_more_names_than_memory_holds_is_refused(pattern):
+    with pytest.raises(ShardError, match="names more than 1,000,000 shards"):
+        open_store(pattern)
+
+
 def test_what_follows_file_is_a_path_and_no_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in ("file://pipe:touch made; cat x/_info.json", "file://file://pipe:touch made; cat x-{0..1}.tar"):

@@ -15,6 +15,7 @@ from unit_helpers import gated_resnet, images, mask_closing, shaken
 
 from dist_prune import UserError, attach_gates, build_model, collapse, load_sliced, save_sliced
 from dist_prune.gates.wrappers import GatedBlock, sites
+from dist_prune.pruning.model_card import model_card
 from dist_prune.pruning.sliced_checkpoint import add_results, read_sliced_config
 from dist_prune.pruning.slicing import slice_network
 
@@ -330,3 +331,28 @@ def test_the_current_folder_can_be_loaded_and_cannot_be_replaced(tmp_path, monke
     with pytest.raises(UserError):
         save_sliced(small, ".")
     assert repr(load_sliced(".")) == repr(small)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    network = build_model("resnet8", num_classes=10)
+    with torch.no_grad():
+        network.fc.weight[0, 0] = float("nan")
+    save_sliced(network, tmp_path / "sliced")
+    with pytest.raises(UserError, match=r"fc\.weight holds values that are not finite: its run has diverged"):
+        load_sliced(tmp_path / "sliced")
+
+
+def test_the_card_shows_untrusted_names_as_text():
+    config = {
+        "builder": "<script>alert(1)</script>",
+        "arguments": {"name": "a|b`c"},
+        "kept_units": {"<img src=x>": []},
+        "input_shape": None,
+        "results": {"x\x1b[31m": "</td>|"},
+    }
+    card = model_card(config).partition("\n# ")[2]
+    assert "<script" not in card
+    assert "<img" not in card
+    assert "</td>" not in card
+    assert "\x1b" not in card
+    assert "a\\|b\\`c" in card
