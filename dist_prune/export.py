@@ -194,21 +194,11 @@ def _read_pt2(path: Path) -> Callable[[Tensor], Tensor]:
 
 def _write_onnx(model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
     program = _record_fp32(model, images)
-    exported = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: BATCH},)}
+    exported = torch.onnx.export(program, **names, dynamo=True, verbose=False)
     assert exported is not None
-    _name_batch(exported.model)
     exported.model.metadata_props.update({key: json.dumps(config.get(key)) for key in DESCRIPTION})
     exported.save(path)
-
-
-def _name_batch(model: Any) -> None:
-    """Rename the free dimension to "batch" everywhere; torch numbers it."""
-    import onnx_ir
-
-    free = str(model.graph.inputs[0].shape[0])
-    for value in [v for node in model.graph for v in node.outputs] + list(model.graph.inputs):
-        if value.shape is not None and any(str(size) == free for size in value.shape):
-            value.shape = onnx_ir.Shape([BATCH if str(size) == free else size for size in value.shape])
 
 
 def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:

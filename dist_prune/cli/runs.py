@@ -1,4 +1,4 @@
-"""Commands that make a sliced network, and use one: ``dist-prune collapse | evaluate | naive | export | benchmark``."""
+"""Commands on runs and sliced networks: ``dist-prune collapse | evaluate | naive | export | benchmark | report``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from dist_prune.cli.arguments import Parser, command_parser, positive, show
+from dist_prune.errors import UserError
 
 
 def collapse(arguments: list[str]) -> None:
@@ -90,11 +91,44 @@ def benchmark(arguments: list[str]) -> None:
     print(*write_benchmark(result, target), sep="\n")
 
 
+def report(arguments: list[str]) -> None:
+    """Draw the pictures and the page of a run folder; several are compared, in tables and pictures."""
+    parser = command_parser("report", report.__doc__)
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument("--out", help="folder of a comparison (default: report-comparison beside the runs)")
+    help = "show the time and energy to reach this test accuracy, for example 0.9"
+    parser.add_argument("--to_accuracy", type=_fraction, metavar="A", help=help)
+    options = parser.parse(arguments)
+    try:
+        if len(options.runs) > 1 or options.out:
+            from dist_prune.study.comparison import write_comparison
+
+            print(write_comparison(options.runs, options.out, options.to_accuracy))
+        else:
+            from dist_prune.monitor.records import RunFolder
+            from dist_prune.monitor.report import write_report
+
+            print(write_report(RunFolder(options.runs[0]), options.to_accuracy))
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     """An argument type: whole numbers above 0, separated by commas."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
         raise argparse.ArgumentTypeError(f"expected whole numbers such as 1,32,256, not {text}")
     return tuple(int(number) for number in text.split(","))
+
+
+def _fraction(text: str) -> float:
+    """An argument type: a number above 0, up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a fraction such as 0.9, not {text}")
+    return value
 
 
 def _sliced_parser(name: str, description: str | None) -> Parser:
