@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +117,10 @@ def _measured_at(
     device = torch.device(options.device)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     images = torch.randn(batch, *input_shape, device=device).contiguous(memory_format=layout)
-    runs = {name: _run(network, images, options.bf16) for name, network in networks.items()}
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.bf16)
+    runs: dict[str, Callable[[], Tensor]] = {
+        name: autocast(functools.partial(network, images)) for name, network in networks.items()
+    }
     timings = time_interleaved(runs, device, options.seconds)
     joules = joules_of(runs, device, meter, options.seconds)
     rows = []
@@ -134,14 +138,6 @@ def _measured_at(
     if REFERENCE not in runs:
         rows.append({**dict.fromkeys(rows[0]), "batch": batch, "network": REFERENCE})
     return rows
-
-
-def _run(network: nn.Module, images: Tensor, bf16: bool) -> Callable[[], Tensor]:
-    def run() -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            return network(images)
-
-    return run
 
 
 def _figures(seconds: Sequence[float], others: Mapping[str, Sequence[float]], batch: int) -> dict[str, Any]:

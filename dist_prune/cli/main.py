@@ -97,7 +97,9 @@ def _interrupt_once() -> None:
 
 
 def _report_error(error: Exception) -> int:
-    if isinstance(error, UserError) or _is_shard_error(error):
+    # Importing data_tools takes half a second; an error of its own means that it has been imported.
+    tools = sys.modules.get("data_tools")
+    if isinstance(error, UserError) or (tools and isinstance(error, tools.ShardError)):
         return _report(f"error: {error}", USER_ERROR)
     if isinstance(error, RunError):
         return _report(f"error: {error}", FAILED)
@@ -114,12 +116,6 @@ def _report_error(error: Exception) -> int:
         print(one_line(f"error: rank {distributed.rank()} {reason}"), file=sys.stderr)
     # At once, without a barrier: other ranks may be blocked in a collective that this rank never joins.
     sys.exit(FAILED)
-
-
-def _is_shard_error(error: Exception) -> bool:
-    # Importing data_tools takes half a second; an error of its own means that it has been imported.
-    tools = sys.modules.get("data_tools")
-    return tools is not None and isinstance(error, tools.ShardError)
 
 
 def _report(line: str, code: int) -> int:

@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Sequence
 
-from dist_prune.cli.arguments import Parser, command_parser, positive
+from dist_prune.cli.arguments import Parser, positive
 
 
 def train(arguments: Sequence[str]) -> bool:
@@ -26,7 +26,7 @@ def train(arguments: Sequence[str]) -> bool:
 
 def train_parser() -> Parser:
     """Return the parser of the training program."""
-    parser = Parser(prog="launch/train.py", description="Train a gated network and collapse it to a small one.")
+    parser = Parser("launch/train.py", "Train a gated network and collapse it to a small one.")
     parser.add_argument("--ds_config", "--deepspeed_config", required=True, help="DeepSpeed JSON, see ds_configs/")
     parser.add_argument("--recipe", default="digits", help="a name that 'dist-prune recipes' lists")
     parser.add_argument("--data", help="a data set's name, a folder of shards, or a pattern of shard names")
@@ -43,7 +43,7 @@ def train_parser() -> Parser:
 
 def recipes(arguments: list[str]) -> None:
     """List the recipes that --recipe takes, or show one with all its fields."""
-    parser = command_parser("recipes", recipes.__doc__)
+    parser = Parser("dist-prune recipes", recipes.__doc__)
     parser.add_argument("name", metavar="NAME", nargs="?")
     chosen = parser.parse(arguments).name
     from pydantic_core import to_jsonable_python
