@@ -68,7 +68,7 @@ def export_sliced(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as beside:
             draft = Path(beside) / target.name
-            with _reported("the network cannot be written in this format"):
+            with _reported("the network cannot be written in this format", but=(OSError,)):
                 chosen.write(model, images[:RECORDED_AT], config, draft)
             tolerance = LOGIT_TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(expected[-1].abs().max()))
             difference = _checked(chosen, draft, images, expected, tolerance, "; remove --half" if half else "")
@@ -102,11 +102,11 @@ def _target(format: Format, folder: Path, out: str | Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def _reported(failure: str, advice: str = "") -> Iterator[None]:
-    """Turn an error of any library (each has its own) into a RunError of one line; not OSError, which names a file."""
+def _reported(failure: str, advice: str = "", but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn an error of any library, each of which has its own kinds, into a RunError of one line; ``but`` these."""
     try:
         yield
-    except OSError:
+    except but:
         raise
     except Exception as error:
         raise RunError(f"{failure}: {first_line(error)}{advice}") from error

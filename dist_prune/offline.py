@@ -6,6 +6,7 @@ Naive baselines (arXiv 2302.10798, section 5.3, Figure 4) prune a trained networ
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,7 @@ def naive_baselines(
             raise UserError(f"a share must be above 0 and below 1, not {share:g}")
     path = find_sliced(folder)
     images, _ = open_for_sliced(path, data)
-
-    def batches() -> Iterable[tuple[Tensor, Tensor]]:
-        return images.eval_batches(split, batch_size=256, rank=0, world_size=1)
-
+    batches = functools.partial(images.eval_batches, split, batch_size=256, rank=0, world_size=1)
     entries = measure_naive(load_sliced(path), batches, images.input_shape, shares, range(draws))
     run = RunFolder(folder)
     if path == run.sliced and run.holds_run():

@@ -83,8 +83,9 @@ def _conv_bn(like: Any, reads: int, makes: int) -> tuple[nn.Module, nn.Module]:
 def _layer(like: Any, reads: int, makes: int) -> nn.Module:
     """Return a layer like another, with channels of its own and fresh weights."""
     if isinstance(like, nn.Conv2d):
-        settings = {key: getattr(like, key) for key in ("stride", "padding", "dilation", "groups")}
-        return nn.Conv2d(reads, makes, like.kernel_size, bias=like.bias is not None, **settings)
+        kernel = ("kernel_size", "stride", "padding", "dilation", "groups")
+        settings: dict[str, Any] = {key: getattr(like, key) for key in kernel}
+        return nn.Conv2d(reads, makes, bias=like.bias is not None, **settings)
     if isinstance(like, nn.BatchNorm2d):
         return nn.BatchNorm2d(makes)
     return nn.Linear(reads, makes) if isinstance(like, nn.Linear) else copy.deepcopy(like)

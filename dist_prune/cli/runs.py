@@ -80,16 +80,14 @@ def benchmark(arguments: list[str]) -> None:
     parser.add_argument("--out", help="folder for speed.json and speed.png (default: FOLDER/benchmark)")
     settings = vars(parser.parse(arguments))
     folder, out = settings.pop("folder"), settings.pop("out")
-    from dist_prune.benchmark.inference import Options
-    from dist_prune.benchmark.inference import benchmark as measured
-    from dist_prune.benchmark.results import table, write_benchmark
+    from dist_prune.benchmark import inference
 
     target = Path(out or os.path.join(folder, "benchmark"))
     if Path(folder).exists():  # else it is the folder that is wrong
         target.mkdir(parents=True, exist_ok=True)  # minutes later is too late to learn that it cannot be
-    result = measured(folder, Options(**settings))
-    print(f"{table(result)}\n")
-    print(*write_benchmark(result, target), sep="\n")
+    result = inference.benchmark(folder, inference.Options(**settings))
+    print(f"{inference.table(result)}\n")
+    print(*inference.write_benchmark(result, target), sep="\n")
 
 
 def report(arguments: list[str]) -> None:

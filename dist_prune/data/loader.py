@@ -82,11 +82,7 @@ class ImageData:
         return self.index.split(split).num_samples
 
     def steps_per_epoch(self, global_batch: int) -> int:
-        """Return the number of optimizer steps of an epoch.
-
-        Raises:
-            PlanError: the global batch exceeds the train split.
-        """
+        """Return the number of optimizer steps of an epoch; PlanError if the train split is less than a batch."""
         return plan.steps_per_epoch(self.num_samples("train"), global_batch)
 
     def train_batches(

@@ -9,8 +9,7 @@ from unit_helpers import shaken
 
 from dist_prune import UserError, build_model, save_sliced
 from dist_prune.benchmark import inference, stopwatch
-from dist_prune.benchmark.inference import Options, benchmark
-from dist_prune.benchmark.results import table, write_benchmark
+from dist_prune.benchmark.inference import Options, benchmark, table, write_benchmark
 from dist_prune.cli.main import COMMANDS
 from dist_prune.measure.energy import Found, Sensor
 from dist_prune.measure.macs import count_macs
