@@ -12,7 +12,7 @@ from typing import Any
 
 from dist_prune import distributed
 from dist_prune.config import RunConfig
-from dist_prune.data.locate import absolute
+from dist_prune.data.loader import absolute
 from dist_prune.errors import UserError
 from dist_prune.files import remove_leftovers
 from dist_prune.monitor.records import RunFolder
