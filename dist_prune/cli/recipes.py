@@ -15,7 +15,7 @@ def recipes(arguments: list[str]) -> None:
     chosen = parser.parse(arguments).name
     from pydantic_core import to_jsonable_python
 
-    from dist_prune.config.section import fields
+    from dist_prune.config import fields
     from dist_prune.recipes import RECIPES, recipe
 
     if not chosen:

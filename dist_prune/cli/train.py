@@ -12,7 +12,7 @@ from dist_prune.cli.arguments import Parser, positive
 def train(arguments: Sequence[str]) -> bool:
     """Train a gated network and collapse it to a small one; False when it stopped on request after saving."""
     options = train_parser().parse(arguments)
-    from dist_prune.config.override import override, settings_keys
+    from dist_prune.config import override, settings_keys
     from dist_prune.recipes import recipe
 
     settings = [f"data={json.dumps(options.data)}"] if options.data else []

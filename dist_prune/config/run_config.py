@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dist_prune.config.schedules import Constant, PositiveSchedule, WeightSchedule
-from dist_prune.config.section import Section
+from dist_prune.config.schedules import Constant, PositiveSchedule, Schedule
 
 # Ranges of numbers. Images with longer sides are refused anyway: they may be an attack on memory.
 _Side = Annotated[int, Field(ge=0, le=2**13)]
@@ -22,6 +21,12 @@ _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Factor = Annotated[float, Field(gt=0, le=100)]
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 _Alpha = Annotated[float, Field(ge=0, le=1000)]
+
+
+class Section(BaseModel):
+    """A frozen group of fields, the base of everything in a recipe: no unknown keys, no numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AugmentConfig(Section):
@@ -139,7 +144,6 @@ class OptimizerConfig(Section):
     """The optimizer of a phase; a phase that brings none of its own has the recipe's."""
 
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd or adamw")
-
     lr: float = Field(0.1, gt=0, le=1000, description="learning rate at its highest")
     lr_schedule: LrConfig = LrConfig()
     momentum: _BelowOne = Field(0.9, description="sgd: momentum")
@@ -186,10 +190,10 @@ class RunConfig(OptimizerConfig):
     )
     budget: BudgetConfig = BudgetConfig()
     freeze: FreezeConfig = FreezeConfig()
-    polarization: WeightSchedule | None = Field(
+    polarization: Schedule | None = Field(
         None, description="lambda_polar over the epochs; null: the budget's own schedule, or 1 without a budget"
     )
-    activation: WeightSchedule = Field(Constant(value=0.0), description="lambda_act over the epochs")
+    activation: Schedule = Field(Constant(value=0.0), description="lambda_act over the epochs")
     mask_samples: int = Field(
         2048, ge=1, le=2**40, description="training images that vote on the mask of an epoch; at the end all do"
     )

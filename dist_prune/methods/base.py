@@ -31,8 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_prune.config import OptimizerConfig, RunConfig, validated
-from dist_prune.config.section import Section
+from dist_prune.config import OptimizerConfig, RunConfig, Section, validated
 from dist_prune.errors import UserError
 from dist_prune.gates.means import GateMeans
 from dist_prune.models.build import build_model
@@ -224,7 +223,7 @@ Options = Section  # base of a method's own section of the recipe, ``method_args
 class Method(ABC):
     """A way of training: a generator of phases that reads from top to bottom."""
 
-    # Which of ``config.effects.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
+    # Which of ``config.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
     reads: ClassVar[frozenset[str]] = frozenset()
     Options: ClassVar[type[Section]] = Options  # the method's own section of the recipe (``method_args``)
 

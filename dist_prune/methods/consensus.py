@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from dist_prune.config import RunConfig
-from dist_prune.config.effects import METHOD_FIELDS
+from dist_prune.config import METHOD_FIELDS, RunConfig
 from dist_prune.gates.budget import BUDGET_FORM, Budget, Timeline
 from dist_prune.gates.consensus import collapse, consensus_mask, masked, slice_gated_network
 from dist_prune.gates.freezer import Freezer
