@@ -53,12 +53,10 @@ class Task:
     input_shape: tuple[int, int, int]
 
     def build(self) -> nn.Module:
-        """Return the plain network of the recipe, with weights drawn from the run's seed (equal on all ranks)."""
-        # The same weights on every rank and after every resume.
-        torch.manual_seed(self.config.seed)
-        return build_model(
-            self.config.model, num_classes=self.num_classes, in_channels=self.input_shape[0], **self.config.model_args
-        )
+        """Return the plain network of the recipe, with the same weights on every rank and after every resume."""
+        config, channels = self.config, self.input_shape[0]
+        torch.manual_seed(config.seed)
+        return build_model(config.model, num_classes=self.num_classes, in_channels=channels, **config.model_args)
 
 
 @dataclass(frozen=True)

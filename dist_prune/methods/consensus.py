@@ -96,25 +96,19 @@ class GatedPhase(Phase):
 
     @property
     def _keepers(self) -> dict[str, Budget | Freezer]:
-        both: dict[str, Budget | Freezer | None] = {"budget": self.budget, "freezer": self.freezer}
-        return {name: keeper for name, keeper in both.items() if keeper is not None}
+        return {name: keeper for name in ("budget", "freezer") if (keeper := getattr(self, name)) is not None}
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         """Polarization and activation terms that the recipe or the budget gives a weight at this moment."""
         assert step.means is not None
-        polar, active = self.config.polarization, self.config.activation.at(step.epoch)
-        if polar is not None:
-            weight = polar.at(step.epoch)
+        if self.config.polarization is not None:
+            weight = self.config.polarization.at(step.epoch)
         else:
             # A budget polarizes once it is met, the paper from the start.
             weight = self.budget.polarization_weight(step.epoch / self.epochs) if self.budget else 1.0
-        means, terms = step.means[:2], {}
+        weights = {polarization: weight, activation: self.config.activation.at(step.epoch)}
         # A term of weight 0 would still cost its backward pass.
-        if weight:
-            terms["polarization"] = polarization(means, weight)
-        if active:
-            terms["activation"] = activation(means, active)
-        return terms
+        return {term.__name__: term(step.means[:2], weight) for term, weight in weights.items() if weight}
 
     def is_over(self, epoch: int) -> bool:
         """Return True at the end, or when the network can be collapsed in flight."""

@@ -1,10 +1,9 @@
 """Standard output and error whose reader may go away: an ssh session ends, a pipe is closed (a leaf)."""
 
-import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, TextIO
 
 _NO_READER = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # of a pipe, a terminal, a socket
@@ -21,19 +20,16 @@ class BrokenPipeTolerantStream:
 
     def write(self, text: str) -> int:
         """Write, or do nothing if the reader is gone."""
-        with self._discard_if_broken():
-            self._stream.write(text)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Flush, or do nothing if the reader is gone."""
-        with self._discard_if_broken():
-            self._stream.flush()
+        self._try(self._stream.flush)
 
-    @contextlib.contextmanager
-    def _discard_if_broken(self) -> Iterator[None]:
+    def _try(self, action: Callable[..., Any], *arguments: str) -> None:
         try:
-            yield
+            action(*arguments)
         except OSError as error:
             if error.errno not in _NO_READER:
                 raise
