@@ -23,8 +23,7 @@ from dist_prune.cli.shards import shards
 from dist_prune.cli.sliced import benchmark, collapse, evaluate, export, naive
 from dist_prune.cli.train import train
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
-from dist_prune.runtime.launch import complete_environment
-from dist_prune.runtime.streams import tolerate_broken_pipes
+from dist_prune.runtime.launch import complete_environment, tolerate_broken_pipes
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

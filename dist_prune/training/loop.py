@@ -15,12 +15,11 @@ from dist_prune.errors import UserError
 from dist_prune.methods import Phase, PhaseResult, next_phase
 from dist_prune.runtime.consistency import agree_on
 from dist_prune.runtime.signals import StopRequest
-from dist_prune.training.accounts import Accounts, refuse_too_many
 from dist_prune.training.context import RunContext, interrupted_phase
 from dist_prune.training.evaluate import collapse_difference
 from dist_prune.training.optimizer import learning_rate
 from dist_prune.training.phase_trainer import PhaseTrainer, inherit
-from dist_prune.training.recorder import Recorder
+from dist_prune.training.recorder import Accounts, Recorder, refuse_too_many
 from dist_prune.training.step import RankFlags, StepMetrics, seed_step_rng, train_step
 
 
@@ -180,10 +179,9 @@ class Trainer:
             "images_per_second": speed,
             "samples_skipped": at.skipped,
             "steps_skipped": at.steps_skipped,
-            "accuracy_consensus": None,
+            # A network without gates has none of these.
+            **dict.fromkeys(("accuracy_consensus", "open_ratio", "r_polar")),
             **accuracy,
-            "open_ratio": None,
-            "r_polar": None,
             "gate_means": {},
             "gate_histogram": [],
             **(decision.figures() if decision else {}),
