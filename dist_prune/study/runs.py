@@ -13,10 +13,8 @@ from dist_prune.config import RESUMABLE_FIELDS
 from dist_prune.monitor.records import RunFolder, read_as
 
 _GATES = ("open_ratio", "r_polar")  # from the last evaluation that has them; the summary does not repeat them
-MEASURED = (
-    *("accuracy_sliced", "macs", "macs_ratio", "parameters", "agreement", "seconds_total", "energy_joules"),
-    *_GATES,
-)
+_SUMMARY = ("accuracy_sliced", "macs", "macs_ratio", "parameters", "agreement", "seconds_total", "energy_joules")
+MEASURED = (*_SUMMARY, *_GATES)
 # They change where a run computes or what it records, not what it learns. Seeds are what a group repeats.
 _IRRELEVANT = {"seed", "data", "channels_last", *RESUMABLE_FIELDS}
 _ALWAYS_SHOWN = ["model", "epochs"]  # runs that differ in these are not comparable, whatever their recipes
@@ -37,8 +35,8 @@ def read_runs(folders: Mapping[str, Path]) -> pd.DataFrame:
     """Read runs, each by the name that pages show, and sort them: groups by their first run, then seeds.
 
     Columns: run, seed, epochs, settings, network, finished, evals, sites, naive; group, a label that repeats over seeds
-    share; dense, the label of the dense group to compare with, or None; the `MEASURED` results of finished runs; pruned
-    and saved, the share of units and of MACs that is gone; drop, the accuracy below the mean of the dense group.
+    share; dense, the label of the dense group to compare with, and dense_accuracy, its mean; the `MEASURED` results of
+    finished runs; pruned, the share of units that is gone.
 
     Raises:
         FileNotFoundError: a folder holds no run.
@@ -46,48 +44,37 @@ def read_runs(folders: Mapping[str, Path]) -> pd.DataFrame:
     """
     runs = pd.DataFrame([_read(folder, name) for name, folder in folders.items()])
     runs = runs.astype(dict.fromkeys(MEASURED, float)).assign(group=labels(list(runs["settings"])))
-    order = pd.Series(pd.factorize(runs["group"])[0], runs.index)
-    runs = runs.assign(order=order).sort_values(["order", "seed"], ignore_index=True)
+    runs = runs.assign(order=pd.factorize(runs["group"])[0]).sort_values(["order", "seed"], ignore_index=True)
     # A gated method without gates trains the plain network, too.
     method = runs["settings"].map(lambda of: (of.get("method"), of.get("gates.kind")))
     is_dense = method.map(lambda of: of[0] == "dense" or of == ("consensus", "none"))
     dense = runs[runs["finished"] & is_dense].drop_duplicates("group")
-    runs["dense"] = [_dense_group(run, dense) for _, run in runs.iterrows()]
+    runs["dense"] = runs["group"].where(runs["group"].isin(dense["group"]))
+    # Only the dense groups that are alone in their network, or in their network and epochs: no arbitrary choice.
+    for keys in (["network"], ["network", "epochs"]):
+        alone = dense.drop_duplicates(keys, keep=False)[[*keys, "group"]]
+        runs["dense"] = runs["dense"].fillna(runs[keys].merge(alone, how="left")["group"])
     runs["dense_accuracy"] = runs["dense"].map(runs.groupby("group")["accuracy_sliced"].mean()).astype(float)
     # A dense network has no gates, and nothing of it is gone.
-    runs["pruned"] = (1 - runs["open_ratio"]).mask(is_dense, 0.0)
-    return _with_losses(runs)
+    return runs.assign(pruned=(1 - runs["open_ratio"]).mask(is_dense, 0.0))
 
 
 def naive_draws(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a draw of a naive baseline: baseline, share, series (a label), and results as in `read_runs`."""
+    """Return one row a draw of a naive baseline: baseline, series (its label), share, and results as in `read_runs`.
+
+    They are sorted by series and rising share.
+    """
     rows = [{"run": run.run, **draw.model_dump()} for run in runs.itertuples() for draw in run.naive]
     draws = pd.DataFrame(rows, columns=["run", *_NaiveDraw.model_fields])
     draws = draws.astype({"accuracy": float, "macs_ratio": float}).dropna(subset="accuracy")
-    known = runs[["run", "group", "dense_accuracy", "macs_ratio"]].rename(columns={"macs_ratio": "own_ratio"})
-    draws = draws.rename(columns={"accuracy": "accuracy_sliced"}).merge(known, how="left", on="run")
-    draws["macs_ratio"] *= draws["own_ratio"]
+    draws = draws.rename(columns={"accuracy": "accuracy_sliced"})
+    draws = draws.merge(runs[["run", "group", "dense_accuracy", "macs_ratio"]], on="run", suffixes=("", "_of_run"))
+    draws["macs_ratio"] *= draws["macs_ratio_of_run"]
     draws["series"] = "naive " + draws["baseline"].replace("layers", "layer pruning")
     if draws["group"].nunique() > 1:
         draws["series"] += " of " + draws["group"]
-    return _with_losses(draws.assign(pruned=draws["share"]))
-
-
-def _with_losses(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(saved=1 - table["macs_ratio"], drop=table["dense_accuracy"] - table["accuracy_sliced"])
-
-
-def _dense_group(run: pd.Series, dense: pd.DataFrame) -> str | None:
-    """Return the one of the `dense` groups with the network of a run; among several, that of as many epochs.
-
-    None where there is none, or where the choice would be arbitrary.
-    """
-    same = dense[dense["network"] == run["network"]]
-    if len(same) > 1:
-        same = same[same["epochs"] == run["epochs"]]
-    if run["group"] in set(same["group"]):
-        return str(run["group"])
-    return same["group"].iloc[0] if len(same) == 1 else None
+    draws = draws.assign(pruned=draws["share"], order=pd.factorize(draws["series"])[0])
+    return draws.sort_values(["order", "share"], kind="stable")
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -103,13 +90,12 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     row["naive"] = read_as(list[_NaiveDraw], folder / "naive.json", "a list of baselines") or []
     try:
         content = json.loads(run.config.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{run.config} is not JSON") from error
-    try:
         row |= {key: content["config"][key] for key in ("seed", "epochs")}
         settings = _settings(content, [*evals, *summaries][-1].get("macs_dense"))
         network = [(key, settings[key]) for key in settings if re.match(r"model$|model_args|macs_dense$", key)]
         return row | {"settings": settings, "network": str(network)}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{run.config} is not JSON") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{run.config} is not the configuration of a run") from error
 
@@ -157,8 +143,7 @@ def labels(runs: Sequence[Settings]) -> list[str]:
         shown = table.drop(columns=["name", *omitted], errors="ignore")
         # Two recipes may differ in anything; only within a recipe is every difference worth a word.
         differs = shown.groupby(table["name"]).nunique(dropna=False) > 1
-        for key in shown.columns.intersection(_ALWAYS_SHOWN):
-            differs[key] = shown[key].nunique(dropna=False) > 1
+        differs |= (shown.nunique(dropna=False) > 1) & shown.columns.isin(_ALWAYS_SHOWN)
         found = [
             " ".join([of["name"], *(f"{k}={of[k]}" for k in shown if k in of and differs.at[of["name"], k])])
             for of in runs

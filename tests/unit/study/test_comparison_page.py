@@ -87,6 +87,12 @@ def test_without_a_dense_group_the_difference_is_not_measured(runs, tmp_path):
     assert half["difference"] == "not measured"
 
 
+def test_a_group_as_accurate_as_the_dense_one_differs_by_no_negative_zero(runs, tmp_path):
+    equal = make_run(runs[0].parent / "equal", accuracy=0.84)
+    write_comparison([runs[0], equal], tmp_path / "out")
+    assert rows(tmp_path / "out" / "comparison.md", "Groups")[1]["difference"] == "+0.00"
+
+
 def test_an_unfinished_run_is_listed_as_such_with_what_it_has(runs, tmp_path):
     started = make_run(runs[0].parent / "half3", seed=3, accuracy=0.1, evaluated=1, finished=False)
     page = write_comparison([*runs, started], tmp_path / "out")
