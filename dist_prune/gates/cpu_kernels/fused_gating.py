@@ -3,8 +3,6 @@
 Separate torch operations cost ten times what they compute there, in every gated block.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
