@@ -16,6 +16,7 @@ from data_tools.output import OutputStore
 from data_tools.parallel import each
 from data_tools.sources import SOURCES
 from data_tools.sources.base import ReadOptions
+from data_tools.sources.folders import refuse_test_fraction
 from data_tools.writers import WRITERS, ShardPlan, ShardSet, plan_shards
 
 SUFFIX = ".json"
@@ -70,8 +71,8 @@ def make_shards(
     if source not in SOURCES:
         raise unknown("source", source, SOURCES)
     dataset = SOURCES[source]
-    if test_fraction is not None and not dataset.takes_test_fraction:
-        raise ShardError(f"{source} has its own test images: remove --test_fraction")
+    if not dataset.takes_test_fraction:
+        refuse_test_fraction(test_fraction, source)
     if format not in ("auto", *WRITERS):
         raise unknown("format", format, ["auto", *WRITERS])
     form = format if format != "auto" else "raw" if dataset.arrays else "files"

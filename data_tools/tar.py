@@ -91,7 +91,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def is_sample(parts: Parts) -> bool:
     """Return True if a group counts as a sample, perhaps a broken one."""
-    return LABEL in parts or any(extension in parts for extension in IMAGES)
+    return LABEL in parts or bool(images_of(parts))
 
 
 def images_of(parts: Parts) -> list[Member]:

@@ -12,17 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_tools.errors import ShardError, reported
+from data_tools.sources import folders
 from data_tools.sources.base import TAR_DAMAGES, PackedSplit, RawData, ReadOptions, read_archive, read_file
-from data_tools.sources.folders import (
-    class_folders,
-    class_of,
-    list_classes,
-    list_labelled,
-    list_tree,
-    read_titles,
-    refuse_test_fraction,
-    subfolders,
-)
 from data_tools.sources.parquet import find_parquet, read_parquet
 
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -62,7 +53,7 @@ def read_imagenet(folder: Path | None, options: ReadOptions) -> RawData:
     root = next((folder / tree for tree in TREES if (folder / tree / "train").is_dir()), None)
     if root:
         return _read_tree(root.resolve(), options)
-    refuse_test_fraction(options.test_fraction, "imagenet")
+    folders.refuse_test_fraction(options.test_fraction, "imagenet")
     if (folder / TRAIN_TAR).is_file():
         return _read_tars(folder, options.progress)
     if paths := find_parquet(folder):
@@ -74,15 +65,15 @@ def _read_tree(root: Path, options: ReadOptions) -> RawData:
     """List train/WNID, and val/WNID or a flat val; without val, some of train is set aside on request."""
     # Kaggle's lists lie three folders above the images.
     places = [root, *root.parents[:3]]
-    if (root / "val").is_dir() and not subfolders(root / "val"):
-        refuse_test_fraction(options.test_fraction, str(root))
-        classes = tuple(class_folders(root / "train"))
-        train = list_classes(root, [f"train/{name}" for name in classes])
-        splits = {"train": train, "test": list_labelled(root, "val", _find_val_lists(places).wnids, classes)}
+    if (root / "val").is_dir() and not folders.subfolders(root / "val"):
+        folders.refuse_test_fraction(options.test_fraction, str(root))
+        classes = tuple(folders.class_folders(root / "train"))
+        train = folders.list_classes(root, [f"train/{name}" for name in classes])
+        splits = {"train": train, "test": folders.list_labelled(root, "val", _find_val_lists(places).wnids, classes)}
     else:
-        classes, splits = list_tree(root, "val" if (root / "val").is_dir() else None, options)
+        classes, splits = folders.list_tree(root, "val" if (root / "val").is_dir() else None, options)
     mapping = next((place / TITLES for place in places if (place / TITLES).is_file()), root / TITLES)
-    return RawData("imagenet", classes, splits, read_titles(mapping, classes))
+    return RawData("imagenet", classes, splits, folders.read_titles(mapping, classes))
 
 
 def _read_tars(folder: Path, progress: bool) -> RawData:
@@ -118,7 +109,7 @@ def _list_val(path: Path, lists: _ValLists, classes: list[str]) -> PackedSplit:
     with _open_tar(path) as tar:
         split = PackedSplit(open(path, "rb"))  # noqa: SIM115  open as long as the split is used
         for image in _files_in(tar):
-            label = class_of(Path(image.name).stem, lists.wnids, numbers)
+            label = folders.class_of(Path(image.name).stem, lists.wnids, numbers)
             split.add(image.name, label, image.offset_data, image.size)
     if not split.labels:
         raise ShardError(f"{path} holds no images: get it again")

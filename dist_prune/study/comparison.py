@@ -10,22 +10,32 @@ from tabulate import tabulate
 
 from dist_prune.files import write_atomic
 from dist_prune.monitor.formatting import NOT_MEASURED, percent, spread
-from dist_prune.monitor.page import Picture, Table, write_page, write_pictures
 from dist_prune.monitor.records import RunFolder
-from dist_prune.monitor.report import MAP_CAPTION, Reached, reached
+from dist_prune.monitor.report import MAP_CAPTION, Picture, Reached, Table, reached, write_page, write_pictures
 from dist_prune.study.pictures import distribution_pictures, gated_runs, map_pictures, trade_off_picture
 from dist_prune.study.runs import naive_draws, read_runs
 
 _PAGE = "comparison.html"
 # In Markdown, text must neither end a cell of a table nor become HTML.
 _ESCAPES = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;"})
-_TRADE_OFF = "Accuracy of the sliced network against what was pruned. Bars: standard deviation over seeds."
-_DISTRIBUTION = (
-    "Left: mean activation by depth at the end; bars are means over the runs of a group, each dot is one run, hollow "
-    "where units are undecided. Right: how many units had which mean activation, by epoch. The mean activation of a "
-    "channel site is the mean over its channels: between 0 and 1 it shows how many are open. R_polar shows how decided "
-    "they are."
-)
+_NOTES = {
+    "groups": "A group holds the runs that differ in their seed only. Numbers are means over its finished runs, ± the "
+    "sample standard deviation; a single run shows none. Accuracy is that of the sliced network; the difference, in "
+    "points, is to the dense group of the same network.",
+    "schedules": " Schedules are written as 0..2@5..15, from 0 to 2 in epochs 5 to 15, and as 1@5,2@10, 1 from epoch 5 "
+    "on and 2 from epoch 10.",
+    "costs": "Up to the end of the first epoch after which the test accuracy was at least this (of gated networks: "
+    "with the gates fixed to the mask, and the MACs of what a collapse would have kept then). Means over the finished "
+    "runs that reached it, ± the sample standard deviation; the ratios are to the dense group of the same network.",
+    "naive": "A trained network of which a random share is pruned, without any training after. Means over draws, ± the "
+    "sample standard deviation. Dropout sets weights to zero, which saves no MACs.",
+    "runs": "The last evaluation is of the network in training, with its gates dynamic if it has any.",
+    "trade-off": "Accuracy of the sliced network against what was pruned. Bars: standard deviation over seeds.",
+    "distribution": "Left: mean activation by depth at the end; bars are means over the runs of a group, each dot is "
+    "one run, hollow where units are undecided. Right: how many units had which mean activation, by epoch. The mean "
+    "activation of a channel site is the mean over its channels: between 0 and 1 it shows how many are open. R_polar "
+    "shows how decided they are.",
+}
 _Columns = dict[str, tuple[str, float, int]]  # heading: column, scale, digits
 _GROUP_COLUMNS: _Columns = {
     "accuracy (%)": ("accuracy_sliced", 100, 2),
@@ -53,26 +63,6 @@ _RUN_COLUMNS: _Columns = {
     "accuracy, sliced (%)": ("accuracy_sliced", 100, 2),
     "MACs, kept / dense (%)": ("macs_ratio", 100, 1),
 }
-
-_GROUP_NOTE = (
-    "A group holds the runs that differ in their seed only. Numbers are means over its finished runs, ± the sample "
-    "standard deviation; a single run shows none. Accuracy is that of the sliced network; the difference, in points, "
-    "is to the dense group of the same network."
-)
-_SCHEDULE_NOTE = (
-    " Schedules are written as 0..2@5..15, from 0 to 2 in epochs 5 to 15, and as 1@5,2@10, 1 from epoch 5 on and 2 "
-    "from epoch 10."
-)
-_COST_NOTE = (
-    "Up to the end of the first epoch after which the test accuracy was at least this (of gated networks: with the "
-    "gates fixed to the mask, and the MACs of what a collapse would have kept then). Means over the finished runs that "
-    "reached it, ± the sample standard deviation; the ratios are to the dense group of the same network."
-)
-_NAIVE_NOTE = (
-    "A trained network of which a random share is pruned, without any training after. Means over draws, ± the sample "
-    "standard deviation. Dropout sets weights to zero, which saves no MACs."
-)
-_RUN_NOTE = "The last evaluation is of the network in training, with its gates dynamic if it has any."
 
 
 def write_comparison(
@@ -111,9 +101,9 @@ def write_comparison(
         raise OSError(f"cannot make the folder {target}: {error.strerror}") from error
     gated, trade_off = gated_runs(runs), trade_off_picture(runs)
     figures = {
-        "trade-off": (_TRADE_OFF, [trade_off] if trade_off else []),
+        "trade-off": (_NOTES["trade-off"], [trade_off] if trade_off else []),
         "mean_activation": (MAP_CAPTION, map_pictures(gated)),
-        "distribution": (_DISTRIBUTION, distribution_pictures(gated)),
+        "distribution": (_NOTES["distribution"], distribution_pictures(gated)),
     }
     unfinished = int((~runs["finished"]).sum())
     state = f"{len(runs)} runs in {runs['group'].nunique()} groups" if len(runs) > 1 else "One run"
@@ -138,11 +128,12 @@ def _markdown(title: str, state: str, tables: Sequence[Table], pictures: Sequenc
 
 def _tables(runs: pd.DataFrame, to_accuracy: float | None) -> list[Table]:
     """Return the tables for which there is data; the one of groups comes first."""
-    schedules = _SCHEDULE_NOTE if runs["group"].str.contains("@").any() else ""
-    found = [("Groups", _groups(runs), 2, _GROUP_NOTE + schedules)]
+    schedules = _NOTES["schedules"] if runs["group"].str.contains("@").any() else ""
+    found = [("Groups", _groups(runs), 2, _NOTES["groups"] + schedules)]
     if to_accuracy is not None:
-        found += [(f"Time and energy to {percent(to_accuracy)}", _costs(runs, to_accuracy), 1, _COST_NOTE)]
-    found += [("Naive baselines", _naive(naive_draws(runs)), 1, _NAIVE_NOTE), ("Runs", _runs(runs), 3, _RUN_NOTE)]
+        found += [(f"Time and energy to {percent(to_accuracy)}", _costs(runs, to_accuracy), 1, _NOTES["costs"])]
+    found += [("Naive baselines", _naive(naive_draws(runs)), 1, _NOTES["naive"])]
+    found += [("Runs", _runs(runs), 3, _NOTES["runs"])]
     return [
         Table(title, cells.to_numpy().tolist(), words, list(cells.columns), note)
         for title, cells, words, note in found
@@ -202,12 +193,11 @@ def _runs(runs: pd.DataFrame) -> pd.DataFrame:
     last = pd.DataFrame([evals[-1] if evals else {} for evals in runs["evals"]])
     last = last.reindex(columns=["epoch", "accuracy", "macs_ratio"]).astype(float)
     epochs = [f"{at:g} of {every}" for at, every in zip(last["epoch"], runs["epochs"], strict=True)]
-    words = {
-        "group": runs["group"],
-        "state": runs["finished"].map({True: "finished", False: "unfinished"}),
-        "seed": runs["seed"].astype(str),
-        "epochs": pd.Series(epochs).where(last["epoch"].notna(), NOT_MEASURED),
-    }
+    words = runs[["run", "group"]].assign(
+        state=runs["finished"].map({True: "finished", False: "unfinished"}),
+        seed=runs["seed"].astype(str),
+        epochs=pd.Series(epochs).where(last["epoch"].notna(), NOT_MEASURED),
+    )
     ratio = runs["macs_ratio"].where(runs["finished"], last["macs_ratio"])
-    numbers = _cells(runs.assign(accuracy=last["accuracy"], macs_ratio=ratio).groupby(runs.index), _RUN_COLUMNS)
-    return pd.concat([runs["run"], pd.DataFrame(words), numbers], axis=1)
+    known = runs.assign(accuracy=last["accuracy"], macs_ratio=ratio)
+    return words.join(_cells(known.groupby(known.index), _RUN_COLUMNS))

@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -22,6 +21,8 @@ _BINS = 20
 _BAR = "#f2c46d"
 _SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#9fb4d3", style.CLOSED])
 _AMOUNTS = ("target_macs", "target_weight", "activation")  # how much is pruned, not how
+_SERIES: dict[str, Any] = {"markersize": 6, "linewidth": 1, "elinewidth": 1.2, "capsize": 2.5}
+_NAIVE: dict[str, Any] = {"markerfacecolor": "white", "linestyle": "--", "zorder": 2}
 _MARKERS = ("o", "s", "^", "D", "v")  # five of them and seven colors: 35 series before a pair repeats
 
 _ACCURACY = ("accuracy_sliced", "accuracy", style.percent_tick)
@@ -49,29 +50,31 @@ def trade_off_points(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def trade_off_picture(runs: pd.DataFrame) -> Figure | None:
-    """Draw the accuracy of the sliced network against what was pruned; bars are deviations over seeds.
+    """Draw the accuracy of the sliced network against what was pruned, if there are two points to compare.
 
     The pruned share is drawn where there are naive baselines, the drop where there is a dense group. The naive
     baselines fall so deep that they would flatten the drop, and are not drawn there.
-
-    Returns:
-        None where there are not two points to compare.
     """
     points = trade_off_points(runs)
     if len(points) < 2:
         return None
     own = points[~points.index.get_level_values("naive").astype(bool)]
-    panels = [(_PRUNED, points)] if len(own) < len(points) else []
-    panels += [(_SAVED, points)]
-    panels += [(_LOST, own)] if own["drop"]["mean"].notna().any() else []
+    panels = [(_PRUNED, points), (_SAVED, points)] if len(own) < len(points) else [(_SAVED, points)]
+    panels += [(_LOST, own)] if own["drop", "mean"].notna().any() else []
     figure = style.new_figure(1.2 + 4.6 * len(panels), 4.6 + 0.2 * points.index.droplevel("point").nunique())
     key: dict[str, Artist] = {}  # one entry for all panels
     for axes, (panel, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         title, x, xlabel, y, ylabel, ticks = panel
         for index, ((naive, label), line) in enumerate(shown.groupby(level=["naive", "series"], sort=False)):
             known = line.dropna(subset=[(x, "mean"), (y, "mean")]).sort_values((x, "mean"))
+            color = style.QUIET if naive else style.CYCLE[index % len(style.CYCLE)]
+            look = _NAIVE if naive else {"markerfacecolor": color, "linestyle": "-", "zorder": 3}
             if len(known):
-                key[label] = _draw_series(axes, known[x], known[y], label, naive, index).lines[0]
+                bars = axes.errorbar(
+                    known[x, "mean"], known[y, "mean"], xerr=known[x, "std"], yerr=known[y, "std"], label=label,
+                    color=color, marker=_MARKERS[index % 5], **_SERIES, **look,
+                )  # fmt: skip
+                key[label] = bars.lines[0]
         style.quiet(axes)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.xaxis.set_major_formatter(style.percent_tick)
@@ -83,16 +86,6 @@ def trade_off_picture(runs: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def _draw_series(
-    axes: Axes, x: pd.DataFrame, y: pd.DataFrame, label: str, naive: bool, index: int
-) -> ErrorbarContainer:
-    color, marker = style.QUIET if naive else style.CYCLE[index % len(style.CYCLE)], _MARKERS[index % 5]
-    face, line, zorder = ("white", "--", 2) if naive else (color, "-", 3)
-    look: dict[str, Any] = {"xerr": x["std"], "yerr": y["std"], "elinewidth": 1.2, "capsize": 2.5}
-    look |= {"marker": marker, "markerfacecolor": face, "markersize": 6, "linestyle": line, "linewidth": 1}
-    return axes.errorbar(x["mean"], y["mean"], label=label, color=color, zorder=zorder, **look)
-
-
 def gated_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that recorded gates; new columns: history, label (of the group), title and at_the_end.
 
@@ -102,12 +95,10 @@ def gated_runs(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs[runs["history"].map(lambda history: len(history.sites) > 0)]
     state = runs["finished"].map({True: "", False: ", unfinished"}).astype(str)
     runs = runs.assign(title=runs["label"] + ", seed " + runs["seed"].astype(str) + state, state=state)
-    return runs.assign(at_the_end=[_at_the_end(run) for run in runs.itertuples()])
-
-
-def _at_the_end(run: Any) -> pd.Series:
-    mask = pd.Series({site.name: site.mean_activation for site in run.sites}, dtype=float)
-    return mask.reindex(run.history.sites).fillna(pd.Series(run.history.means[-1], run.history.sites))
+    masks = [{site.name: site.mean_activation for site in sites} for sites in runs["sites"]]
+    lasts = [pd.Series(history.means[-1], history.sites) for history in runs["history"]]
+    ends = [pd.Series(mask, last.index, float).fillna(last) for mask, last in zip(masks, lasts, strict=True)]
+    return runs.assign(at_the_end=ends)
 
 
 def map_pictures(runs: pd.DataFrame) -> list[Figure]:

@@ -13,10 +13,8 @@ from dist_prune.config import RESUMABLE_FIELDS
 from dist_prune.monitor.records import RunFolder, read_as
 
 _GATES = ("open_ratio", "r_polar")  # from the last evaluation that has them; the summary does not repeat them
-MEASURED = (
-    *("accuracy_sliced", "macs", "macs_ratio", "parameters", "agreement", "seconds_total", "energy_joules"),
-    *_GATES,
-)
+_SUMMARY = ("accuracy_sliced", "macs", "macs_ratio", "parameters", "agreement", "seconds_total", "energy_joules")
+MEASURED = (*_SUMMARY, *_GATES)
 # They change where a run computes or what it records, not what it learns. Seeds are what a group repeats.
 _IRRELEVANT = {"seed", "data", "channels_last", *RESUMABLE_FIELDS}
 _ALWAYS_SHOWN = ["model", "epochs"]  # runs that differ in these are not comparable, whatever their recipes

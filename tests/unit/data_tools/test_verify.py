@@ -100,6 +100,17 @@ def test_a_tar_cut_in_an_image_names_what_came_before(shards):
     assert verify_shards(shards)[1:] == [f"{shards}/{SHARD}: it ends in the middle of train-00000006.jpg"]
 
 
+def test_problems_before_the_cut_of_a_tar_are_kept(shards):
+    repack(shards, lambda found: dict(found) | {"train-00000004.cls": b"9"})
+    data = (shards / SHARD).read_bytes()
+    (shards / SHARD).write_bytes(data[: data.index(b"train-00000006.jpg") + 600])
+    accept(shards)
+    assert verify_shards(shards) == [
+        f"{shards}/{SHARD}: sample train-00000004: label '9' is none of the classes 0 to 1",
+        f"{shards}/{SHARD}: it ends in the middle of train-00000006.jpg",
+    ]
+
+
 @pytest.mark.parametrize("where", ["header", "image", "label"])
 def test_one_flipped_byte_is_found_wherever_it_is(shards, where):
     data = bytearray((shards / SHARD).read_bytes())

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from study_runs import make_run, naive_entries
 
-from dist_prune.cli.report import report
+from dist_prune.cli.runs import report
 from dist_prune.errors import UserError
 from dist_prune.monitor.formatting import spread
 from dist_prune.study.comparison import write_comparison
@@ -85,6 +85,12 @@ def test_without_a_dense_group_the_difference_is_not_measured(runs, tmp_path):
     write_comparison(runs[1:], tmp_path / "out")
     (half,) = rows(tmp_path / "out" / "comparison.md", "Groups")
     assert half["difference"] == "not measured"
+
+
+def test_a_group_as_accurate_as_the_dense_one_differs_by_no_negative_zero(runs, tmp_path):
+    equal = make_run(runs[0].parent / "equal", accuracy=0.84)
+    write_comparison([runs[0], equal], tmp_path / "out")
+    assert rows(tmp_path / "out" / "comparison.md", "Groups")[1]["difference"] == "+0.00"
 
 
 def test_an_unfinished_run_is_listed_as_such_with_what_it_has(runs, tmp_path):
