@@ -5,11 +5,12 @@ Fold, convert, write, read back as users will, compare; only a file that passed 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def export_sliced(
         raise UserError(f"unknown format '{format}'; {nearest(format, FORMATS)}")
     chosen, source = FORMATS[format], find_sliced(folder)
     config = read_sliced_config(source)
-    chosen.require()
+    if missing := [name for name in chosen.packages if importlib.util.find_spec(name) is None]:
+        raise UserError(f"exporting to {format} needs {', '.join(missing)}: pip install 'dist-prune[onnx]'")
     target = _target(chosen, Path(folder), out)
     shape, model = input_shape_of(source), load_sliced(source).float()
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -66,7 +68,8 @@ def export_sliced(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as beside:
             draft = Path(beside) / target.name
-            _write(chosen, model, images[:RECORDED_AT], config, draft)
+            with _reported("the network cannot be written in this format", but=(OSError,)):
+                chosen.write(model, images[:RECORDED_AT], config, draft)
             tolerance = LOGIT_TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(expected[-1].abs().max()))
             difference = _checked(chosen, draft, images, expected, tolerance, "; remove --half" if half else "")
             # The weights of a large ONNX file lie beside it, in a file that it refers to by name.
@@ -98,25 +101,24 @@ def _target(format: Format, folder: Path, out: str | Path | None) -> Path:
     return target
 
 
-def _write(format: Format, model: nn.Module, images: Tensor, config: Mapping[str, Any], draft: Path) -> None:
+@contextlib.contextmanager
+def _reported(failure: str, advice: str = "", but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn an error of any library, each of which has its own kinds, into a RunError of one line; ``but`` these."""
     try:
-        format.write(model, images, config, draft)
-    except OSError:
+        yield
+    except but:
         raise
-    except Exception as error:  # each library has errors of its own
-        raise RunError(f"the network cannot be written in this format: {first_line(error)}") from error
+    except Exception as error:
+        raise RunError(f"{failure}: {first_line(error)}{advice}") from error
 
 
 def _checked(
     format: Format, path: Path, images: Tensor, expected: Sequence[Tensor], tolerance: float, advice: str
 ) -> float:
     """The largest absolute difference between written and expected logits; RunError where it is too large."""
-    try:
+    with _reported("the exported network cannot be run, so no file is kept", advice):
         network = format.read(path)
         found = [(network(images[: len(logits)]) - logits).abs().max() for logits in expected]
-    except Exception as error:  # each library has errors of its own
-        reason = f"{first_line(error)}{advice}"
-        raise RunError(f"the exported network cannot be run, so no file is kept: {reason}") from error
     difference = float(torch.stack(found).max())  # NaN where one is
     if not difference <= tolerance:
         raise RunError(
@@ -131,11 +133,8 @@ def record(model: nn.Module, images: Tensor) -> ExportedProgram:
 
     Raises RunError where the network computes something that cannot be recorded.
     """
-    try:
+    with _reported(f"torch.export cannot record this {type(model).__name__}"):
         return torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim(BATCH)},))
-    except Exception as error:  # torch raises errors of many kinds here
-        name = type(model).__name__
-        raise RunError(f"torch.export cannot record this {name}: {first_line(error)}") from error
 
 
 @dataclass
@@ -158,12 +157,6 @@ class Format:
     def suffix(self) -> str:
         """The suffix of its files, empty for a folder."""
         return Path(self.default).suffix
-
-    def require(self) -> None:
-        """Raise UserError where a package is missing that the format needs."""
-        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UserError(f"exporting to {self.suffix} needs {', '.join(missing)}: pip install 'dist-prune[onnx]'")
 
 
 class _Fp16(nn.Module):
@@ -188,27 +181,13 @@ def _write_pt2(model: nn.Module, images: Tensor, config: Mapping[str, Any], path
     torch.export.save(_record_fp32(model, images), path, extra_files=extra)
 
 
-def _read_pt2(path: Path) -> Callable[[Tensor], Tensor]:
-    return torch.export.load(path).module()
-
-
 def _write_onnx(model: nn.Module, images: Tensor, config: Mapping[str, Any], path: Path) -> None:
     program = _record_fp32(model, images)
-    exported = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: BATCH},)}
+    exported = torch.onnx.export(program, **names, dynamo=True, verbose=False)
     assert exported is not None
-    _name_batch(exported.model)
     exported.model.metadata_props.update({key: json.dumps(config.get(key)) for key in DESCRIPTION})
     exported.save(path)
-
-
-def _name_batch(model: Any) -> None:
-    """Rename the free dimension to "batch" everywhere; torch numbers it."""
-    import onnx_ir
-
-    free = str(model.graph.inputs[0].shape[0])
-    for value in [v for node in model.graph for v in node.outputs] + list(model.graph.inputs):
-        if value.shape is not None and any(str(size) == free for size in value.shape):
-            value.shape = onnx_ir.Shape([BATCH if str(size) == free else size for size in value.shape])
 
 
 def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
@@ -237,7 +216,7 @@ FORMATS = {
     # For ONNX Runtime and others: one file, with what users need to know as JSON in the metadata of the model.
     "onnx": Format("model.onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
     # torch.export's own archive, which torch reads in Python or C++, with config.json as an extra file.
-    "pt2": Format("model.pt2", _write_pt2, _read_pt2),
+    "pt2": Format("model.pt2", _write_pt2, lambda path: torch.export.load(path).module()),
     # A sliced checkpoint as the Hugging Face Hub lays it out: README.md, config.json, model.safetensors.
     "safetensors": Format("safetensors", _write_safetensors, _read_safetensors),
 }

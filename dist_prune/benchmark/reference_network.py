@@ -7,6 +7,7 @@ than its reference, slicing has added overhead.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,39 +56,39 @@ class _Block(nn.Module):
         convs = [getattr(block, conv) for conv in ("conv1", "conv2", "conv3") if hasattr(block, conv)]
         widths = [convs[0].in_channels, *_widths(name, block, kept).values(), convs[-1].out_channels]
         layers: list[nn.Module] = []
-        for number, conv in enumerate(convs if kept.get(name, [0]) else []):
-            layers += _conv_bn(conv, *widths[number : number + 2])
-        self.layers = nn.ModuleList(layers)
-        self.shortcut = _shortcut(block.downsample)
+        for conv, channels in zip(convs, itertools.pairwise(widths), strict=True):
+            layers += [*_conv_bn(conv, *channels), nn.ReLU(inplace=True)]
+        # The last ReLU follows the sum.
+        self.branch = nn.Sequential(*layers[:-1]) if kept.get(name, [0]) else None
+        self.shortcut = copy.deepcopy(block.downsample)  # nothing, or padding, which has no tensors
+        if isinstance(block.downsample, nn.Sequential):
+            projection: Any = block.downsample[0]
+            self.shortcut = nn.Sequential(*_conv_bn(projection, projection.in_channels, projection.out_channels))
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H', W')."""
         kept = x if self.shortcut is None else self.shortcut(x)
-        if not self.layers:
+        if self.branch is None:
             return self.relu(kept)
-        out = self.layers[1](self.layers[0](x))
-        for number in range(2, len(self.layers), 2):
-            out = self.layers[number + 1](self.layers[number](self.relu(out)))
+        out = self.branch(x)
         out += kept
         return self.relu(out)
 
 
-def _shortcut(dense: nn.Module | None) -> nn.Module | None:
-    if not isinstance(dense, nn.Sequential):
-        return copy.deepcopy(dense)  # nothing, or padding, which has no tensors
-    projection: Any = dense[0]
-    return nn.Sequential(*_conv_bn(projection, projection.in_channels, projection.out_channels))
-
-
 def _conv_bn(like: Any, reads: int, makes: int) -> tuple[nn.Module, nn.Module]:
-    return _conv(like, reads, makes), nn.BatchNorm2d(makes)
+    return _layer(like, reads, makes), nn.BatchNorm2d(makes)
 
 
-def _conv(like: Any, reads: int, makes: int) -> nn.Conv2d:
-    """A convolution of the kernel of another, with channels of its own."""
-    settings = {key: getattr(like, key) for key in ("stride", "padding", "dilation", "groups")}
-    return nn.Conv2d(reads, makes, like.kernel_size, bias=like.bias is not None, **settings)
+def _layer(like: Any, reads: int, makes: int) -> nn.Module:
+    """Return a layer like another, with channels of its own and fresh weights."""
+    if isinstance(like, nn.Conv2d):
+        kernel = ("kernel_size", "stride", "padding", "dilation", "groups")
+        settings: dict[str, Any] = {key: getattr(like, key) for key in kernel}
+        return nn.Conv2d(reads, makes, bias=like.bias is not None, **settings)
+    if isinstance(like, nn.BatchNorm2d):
+        return nn.BatchNorm2d(makes)
+    return nn.Linear(reads, makes) if isinstance(like, nn.Linear) else copy.deepcopy(like)
 
 
 def _resnet(dense: Any, blocks: Mapping[str, Any], kept: Kept) -> nn.Module:
@@ -106,17 +107,14 @@ def _vgg(dense: Any, kept: Kept) -> nn.Module:
     layers: list[nn.Module] = []
     width = dense.features[0].in_channels
     for number, layer in enumerate(dense.features):
-        if isinstance(layer, nn.Conv2d):
-            reads, width = width, len(kept.get(f"features.{number}", range(layer.out_channels)))
-            layers.append(_conv(layer, reads, width))
-        else:
-            norm = isinstance(layer, nn.BatchNorm2d)
-            layers.append(nn.BatchNorm2d(width) if norm else copy.deepcopy(layer))
+        made = len(kept.get(f"features.{number}", range(getattr(layer, "out_channels", width))))
+        layers.append(_layer(layer, width, made))
+        width = made
     side = dense.avgpool.output_size[0]
     layers += [nn.AdaptiveAvgPool2d(side), nn.Flatten()]
     width *= side * side
     for layer in dense.classifier:
-        linear = isinstance(layer, nn.Linear)
-        layers.append(nn.Linear(width, layer.out_features) if linear else copy.deepcopy(layer))
-        width = layer.out_features if linear else width
+        made = getattr(layer, "out_features", width)
+        layers.append(_layer(layer, width, made))
+        width = made
     return nn.Sequential(*layers)

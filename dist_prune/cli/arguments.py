@@ -12,8 +12,8 @@ from dist_prune.errors import UserError, nearest
 class Parser(argparse.ArgumentParser):
     """Raises argument errors as UserError, instead of printing usage and error on every rank."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+    def __init__(self, program: str, description: str | None) -> None:
+        super().__init__(program, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError; argparse calls this for a mistake."""
@@ -27,11 +27,6 @@ class Parser(argparse.ArgumentParser):
             odd = unknown[0].split("=")[0]
             raise UserError(f"unknown option '{odd}'; {nearest(odd, known)}")
         return parsed
-
-
-def command_parser(name: str, description: str | None) -> Parser:
-    """Return the parser of ``dist-prune NAME``."""
-    return Parser(prog=f"dist-prune {name}", description=description)
 
 
 def show(values: Mapping[str, Any]) -> None:

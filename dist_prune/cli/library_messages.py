@@ -27,7 +27,7 @@ def hide_library_messages() -> None:
     warnings.showwarning = _show
     for name in _LOGGERS:
         # A filter, since a library that is imported later resets the level of its logger.
-        logging.getLogger(name).addFilter(_is_error)
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _show(
@@ -36,7 +36,3 @@ def _show(
     # Libraries may put filters of their own before ours, so the category decides here as well.
     if issubclass(category, DistPruneWarning):
         print(one_line(f"warning: {message}"), file=file or sys.stderr)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR

@@ -6,22 +6,19 @@ exits 3; any other error exits 1 with its stack trace.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
 from dist_prune import __version__
 from dist_prune.cli.library_messages import hide_library_messages
-from dist_prune.cli.recipes import recipes
-from dist_prune.cli.report import report
+from dist_prune.cli.runs import benchmark, collapse, evaluate, export, naive, report
 from dist_prune.cli.shards import shards
-from dist_prune.cli.sliced import benchmark, collapse, evaluate, export, naive
-from dist_prune.cli.train import train
+from dist_prune.cli.train import recipes, train
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
 from dist_prune.runtime.launch import complete_environment, tolerate_broken_pipes
 
@@ -65,9 +62,9 @@ def _command(arguments: Sequence[str]) -> int:
 
 def exit_with(program: Callable[[], int]) -> NoReturn:
     """Run ``program``, turn its errors into lines and exit codes, and end together with the other ranks."""
+    _interrupt_once()
     try:
-        with _interrupted_once():
-            code = program()
+        code = program()
     except KeyboardInterrupt:
         code = _report("interrupted; continue with --resume from what was saved before", FAILED)
     except LocalRankError as error:
@@ -87,26 +84,21 @@ def exit_with(program: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
-@contextlib.contextmanager
-def _interrupted_once() -> Iterator[None]:
+def _interrupt_once() -> None:
     """Let the first Ctrl-C end the program, and ignore further ones while it cleans up, which takes seconds."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
-            signal.signal(signal.SIGINT, before)
 
 
 def _report_error(error: Exception) -> int:
-    if isinstance(error, UserError) or _is_shard_error(error):
+    # Importing data_tools takes half a second; an error of its own means that it has been imported.
+    tools = sys.modules.get("data_tools")
+    if isinstance(error, UserError) or (tools and isinstance(error, tools.ShardError)):
         return _report(f"error: {error}", USER_ERROR)
     if isinstance(error, RunError):
         return _report(f"error: {error}", FAILED)
@@ -114,9 +106,8 @@ def _report_error(error: Exception) -> int:
     from dist_prune.runtime.failures import out_of_memory
 
     if isinstance(error, OSError) and error.filename and distributed.world_size() == 1:
-        return _report(
-            f"error: {error.filename}: {error.strerror}", USER_ERROR if isinstance(error, _PATHS) else FAILED
-        )
+        code = USER_ERROR if isinstance(error, _PATHS) else FAILED
+        return _report(f"error: {error.filename}: {error.strerror}", code)
     reason = out_of_memory(error)
     if reason is None:
         traceback.print_exc()
@@ -124,12 +115,6 @@ def _report_error(error: Exception) -> int:
         print(one_line(f"error: rank {distributed.rank()} {reason}"), file=sys.stderr)
     # At once, without a barrier: other ranks may be blocked in a collective that this rank never joins.
     sys.exit(FAILED)
-
-
-def _is_shard_error(error: Exception) -> bool:
-    # Importing data_tools takes half a second; an error of its own means that it has been imported.
-    tools = sys.modules.get("data_tools")
-    return tools is not None and isinstance(error, tools.ShardError)
 
 
 def _report(line: str, code: int) -> int:

@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import Any
 
-from dist_prune.cli.arguments import Parser, command_parser, positive
+from dist_prune.cli.arguments import Parser, positive
 from dist_prune.errors import RunError, UserError, nearest
 
 # Written out, because importing the sources takes longer than a second; a test compares them.
@@ -16,7 +16,7 @@ SOURCE_NAMES = ("digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "image
 def shards(arguments: list[str]) -> None:
     """Make WebDataset shards of a data set, or verify some: dist-prune shards make | verify."""
     verbs = {"make": _shards_make, "verify": _shards_verify}
-    parser = command_parser("shards", shards.__doc__)
+    parser = Parser("dist-prune shards", shards.__doc__)
     parser.add_argument("verb", metavar="VERB", help="make or verify; each has a --help of its own")
     verb = parser.parse(arguments[:1]).verb
     if verb not in verbs:
@@ -26,7 +26,7 @@ def shards(arguments: list[str]) -> None:
 
 def _shards_make(arguments: list[str]) -> None:
     """Make WebDataset shards of a data set; an interrupted command continues when it is given again."""
-    parser = command_parser("shards make", _shards_make.__doc__)
+    parser = Parser("dist-prune shards make", _shards_make.__doc__)
     parser.add_argument("source", metavar="SOURCE", help=", ".join(SOURCE_NAMES))
     parser.add_argument("folder", metavar="FOLDER", nargs="?", help="where the original files are")
     parser.add_argument("--out", required=True, metavar="DIR|URL", help="a folder, or s3://..., gs://...")
@@ -55,7 +55,7 @@ def _shards_make(arguments: list[str]) -> None:
 
 def _shards_verify(arguments: list[str]) -> None:
     """Look at every byte of a data set in shards; name each broken shard and sample, and exit with 1."""
-    parser = command_parser("shards verify", _shards_verify.__doc__)
+    parser = Parser("dist-prune shards verify", _shards_verify.__doc__)
     parser.add_argument("location", metavar="DIR|URL", help="a folder, its _info.json, tars as X-{0..4}.tar")
     parser.add_argument("--split", help="the only one to look at")
     options = _with_workers(parser, arguments)

@@ -1,8 +1,9 @@
-"""``launch/train.py``: train and collapse, on every rank."""
+"""``launch/train.py``: train and collapse, on every rank; ``dist-prune recipes``: what it can train."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from collections.abc import Sequence
 
@@ -11,31 +12,21 @@ from dist_prune.cli.arguments import Parser, positive
 
 def train(arguments: Sequence[str]) -> bool:
     """Train a gated network and collapse it to a small one; False when it stopped on request after saving."""
-    options = train_parser().parse(arguments)
+    given = vars(train_parser().parse(arguments))
+    chosen, data, settings, _ = (given.pop(name) for name in ("recipe", "data", "set", "local_rank"))
     from dist_prune.config import override, settings_keys
     from dist_prune.recipes import recipe
 
-    settings = [f"data={json.dumps(options.data)}"] if options.data else []
-    config = override(recipe(options.recipe), settings + options.set)
+    config = override(recipe(chosen), ([f"data={json.dumps(data)}"] if data else []) + settings)
     # Only now torch: a mistake above is reported within a second.
     from dist_prune.training.run import Options, run
 
-    return run(
-        config,
-        Options(
-            ds_config=options.ds_config,
-            out=options.out,
-            resume=options.resume,
-            max_steps=options.max_steps,
-            max_hours=options.max_hours,
-            keys_set=settings_keys(options.set),
-        ),
-    )
+    return run(config, Options(**given, keys_set=settings_keys(settings)))
 
 
 def train_parser() -> Parser:
     """Return the parser of the training program."""
-    parser = Parser(prog="launch/train.py", description="Train a gated network and collapse it to a small one.")
+    parser = Parser("launch/train.py", "Train a gated network and collapse it to a small one.")
     parser.add_argument("--ds_config", "--deepspeed_config", required=True, help="DeepSpeed JSON, see ds_configs/")
     parser.add_argument("--recipe", default="digits", help="a name that 'dist-prune recipes' lists")
     parser.add_argument("--data", help="a data set's name, a folder of shards, or a pattern of shard names")
@@ -48,3 +39,24 @@ def train_parser() -> Parser:
     )
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # launchers pass it
     return parser
+
+
+def recipes(arguments: list[str]) -> None:
+    """List the recipes that --recipe takes, or show one with all its fields."""
+    parser = Parser("dist-prune recipes", recipes.__doc__)
+    parser.add_argument("name", metavar="NAME", nargs="?")
+    chosen = parser.parse(arguments).name
+    from pydantic_core import to_jsonable_python
+
+    from dist_prune.config import fields
+    from dist_prune.recipes import RECIPES, recipe
+
+    if not chosen:
+        for name, described in RECIPES.items():
+            print(f"{name}\n    " + (described.__doc__ or "").strip().splitlines()[0])
+        return
+    config = recipe(chosen)
+    print(f"{inspect.getdoc(RECIPES[chosen])}\n")
+    for key, value, about in fields(config):
+        # As --set takes it, so that a line can be copied.
+        print(f"{key}={json.dumps(to_jsonable_python(value))}\n    {about}")

@@ -177,10 +177,8 @@ class RunConfig(OptimizerConfig):
     )
     budget: BudgetConfig = BudgetConfig()
     freeze: FreezeConfig = FreezeConfig()
-    polarization: Schedule | None = Field(
-        None, description="lambda_polar over the epochs; null: the budget's own schedule, or 1 without a budget"
-    )
-    activation: Schedule = Field(Constant(value=0.0), description="lambda_act over the epochs")
+    polarization: Schedule | None = Field(None, description="lambda_polar by epoch; null: the budget's own, or else 1")
+    activation: Schedule = Field(Constant(value=0.0), description="lambda_act by epoch")
     mask_samples: int = Field(
         2048, ge=1, le=2**40, description="training images that vote on the mask of an epoch; at the end all do"
     )
@@ -199,9 +197,7 @@ class RunConfig(OptimizerConfig):
     checkpoint_minutes: _Minutes | None = Field(None, description="minutes between checkpoints, besides one per epoch")
     keep_checkpoints: _Count = Field(2, description="newest checkpoints that are kept")
     keep_best: bool = Field(False, description="also keep the checkpoint with the highest test accuracy")
-    max_bad_steps: int = Field(
-        10, ge=0, le=10**6, description="steps in a row that may be skipped because loss or gradients are not finite"
-    )
+    max_bad_steps: int = Field(10, ge=0, le=10**6, description="steps in a row with NaN or inf that may be skipped")
     rank_timeout: float = Field(600.0, gt=0, le=7 * 86400, description="seconds without an answer until a rank is lost")
     grid_intensity: float | None = Field(None, gt=0, le=10**5, description="grams of CO2 per kWh, to report emissions")
     compile: bool = Field(False, description="train through torch.compile")

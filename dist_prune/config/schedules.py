@@ -12,11 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-# A weight or a temperature below 0 is a mistake.
-_Value = Annotated[float, Field(ge=0)]
-_Epoch = Annotated[float, Field(ge=0)]
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, model_validator
 
 
 class _Schedule(BaseModel):
@@ -27,7 +23,7 @@ class Constant(_Schedule):
     """The same value at all times."""
 
     kind: Literal["constant"] = "constant"
-    value: _Value
+    value: NonNegativeFloat
 
     def at(self, epoch: float) -> float:
         """Return the value at ``epoch`` (epochs since the start, fractions included)."""
@@ -42,10 +38,10 @@ class Ramp(_Schedule):
     """``start`` before ``from_epoch``, ``end`` after ``to_epoch``, a straight line between them."""
 
     kind: Literal["ramp"] = "ramp"
-    start: _Value = 0.0
-    end: _Value
-    from_epoch: _Epoch = 0.0
-    to_epoch: _Epoch
+    start: NonNegativeFloat = 0.0
+    end: NonNegativeFloat
+    from_epoch: NonNegativeFloat = 0.0
+    to_epoch: NonNegativeFloat
 
     @model_validator(mode="after")
     def _ordered(self) -> Ramp:
@@ -71,7 +67,7 @@ class Steps(_Schedule):
     """``values`` is a list of [epoch, value]: each value holds from its epoch on; 0 before the first."""
 
     kind: Literal["steps"] = "steps"
-    values: tuple[tuple[_Epoch, _Value], ...] = Field(min_length=1)
+    values: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Steps:

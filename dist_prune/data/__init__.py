@@ -1,8 +1,7 @@
 """Image data from WebDataset shards, split over ranks and workers."""
 
 from data_tools import ShardError
-from dist_prune.data.loader import ImageData
-from dist_prune.data.locate import open_data
+from dist_prune.data.loader import ImageData, open_data
 from dist_prune.data.transforms import Batch
 from dist_prune.data.workers import ReadingFailed
 

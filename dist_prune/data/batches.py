@@ -90,11 +90,11 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
         return pixels, labels, skipped
 
     def _sample(self, shard: int, number: int, crops: np.ndarray) -> tuple[list[np.ndarray], int]:
-        sample = self.reader.sample(shard, number)
+        image, label = self.reader.sample(shard, number)
         try:
-            return [self.transform.prepare(sample.image, crop) for crop in crops], sample.label
+            return [self.transform.prepare(image, crop) for crop in crops], label
         except ImageError as error:
-            raise ShardError(f"{sample.place()}: {error}") from error
+            raise ShardError(f"{self.reader.place(shard, number)}: {error}") from error
 
 
 def _described(error: Exception) -> str:

@@ -4,13 +4,11 @@ Nothing is extracted and nothing is unpickled. Opening a shard finds out whether
 """
 
 import contextlib
-import functools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -127,14 +125,6 @@ def open_shard(path: Path, length: int, format: str, name: str | None = None) ->
         raise ShardError(f"damaged shard {name}: {error}; make or copy it again") from error
 
 
-class Sample(NamedTuple):
-    """A stored image, encoded or as pixels (H, W, C), its label, and for messages its shard and key."""
-
-    image: bytes | np.ndarray
-    label: int
-    place: Callable[[], str]
-
-
 class Reader:
     """Reads samples of one split in one process. ``order``: the shards in the order of reading."""
 
@@ -144,8 +134,8 @@ class Reader:
         self._following = {number: order[at + 1 : at + 1 + BLOCK_SHARDS] for at, number in enumerate(order)}
         self._open: OrderedDict[int, OpenShard | ShardError] = OrderedDict()
 
-    def sample(self, shard: int, number: int) -> Sample:
-        """Return a sample.
+    def sample(self, shard: int, number: int) -> tuple[bytes | np.ndarray, int]:
+        """Return an image, encoded or as pixels (H, W, C), and its label.
 
         Raises:
             ShardError: the shard is missing, unreadable or holds another number of samples than the index
@@ -155,7 +145,11 @@ class Reader:
         label = opened.label(number)
         if label not in self._labels:
             raise ShardError(f"{opened.place(number)}: {tar.no_class(label, len(self._labels))}")
-        return Sample(opened.image(number), self._labels[label], functools.partial(opened.place, number))
+        return opened.image(number), self._labels[label]
+
+    def place(self, shard: int, number: int) -> str:
+        """Return shard and key of a sample, for messages."""
+        return self._opened(shard).place(number)
 
     def _opened(self, number: int) -> OpenShard:
         """Return an open shard; one that failed is not tried again for each of its samples."""

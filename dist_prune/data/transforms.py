@@ -107,8 +107,13 @@ class ImageTransform:
         self.size = output_size(index, image_size)
         self.channels = index.channels
         self._augment = augment if training else AugmentConfig()
-        whole = resized_side(index, image_size, augment) is None
-        self._stored = Size(*index.image_shape[1:]) if index.image_shape and whole else None
+        self._stored = None
+        # Pixels to which the shorter side of photographs is scaled in evaluation, before the center is cut.
+        self.resized_side: int | None = None
+        if index.image_shape and not augment.random_resized_crop:
+            self._stored = Size(*index.image_shape[1:])
+        else:
+            self.resized_side = round(min(self.size) * EVAL_MARGIN)
         self._fill = np.round(255 * np.array(index.mean)).astype(np.uint8)
 
     def crops(self, rng: BatchRng) -> np.ndarray:
@@ -168,16 +173,6 @@ def output_size(index: ShardIndex, image_size: int | None) -> Size:
     if index.image_shape is None:
         raise ShardError(f"the images of {index.name} differ in size: choose an image_size, for example 224")
     return Size(*index.image_shape[1:])
-
-
-def resized_side(index: ShardIndex, image_size: int | None, augment: AugmentConfig) -> int | None:
-    """Return to how many pixels the shorter side of photographs is scaled in evaluation, before the center is cut.
-
-    None: images are taken as a whole.
-    """
-    if index.image_shape and not augment.random_resized_crop:
-        return None
-    return round(min(output_size(index, image_size)) * EVAL_MARGIN)
 
 
 class BatchTransform:

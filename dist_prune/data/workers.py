@@ -4,17 +4,17 @@ import atexit
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.queues import Queue
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from dist_prune.errors import RunError
 
@@ -52,6 +52,10 @@ def read(items: Dataset[_Item], numbers: range, workers: int, pin_memory: bool) 
         # Its own generator: the loader draws a number for its workers, by default from the global one.
         generator=torch.Generator(),
     )
+    # The loader's handler of SIGCHLD would raise wherever this process happens to be when a worker dies, for example
+    # between two collectives, while other ranks wait. The loader also finds out when it is asked for data, within
+    # seconds, so it is made to believe that the handler is there.
+    signal_handling._SIGCHLD_handler_set = True
     arriving = _arriving(loader)
     _unfinished.add(arriving)
     return arriving
@@ -60,28 +64,13 @@ def read(items: Dataset[_Item], numbers: range, workers: int, pin_memory: bool) 
 def _arriving(loader: DataLoader[_Item]) -> Generator[_Item, None, None]:
     items: Any = None
     try:
-        items = _iterate(loader)
+        items = iter(loader)
         yield from items
     except Exception as error:
         raise ReadingFailed(_reason(error, getattr(items, "_workers", ()))) from error
     finally:  # an error would keep the loader's iterator alive, and its workers
         if hasattr(items, "_shutdown_workers"):
             items._shutdown_workers()
-
-
-def _iterate(loader: DataLoader[_Item]) -> Iterator[_Item]:
-    """Start the workers, without the loader's handler of SIGCHLD.
-
-    It would raise wherever this process happens to be when a worker dies, for example between two collectives,
-    while other ranks wait. The loader also finds out when it is asked for data, within seconds.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return iter(loader)
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        return iter(loader)
-    finally:
-        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
 def _reason(error: Exception, workers: Any) -> str:

@@ -53,13 +53,12 @@ def start_process_group(timeout: float = 600.0) -> torch.device:
     timeout: seconds that ranks wait for one another, in this and all that follows.
     """
     complete_environment()
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
-    if on_gpu:
+    if torch.cuda.is_available():
+        device, backend = torch.device("cuda", local_rank()), "nccl"
         torch.cuda.set_device(device)
     else:
+        device, backend = torch.device("cpu"), "gloo"
         tune_cpu()
-    backend = "nccl" if on_gpu else "gloo"
     # Ours first: DeepSpeed would meet the other ranks without a time limit and without a readable error.
     if not torch.distributed.is_initialized():
         distributed.start(backend, timeout)

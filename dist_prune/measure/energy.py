@@ -209,11 +209,6 @@ class EnergyMeter:
                 self._readings[sensor.key] = now
         return joules, lost
 
-    def follow(self) -> None:
-        """Read counters that wrap around, so that no wrap is missed."""
-        for sensor in self._own:
-            _reading(sensor)
-
 
 def _reading(sensor: Sensor) -> float | None:
     try:
@@ -223,10 +218,12 @@ def _reading(sensor: Sensor) -> float | None:
 
 
 def _follow(meter: weakref.ref[EnergyMeter]) -> None:
+    """Read counters that wrap around, so that no wrap is missed, as long as the meter lives."""
     time.sleep(POLL_SECONDS)
     while found := meter():
-        found.follow()
-        del found  # or the meter would live as long as this thread
+        for sensor in found._own:
+            _reading(sensor)
+        found = None  # or the meter would live as long as this thread
         time.sleep(POLL_SECONDS)
 
 

@@ -48,17 +48,15 @@ class MacsCount:
 
 
 def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
-    """Return the MACs of one image; ``analyze_macs`` also names the operators that this leaves out.
-
-    Args:
-        model: any module; it is counted in eval mode and stays as it is.
-        input_shape: (C, H, W).
-    """
+    """Return the MACs of one image of ``input_shape`` (C, H, W); ``analyze_macs`` also names what this leaves out."""
     return analyze_macs(model, input_shape).total
 
 
 def analyze_macs(model: nn.Module, input_shape: Sequence[int]) -> MacsCount:
-    """Count the MACs of one image of ``input_shape`` (C, H, W), by module, and name what cannot be counted."""
+    """Count the MACs of one image of ``input_shape`` (C, H, W), by module, and name what cannot be counted.
+
+    The module is counted in eval mode and stays as it is.
+    """
     # The unknown operators are returned; fvcore's own warning also lists every one that counts nothing.
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
     model = copy.deepcopy(model).float().cpu().eval()

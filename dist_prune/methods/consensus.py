@@ -64,9 +64,8 @@ class Consensus(Method):
         config = self.task.config
         if config.target_macs is None:
             return None
-        settings = config.budget.model_dump()
-        allow_empty = settings.pop("allow_empty")
-        return Budget(module, self.costs, config.target_macs, Timeline(**settings), allow_empty)
+        timeline = Timeline(**config.budget.model_dump(exclude={"allow_empty"}))
+        return Budget(module, self.costs, config.target_macs, timeline, config.budget.allow_empty)
 
 
 def _form(config: RunConfig) -> dict[str, Any]:

@@ -70,11 +70,9 @@ def spread(mean: float, std: float, scale: float = 1, digits: int = 2) -> str:
 
 
 def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the rows of the final table, as (name, value).
+    """Return the rows (name, value) of the final table of a summary record; what is missing was not measured.
 
-    Args:
-        result: a summary record, which may also hold `accuracy` and `accuracy_consensus`. Accuracies and
-            ratios are fractions. A missing key or None means "not measured".
+    The record may also hold `accuracy` and `accuracy_consensus`. Accuracies and ratios are fractions.
     """
     get = result.get
     gated = get("accuracy_consensus") is not None

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import EngFormatter
 
 from dist_prune.monitor import names, style
 
@@ -114,7 +115,7 @@ def polarization_picture(history: GateHistory) -> Figure:
     axes.set(xlabel="training step", ylabel="mean activation over the batch")
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     axes.xaxis.set_major_locator(style.round_ticks())
-    axes.xaxis.set_major_formatter(style.step_tick)
+    axes.xaxis.set_major_formatter(EngFormatter())
     style.title(axes, f"Mean activation of {len(history.sites)} sites over the training", pad=14)
     return figure
 
@@ -199,7 +200,7 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
     style.quiet(axes)
     axes.set(xlabel="training step", ylabel=panel.unit, ylim=panel.limits)
     axes.xaxis.set_major_locator(style.round_ticks())
-    axes.xaxis.set_major_formatter(style.step_tick)
+    axes.xaxis.set_major_formatter(EngFormatter())
     if panel.percent:
         axes.yaxis.set_major_formatter(style.percent_tick)
     style.title(axes, panel.title, pad=26)

@@ -22,12 +22,8 @@ RULE = "#d9dde2"
 
 # The palette of Okabe and Ito.
 BLUE = "#0072B2"
-ORANGE = "#D55E00"
-GREEN = "#009E73"
-PINK = "#CC79A7"
 AMBER = "#E69F00"
-SKY = "#56B4E9"
-CYCLE = (INK, BLUE, ORANGE, GREEN, PINK, AMBER, SKY)
+CYCLE = (INK, BLUE, "#D55E00", "#009E73", "#CC79A7", AMBER, "#56B4E9")
 
 # Lightness rises evenly from closed to open, so that the picture reads in gray as well.
 ACTIVATION = LinearSegmentedColormap.from_list(
@@ -92,8 +88,3 @@ def percent_tick(value: float, _position: float) -> str:
 def point_tick(value: float, _position: float) -> str:
     """Format the tick of a difference of fractions as percentage points."""
     return f"{round(100 * value, 4):g}"
-
-
-def step_tick(value: float, _position: float) -> str:
-    """Format the tick of a step, with thousands as "12 k"."""
-    return f"{value / 1000:g} k" if value >= 1000 else f"{value:g}"

@@ -10,9 +10,8 @@ from tabulate import tabulate
 
 from dist_prune.files import write_atomic
 from dist_prune.monitor.formatting import NOT_MEASURED, percent, spread
-from dist_prune.monitor.page import Picture, Table, write_page, write_pictures
 from dist_prune.monitor.records import RunFolder
-from dist_prune.monitor.report import MAP_CAPTION, Reached, reached
+from dist_prune.monitor.report import MAP_CAPTION, Picture, Reached, Table, reached, write_page, write_pictures
 from dist_prune.study.pictures import distribution_pictures, gated_runs, map_pictures, trade_off_picture
 from dist_prune.study.runs import naive_draws, read_runs
 

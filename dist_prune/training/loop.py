@@ -99,10 +99,8 @@ class Trainer:
     def _rest_of_epoch(self, trainer: PhaseTrainer) -> Iterator[tuple[Batch, ...]]:
         """Yield this rank's micro-batches of one step at a time, for the steps of the epoch that are left."""
         trainer.engine.module.train()
-        self._images, self._epoch_began = 0, time.monotonic()
-        batches = self.context.train_batches(
-            self.progress.epoch, skip_steps=self.progress.batch, views=trainer.phase.views
-        )
+        self._images, self._epoch_began, at = 0, time.monotonic(), self.progress
+        batches = self.context.train_batches(at.epoch, skip_steps=at.batch, views=trainer.phase.views)
         while window := tuple(itertools.islice(batches, self.context.batching.accumulation)):
             yield window
 
@@ -207,10 +205,9 @@ class Trainer:
         state = dataclasses.replace(copy.deepcopy(self.state), model=model, phase_state=phase_state)
         plain = state.as_json()
         # Clocks and sensors differ from rank to rank.
-        compared = {key: plain[key] for key in ("data", "finished")}
-        compared["progress"] = {**plain["progress"], "seconds": None}
+        del plain["energy_run"], plain["energy_epoch"], plain["progress"]["seconds"]
         tensors = {**state.model.weights, **state.tensors()}
-        agree_on({**tensors, **compared}, f"at step {self.progress.step}", self.context.device)
+        agree_on({**tensors, **plain}, f"at step {self.progress.step}", self.context.device)
         self.writer.write(state)
         self.accounts.count_unreadable(self.context.sync_errors())
 

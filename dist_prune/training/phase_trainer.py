@@ -76,14 +76,8 @@ class PhaseTrainer:
             phase.label_smoothing = context.config.label_smoothing
         if context.config.checkpoint_activations:
             checkpoint_blocks(phase.module)
-        self.engine = Engine(
-            phase.module,
-            build_optimizer(phase.module, self.optimizer),
-            context.ds_config,
-            context.batching,
-            context.device,
-            context.config.rank_timeout,
-        )
+        optimizer, timeout = build_optimizer(phase.module, self.optimizer), context.config.rank_timeout
+        self.engine = Engine(phase.module, optimizer, context.ds_config, context.batching, context.device, timeout)
         # ZeRO creates optimizer state in its first step: restoring needs one with a batch of the right shape.
         images = torch.zeros(phase.views * context.batching.micro, *context.data.input_shape, device=context.device)
         # A phase with another optimizer than the previous one starts without state.

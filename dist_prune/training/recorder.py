@@ -223,14 +223,12 @@ def _gate_metrics(means: Tensor, sites: Sequence[Site]) -> dict[str, float]:
 
 
 def _evaluation_line(record: Mapping[str, Any]) -> str:
-    parts = [f"epoch {record['epoch']}", f"accuracy {record['accuracy']:.2%}"]
+    parts = ["epoch {epoch}", "accuracy {accuracy:.2%}"]
     if record["r_polar"] is not None:
-        parts += [f"consensus {record['accuracy_consensus']:.2%}", f"open {record['open_ratio']:.1%}"]
-        parts += [f"R_polar {record['r_polar']:.4f}"]
-    parts += [f"MACs {record['macs_ratio']:.1%}"]
-    speed = record["images_per_second"]
-    parts += ["speed not measured" if speed is None else f"{speed:,.0f} images/s"]
-    return "  ".join(parts)
+        parts += ["consensus {accuracy_consensus:.2%}", "open {open_ratio:.1%}", "R_polar {r_polar:.4f}"]
+    measured = record["images_per_second"] is not None
+    parts += ["MACs {macs_ratio:.1%}", "{images_per_second:,.0f} images/s" if measured else "speed not measured"]
+    return "  ".join(parts).format_map(record)
 
 
 def _skipped_line(step: int, record: StepMetrics, samples: Mapping[str, Sequence[int]]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_prune import distributed
-from dist_prune.data.locate import absolute
+from dist_prune.data.loader import absolute
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.run_lock import lock_run_folder

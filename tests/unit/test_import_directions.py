@@ -161,8 +161,7 @@ LOADS = [
     ("dist_prune.monitor.report", TRAINING | {"torch", "pandas"}),  # the page of one run
     ("dist_prune.study.comparison", TRAINING | {"torch"}),  # the page of several runs
     ("dist_prune.measure", TRAINING),
-    ("dist_prune.offline.naive", TRAINING),
-    ("dist_prune.offline.runs", TRAINING),  # collapse, evaluate
+    ("dist_prune.offline", TRAINING),  # collapse, evaluate, naive baselines
 ]
 
 

@@ -9,8 +9,7 @@ from unit_helpers import shaken
 
 from dist_prune import UserError, build_model, save_sliced
 from dist_prune.benchmark import inference, stopwatch
-from dist_prune.benchmark.inference import Options, benchmark
-from dist_prune.benchmark.results import table, write_benchmark
+from dist_prune.benchmark.inference import Options, benchmark, table, write_benchmark
 from dist_prune.cli.main import COMMANDS
 from dist_prune.measure.energy import Found, Sensor
 from dist_prune.measure.macs import count_macs
@@ -76,8 +75,11 @@ def test_what_has_no_reference_network_is_not_measured_and_never_zero(tmp_path):
 
 
 def test_energy_of_an_image_is_that_of_the_time_it_takes(layers, sensor, monkeypatch):
-    slow = lambda *_: lambda: time.sleep(0.02)  # noqa: E731
-    monkeypatch.setattr(inference, "_run", slow)
+    class Slow(torch.nn.Module):
+        def forward(self, images):
+            time.sleep(0.02)
+
+    monkeypatch.setattr(inference, "_prepared", lambda *_: Slow())
     monkeypatch.setattr(inference, "peak_memory", lambda *_: 0)
     result = benchmark(layers, Options(batches=(4,), seconds=0.01, grid_intensity=360))
     for row in result["measured"]:

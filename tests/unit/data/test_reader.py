@@ -56,9 +56,9 @@ def join_fetches() -> None:
 
 def test_samples_are_those_of_shard_and_row(shelf):
     reader = Reader(shelf, shelf.index, "train", range(6))
-    sample = reader.sample(4, 1)
-    assert (int(sample.image[0, 0, 0]), sample.label) == (9, 9)
-    assert sample.place() == f"{shelf.index.root}/{name(4)}, sample 1"
+    image, label = reader.sample(4, 1)
+    assert (int(image[0, 0, 0]), label) == (9, 9)
+    assert reader.place(4, 1) == f"{shelf.index.root}/{name(4)}, sample 1"
 
 
 def test_the_next_two_shards_are_fetched_before_they_are_needed(shelf):
@@ -78,7 +78,7 @@ def test_a_shard_is_opened_once_for_all_of_its_samples(shelf):
 def test_a_shard_that_is_evicted_before_it_is_opened_is_fetched_again(shelf):
     reader = Reader(shelf, shelf.index, "train", [0])
     shelf.lost[name(0)] = FETCHES - 1
-    assert reader.sample(0, 1).label == 1
+    assert reader.sample(0, 1)[1] == 1
     assert shelf.fetched[name(0)] == FETCHES
 
 
@@ -107,7 +107,7 @@ def reads(folder: Path) -> bool:
     reader = Reader(open_store(folder), index, "train", [0])
     try:
         for row in range(index.split("train").num_samples):
-            image = reader.sample(0, row).image
+            image, _ = reader.sample(0, row)
             if isinstance(image, bytes):
                 decode_pixels(image, index.channels)
     except (ShardError, ImageError):

@@ -51,8 +51,8 @@ def test_a_counter_that_begins_at_0_again_loses_nothing(tmp_path):
 
 def test_no_round_of_a_counter_is_missed_between_two_calls(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "POLL_SECONDS", 0.01)
-    polled, follow = threading.Event(), EnergyMeter.follow
-    monkeypatch.setattr(EnergyMeter, "follow", lambda meter: (follow(meter), polled.set()))
+    polled, reading = threading.Event(), energy._reading
+    monkeypatch.setattr(energy, "_reading", lambda sensor: (reading(sensor), polled.set())[0])
     package, file = zone(tmp_path)
     meter = EnergyMeter(Found((package,)), CPU)
     for _ in range(5):  # three rounds and a half

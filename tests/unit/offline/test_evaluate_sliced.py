@@ -9,7 +9,7 @@ from dist_prune import build_model
 from dist_prune.config import AugmentConfig
 from dist_prune.data import open_data
 from dist_prune.errors import UserError
-from dist_prune.offline.runs import open_for_sliced
+from dist_prune.offline import open_for_sliced
 from dist_prune.pruning.sliced_checkpoint import read_sliced_config, save_sliced
 
 

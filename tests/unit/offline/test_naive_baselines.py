@@ -13,8 +13,7 @@ from dist_prune import UserError, build_model, save_sliced
 from dist_prune.cli.main import COMMANDS
 from dist_prune.data import open_data
 from dist_prune.monitor.records import RunFolder
-from dist_prune.offline import naive
-from dist_prune.offline.naive import drop_weights, measure_naive, naive_baselines, remove_layers, table
+from dist_prune.offline import drop_weights, measure_naive, naive_baselines, naive_table, remove_layers
 from dist_prune.pruning.residual import residual_blocks
 from dist_prune.recipes import recipe
 
@@ -165,7 +164,7 @@ def test_the_data_is_read_once_and_again_only_where_the_copies_do_not_fit(monkey
     measured = measure_naive(model, counted, SHAPE, [0.3, 0.6], [0, 1])
     assert len(reads) == 1
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    monkeypatch.setattr(naive, "COPIES_BYTES", 3 * size)
+    monkeypatch.setattr("dist_prune.offline.COPIES_BYTES", 3 * size)
     assert measure_naive(model, counted, SHAPE, [0.3, 0.6], [0, 1]) == measured
     assert len(reads) == 1 + 3  # eight variants, three at a time
 
@@ -174,14 +173,14 @@ def test_a_network_without_residual_layers_gets_naive_dropout_alone_and_the_tabl
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 14 * 14, 10))
     entries = measure_naive(plain, batches, SHAPE, [0.5], [0, 1])
     assert [entry["baseline"] for entry in entries] == ["dropout", "dropout"]
-    assert "no residual layers" in table(entries)
+    assert "no residual layers" in naive_table(entries)
 
 
 def test_the_table_has_mean_and_standard_deviation_over_the_draws():
     def entry(baseline, seed, accuracy, ratio):
         return {"baseline": baseline, "share": 0.2, "seed": seed, "accuracy": accuracy, "macs_ratio": ratio}
 
-    text = table([entry("dropout", 0, 0.5, None), entry("dropout", 1, 0.7, None), entry("layers", 0, 0.4, 0.75)])
+    text = naive_table([entry("dropout", 0, 0.5, None), entry("dropout", 1, 0.7, None), entry("layers", 0, 0.4, 0.75)])
     rows = [line.split("  ") for line in text.splitlines()[2:]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells == [
@@ -206,7 +205,7 @@ def test_the_command_prints_the_table_and_writes_what_it_measured_into_the_run_f
     COMMANDS["naive"]([str(run.path), "--shares", "0.3", "0.6", "--draws", "2"])
     shown = capsys.readouterr().out
     written = json.loads((run.path / "naive.json").read_text())
-    assert shown.strip() == table(written).strip()
+    assert shown.strip() == naive_table(written).strip()
     assert len(written) == 2 * 2 * 2
     assert written[0].keys() == {"baseline", "share", "seed", "accuracy", "macs_ratio"}
     assert written == naive_baselines(str(run.path), shares=[0.3, 0.6], draws=2), "the seeds decide all"

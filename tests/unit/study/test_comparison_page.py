@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from study_runs import make_run, naive_entries
 
-from dist_prune.cli.report import report
+from dist_prune.cli.runs import report
 from dist_prune.errors import UserError
 from dist_prune.monitor.formatting import spread
 from dist_prune.study.comparison import write_comparison

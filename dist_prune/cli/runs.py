@@ -1,18 +1,20 @@
-"""Commands that make a sliced network, and use one: ``dist-prune collapse | evaluate | naive | export | benchmark``."""
+"""Commands on runs and sliced networks: ``dist-prune collapse | evaluate | naive | export | benchmark | report``."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 from pathlib import Path
 
-from dist_prune.cli.arguments import Parser, command_parser, positive, show
+from dist_prune.cli.arguments import Parser, positive, show
+from dist_prune.errors import UserError
 
 
 def collapse(arguments: list[str]) -> None:
     """Collapse the newest checkpoint of a run, or one checkpoint, into a sliced checkpoint."""
-    parser = command_parser("collapse", collapse.__doc__)
+    parser = Parser("dist-prune collapse", collapse.__doc__)
     parser.add_argument("run", metavar="RUN|CHECKPOINT", help="a run folder, or one of its checkpoints/step-...")
     parser.add_argument("--out", help="folder for mask.json and sliced/ (default: the run folder)")
     parser.add_argument("--mask", help="a mask.json to use instead of a vote over the training images")
@@ -21,7 +23,7 @@ def collapse(arguments: list[str]) -> None:
         "--round_to", type=positive(int), metavar="N", help="keep multiples of N channels (default: the recipe's)"
     )
     options = parser.parse(arguments)
-    from dist_prune.offline.runs import collapse_run
+    from dist_prune.offline import collapse_run
 
     show(collapse_run(options.run, options.out, options.mask, options.data, options.round_to))
 
@@ -29,7 +31,7 @@ def collapse(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Evaluate a sliced checkpoint, or the one of a run folder."""
     options = _evaluation_parser("evaluate", evaluate.__doc__).parse(arguments)
-    from dist_prune.offline.runs import evaluate_sliced
+    from dist_prune.offline import evaluate_sliced
 
     show(evaluate_sliced(options.folder, options.data, options.split))
 
@@ -40,10 +42,10 @@ def naive(arguments: list[str]) -> None:
     parser.add_argument("--shares", type=float, nargs="+", help="default: 0.2 0.3 0.5 0.6 0.8")
     parser.add_argument("--draws", type=positive(int), default=3, help="random draws of each share")
     options = parser.parse(arguments)
-    from dist_prune.offline.naive import SHARES, naive_baselines, table
+    from dist_prune.offline import SHARES, naive_baselines, naive_table
 
     shares = options.shares or SHARES
-    print(table(naive_baselines(options.folder, options.data, shares, options.draws, options.split)))
+    print(naive_table(naive_baselines(options.folder, options.data, shares, options.draws, options.split)))
 
 
 def export(arguments: list[str]) -> None:
@@ -78,16 +80,44 @@ def benchmark(arguments: list[str]) -> None:
     parser.add_argument("--out", help="folder for speed.json and speed.png (default: FOLDER/benchmark)")
     settings = vars(parser.parse(arguments))
     folder, out = settings.pop("folder"), settings.pop("out")
-    from dist_prune.benchmark.inference import Options
-    from dist_prune.benchmark.inference import benchmark as measured
-    from dist_prune.benchmark.results import table, write_benchmark
+    from dist_prune.benchmark import inference
 
     target = Path(out or os.path.join(folder, "benchmark"))
     if Path(folder).exists():  # else it is the folder that is wrong
         target.mkdir(parents=True, exist_ok=True)  # minutes later is too late to learn that it cannot be
-    result = measured(folder, Options(**settings))
-    print(f"{table(result)}\n")
-    print(*write_benchmark(result, target), sep="\n")
+    result = inference.benchmark(folder, inference.Options(**settings))
+    print(f"{inference.table(result)}\n")
+    print(*inference.write_benchmark(result, target), sep="\n")
+
+
+def report(arguments: list[str]) -> None:
+    """Draw the pictures and the page of a run folder; several are compared, in tables and pictures."""
+    parser = Parser("dist-prune report", report.__doc__)
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument("--out", help="folder of a comparison (default: report-comparison beside the runs)")
+    help = "show the time and energy to reach this test accuracy, for example 0.9"
+    parser.add_argument("--to_accuracy", type=_fraction, metavar="A", help=help)
+    options = parser.parse(arguments)
+    try:
+        if len(options.runs) > 1 or options.out:
+            from dist_prune.study.comparison import write_comparison
+
+            print(write_comparison(options.runs, options.out, options.to_accuracy))
+        else:
+            from dist_prune.monitor.records import RunFolder
+            from dist_prune.monitor.report import write_report
+
+            print(write_report(RunFolder(options.runs[0]), options.to_accuracy))
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _fraction(text: str) -> float:
+    """An argument type: a number above 0, up to 1."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"expected a fraction such as 0.9, not {text}")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -99,7 +129,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _sliced_parser(name: str, description: str | None) -> Parser:
     """Return the parser of a command on a sliced network."""
-    parser = command_parser(name, description)
+    parser = Parser(f"dist-prune {name}", description)
     parser.add_argument("folder", metavar="RUN|FOLDER", help="a run folder, or a sliced checkpoint")
     return parser
 

@@ -1,1 +1,0 @@
-"""Commands on finished or interrupted runs, without a training engine."""
