@@ -30,9 +30,7 @@ def hide_library_messages() -> None:
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
-def _show(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
-) -> None:
+def _show(message: Warning | str, category: type[Warning], *place: Any) -> None:
     # Libraries may put filters of their own before ours, so the category decides here as well.
     if issubclass(category, DistPruneWarning):
-        print(one_line(f"warning: {message}"), file=file or sys.stderr)
+        print(one_line(f"warning: {message}"), file=sys.stderr)

@@ -35,15 +35,12 @@ _FREE = {
 
 @dataclass(frozen=True)
 class MacsCount:
-    """MACs of one image through a network.
-
-    total: of the whole network.
-    by_module: by qualified name, those of the modules inside included; the whole network is ``""``.
-    not_counted: names of the operators that neither fvcore nor this project can count.
-    """
+    """MACs of one image through a network."""
 
     total: int
+    # By qualified name, those of the modules inside included; the whole network is ``""``.
     by_module: dict[str, int]
+    # Operators that neither fvcore nor this project can count.
     not_counted: tuple[str, ...]
 
 
