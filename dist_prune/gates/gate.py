@@ -1,7 +1,5 @@
 """Gates: small networks that decide, for each sample, which units of a site are open."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

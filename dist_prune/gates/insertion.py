@@ -1,7 +1,5 @@
 """Insertion of gates: modules are wrapped, never edited, so that slicing can remove the gates again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ Their results and gradients are those of plain expressions, which cost several p
 backward. Under torch.compile the plain expressions are used: the compiler fuses their passes itself.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Decisions: what a phase of training has found, in one form for masks of units and of weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
