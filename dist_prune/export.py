@@ -143,7 +143,7 @@ class Format:
 
     # Name of its file, or of its folder.
     default: str
-    # Writes a network (all fp32 or all fp16), recorded on images (B > 1, C, H, W). The mapping: its checkpoint's config.
+    # Writes a network (all fp32 or all fp16), recorded on images (B > 1, C, H, W); the mapping is its stored config.
     write: Callable[[nn.Module, Tensor, Mapping[str, Any], Path], None]
     # Reads it back, as fp32 images (B, C, H, W) -> fp32 logits (B, classes).
     read: Callable[[Path], Callable[[Tensor], Tensor]]

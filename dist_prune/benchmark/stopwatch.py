@@ -1,7 +1,5 @@
 """Time-interleaved measurement of several networks, and the peak memory of a forward pass."""
 
-from __future__ import annotations
-
 import statistics
 import time
 import weakref

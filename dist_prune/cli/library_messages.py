@@ -1,7 +1,5 @@
 """The one place that decides which messages of libraries reach the terminal of our programs: errors, no warnings."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import warnings
@@ -30,7 +28,9 @@ def hide_library_messages() -> None:
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
-def _show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+def _show(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
     # Libraries may put filters of their own before ours, so the category decides here as well.
     if issubclass(category, DistPruneWarning):
-        print(one_line(f"warning: {message}"), file=sys.stderr)
+        print(one_line(f"warning: {message}"), file=file or sys.stderr)

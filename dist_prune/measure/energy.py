@@ -5,8 +5,6 @@ here: Zeus starts a process for each of them, to see when it begins at 0 again, 
 and until that process has looked, its readings are too low by the whole range of the counter.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

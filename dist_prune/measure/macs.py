@@ -4,8 +4,6 @@ fvcore counts multiply-accumulates (and calls them flops): convolution, linear, 
 element, other norms, pooling. Attention is added here. Element-wise operations, reductions and copies count nothing.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import math
