@@ -4,8 +4,6 @@ A user's mistake is one line on standard error and exit code 2; a run that stopp
 exits 3; any other error exits 1 with its stack trace.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

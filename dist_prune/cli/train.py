@@ -1,7 +1,5 @@
 """``launch/train.py``: train and collapse, on every rank; ``dist-prune recipes``: what it can train."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import json

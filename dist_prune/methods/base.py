@@ -36,9 +36,8 @@ from dist_prune.errors import UserError
 from dist_prune.gates.means import GateMeans
 from dist_prune.models.build import build_model
 from dist_prune.pruning.costs import Costs, unit_costs
-from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.families import layer_sites
-from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.mask import Decision, UnitMask
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import TensorSlice
 from dist_prune.pruning.weight_mask import without_masks

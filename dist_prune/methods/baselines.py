@@ -17,7 +17,7 @@ from dist_prune.measure.macs import count_macs
 from dist_prune.methods.base import Method, Phase, Phases, Task
 from dist_prune.models.build import architecture_of
 from dist_prune.pruning.costs import Costs
-from dist_prune.pruning.decision import Decision
+from dist_prune.pruning.mask import Decision
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import slice_network
 

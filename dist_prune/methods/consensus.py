@@ -16,8 +16,7 @@ from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.wrappers import set_noise_key
 from dist_prune.methods.base import Method, Phase, Phases, PrunedPhase, Step, Transition
 from dist_prune.methods.baselines import Dense
-from dist_prune.pruning.decision import Decision
-from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.mask import Decision, UnitMask
 from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import activation, polarization
 

@@ -9,7 +9,7 @@ from dist_prune.engine.deepspeed_engine import Engine
 from dist_prune.errors import UserError, nearest
 from dist_prune.gates.wrappers import checkpoint_blocks, sites
 from dist_prune.methods import Phase
-from dist_prune.pruning.decision import Decision
+from dist_prune.pruning.mask import Decision
 from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies
 from dist_prune.training.optimizer import build_optimizer, state_names

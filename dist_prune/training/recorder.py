@@ -15,7 +15,7 @@ from dist_prune.monitor.console import ProgressBar, final_table
 from dist_prune.monitor.pictures import MAP_TITLE, activation_maps, gate_history
 from dist_prune.monitor.report import write_report
 from dist_prune.monitor.tensorboard import TensorBoardLog
-from dist_prune.pruning.decision import Decision
+from dist_prune.pruning.mask import Decision
 from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import mean_over_sites, polarization
 from dist_prune.training.context import RunContext
