@@ -3,8 +3,6 @@
 The functions here work in anyone's own training loop; none of them needs deepspeed.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -3,8 +3,6 @@
 Launchers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; ``runtime.launch`` adds what they leave out.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

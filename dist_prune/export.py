@@ -137,18 +137,15 @@ def record(model: nn.Module, images: Tensor) -> ExportedProgram:
 
 @dataclass
 class Format:
-    """One format.
+    """One format."""
 
-    default: name of its file, or of its folder.
-    write: writes a network, all of it fp32 or fp16, recorded on images (B > 1, C, H, W), to a path. The mapping is the
-        config of its sliced checkpoint.
-    read: reads it back, as fp32 images (B, C, H, W) -> fp32 logits (B, classes).
-    packages: what it needs beyond this project.
-    """
-
+    # Name of its file, or of its folder.
     default: str
+    # Writes a network (all fp32 or all fp16), recorded on images (B > 1, C, H, W); the mapping is its stored config.
     write: Callable[[nn.Module, Tensor, Mapping[str, Any], Path], None]
+    # Reads it back, as fp32 images (B, C, H, W) -> fp32 logits (B, classes).
     read: Callable[[Path], Callable[[Tensor], Tensor]]
+    # What it needs beyond this project.
     packages: tuple[str, ...] = ()
 
     @property

@@ -3,8 +3,6 @@
 Naive baselines (arXiv 2302.10798, section 5.3, Figure 4) prune a trained network at random.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence

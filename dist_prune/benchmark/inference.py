@@ -1,7 +1,5 @@
 """The benchmark of inference: dense, sliced and reference network side by side, in a table, JSON and a picture."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import platform

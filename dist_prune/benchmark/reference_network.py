@@ -4,8 +4,6 @@ Nothing here is taken from the sliced network but its numbers of layers and chan
 than its reference, slicing has added overhead.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Time-interleaved measurement of several networks, and the peak memory of a forward pass."""
 
-from __future__ import annotations
-
 import statistics
 import time
 import weakref
@@ -21,10 +19,7 @@ STRETCHES, LEAST_SECONDS = 3, 1.0  # of energy: counters move a few times a seco
 def time_interleaved(
     runs: Mapping[str, Callable[[], object]], device: torch.device, seconds: float
 ) -> dict[str, list[float]]:
-    """Return the seconds of each round of ``runs``, for about ``seconds`` in all, after a warm-up.
-
-    Every round has another order.
-    """
+    """Return the seconds of each round of ``runs``, each in another order, for about ``seconds`` after a warm-up."""
     # A machine whose speed drifts slows all networks of a round alike.
     clock = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     for _ in range(WARM_UP):

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from dist_prune.errors import UserError, first_problem
 from dist_prune.measure.energy import Energy
-from dist_prune.pruning.decision import Decision, restore_decision
+from dist_prune.pruning.mask import Decision, restore_decision
 
 # 1: phases had a "structure", and the state of budget and freezer lay in buffers of the first gate.
 # 2: it did not say which recipe and DeepSpeed config made it.

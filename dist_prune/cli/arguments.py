@@ -1,7 +1,5 @@
 """Argument parsing with one-line errors that name the nearest option, and output that commands share."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn

@@ -1,7 +1,5 @@
 """The one place that decides which messages of libraries reach the terminal of our programs: errors, no warnings."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import warnings

@@ -4,8 +4,6 @@ A user's mistake is one line on standard error and exit code 2; a run that stopp
 exits 3; any other error exits 1 with its stack trace.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import traceback
@@ -19,8 +17,13 @@ from dist_prune.cli.runs import benchmark, collapse, evaluate, export, naive, re
 from dist_prune.cli.shards import shards
 from dist_prune.cli.train import recipes, train
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
-from dist_prune.runtime.launch import complete_environment, forget_launcher, is_silent, world_size
-from dist_prune.runtime.streams import tolerate_broken_pipes
+from dist_prune.runtime.launch import (
+    complete_environment,
+    forget_launcher,
+    is_silent,
+    tolerate_broken_pipes,
+    world_size,
+)
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -1,7 +1,5 @@
 """Commands on runs and sliced networks: ``dist-prune collapse | evaluate | naive | export | benchmark | report``."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """``dist-prune shards make`` and ``dist-prune shards verify``."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from typing import Any

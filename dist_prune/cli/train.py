@@ -1,7 +1,5 @@
 """``launch/train.py``: train and collapse, on every rank; ``dist-prune recipes``: what it can train."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import json
@@ -14,7 +12,7 @@ def train(arguments: Sequence[str]) -> bool:
     """Train a gated network and collapse it to a small one; False when it stopped on request after saving."""
     given = vars(train_parser().parse(arguments))
     chosen, data, settings, _ = (given.pop(name) for name in ("recipe", "data", "set", "local_rank"))
-    from dist_prune.config.override import override, settings_keys
+    from dist_prune.config import override, settings_keys
     from dist_prune.recipes import recipe
 
     config = override(recipe(chosen), ([f"data={json.dumps(data)}"] if data else []) + settings)
@@ -48,7 +46,7 @@ def recipes(arguments: list[str]) -> None:
     chosen = parser.parse(arguments).name
     from pydantic_core import to_jsonable_python
 
-    from dist_prune.config.section import fields
+    from dist_prune.config import fields
     from dist_prune.recipes import RECIPES, recipe
 
     if not chosen:

@@ -1,6 +1,5 @@
 """RunConfig in sections: the fields of a recipe. No file here imports torch."""
 
-from dist_prune.config.override import override, validated
 from dist_prune.config.run_config import (
     RESUMABLE_FIELDS,
     AugmentConfig,
@@ -11,4 +10,6 @@ from dist_prune.config.run_config import (
     LrConfig,
     OptimizerConfig,
     RunConfig,
+    Section,
 )
+from dist_prune.config.settings import METHOD_FIELDS, fields, override, settings_keys, validated, without_effect

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dist_prune.config.schedules import Constant, PositiveSchedule, WeightSchedule
-from dist_prune.config.section import Section
+from dist_prune.config.schedules import Constant, PositiveSchedule, Schedule
 
 # Ranges of numbers. Images with longer sides are refused anyway: they may be an attack on memory.
 _Side = Annotated[int, Field(ge=0, le=2**13)]
+_ImageSide = Annotated[int, Field(ge=1, le=2**13)]
 _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Epochs = Annotated[int, Field(ge=1, le=10**6)]
 _Minutes = Annotated[float, Field(gt=0, le=10**6)]
@@ -24,15 +24,19 @@ _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 _Alpha = Annotated[float, Field(ge=0, le=1000)]
 
 
+class Section(BaseModel):
+    """A frozen group of fields, the base of everything in a recipe: no unknown keys, no numbers that are not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
 class AugmentConfig(Section):
     """Random changes of training images."""
 
     crop_padding: _Side = Field(0, description="shift images by up to this many pixels; 0: never")
     flip: bool = Field(False, description="mirror half of the images")
     random_resized_crop: bool = Field(False, description="cut out a random part of the image and scale it")
-    policy: Literal["none", "randaugment", "trivialaugment"] = Field(
-        "none", description="augmentation policy of torchvision"
-    )
+    policy: Literal["none", "randaugment", "trivialaugment"] = Field("none", description="augmentation by torchvision")
     cutout: _Side = Field(0, description="side of a blanked square, in pixels; 0: none")
     mixup: _Alpha = Field(0.0, description="alpha of mixup's Beta(alpha, alpha); 0: never")
     cutmix: _Alpha = Field(0.0, description="alpha of CutMix; 0: never; with mixup, each in half of the steps")
@@ -62,9 +66,7 @@ class GatesConfig(Section):
     temperature: PositiveSchedule = Field(Constant(value=1), description="of the gumbel head, over the epochs; above 0")
     dense_layers: Literal[1, 2] = Field(2, description="dense layers of a gating module")
     hidden: int = Field(16, ge=1, le=2**16, description="width of a gating module with two dense layers")
-    flatten: bool | None = Field(
-        None, description="channel gates: read flattened maps instead of pooled ones; null: where that is cheap"
-    )
+    flatten: bool | None = Field(None, description="channel gates: read flattened, not pooled maps; null: where cheap")
     open_bias: Annotated[float, Field(ge=-100, le=100)] | None = Field(
         None, description="initial bias of the last dense layer; null: 0 under a budget, else 1 as in the paper"
     )
@@ -101,13 +103,9 @@ class FreezeConfig(Section):
         description="steps in a row in which all samples agree on a unit; 0: never; null: 50 under a budget, else 0",
     )
     open_from: _Fraction = Field(0.4, description="fraction of the run before which no unit is decided to stay open")
-    thaw_after: _Count | None = Field(
-        None, description="steps after which a decided unit must be decided again; null: never"
-    )
+    thaw_after: _Count | None = Field(None, description="steps until a decided unit must be decided again; null: never")
     collapse: bool = Field(True, description="collapse in flight once all units are decided")
-    collapse_epoch: _Epochs | None = Field(
-        None, description="collapse in flight after this epoch, whatever is decided by then"
-    )
+    collapse_epoch: _Epochs | None = Field(None, description="collapse in flight after this epoch, whatever is decided")
 
 
 class LrConfig(Section):
@@ -120,13 +118,9 @@ class LrConfig(Section):
     milestones: tuple[Annotated[int, Field(ge=0, le=10**6)], ...] = Field(
         (60, 120, 160), description="steps: epochs after which the rate is multiplied by gamma"
     )
-    gamma: _Factor | tuple[_Factor, ...] = Field(
-        0.1, description="steps: factor at each milestone, or a list with one factor per milestone"
-    )
+    gamma: _Factor | tuple[_Factor, ...] = Field(0.1, description="steps: factor at milestones, or a list of factors")
     warmup_share: float = Field(0.3, gt=0, lt=1, description="one_cycle: fraction of the run in which the rate rises")
-    warmup_epochs: float = Field(
-        0.0, ge=0, le=10**6, description="epochs of linear warm-up before the schedule, of any kind"
-    )
+    warmup_epochs: float = Field(0.0, ge=0, le=10**6, description="epochs of linear warm-up before any schedule")
 
     @model_validator(mode="after")
     def _one_factor_per_milestone(self) -> LrConfig:
@@ -139,16 +133,13 @@ class OptimizerConfig(Section):
     """The optimizer of a phase; a phase that brings none of its own has the recipe's."""
 
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd or adamw")
-
     lr: float = Field(0.1, gt=0, le=1000, description="learning rate at its highest")
     lr_schedule: LrConfig = LrConfig()
     momentum: _BelowOne = Field(0.9, description="sgd: momentum")
     nesterov: bool = Field(False, description="sgd: Nesterov's form of momentum")
     betas: tuple[_BelowOne, _BelowOne] = Field((0.9, 0.999), description="adamw: decay rates of the two moments")
     weight_decay: float = Field(5e-4, ge=0, le=100, description="weight decay (adamw: decoupled)")
-    decay_gates_and_norms: bool = Field(
-        True, description="whether weight decay includes the parameters of gates and norms"
-    )
+    decay_gates_and_norms: bool = Field(True, description="weight decay includes the parameters of gates and norms")
 
     @model_validator(mode="after")
     def _consistent_optimizer(self) -> OptimizerConfig:
@@ -186,20 +177,14 @@ class RunConfig(OptimizerConfig):
     )
     budget: BudgetConfig = BudgetConfig()
     freeze: FreezeConfig = FreezeConfig()
-    polarization: WeightSchedule | None = Field(
-        None, description="lambda_polar over the epochs; null: the budget's own schedule, or 1 without a budget"
-    )
-    activation: WeightSchedule = Field(Constant(value=0.0), description="lambda_act over the epochs")
+    polarization: Schedule | None = Field(None, description="lambda_polar by epoch; null: the budget's own, or else 1")
+    activation: Schedule = Field(Constant(value=0.0), description="lambda_act by epoch")
     mask_samples: int = Field(
         2048, ge=1, le=2**40, description="training images that vote on the mask of an epoch; at the end all do"
     )
-    round_to: int = Field(
-        1, ge=1, le=2**16, description="keep multiples of this many channels; may end above target_macs"
-    )
+    round_to: int = Field(1, ge=1, le=2**16, description="keep multiples of this many channels; may exceed target_macs")
 
-    image_size: Annotated[_Side, Field(ge=1)] | None = Field(
-        None, description="side of the square images in pixels; null: as they are"
-    )
+    image_size: _ImageSide | None = Field(None, description="side of the square images in pixels; null: as they are")
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(1, ge=0, le=1024, description="data-loading processes per rank")
     channels_last: bool = Field(True, description="memory format of images and weights")
@@ -208,21 +193,13 @@ class RunConfig(OptimizerConfig):
     cache: CacheConfig = CacheConfig()
 
     log_every: _Count = Field(10, description="steps between two records")
-    checkpoint_every: _Count | None = Field(None, description="steps between two checkpoints, besides one per epoch")
-    checkpoint_minutes: _Minutes | None = Field(
-        None, description="minutes between two checkpoints, besides one per epoch"
-    )
+    checkpoint_every: _Count | None = Field(None, description="steps between checkpoints, besides one per epoch")
+    checkpoint_minutes: _Minutes | None = Field(None, description="minutes between checkpoints, besides one per epoch")
     keep_checkpoints: _Count = Field(2, description="newest checkpoints that are kept")
     keep_best: bool = Field(False, description="also keep the checkpoint with the highest test accuracy")
-    max_bad_steps: int = Field(
-        10, ge=0, le=10**6, description="steps in a row that may be skipped because loss or gradients are not finite"
-    )
-    rank_timeout: float = Field(
-        600.0, gt=0, le=7 * 86400, description="seconds without an answer of a rank until the run ends"
-    )
-    grid_intensity: float | None = Field(
-        None, gt=0, le=10**5, description="grams of CO2 per kWh of electricity, to report emissions"
-    )
+    max_bad_steps: int = Field(10, ge=0, le=10**6, description="steps in a row with NaN or inf that may be skipped")
+    rank_timeout: float = Field(600.0, gt=0, le=7 * 86400, description="seconds without an answer until a rank is lost")
+    grid_intensity: float | None = Field(None, gt=0, le=10**5, description="grams of CO2 per kWh, to report emissions")
     compile: bool = Field(False, description="train through torch.compile")
     checkpoint_activations: bool = Field(
         False, description="recompute blocks in backward instead of keeping their activations: less memory, more time"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, model_validator
 
 
 class _Schedule(BaseModel):
@@ -23,7 +23,7 @@ class Constant(_Schedule):
     """The same value at all times."""
 
     kind: Literal["constant"] = "constant"
-    value: float
+    value: NonNegativeFloat
 
     def at(self, epoch: float) -> float:
         """Return the value at ``epoch`` (epochs since the start, fractions included)."""
@@ -38,10 +38,10 @@ class Ramp(_Schedule):
     """``start`` before ``from_epoch``, ``end`` after ``to_epoch``, a straight line between them."""
 
     kind: Literal["ramp"] = "ramp"
-    start: float = 0.0
-    end: float
-    from_epoch: float = Field(0.0, ge=0)
-    to_epoch: float = Field(ge=0)
+    start: NonNegativeFloat = 0.0
+    end: NonNegativeFloat
+    from_epoch: NonNegativeFloat = 0.0
+    to_epoch: NonNegativeFloat
 
     @model_validator(mode="after")
     def _ordered(self) -> Ramp:
@@ -67,21 +67,18 @@ class Steps(_Schedule):
     """``values`` is a list of [epoch, value]: each value holds from its epoch on; 0 before the first."""
 
     kind: Literal["steps"] = "steps"
-    values: tuple[tuple[float, float], ...] = Field(min_length=1)
+    values: tuple[tuple[NonNegativeFloat, NonNegativeFloat], ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Steps:
         epochs = [epoch for epoch, _ in self.values]
-        if epochs[0] < 0:
-            raise ValueError(f"the epochs of a steps schedule start at 0, got {epochs[0]}")
         if epochs != sorted(epochs):
             raise ValueError(f"the epochs of a steps schedule must rise, got {epochs}")
         return self
 
     def at(self, epoch: float) -> float:
         """Return the value at ``epoch``."""
-        reached = [value for start, value in self.values if epoch >= start]
-        return reached[-1] if reached else 0.0
+        return ([0.0] + [value for start, value in self.values if epoch >= start])[-1]
 
     def scaled(self, factor: float) -> Steps:
         """Return the schedule for a run of ``factor`` times the length."""
@@ -97,27 +94,18 @@ def _number_is_constant(value: Any) -> Any:
     return {"kind": "constant", "value": value} if is_number else value
 
 
-def _lowest(schedule: Constant | Ramp | Steps) -> float:
-    if isinstance(schedule, Steps):
-        # Before its first epoch a steps schedule is 0.
-        return min(schedule.at(epoch) for epoch in (0.0, *(start for start, _ in schedule.values)))
-    return schedule.value if isinstance(schedule, Constant) else min(schedule.start, schedule.end)
-
-
-def _not_negative(schedule: Constant | Ramp | Steps) -> Constant | Ramp | Steps:
-    if (lowest := _lowest(schedule)) < 0:
-        raise ValueError(f"must be 0 or more at all times, not {lowest:g}")
-    return schedule
-
-
 def _above_zero(schedule: Constant | Ramp | Steps) -> Constant | Ramp | Steps:
-    if (lowest := _lowest(schedule)) <= 0:
-        raise ValueError(f"must be above 0 at all times, not {lowest:g}")
+    if isinstance(schedule, Steps):
+        # Before its first epoch it is 0.
+        lowest = min(schedule.at(0), *(value for _, value in schedule.values))
+    else:
+        lowest = schedule.value if isinstance(schedule, Constant) else min(schedule.start, schedule.end)
+    if not lowest:
+        raise ValueError("must be above 0 at all times")
     return schedule
 
 
 Schedule = Annotated[
     Annotated[Constant | Ramp | Steps, Field(discriminator="kind")], BeforeValidator(_number_is_constant)
 ]
-WeightSchedule = Annotated[Schedule, AfterValidator(_not_negative)]
 PositiveSchedule = Annotated[Schedule, AfterValidator(_above_zero)]

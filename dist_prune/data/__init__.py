@@ -1,8 +1,8 @@
 """Image data from WebDataset shards, split over ranks and workers."""
 
 from data_tools import ShardError
+from dist_prune.data.batches import ReadingFailed
 from dist_prune.data.loader import ImageData, open_data
 from dist_prune.data.transforms import Batch
-from dist_prune.data.workers import ReadingFailed
 
 __all__ = ["Batch", "ImageData", "ReadingFailed", "ShardError", "open_data"]

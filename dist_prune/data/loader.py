@@ -15,10 +15,9 @@ from data_tools.index import INDEX_NAME
 from data_tools.sources.base import data_home
 from dist_prune.config import AugmentConfig, CacheConfig
 from dist_prune.data import plan
-from dist_prune.data.batches import Batches, Skipped
+from dist_prune.data.batches import Batches, Skipped, read
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size
-from dist_prune.data.workers import read
 
 CPU = torch.device("cpu")
 EMBEDDED = "digits"

@@ -107,13 +107,10 @@ class ImageTransform:
         self.size = output_size(index, image_size)
         self.channels = index.channels
         self._augment = augment if training else AugmentConfig()
-        self._stored = None
+        whole = None if augment.random_resized_crop else index.image_shape
+        self._stored = Size(*whole[1:]) if whole else None
         # Pixels to which the shorter side of photographs is scaled in evaluation, before the center is cut.
-        self.resized_side: int | None = None
-        if index.image_shape and not augment.random_resized_crop:
-            self._stored = Size(*index.image_shape[1:])
-        else:
-            self.resized_side = round(min(self.size) * EVAL_MARGIN)
+        self.resized_side = None if whole else round(min(self.size) * EVAL_MARGIN)
         self._fill = np.round(255 * np.array(index.mean)).astype(np.uint8)
 
     def crops(self, rng: BatchRng) -> np.ndarray:

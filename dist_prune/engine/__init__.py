@@ -1,1 +1,1 @@
-"""The engine: one training loop on DeepSpeed, evaluation, portable checkpoints, the end of a run."""
+"""The one door to DeepSpeed: its import, the engine, the check of its JSON."""

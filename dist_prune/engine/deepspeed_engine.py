@@ -18,7 +18,7 @@ from dist_prune.checkpoints.train_state import ModelState, OptimizerState
 from dist_prune.engine import zero_state
 from dist_prune.engine.deepspeed_import import DeepSpeedConfig, DeepSpeedZeroConfig, deepspeed
 from dist_prune.engine.ds_config import Batching, zero_stage
-from dist_prune.errors import UserError, nearest
+from dist_prune.errors import UserError, first_problem, nearest
 from dist_prune.runtime.environment import tune_cpu
 from dist_prune.runtime.launch import complete_environment, local_rank
 
@@ -31,16 +31,15 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
     try:
         DeepSpeedZeroConfig(**ds_config.get("zero_optimization", {}))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        unknown = first["type"] == "extra_forbidden"
-        hint = nearest(key, DeepSpeedZeroConfig.model_fields) if unknown else first["msg"]
+        key, problem = first_problem(error)
+        unknown = error.errors(include_url=False)[0]["type"] == "extra_forbidden"
+        hint = nearest(key, DeepSpeedZeroConfig.model_fields) if unknown else problem
         raise UserError(f"'zero_optimization.{key}' is not what DeepSpeed takes: {hint}") from error
+    whole = _complete(ds_config, Batching(1, 1, 1))
+    # The ranks have not met yet, so the world size does not fit.
+    del whole["train_batch_size"]
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            whole = _complete(ds_config, Batching(1, 1, 1))
-            # The ranks have not met yet, so the world size does not fit.
-            del whole["train_batch_size"]
             DeepSpeedConfig(whole)
     except Exception as error:
         # Values that DeepSpeed does not expect fail anywhere in it, with any type of error.
@@ -54,13 +53,12 @@ def start_process_group(timeout: float = 600.0) -> torch.device:
     timeout: seconds that ranks wait for one another, in this and all that follows.
     """
     complete_environment()
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
-    if on_gpu:
+    if torch.cuda.is_available():
+        device, backend = torch.device("cuda", local_rank()), "nccl"
         torch.cuda.set_device(device)
     else:
+        device, backend = torch.device("cpu"), "gloo"
         tune_cpu()
-    backend = "nccl" if on_gpu else "gloo"
     # Ours first: DeepSpeed would meet the other ranks without a time limit and without a readable error.
     if not torch.distributed.is_initialized():
         distributed.start(backend, timeout)
@@ -221,8 +219,8 @@ class Engine:
 
     def _prime(self, images: Tensor) -> None:
         """A window of zero gradients at learning rate 0: changes no weight, creates every state tensor."""
-        # Batch norms learn in forward passes, whatever the learning rate: their buffers are put back.
         self.set_lr(0.0)
+        # Batch norms learn in forward passes, whatever the learning rate: their buffers are put back.
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         for _ in range(self.batching.accumulation):
             # Without the phase's hooks: they may expect a step of training. A module may return more than logits.
@@ -242,11 +240,9 @@ def _complete(ds_config: dict[str, Any], batching: Batching) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
-        # DeepSpeed's own default is 1.0: it would clip unasked.
-        "gradient_clipping": 0.0,
         **ds_config,
-        # Without ZeRO the engine clips by itself.
-        **({"gradient_clipping": 0.0} if _checks_gradients(ds_config) else {}),
+        # Without ZeRO the engine clips by itself. DeepSpeed's own default is 1.0: it would clip unasked.
+        "gradient_clipping": 0.0 if _checks_gradients(ds_config) else ds_config.get("gradient_clipping", 0.0),
         # ZeRO 3 would replace torch's linear layer in the whole process, permanently.
         "zero_optimization": {**zero, "memory_efficient_linear": False} if zero.get("stage") == 3 else zero,
         "train_batch_size": batching.global_batch,

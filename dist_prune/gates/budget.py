@@ -6,8 +6,6 @@ what the task loss loses in samples in which the unit is dropped at random (``ra
 all MACs to the target, so units are pruned one by one, for good, and the network adapts to each loss.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping, Sequence

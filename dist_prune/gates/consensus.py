@@ -1,7 +1,5 @@
 """The consensus mask of a gated network, and the network under it: with fixed gates, or sliced and plain."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

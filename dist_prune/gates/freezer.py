@@ -1,7 +1,5 @@
 """Freezing: gates whose units are decided are no longer evaluated, nor are the branches that they close."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

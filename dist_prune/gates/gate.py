@@ -1,7 +1,5 @@
 """Gates: small networks that decide, for each sample, which units of a site are open."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math
@@ -21,15 +19,6 @@ from dist_prune.gates.recompute import MeansGradient, in_recomputation, without_
 from dist_prune.models.build import in_eval_mode
 
 _UNCHANGED = contextlib.nullcontext()
-
-
-def _repeats(logits: Tensor, latest: Tensor | None) -> bool:
-    """Return True if the logits of a recomputation (B, units) are those of the latest forward pass."""
-    # Tolerant of rounding, and of steps whose values are not finite, which are skipped later: the logits of other
-    # samples differ by much more.
-    return latest is None or (
-        logits.shape == latest.shape and torch.allclose(logits, latest, rtol=1e-3, atol=1e-4, equal_nan=True)
-    )
 
 
 class Gate(nn.Module):
@@ -147,12 +136,16 @@ class Gate(nn.Module):
         """Record the decisions, and return those that are applied to the network."""
         logits = logits.detach()
         if recomputed:
-            draws = self.head.draws or self.random_drop
-            if draws and not _repeats(logits, self._latest_pass[1]):
-                raise UserError(
-                    "a checkpointed gate with noise was recomputed for another forward pass than its latest: "
-                    "call backward before the next forward pass"
-                )
+            latest = self._latest_pass[1]
+            if (self.head.draws or self.random_drop) and latest is not None:
+                # Tolerant of rounding, and of steps whose values are not finite, which are skipped later: the logits of
+                # other samples differ by much more.
+                same = logits.shape == latest.shape and torch.allclose(logits, latest, 1e-3, 1e-4, equal_nan=True)
+                if not same:
+                    raise UserError(
+                        "a checkpointed gate with noise was recomputed for another forward pass than its latest: "
+                        "call backward before the next forward pass"
+                    )
             return applied if self._leaf is None else MeansGradient.apply(applied, decisions, self._leaf)
         self._leaf = None
         if self.training:

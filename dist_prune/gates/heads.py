@@ -3,8 +3,6 @@
 A new head is one small subclass of ``Head`` and an entry of ``HEADS``.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Insertion of gates: modules are wrapped, never edited, so that slicing can remove the gates again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +8,7 @@ from torch import nn
 from dist_prune.errors import UserError, nearest
 from dist_prune.gates.gate import Gate
 from dist_prune.gates.heads import HEADS
-from dist_prune.gates.wrappers import Gated, GatedBlock, GatedBranch, GatedChannels, gated_modules, gates_of
+from dist_prune.gates.wrappers import GatedBlock, GatedBranch, GatedChannels, gated_modules, gates_of
 from dist_prune.measure.macs import count_macs
 from dist_prune.models.build import architecture_of, in_eval_mode, remember
 from dist_prune.pruning.families import POSITIONS, channel_sites, layer_sites
@@ -94,16 +92,11 @@ def attach_gates(
             hidden=hidden, dense_layers=dense_layers, head=head, open_bias=open_bias, flatten=flatten, number=number,
         )  # fmt: skip
         inner = model.get_submodule(site.gate_at)
-        wrapper = _wrapper(site, inner)(inner, gate.to(reference.device, reference.dtype), site)
-        model.set_submodule(site.gate_at, wrapper)
+        # A gate at a ResNet block needs the block's parts: its shortcut stays when the branch is closed.
+        at_layer = GatedBlock if residual_form(inner) else GatedBranch
+        wrapper = GatedChannels if site.kind == "channel" else at_layer
+        model.set_submodule(site.gate_at, wrapper(inner, gate.to(reference.device, reference.dtype), site))
     return model if architecture is None else remember(model, architecture)
-
-
-def _wrapper(site: Site, inner: nn.Module) -> type[Gated]:
-    if site.kind == "channel":
-        return GatedChannels
-    # A gate at a ResNet block needs the block's parts: its shortcut stays when the branch is closed.
-    return GatedBlock if residual_form(inner) else GatedBranch
 
 
 def _width(model: nn.Module, site: Site) -> int:

@@ -5,8 +5,6 @@ value is g = sum(s_r) / N and the gradient that of W * s_r / N: after averaging,
 with all N samples. The task loss of a rank is likewise W / N times its local sum.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Stochastic heads decide by it; random drop closes units by it in a few samples, to learn what the network would lose.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

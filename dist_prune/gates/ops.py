@@ -4,8 +4,6 @@ Their results and gradients are those of plain expressions, which cost several p
 backward. Under torch.compile the plain expressions are used: the compiler fuses their passes itself.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -107,7 +105,7 @@ class _ScaleChannels(torch.autograd.Function):
             return maps.view_as(maps)
         if kernels := kernels_for(maps):
             return kernels.scale_forward(maps, gate.float().contiguous())
-        return maps * gate.to(maps.dtype)[:, :, None, None]
+        return maps * _factor(gate, maps)
 
     @staticmethod
     @once_differentiable
@@ -121,12 +119,13 @@ class _ScaleChannels(torch.autograd.Function):
             return grads[0], grads[1].to(gate.dtype), None
         wide = torch.promote_types(maps.dtype, torch.float32)
         gate_grad = (grad * maps).sum((2, 3), dtype=wide).to(gate.dtype)
-        map_grad = grad if ctx.all_open else grad * gate.to(grad.dtype)[:, :, None, None]
+        map_grad = grad if ctx.all_open else grad * _factor(gate, grad)
         return map_grad, gate_grad, None
 
 
-def _factor(gate: Tensor, branch: Tensor) -> Tensor:
-    return gate.to(branch.dtype).view(-1, 1, 1, 1)
+def _factor(gate: Tensor, maps: Tensor) -> Tensor:
+    """Return decisions (B, C) or (B, 1) as a factor of maps (B, C, H, W)."""
+    return gate.to(maps.dtype)[:, :, None, None]
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -170,5 +169,5 @@ def scale_channels(maps: Tensor, gate: Tensor, may_alias: bool = True) -> Tensor
         may_alias: the result may be ``maps`` itself when all gates are open. False if it is changed in place.
     """
     if torch.compiler.is_compiling():
-        return maps * gate.to(maps.dtype)[:, :, None, None]
+        return maps * _factor(gate, maps)
     return _ScaleChannels.apply(maps, gate, may_alias)

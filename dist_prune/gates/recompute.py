@@ -4,8 +4,6 @@ A recomputed pass has to repeat the first one: the same noise, no second record 
 running statistics.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Selection of the units to prune to meet the MACs budget, and whether the budget was met in the end."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Gated modules: a module of the network, untouched, with the gate of one site; how to find and recompute them."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace

@@ -5,8 +5,6 @@ here: Zeus starts a process for each of them, to see when it begins at 0 again, 
 and until that process has looked, its readings are too low by the whole range of the counter.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import threading
@@ -31,14 +29,12 @@ _WHOLE = "package"  # zones of this name; "psys" is the machine with its package
 
 @dataclass(frozen=True)
 class Sensor:
-    """A counter of energy.
+    """A counter of energy."""
 
-    key: identifies it among the sensors of all machines; kind: what it measures; read: returns joules since some moment
-    in the past, or raises an error of any kind if the sensor is gone.
-    """
-
+    # Identifies it among the sensors of all machines.
     key: str
     kind: Kind
+    # Returns joules since some moment in the past, or raises an error of any kind if the sensor is gone.
     read: Callable[[], float]
 
 
@@ -142,14 +138,12 @@ def _gpu(device: torch.device) -> list[Sensor]:
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy of a stretch of time, over all ranks.
-
-    joules: of all sensors, None where not measured; ranks: how many had a sensor; sensors: how many there were of
-    each kind (gpu, cpu: packages, dram).
-    """
+    """Energy of a stretch of time, over all ranks: of all sensors, None where not measured."""
 
     joules: float | None = None
+    # How many had a sensor.
     ranks: int = 0
+    # How many there were of each kind (gpu, cpu: packages, dram).
     sensors: dict[str, int] = field(default_factory=dict)
 
 

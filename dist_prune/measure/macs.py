@@ -4,8 +4,6 @@ fvcore counts multiply-accumulates (and calls them flops): convolution, linear, 
 element, other norms, pooling. Attention is added here. Element-wise operations, reductions and copies count nothing.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import math
@@ -35,15 +33,12 @@ _FREE = {
 
 @dataclass(frozen=True)
 class MacsCount:
-    """MACs of one image through a network.
-
-    total: of the whole network.
-    by_module: by qualified name, those of the modules inside included; the whole network is ``""``.
-    not_counted: names of the operators that neither fvcore nor this project can count.
-    """
+    """MACs of one image through a network."""
 
     total: int
+    # By qualified name, those of the modules inside included; the whole network is ``""``.
     by_module: dict[str, int]
+    # Operators that neither fvcore nor this project can count.
     not_counted: tuple[str, ...]
 
 

@@ -31,15 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dist_prune.config import OptimizerConfig, RunConfig, validated
-from dist_prune.config.section import Section
+from dist_prune.config import OptimizerConfig, RunConfig, Section, validated
 from dist_prune.errors import UserError
 from dist_prune.gates.means import GateMeans
 from dist_prune.models.build import build_model
 from dist_prune.pruning.costs import Costs, unit_costs
-from dist_prune.pruning.decision import Decision
 from dist_prune.pruning.families import layer_sites
-from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.mask import Decision, UnitMask
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import TensorSlice
 from dist_prune.pruning.weight_mask import without_masks
@@ -54,12 +52,10 @@ class Task:
     input_shape: tuple[int, int, int]
 
     def build(self) -> nn.Module:
-        """Return the plain network of the recipe, with weights drawn from the run's seed (equal on all ranks)."""
-        # The same weights on every rank and after every resume.
-        torch.manual_seed(self.config.seed)
-        return build_model(
-            self.config.model, num_classes=self.num_classes, in_channels=self.input_shape[0], **self.config.model_args
-        )
+        """Return the plain network of the recipe, with the same weights on every rank and after every resume."""
+        config, channels = self.config, self.input_shape[0]
+        torch.manual_seed(config.seed)
+        return build_model(config.model, num_classes=self.num_classes, in_channels=channels, **config.model_args)
 
 
 @dataclass(frozen=True)
@@ -224,7 +220,7 @@ Options = Section  # base of a method's own section of the recipe, ``method_args
 class Method(ABC):
     """A way of training: a generator of phases that reads from top to bottom."""
 
-    # Which of ``config.effects.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
+    # Which of ``config.METHOD_FIELDS`` the method reads; others that a recipe sets get a line.
     reads: ClassVar[frozenset[str]] = frozenset()
     Options: ClassVar[type[Section]] = Options  # the method's own section of the recipe (``method_args``)
 

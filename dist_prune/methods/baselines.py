@@ -5,6 +5,7 @@ A user who wants half of the MACs could train a plain network of that size: what
 
 import dataclasses
 import itertools
+from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -16,11 +17,12 @@ from dist_prune.measure.macs import count_macs
 from dist_prune.methods.base import Method, Phase, Phases, Task
 from dist_prune.models.build import architecture_of
 from dist_prune.pruning.costs import Costs
-from dist_prune.pruning.decision import Decision
+from dist_prune.pruning.mask import Decision
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import slice_network
 
 _WIDTHS = {"cifar_resnet": ("width", 16.0), "torchvision/mobilenet_v2": ("width_mult", 1.0)}
+_WIDTH_STEPS = 1024  # how finely uniform_width divides the range of widths
 
 
 class Dense(Method):
@@ -92,29 +94,28 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
     Among stage depths that differ by at most one layer from the same share of each stage, take the one nearest to
     ``target`` times the dense MACs; where several are, first and last stage keep more.
     """
-    stages: dict[str, list[str]] = defaultdict(list)
-    for site in costs.sites:
-        stages[site.stage].append(site.name)
-    # Every share of layers gives each stage two candidate depths: few enough to try them all.
-    best: tuple[tuple[float, int], dict[str, tuple[int, ...]]] | None = None
-    for share in {n / len(layers) for layers in stages.values() for n in range(len(layers) + 1)}:
-        options = [
-            sorted({max(1, min(len(layers), int(share * len(layers)) + more)) for more in (0, 1)})
-            for layers in stages.values()
-        ]
-        for depths in itertools.product(*options):
-            kept: dict[str, tuple[int, ...]] = {
-                name: (0,) if position < depth else ()
-                for depth, layers in zip(depths, stages.values(), strict=True)
-                for position, name in enumerate(layers)
-            }
-            # Hundredths do not count; among equals, the first and the last stage keep more.
-            key = (round(abs(costs.of(kept) / costs.dense - target), 2), -depths[0] - depths[-1])
-            if best is None or key < best[0]:
-                best = key, kept
-    if best is None:
+    if not costs.sites:
         raise UserError("uniform depth needs a network with residual layers")
-    return best[1]
+    by_stage: dict[str, list[str]] = defaultdict(list)
+    for site in costs.sites:
+        by_stage[site.stage].append(site.name)
+    stages = list(by_stage.values())
+
+    def kept_at(depths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        each = zip(depths, stages, strict=True)
+        return {name: (0,) if place < depth else () for depth, names in each for place, name in enumerate(names)}
+
+    def preference(depths: tuple[int, ...]) -> tuple[float, ...]:
+        distance = abs(costs.of(kept_at(depths)) / costs.dense - target)
+        # Hundredths do not count; among equals, the first and the last stage keep more.
+        return round(distance, 2), -depths[0] - depths[-1], distance
+
+    # Every share of layers gives each stage two candidate depths: few enough to try them all.
+    candidates: set[tuple[int, ...]] = set()
+    for share in {n / len(names) for names in stages for n in range(len(names) + 1)}:
+        each = ([max(1, min(len(names), int(share * len(names)) + more)) for more in (0, 1)] for names in stages)
+        candidates |= set(itertools.product(*each))
+    return kept_at(min(candidates, key=preference))
 
 
 def uniform_channels(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
@@ -135,24 +136,18 @@ def uniform_width(task: Task, macs: float) -> Task:
         raise UserError(f"uniform_width: {task.config.model} has no width argument; use uniform_channels")
     argument, default = _WIDTHS[architecture.builder]
     full = float(task.config.model_args.get(argument, default))
-    # MACs grow with the width: halve the interval that holds the budget.
-    low, high = 0.0, 1.0
-    for _ in range(10):
-        middle = (low + high) / 2
-        if _macs(_narrowed(task, argument, middle * full)) < macs:
-            low = middle
-        else:
-            high = middle
-    # Widths round to whole channels, so either end of the interval may be nearer.
-    candidates = [_narrowed(task, argument, factor * full) for factor in (low, high) if factor > 0]
-    return min(candidates, key=lambda candidate: abs(_macs(candidate) - macs))
+
+    def narrowed(step: int) -> Task:
+        width = full * step / _WIDTH_STEPS
+        # A width is in channels, a width_mult is a factor.
+        arguments = {**task.config.model_args, argument: max(width, 1.0) if argument == "width" else width}
+        return dataclasses.replace(task, config=task.config.model_copy(update={"model_args": arguments}))
+
+    # MACs grow with the width, so halving the range of widths finds the first that reaches the budget.
+    reached = bisect_left(range(_WIDTH_STEPS), macs, lo=1, key=lambda step: _macs(narrowed(step)))
+    # Widths round to whole channels, so the one before may be nearer.
+    return min(map(narrowed, (max(reached - 1, 1), reached)), key=lambda narrow: abs(_macs(narrow) - macs))
 
 
 def _macs(task: Task) -> int:
     return count_macs(task.build(), task.input_shape)
-
-
-def _narrowed(task: Task, argument: str, width: float) -> Task:
-    # A width is in channels, a width_mult is a factor.
-    arguments = {**task.config.model_args, argument: max(width, 1.0) if argument == "width" else width}
-    return dataclasses.replace(task, config=task.config.model_copy(update={"model_args": arguments}))

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from dist_prune.config import RunConfig
-from dist_prune.config.effects import METHOD_FIELDS
+from dist_prune.config import METHOD_FIELDS, RunConfig
 from dist_prune.gates.budget import BUDGET_FORM, Budget, Timeline
 from dist_prune.gates.consensus import collapse, consensus_mask, masked, slice_gated_network
 from dist_prune.gates.freezer import Freezer
@@ -17,8 +16,7 @@ from dist_prune.gates.noise import NoiseKey
 from dist_prune.gates.wrappers import set_noise_key
 from dist_prune.methods.base import Method, Phase, Phases, PrunedPhase, Step, Transition
 from dist_prune.methods.baselines import Dense
-from dist_prune.pruning.decision import Decision
-from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.mask import Decision, UnitMask
 from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import activation, polarization
 
@@ -65,9 +63,8 @@ class Consensus(Method):
         config = self.task.config
         if config.target_macs is None:
             return None
-        settings = config.budget.model_dump()
-        allow_empty = settings.pop("allow_empty")
-        return Budget(module, self.costs, config.target_macs, Timeline(**settings), allow_empty)
+        timeline = Timeline(**config.budget.model_dump(exclude={"allow_empty"}))
+        return Budget(module, self.costs, config.target_macs, timeline, config.budget.allow_empty)
 
 
 def _form(config: RunConfig) -> dict[str, Any]:
@@ -97,25 +94,19 @@ class GatedPhase(Phase):
 
     @property
     def _keepers(self) -> dict[str, Budget | Freezer]:
-        both: dict[str, Budget | Freezer | None] = {"budget": self.budget, "freezer": self.freezer}
-        return {name: keeper for name, keeper in both.items() if keeper is not None}
+        return {name: keeper for name in ("budget", "freezer") if (keeper := getattr(self, name)) is not None}
 
     def loss_terms(self, step: Step) -> dict[str, Tensor]:
         """Polarization and activation terms that the recipe or the budget gives a weight at this moment."""
         assert step.means is not None
-        polar, active = self.config.polarization, self.config.activation.at(step.epoch)
-        if polar is not None:
-            weight = polar.at(step.epoch)
+        if self.config.polarization is not None:
+            weight = self.config.polarization.at(step.epoch)
         else:
             # A budget polarizes once it is met, the paper from the start.
             weight = self.budget.polarization_weight(step.epoch / self.epochs) if self.budget else 1.0
-        means, terms = step.means[:2], {}
+        weights = {polarization: weight, activation: self.config.activation.at(step.epoch)}
         # A term of weight 0 would still cost its backward pass.
-        if weight:
-            terms["polarization"] = polarization(means, weight)
-        if active:
-            terms["activation"] = activation(means, active)
-        return terms
+        return {term.__name__: term(step.means[:2], weight) for term, weight in weights.items() if weight}
 
     def is_over(self, epoch: int) -> bool:
         """Return True at the end, or when the network can be collapsed in flight."""

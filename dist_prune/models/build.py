@@ -4,8 +4,6 @@
 model (``resnet18``, ``resnet50``: torchvision wins where both exist); ``timm/NAME`` is a timm model.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator

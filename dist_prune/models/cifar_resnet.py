@@ -5,8 +5,6 @@ projects by a 1x1 convolution with batch norm. Dense MACs at 32 x 32 (fvcore): R
 40.93/126.55/254.99 M with A, 41.22/126.84/255.28 M with B.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock

@@ -32,10 +32,6 @@ class GateHistory(NamedTuple):
     sites: list[str]
     records: list[Mapping[str, Any]]
 
-    def column(self, key: str) -> list[Any]:
-        """Return one value of each record, for example of "epoch" or "step"."""
-        return [record[key] for record in self.records]
-
 
 def gate_history(records: Records) -> GateHistory:
     """Return the gate means of train or eval records; those without `gate_means` ({site: mean}) are ignored."""
@@ -81,7 +77,7 @@ def _draw_map(axes: Axes, history: GateHistory, most_names: int) -> AxesImage:
     axes.spines[:].set_visible(False)
     shown = range(0, sites, 1 if sites <= _FEW else -(-sites // most_names))
     axes.set_yticks(shown, [history.sites[i] for i in shown], fontsize=6.5 if len(shown) > _FEW else 9)
-    label_epochs(axes, history.column("epoch"))
+    label_epochs(axes, [record["epoch"] for record in history.records])
     axes.set_ylabel("site, from input to output")
     if sites <= _FEW:  # thin rules keep few rows apart; between many they would hide the data
         axes.hlines(np.arange(sites - 1) + 0.5, -0.5, columns - 0.5, color="white", linewidth=1.2)
@@ -99,7 +95,7 @@ def label_epochs(axes: Axes, epochs: Sequence[int]) -> None:
 
 def polarization_picture(history: GateHistory) -> Figure:
     """Draw the mean activation of every site over the training steps, as lines colored by their end."""
-    steps = history.column("step")
+    steps = [record["step"] for record in history.records]
     figure = style.new_figure(8, 4.2)
     axes = figure.add_subplot()
     style.quiet(axes)

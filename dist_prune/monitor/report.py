@@ -58,20 +58,16 @@ def write_page(
 ) -> Path:
     """Write a page that needs no other file, with the pictures after the first table."""
     # Every value is escaped: names of recipes, classes, sites and folders may come from untrusted files.
+    folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["NOT_MEASURED"] = NOT_MEASURED
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     page = environment.get_template("page.html.j2").render(
         title=title, state=state, tables=tables, pictures=pictures, warning=warning, config_json=config_json
     )
-    write_atomic(path, page.encode())
+    write_atomic(path, f"{page}\n".encode())
     return path
 
 
@@ -153,15 +149,12 @@ def _cost_rows(evals: Sequence[Record], accuracy: float | None) -> list[tuple[st
 
 
 class Reached(NamedTuple):
-    """The cost of an accuracy.
-
-    epoch: of the evaluation that shows it; seconds, joules: of the run until then, None where not measured;
-    macs_ratio: of the network that a collapse would have made then.
-    """
+    """The cost of an accuracy, up to the evaluation that shows it; None where not measured."""
 
     epoch: int
     seconds: float
     joules: float | None
+    # Of the network that a collapse would have made then.
     macs_ratio: float | None
 
 

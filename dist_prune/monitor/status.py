@@ -1,7 +1,5 @@
 """The status.json of one invocation."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Fold batch norms that only scale and shift the output of one convolution into that convolution."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Costs of units: MACs and parameters of a network as functions of the open units of its sites."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

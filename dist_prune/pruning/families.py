@@ -8,8 +8,6 @@ Channel sites: feature maps, each of them one unit. ``between``: maps between tw
 of arXiv 2302.10798).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Unit masks: the units of every site that stay, the same for all inputs, and the vote that decides them."""
+"""Decisions of a phase of training: unit masks, the vote that makes them, and weight masks in the same form."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
-from dist_prune.errors import UserError, first_problem
+from dist_prune.errors import UserError, first_problem, nearest
 from dist_prune.pruning.costs import Costs
 from dist_prune.pruning.families import all_sites
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import close_units, slice_network
+from dist_prune.pruning.weight_mask import WeightMask
 
 THRESHOLD = 0.5
 BINS = 20
@@ -204,3 +205,19 @@ def load_mask(path: str | Path) -> UnitMask:
         return UnitMask.restore(json.loads(Path(path).read_text()), {})
     except (OSError, ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path} is not a readable mask.json: {error}") from error
+
+
+# What stays of a network: units (structured) or weights (unstructured), the same on all ranks. Both can be applied
+# (``masked``), made physical (``sliced``), costed (``macs``), recorded (``figures``) and written (``as_dict`` and
+# ``tensors``).
+Decision = UnitMask | WeightMask
+
+
+def restore_decision(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Decision:
+    """Return the decision of a checkpoint: ``as_dict`` with its ``kind``, and ``tensors``. Raises UserError."""
+    # Checkpoints name the kind, so that a decision is read by the class that wrote it.
+    kinds: dict[str, type[Decision]] = {UnitMask.kind: UnitMask, WeightMask.kind: WeightMask}
+    kind = str(data.get("kind"))
+    if kind not in kinds:
+        raise UserError(f"unknown kind of decision '{kind}'; {nearest(kind, kinds)}")
+    return kinds[kind].restore(data, tensors)

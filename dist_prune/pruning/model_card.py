@@ -1,7 +1,5 @@
 """The model card of a sliced checkpoint: README.md as the Hugging Face Hub reads it, front matter included."""
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Mapping

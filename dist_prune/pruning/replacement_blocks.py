@@ -1,7 +1,5 @@
 """Replacement of blocks, or parts of them, that have lost all units of a site, by plain modules."""
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence

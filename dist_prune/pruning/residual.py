@@ -4,8 +4,6 @@ A form computes F from a block's own children and names the child that is its sh
 activation. A further family is one more entry of ``_forms``.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass

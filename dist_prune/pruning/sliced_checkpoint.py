@@ -4,8 +4,6 @@
 ``README.md`` is the model card. The folder appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping, Sequence

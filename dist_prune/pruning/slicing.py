@@ -6,8 +6,6 @@ optimizer state can follow. ``close_units`` is the reference that slicing must e
 units contributing exactly zero.
 """
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

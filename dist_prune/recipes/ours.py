@@ -48,25 +48,13 @@ def cifar10_resnet20_half() -> RunConfig:
     )
 
 
-variant(
-    cifar10_resnet20_half,
-    "cifar10_resnet20_dense",
-    "ResNet-20, dense, 10 epochs of one-cycle: the baseline of cifar10_resnet20_half.",
-    **DENSE,
-)
-variant(
-    cifar10_resnet20_half,
-    "cifar10_resnet20_channel_half",
-    "ResNet-20 with channel gates, 10 epochs of one-cycle, half of the MACs kept.",
-    gates=GatesConfig(kind="channel"),
-)
+_what = "ResNet-20, dense, 10 epochs of one-cycle: the baseline of cifar10_resnet20_half."
+variant(cifar10_resnet20_half, "cifar10_resnet20_dense", _what, **DENSE)
+_what = "ResNet-20 with channel gates, 10 epochs of one-cycle, half of the MACs kept."
+variant(cifar10_resnet20_half, "cifar10_resnet20_channel_half", _what, gates=GatesConfig(kind="channel"))
 for _shape in ("depth", "width", "channels"):
-    variant(
-        cifar10_resnet20_half,
-        f"cifar10_resnet20_uniform_{_shape}",
-        f"Baseline of cifar10_resnet20_half: half of the MACs from the start, by uniform {_shape}.",
-        method=f"uniform_{_shape}",
-    )
+    _what = f"Baseline of cifar10_resnet20_half: half of the MACs from the start, by uniform {_shape}."
+    variant(cifar10_resnet20_half, f"cifar10_resnet20_uniform_{_shape}", _what, method=f"uniform_{_shape}")
 
 
 def _imagenet() -> RunConfig:
@@ -89,16 +77,8 @@ def _imagenet() -> RunConfig:
 
 
 with_short(_imagenet, "imagenet_resnet50_dense", "ResNet-50 on ImageNet, dense: the baseline.", **DENSE)
-with_short(
-    _imagenet,
-    "imagenet_resnet50_layer_half",
-    "ResNet-50 on ImageNet, layer gates, half of the MACs kept; not in the paper.",
-    target_macs=0.5,
-)
-with_short(
-    _imagenet,
-    "imagenet_resnet50_channel_half",
-    "ResNet-50 on ImageNet, channel gates, half of the MACs kept; not in the paper.",
-    gates=GatesConfig(kind="channel"),
-    target_macs=0.5,
-)
+_what = "ResNet-50 on ImageNet, layer gates, half of the MACs kept; not in the paper."
+with_short(_imagenet, "imagenet_resnet50_layer_half", _what, target_macs=0.5)
+_what = "ResNet-50 on ImageNet, channel gates, half of the MACs kept; not in the paper."
+_channel = GatesConfig(kind="channel")
+with_short(_imagenet, "imagenet_resnet50_channel_half", _what, gates=_channel, target_macs=0.5)

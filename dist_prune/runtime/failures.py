@@ -103,27 +103,19 @@ class CannotWrite(RunError):
     @classmethod
     def because_of(cls, error: Exception, folder: Path) -> CannotWrite:
         """Convert an OSError, or a SafetensorError, which carries the error number only in its text."""
-        number = _error_number(error)
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
         reason = os.strerror(number) if number else " ".join(str(error).split())
-        fix = f"make room ({_free_space(folder)} free there)" if number in _FULL else "fix that"
+        fix = "fix that"
+        if number in _FULL:
+            free = "unknown space"
+            with contextlib.suppress(OSError):
+                free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
+            fix = f"make room ({free} free there)"
         return cls(
             f"cannot write to the run folder {folder}: {reason}; {fix}, then continue with --resume: "
             "the existing checkpoints are intact"
         )
-
-
-def _error_number(error: Exception) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
-    except OSError:
-        return "unknown space"
 
 
 def describe_lost_rank(error: Exception, peers: list[Peer], timeout: float) -> str | None:
@@ -133,10 +125,16 @@ def describe_lost_rank(error: Exception, peers: list[Peer], timeout: float) -> s
     if not isinstance(error, RuntimeError) or not (closed or late):
         return None
     # A rank of this machine can be looked up, which is more certain than what the message says.
-    dead = _find_dead(peers, time.monotonic() + (_SECONDS_TO_DIE if closed else 0))
+    deadline = time.monotonic() + (_SECONDS_TO_DIE if closed else 0)
+    while not (dead := [f"{peer}, which {problem}" for peer in peers if (problem := peer.problem())]):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
     if dead:
         return f"the run has lost {', '.join(dead)}"
-    who = _name(_suspects(peers, text))
+    # The ranks that the error can be about: those at the address in its text, or all others.
+    others, addresses = [peer for peer in peers if peer.rank != distributed.rank()], set(_ADDRESS.findall(text))
+    who = _name([peer for peer in others if peer.address in addresses] or others)
     if late:
         return f"{who} has not answered for {timeout:g} s (rank_timeout): it hangs, or its node cannot be reached"
     return f"{who} has closed its connection: it has failed, or its node is gone"
@@ -154,13 +152,6 @@ def report_first_on_node(peer: Peer) -> bool:
     return True
 
 
-def _suspects(peers: list[Peer], text: str) -> list[Peer]:
-    """Return the ranks that an error can be about: those at the address in its text, or all others."""
-    others = [peer for peer in peers if peer.rank != distributed.rank()]
-    addresses = set(_ADDRESS.findall(text))
-    return [peer for peer in others if peer.address in addresses] or others
-
-
 def _name(suspects: list[Peer]) -> str:
     if len(suspects) == 1:
         return str(suspects[0])
@@ -169,11 +160,3 @@ def _name(suspects: list[Peer]) -> str:
         return f"one of the ranks {', '.join(str(peer.rank) for peer in suspects)} on {hosts[0]}"
     more = f" and {len(hosts) - _MAX_HOSTS_SHOWN} more" if len(hosts) > _MAX_HOSTS_SHOWN else ""
     return f"a rank on one of {', '.join(hosts[:_MAX_HOSTS_SHOWN])}{more}"
-
-
-def _find_dead(peers: list[Peer], deadline: float) -> list[str]:
-    while True:
-        dead = [f"{peer}, which {problem}" for peer in peers if (problem := peer.problem())]
-        if dead or time.monotonic() > deadline:
-            return dead
-        time.sleep(0.05)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType
-from typing import NoReturn
 
 from dist_prune.runtime.launch import Launcher
 
@@ -45,17 +44,13 @@ class StopRequest:
         if number == signal.SIGINT:
             now = time.monotonic()
             if self._interrupted is not None and now - self._interrupted > _ONE_KEY_PRESS:
-                self._interrupt(number, frame)
+                # What the program does on a Ctrl-C outside of training.
+                if callable(outside := self._old[signal.SIGINT]):
+                    outside(number, frame)
+                raise KeyboardInterrupt
             self._interrupted = self._interrupted or now
         # The first reason stays: later ones are often consequences, as a launcher's SIGTERM after a Ctrl-C.
         self.reason = self.reason or f"received {signal.Signals(number).name}"
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
-        """Do what the program does on a Ctrl-C outside of training."""
-        old = self._old[signal.SIGINT]
-        if callable(old):
-            old(number, frame)
-        raise KeyboardInterrupt
 
     def count_step(self) -> None:
         """Count an optimizer step that begins, and set the reason if it must be the last."""

@@ -12,8 +12,7 @@ from dist_prune.errors import NothingToEvaluate, RunError
 from dist_prune.gates.selection import budget_status
 from dist_prune.measure.macs import count_macs, count_parameters
 from dist_prune.methods import Phase, PhaseResult
-from dist_prune.pruning.decision import Decision
-from dist_prune.pruning.mask import UnitMask
+from dist_prune.pruning.mask import Decision, UnitMask
 from dist_prune.pruning.sliced_checkpoint import add_results, load_sliced, save_sliced
 from dist_prune.training.context import RunContext
 

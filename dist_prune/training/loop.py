@@ -15,11 +15,11 @@ from dist_prune.errors import UserError
 from dist_prune.methods import Phase, PhaseResult, next_phase
 from dist_prune.runtime.consistency import agree_on
 from dist_prune.runtime.signals import StopRequest
-from dist_prune.training.accounts import Accounts, refuse_too_many
 from dist_prune.training.context import RunContext, interrupted_phase
 from dist_prune.training.evaluate import collapse_difference
+from dist_prune.training.optimizer import learning_rate
 from dist_prune.training.phase_trainer import PhaseTrainer, inherit
-from dist_prune.training.recorder import Recorder
+from dist_prune.training.recorder import Accounts, Recorder, refuse_too_many
 from dist_prune.training.step import RankFlags, StepMetrics, seed_step_rng, train_step
 
 
@@ -37,14 +37,15 @@ class Trainer:
         self.progress = self.state.progress
         self.accounts = Accounts(self.context, self.state)
         self.steps_per_epoch = self.context.steps_per_epoch
-        self._snapshot: ModelState | None = None  # the engine's state, while no step has changed it
+        self._model: ModelState | None = None  # the engine's whole state, while no step has changed it
 
     def train(self) -> tuple[PhaseTrainer, PhaseResult] | None:
         """Train all phases; return the last one and its result, None if asked to stop (everything is saved then)."""
         phases, seed = self.context.method.phases(), self.context.config.seed
         is_resume = bool(self.progress.phase)
         phase = interrupted_phase(phases, self.state, seed) if is_resume else next_phase(phases, None, seed)
-        while phase is not None:
+        while True:
+            assert phase is not None  # ``Method.check`` has found a first one
             trainer = self._begin(phase)
             if not self._train_epochs(trainer):
                 return None
@@ -54,7 +55,6 @@ class Trainer:
                 return trainer, result
             # Networks of the previous phase would stay in memory through the next one.
             del trainer, result
-        raise UserError("the method yields no phase")
 
     def _train_epochs(self, trainer: PhaseTrainer) -> bool:
         """Train a phase until it is over; False if asked to stop."""
@@ -63,13 +63,12 @@ class Trainer:
                 metrics = self._step(trainer, batches)
                 self._observe(trainer, metrics)
                 if metrics.flags.stop or self._checkpoint_is_due(metrics):
-                    self._take_snapshot(trainer)
                     self._save(trainer)
                 if metrics.flags.stop:
                     return False
-            self._take_snapshot(trainer)
             self._evaluate(trainer)
-            self._begin_next_epoch()
+            self.progress.epoch += 1
+            self.progress.batch = self.progress.skipped_in_epoch = 0
             self._save(trainer)
         return True
 
@@ -100,20 +99,18 @@ class Trainer:
     def _rest_of_epoch(self, trainer: PhaseTrainer) -> Iterator[tuple[Batch, ...]]:
         """Yield this rank's micro-batches of one step at a time, for the steps of the epoch that are left."""
         trainer.engine.module.train()
-        self._images, self._epoch_began = 0, time.monotonic()
-        batches = self.context.train_batches(
-            self.progress.epoch, skip_steps=self.progress.batch, views=trainer.phase.views
-        )
+        self._images, self._epoch_began, at = 0, time.monotonic(), self.progress
+        batches = self.context.train_batches(at.epoch, skip_steps=at.batch, views=trainer.phase.views)
         while window := tuple(itertools.islice(batches, self.context.batching.accumulation)):
             yield window
 
     def _step(self, trainer: PhaseTrainer, batches: tuple[Batch, ...]) -> StepMetrics:
-        self._snapshot = None
+        self._model = None
         self.stop.count_step()
         at = self.progress
         epoch = at.epoch + at.batch / self.steps_per_epoch
-        # A pure function of progress: a resume has no scheduler state to lose.
-        trainer.engine.set_lr(trainer.learning_rate.at(at.epoch * self.steps_per_epoch + at.batch))
+        done, phase = at.epoch * self.steps_per_epoch + at.batch, trainer.phase
+        trainer.engine.set_lr(learning_rate(trainer.optimizer, done, self.steps_per_epoch, phase.epochs))
         # What one rank alone knows travels with the step's all-reduce, so that all of them act alike.
         flags = RankFlags(
             stop=self.stop.reason is not None,
@@ -122,11 +119,11 @@ class Trainer:
             save=self.writer.check(),
         )
         seed_step_rng(self.context.config.seed, at.step)
-        metrics = train_step(trainer.engine, trainer.phase, batches, epoch, flags, number=at.step)
+        metrics = train_step(trainer.engine, phase, batches, epoch, flags, number=at.step)
         # A skipped step has shown nothing about gates that the budget may learn from.
         if metrics.applied:
             with trainer.engine.refusing_partitioned_weights:
-                trainer.phase.after_step(trainer.engine.module, metrics.means, metrics.logits, epoch)
+                phase.after_step(trainer.engine.module, metrics.means, metrics.logits, epoch)
         at.step += 1
         at.batch += 1
         self._images += metrics.samples
@@ -150,16 +147,17 @@ class Trainer:
         at_end = self.progress.batch == self.steps_per_epoch
         return not at_end and (metrics.flags.save > 0 or self.writer.is_due(self.progress.step))
 
-    def _take_snapshot(self, trainer: PhaseTrainer) -> None:
-        """Take the whole state out of the engine."""
-        # The previous snapshot may still be on its way to the disk, and memory holds one.
-        self.writer.wait()
-        self._snapshot = trainer.engine.snapshot()
+    def _snapshot(self, trainer: PhaseTrainer) -> ModelState:
+        """Return the whole state of the engine."""
+        if self._model is None:
+            # The previous one may still be on its way to the disk, and memory holds one.
+            self.writer.wait()
+            self._model = trainer.engine.snapshot()
+        return self._model
 
     def _evaluate(self, trainer: PhaseTrainer) -> None:
         speed = self._speed()
-        assert self._snapshot is not None
-        trainer.load_replica(self._snapshot)
+        trainer.load_replica(self._snapshot(trainer))
         # A sample of the training images shows how far gates agree; at the end of the phase all of them vote.
         decision = trainer.vote(limit=self.context.config.mask_samples)
         accuracy = trainer.evaluate(decision)
@@ -179,10 +177,9 @@ class Trainer:
             "images_per_second": speed,
             "samples_skipped": at.skipped,
             "steps_skipped": at.steps_skipped,
-            "accuracy_consensus": None,
+            # A network without gates has none of these.
+            **dict.fromkeys(("accuracy_consensus", "open_ratio", "r_polar")),
             **accuracy,
-            "open_ratio": None,
-            "r_polar": None,
             "gate_means": {},
             "gate_histogram": [],
             **(decision.figures() if decision else {}),
@@ -193,13 +190,9 @@ class Trainer:
         }
         self.recorder.evaluation(record, decision)
 
-    def _begin_next_epoch(self) -> None:
-        self.progress.epoch += 1
-        self.progress.batch = self.progress.skipped_in_epoch = 0
-
     def _save(self, trainer: PhaseTrainer) -> None:
-        """Start to write a checkpoint of the latest snapshot."""
-        assert self._snapshot is not None
+        """Start to write a checkpoint."""
+        model = self._snapshot(trainer)
         self.progress.seconds = self.accounts.seconds()
         # At the end of an epoch its evaluation has just measured.
         if self.progress.batch:
@@ -209,20 +202,19 @@ class Trainer:
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in trainer.phase.extra_state().items()
         }
-        state = dataclasses.replace(copy.deepcopy(self.state), model=self._snapshot, phase_state=phase_state)
+        state = dataclasses.replace(copy.deepcopy(self.state), model=model, phase_state=phase_state)
         plain = state.as_json()
         # Clocks and sensors differ from rank to rank.
-        compared = {key: plain[key] for key in ("data", "finished")}
-        compared["progress"] = {**plain["progress"], "seconds": None}
+        del plain["energy_run"], plain["energy_epoch"], plain["progress"]["seconds"]
         tensors = {**state.model.weights, **state.tensors()}
-        agree_on({**tensors, **compared}, f"at step {self.progress.step}", self.context.device)
+        agree_on({**tensors, **plain}, f"at step {self.progress.step}", self.context.device)
         self.writer.write(state)
         self.accounts.count_unreadable(self.context.sync_errors())
 
     def _end(self, trainer: PhaseTrainer) -> PhaseResult:
         """Take the decision of a phase that is over, and check that slicing by it is exact."""
-        model = self.state.model = self._snapshot or trainer.engine.snapshot()
-        self._snapshot = None
+        model = self.state.model = self._snapshot(trainer)
+        self._model = None
         trainer.load_replica(model)
         decision = trainer.vote()
         self.accounts.count_unreadable(self.context.sync_errors())

@@ -1,7 +1,6 @@
 """The optimizer of a phase, and its learning rate as a pure function of progress."""
 
 import math
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any
 
@@ -18,13 +17,19 @@ _ONE_CYCLE_START, _ONE_CYCLE_END = 1 / 25, 1 / 25 / 1e4  # shares of the highest
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return SGD or AdamW; gate and norm parameters without weight decay if the recipe says so."""
-    groups = parameter_groups(module, config)
+    """Return SGD or AdamW; gate and norm parameters without weight decay, in a group of their own, if so configured."""
+    parameters = list(module.parameters())
+    kinds = () if config.decay_gates_and_norms else (Gate, *_NORMS)
+    spared = {id(p) for m in module.modules() if isinstance(m, kinds) for p in m.parameters()}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if id(p) not in spared], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
+    ]
+    # Either may have no parameters.
+    groups = [group for group in groups if group["params"]]
     if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-    return SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
-    )
+        return AdamW(groups, lr=config.lr, betas=config.betas)
+    return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def state_names(config: OptimizerConfig) -> frozenset[str]:
@@ -34,44 +39,25 @@ def state_names(config: OptimizerConfig) -> frozenset[str]:
     return frozenset({"momentum_buffer"} if config.momentum else ())
 
 
-def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Return all parameters in one group, or two: those of gates and norms are without weight decay then."""
-    parameters = list(module.parameters())
-    kinds = () if config.decay_gates_and_norms else (Gate, *_NORMS)
-    spared = {id(p) for m in module.modules() if isinstance(m, kinds) for p in m.parameters()}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if id(p) not in spared]},
-        {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0},
-    ]
-    # There may be nothing in the second group.
-    return [group for group in groups if group["params"]]
+def learning_rate(config: OptimizerConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """Return the rate of a phase's ``step``-th optimizer step, counted from 0; epochs: the length of the phase.
 
-
-@dataclass(frozen=True)
-class LearningRate:
-    """The learning rate of every step of a phase: a pure function of progress, without a state that could be lost."""
-
-    config: OptimizerConfig
-    epochs: int
-    steps_per_epoch: int
-
-    def at(self, step: int) -> float:
-        """Return the rate of the phase's ``step``-th optimizer step, counted from 0."""
-        schedule = self.config.lr_schedule
-        warmup = round(schedule.warmup_epochs * self.steps_per_epoch)
-        # Cosine and one cycle span what the warm-up leaves, so that the rate has no jump; milestones are epochs of
-        # the whole phase.
-        passed, steps = max(step - warmup, 0), max(self.epochs * self.steps_per_epoch - warmup, 1)
-        if schedule.kind == "cosine":
-            rate = _cosine(self.config.lr, 0.0, passed / steps)
-        elif schedule.kind == "one_cycle":
-            rate = _one_cycle(self.config.lr, passed, steps, schedule.warmup_share)
-        else:
-            gammas = schedule.gamma if isinstance(schedule.gamma, tuple) else repeat(schedule.gamma)
-            fallen = zip(schedule.milestones, gammas, strict=False)
-            reached = (gamma for epoch, gamma in fallen if step >= epoch * self.steps_per_epoch)
-            rate = self.config.lr * math.prod(reached)
-        return rate * min((step + 1) / warmup, 1.0) if warmup else rate
+    It is a pure function of progress, without a state that a resume could lose.
+    """
+    schedule = config.lr_schedule
+    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    # Cosine and one cycle span what the warm-up leaves, so that the rate has no jump; milestones are epochs of the
+    # whole phase.
+    passed, steps = max(step - warmup, 0), max(epochs * steps_per_epoch - warmup, 1)
+    if schedule.kind == "cosine":
+        rate = _cosine(config.lr, 0.0, passed / steps)
+    elif schedule.kind == "one_cycle":
+        rate = _one_cycle(config.lr, passed, steps, schedule.warmup_share)
+    else:
+        gammas = schedule.gamma if isinstance(schedule.gamma, tuple) else repeat(schedule.gamma)
+        fallen = zip(schedule.milestones, gammas, strict=False)
+        rate = config.lr * math.prod(gamma for epoch, gamma in fallen if step >= epoch * steps_per_epoch)
+    return rate * min((step + 1) / warmup, 1.0) if warmup else rate
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -9,10 +9,10 @@ from dist_prune.engine.deepspeed_engine import Engine
 from dist_prune.errors import UserError, nearest
 from dist_prune.gates.wrappers import checkpoint_blocks, sites
 from dist_prune.methods import Phase
-from dist_prune.pruning.decision import Decision
+from dist_prune.pruning.mask import Decision
 from dist_prune.training.context import RunContext
 from dist_prune.training.evaluate import accuracies
-from dist_prune.training.optimizer import LearningRate, build_optimizer, state_names
+from dist_prune.training.optimizer import build_optimizer, state_names
 
 
 def inherit(phase: Phase, old: ModelState) -> ModelState:
@@ -71,24 +71,17 @@ class PhaseTrainer:
         phase.module.load_state_dict(start.weights, strict=False)
         # Copied before the engine partitions, compiles or checkpoints the module.
         self.replica = copy.deepcopy(phase.module).to(context.device)
-        optimizer = phase.optimizer or context.config
+        self.optimizer = phase.optimizer or context.config
         if phase.label_smoothing is None:
             phase.label_smoothing = context.config.label_smoothing
-        self.learning_rate = LearningRate(optimizer, phase.epochs, context.steps_per_epoch)
         if context.config.checkpoint_activations:
             checkpoint_blocks(phase.module)
-        self.engine = Engine(
-            phase.module,
-            build_optimizer(phase.module, optimizer),
-            context.ds_config,
-            context.batching,
-            context.device,
-            context.config.rank_timeout,
-        )
+        optimizer, timeout = build_optimizer(phase.module, self.optimizer), context.config.rank_timeout
+        self.engine = Engine(phase.module, optimizer, context.ds_config, context.batching, context.device, timeout)
         # ZeRO creates optimizer state in its first step: restoring needs one with a batch of the right shape.
         images = torch.zeros(phase.views * context.batching.micro, *context.data.input_shape, device=context.device)
         # A phase with another optimizer than the previous one starts without state.
-        names = state_names(optimizer)
+        names = state_names(self.optimizer)
         known = {
             parameter: {key: state[key] for key in names}
             for parameter, state in start.optimizer_state.items()

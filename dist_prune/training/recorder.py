@@ -1,18 +1,21 @@
-"""Records of a run on disk and on the console: rank 0 writes, all other ranks stay silent."""
+"""What a run counts beside its steps, on all ranks, and its records on disk and console, which rank 0 writes."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from dist_prune import distributed
-from dist_prune.checkpoints.train_state import Progress
+from dist_prune.checkpoints.train_state import Progress, SpentEnergy, TrainState
+from dist_prune.errors import RunError, UserError
+from dist_prune.measure.energy import EnergyMeter, co2_grams, find_sensors
 from dist_prune.monitor import names
 from dist_prune.monitor.console import ProgressBar, final_table
 from dist_prune.monitor.pictures import MAP_TITLE, activation_maps, gate_history
 from dist_prune.monitor.report import write_report
 from dist_prune.monitor.tensorboard import TensorBoardLog
-from dist_prune.pruning.decision import Decision
+from dist_prune.pruning.mask import Decision
 from dist_prune.pruning.sites import Site
 from dist_prune.regularizers import mean_over_sites, polarization
 from dist_prune.training.context import RunContext
@@ -22,6 +25,86 @@ from dist_prune.training.step import StepMetrics
 _FEW_OPEN = 0.1
 # Samples of a skipped batch that its line names; metrics.jsonl has all of them.
 _SAMPLES_SHOWN = 8
+
+
+class TrainingDiverged(RunError):
+    """Loss or gradients are not finite in too many steps in a row."""
+
+
+class Accounts:
+    """The counts of a run over all ranks and invocations, kept in its state; all ranks call all methods together.
+
+    What came after the checkpoint that a run continues from is not counted, neither seconds nor energy.
+    """
+
+    def __init__(self, context: RunContext, state: TrainState) -> None:
+        self._context, self._state, self._at = context, state, state.progress
+        self._clock = time.monotonic() - state.progress.seconds
+        self._meter = EnergyMeter(find_sensors(context.device), context.device)
+
+    def seconds(self) -> float:
+        """Return the seconds of this run so far, earlier invocations included."""
+        return time.monotonic() - self._clock
+
+    def count_unreadable(self, samples: int) -> None:
+        """Count samples that could not be read, over all ranks; too many of them in an epoch end the run."""
+        at, limit = self._at, self._context.config.max_skipped
+        at.skipped += samples
+        at.skipped_in_epoch += samples
+        if at.skipped_in_epoch > limit:
+            raise UserError(
+                f"{at.skipped_in_epoch} images of this epoch could not be read, more than max_skipped={limit}: "
+                "fix the data (lines above that begin with 'skipped:' name them) or raise max_skipped"
+            )
+
+    def count_step(self, metrics: StepMetrics) -> dict[str, list[int]] | None:
+        """Count a step; return the samples of its batch, by shard, if it was skipped, else None."""
+        at = self._at
+        if metrics.applied:
+            at.bad_in_a_row = 0
+            return None
+        at.steps_skipped += 1
+        at.bad_in_a_row += 1
+        # The order of samples is a function of epoch and step, so any step's batch can be named afterwards.
+        return self._context.data.samples_of_step(at.epoch, at.batch - 1, self._context.config.global_batch_size)
+
+    def add_energy(self) -> None:
+        """Measure up to now."""
+        measured = self._meter.take()
+        # The epoch's account starts anew at each evaluation, the run's never does.
+        self._state.energy_run.add(measured)
+        self._state.energy_epoch.add(measured)
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Measure up to now; return what an eval record says of the epoch's energy."""
+        self.add_energy()
+        ended, self._state.energy_epoch = self._state.energy_epoch, SpentEnergy()
+        return {**ended.record(), "energy_joules_total": self._state.energy_run.joules}
+
+    def summary(self) -> dict[str, Any]:
+        """Measure up to now; return what the summary says of the run."""
+        self.add_energy()
+        run, intensity = self._state.energy_run, self._context.config.grid_intensity
+        co2 = {} if intensity is None else {"co2_grams": co2_grams(run.joules, intensity), "grid_intensity": intensity}
+        return {
+            "seconds_total": self.seconds(),
+            **run.record(),
+            "energy_missing": list(self._meter.missing),
+            **co2,
+            "samples_skipped": self._at.skipped,
+            "steps_skipped": self._at.steps_skipped,
+        }
+
+
+def refuse_too_many(at: Progress, limit: int) -> None:
+    """Raise TrainingDiverged, on all ranks alike, if more steps in a row were skipped than ``limit``."""
+    count = at.bad_in_a_row
+    if count > limit:
+        where = f"step {at.step}" if count == 1 else f"the {count} steps up to {at.step}"
+        raise TrainingDiverged(
+            f"loss or gradients were not finite in {where}, more in a row than max_bad_steps={limit}: lower lr, or set "
+            "gradient_clipping in the DeepSpeed config; nothing was learned there"
+        )
 
 
 class Recorder:
@@ -114,8 +197,9 @@ class Recorder:
         if self._enabled:
             with self._writing():
                 self._run.append("summary", record)
-            files = {"sliced network": self._run.sliced, "report": self._run.report / "report.html"}
-            self.say("\n" + final_table(record, {**files, "TensorBoard": self._run.tensorboard}))
+            run = self._run
+            files = {"sliced network": run.sliced, "report": run.report / "report.html", "TensorBoard": run.tensorboard}
+            self.say("\n" + final_table(record, files))
 
     def report(self) -> None:
         """Draw the pictures and the page of the run so far."""
@@ -139,14 +223,12 @@ def _gate_metrics(means: Tensor, sites: Sequence[Site]) -> dict[str, float]:
 
 
 def _evaluation_line(record: Mapping[str, Any]) -> str:
-    parts = [f"epoch {record['epoch']}", f"accuracy {record['accuracy']:.2%}"]
+    parts = ["epoch {epoch}", "accuracy {accuracy:.2%}"]
     if record["r_polar"] is not None:
-        parts += [f"consensus {record['accuracy_consensus']:.2%}", f"open {record['open_ratio']:.1%}"]
-        parts += [f"R_polar {record['r_polar']:.4f}"]
-    parts += [f"MACs {record['macs_ratio']:.1%}"]
-    speed = record["images_per_second"]
-    parts += ["speed not measured" if speed is None else f"{speed:,.0f} images/s"]
-    return "  ".join(parts)
+        parts += ["consensus {accuracy_consensus:.2%}", "open {open_ratio:.1%}", "R_polar {r_polar:.4f}"]
+    measured = record["images_per_second"] is not None
+    parts += ["MACs {macs_ratio:.1%}", "{images_per_second:,.0f} images/s" if measured else "speed not measured"]
+    return "  ".join(parts).format_map(record)
 
 
 def _skipped_line(step: int, record: StepMetrics, samples: Mapping[str, Sequence[int]]) -> str:

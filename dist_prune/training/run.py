@@ -10,8 +10,7 @@ from dist_prune import distributed
 from dist_prune.checkpoints.restore import find_checkpoint
 from dist_prune.checkpoints.train_state import Origin, Progress, TrainState
 from dist_prune.checkpoints.writer import CheckpointWriter
-from dist_prune.config import RunConfig
-from dist_prune.config.effects import without_effect
+from dist_prune.config import RunConfig, without_effect
 from dist_prune.data import ImageData, ShardError
 from dist_prune.engine.deepspeed_engine import check_with_deepspeed, start_process_group
 from dist_prune.engine.ds_config import load_ds_config, resolve_batching

@@ -92,10 +92,9 @@ def train_step(
         # W / N times the local sum: gradients averaged over ranks are then those of the joined batch. The window
         # counts views, the loss is per image.
         task = task_sum * (distributed.world_size() * phase.views / accumulated.micro_samples)
+        found = means if phase.has_gates else None
         with engine.refusing_partitioned_weights:
-            terms = phase.loss_terms(
-                Step(engine.module, images, labels, logits, means if phase.has_gates else None, epoch)
-            )
+            terms = phase.loss_terms(Step(engine.module, images, labels, logits, found, epoch))
         for name, value in terms.items():
             if name in ("task", "total") or value.dim():
                 raise UserError(

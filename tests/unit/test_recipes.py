@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from dist_prune import UserError, build_model
-from dist_prune.config import FreezeConfig, GatesConfig, RunConfig
-from dist_prune.config.effects import without_effect
+from dist_prune.config import FreezeConfig, GatesConfig, RunConfig, without_effect
 from dist_prune.config.schedules import Ramp, Steps
 from dist_prune.methods import METHODS
 from dist_prune.recipes import RECIPES, recipe

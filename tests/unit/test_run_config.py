@@ -4,11 +4,10 @@ import pytest
 from pydantic import ValidationError
 
 from dist_prune import UserError
-from dist_prune.config import GatesConfig, RunConfig, override
-from dist_prune.config.effects import _NEEDS, without_effect
-from dist_prune.config.override import settings_keys
+from dist_prune.config import GatesConfig, RunConfig, override, settings_keys, without_effect
+from dist_prune.config import fields as describe
 from dist_prune.config.schedules import Constant, Ramp
-from dist_prune.config.section import fields as describe
+from dist_prune.config.settings import _NEEDS
 from dist_prune.methods.base import Task
 from dist_prune.methods.baselines import Dense, UniformDepth
 from dist_prune.methods.consensus import Consensus

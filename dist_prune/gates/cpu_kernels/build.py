@@ -3,8 +3,6 @@
 Without them everything works by torch's own operations, only slower (benchmarks/step_time.py).
 """
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import warnings

@@ -3,8 +3,6 @@
 Separate torch operations cost ten times what they compute there, in every gated block.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -30,11 +28,12 @@ def fused_gating(gate: Any, features: Tensor, noise_key: NoiseKey | None) -> tup
     drop = (0.0, 0, 0)
     if noise_key is not None and gate.random_drop:
         drop = gate.random_drop, noise_key.of_stream(drop_stream(gate.head.number)), int(noise_key.first_sample)
-    return kernels.decide(
+    tensors = [
         features, dense.weight, dense.bias, norm.weight, norm.bias, last.weight, last.bias,
         norm.running_mean, norm.running_var, norm.num_batches_tracked,
-        gate.threshold, gate.ste_window, gate.logit_scale, norm.momentum, norm.eps, *drop,
-    )  # fmt: skip
+        gate.threshold, gate.ste_window, gate.logit_scale,
+    ]  # fmt: skip
+    return kernels.decide(tensors, norm.momentum, norm.eps, *drop)
 
 
 def _is_default(gate: Any) -> bool:

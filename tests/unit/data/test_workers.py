@@ -14,7 +14,7 @@ from made_shards import make, numbered
 from torch.utils.data import Dataset
 
 from dist_prune.data import ReadingFailed
-from dist_prune.data.workers import _start_worker, read
+from dist_prune.data.batches import _start_worker, read
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -109,7 +109,7 @@ def test_workers_ignore_the_signals_that_a_launcher_sends_to_all(monkeypatch):
     handled = {}
     monkeypatch.setattr(signal, "signal", handled.__setitem__)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: handled.update(threads=count))
-    monkeypatch.setattr("dist_prune.data.workers.Queue", type("Queue", (), {}))
+    monkeypatch.setattr("dist_prune.data.batches.Queue", type("Queue", (), {}))
     _start_worker(0)
     ignored = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP), signal.SIG_IGN)
     assert handled == {**ignored, "threads": 1}

@@ -8,7 +8,7 @@ from torch import nn
 from unit_helpers import images, shaken
 
 from dist_prune import UserError, build_model
-from dist_prune.pruning.decision import restore_decision
+from dist_prune.pruning.mask import restore_decision
 from dist_prune.pruning.weight_mask import WeightMask
 
 

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import sys
-from dist_prune.runtime.streams import tolerate_broken_pipes
+from dist_prune.runtime.launch import tolerate_broken_pipes
 if sys.argv[1] == "tolerate":
     tolerate_broken_pipes()
 sys.stdin.readline()  # wait until the reader is gone
@@ -38,5 +38,5 @@ def test_a_program_continues_without_the_readers_of_its_output():
 
 
 def test_what_is_read_arrives():
-    program = "from dist_prune.runtime.streams import tolerate_broken_pipes; tolerate_broken_pipes(); print('heard')"
+    program = "from dist_prune.runtime.launch import tolerate_broken_pipes; tolerate_broken_pipes(); print('heard')"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"heard\n"

@@ -3,7 +3,7 @@
 import pytest
 
 from dist_prune.checkpoints.train_state import Progress
-from dist_prune.training.accounts import TrainingDiverged, refuse_too_many
+from dist_prune.training.recorder import TrainingDiverged, refuse_too_many
 
 
 def test_as_many_steps_in_a_row_as_allowed_are_skipped():

@@ -9,7 +9,7 @@ from torch import nn
 from dist_prune import attach_gates, build_model
 from dist_prune.config import LrConfig, RunConfig
 from dist_prune.gates.gate import Gate
-from dist_prune.training.optimizer import LearningRate, build_optimizer
+from dist_prune.training.optimizer import build_optimizer, learning_rate
 
 
 def config(**changes) -> RunConfig:
@@ -64,8 +64,8 @@ def test_there_is_no_empty_group(module):
 
 def rates(epochs=10, steps_per_epoch=4, **changes):
     """The learning rate of each step of a run, and the one that the schedule would give after the last."""
-    learning_rate = LearningRate(config(**{"lr": 0.5, **changes}), epochs, steps_per_epoch)
-    seen = [learning_rate.at(step) for step in range(epochs * steps_per_epoch + 1)]
+    optimizer = config(**{"lr": 0.5, **changes})
+    seen = [learning_rate(optimizer, step, steps_per_epoch, epochs) for step in range(epochs * steps_per_epoch + 1)]
     return seen[:-1], seen[-1]
 
 
