@@ -45,7 +45,11 @@ def test_every_loop_grows_by_the_same_lines():
 
 @pytest.mark.parametrize(
     ("example", "ranks"),
-    [("bare_torch", 1), ("bare_torch", 2), pytest.param("accelerate_deepspeed", 2, marks=needs_accelerate)],
+    [
+        ("bare_torch", 1),
+        ("bare_torch", 2),
+        pytest.param("accelerate_deepspeed", 2, marks=[needs_accelerate, pytest.mark.drill]),
+    ],
 )
 def test_an_example_saves_the_network_it_speaks_of(example, ranks, command, forked, forked_ranks, tmp_path):
     out = tmp_path / "sliced"
