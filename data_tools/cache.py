@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_tools.errors import ShardError, reported
+from data_tools.errors import LocalDiskError, ShardError, reported
 from data_tools.index import Shard
 
 CACHED = re.compile(r"[0-9a-f]{64}\.tar")
@@ -61,7 +61,7 @@ class ShardCache:
         if shard.size > self.limit:
             raise ShardError(f"{address} has {shard.size} bytes, the cache may hold {self.limit}: allow it more")
         path = self.folder / f"{shard.sha256}.tar"
-        with reported(f"cannot write to the cache {self.folder}"):
+        with reported(f"cannot write to the cache {self.folder}", fix="; choose another one", to=LocalDiskError):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not _was_used_recently(path, shard.size):
                 with FileLock(self._lock_of(path)):

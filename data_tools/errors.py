@@ -16,6 +16,10 @@ class ShardError(Exception):
         super().__init__(re.sub(r"\s*\n\s*", " ", message))
 
 
+class LocalDiskError(ShardError):
+    """This machine cannot hold a copy of the data: no fault of any sample, so none may be skipped for it."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> ShardError:
     """Return the error for a ``name`` that is none of the known ones."""
     return ShardError(f"unknown {kind} {name!r}{suggestion(name, known)}; known: {', '.join(known)}")
@@ -29,9 +33,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def reported(
-    what: str, kinds: type[Exception] | tuple[type[Exception], ...] = OSError, fix: str = ""
+    what: str,
+    kinds: type[Exception] | tuple[type[Exception], ...] = OSError,
+    fix: str = "",
+    to: type[ShardError] = ShardError,
 ) -> Iterator[None]:
-    """Turn errors of ``kinds`` into a ShardError: ``what``, the reason, and how to ``fix`` it."""
+    """Turn errors of ``kinds`` into one of type ``to``: ``what``, the reason, and how to ``fix`` it."""
     try:
         yield
     except ShardError:
@@ -41,7 +48,7 @@ def reported(
             reason = _first_problem(error)
         else:  # the message of an OSError repeats the path
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ShardError(f"{what}: {reason}{fix}") from error
+        raise to(f"{what}: {reason}{fix}") from error
 
 
 def _first_problem(error: ValidationError) -> str:

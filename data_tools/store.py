@@ -12,9 +12,9 @@ from pathlib import Path
 import braceexpand
 
 from data_tools.cache import ShardCache, default_cache_dir
-from data_tools.errors import ShardError, reported
+from data_tools.errors import LocalDiskError, ShardError, reported
 from data_tools.index import INDEX_NAME, LARGEST_INDEX, Shard, ShardIndex, parse_index
-from data_tools.remote import PIPE, RETRIES, check_url, copy_file, is_url, unsigned, with_retries
+from data_tools.remote import FULL_DISK, PIPE, RETRIES, check_url, copy_file, is_url, unsigned, with_retries
 
 # A recipe's ``cache`` has the same defaults.
 CACHE_BYTES = 16 * 10**9
@@ -208,7 +208,13 @@ class RemoteStore(ShardStore):
             # Each attempt has its own file: an abandoned one may still write for a while.
             part = path.with_name(f"{path.name}.{next(numbers)}")
             try:
-                copy_file(self.spec.address(name), part, self.timeout, size)
+                try:
+                    copy_file(self.spec.address(name), part, self.timeout, size)
+                except OSError as error:
+                    if error.errno in FULL_DISK:
+                        where = f"cannot write a copy to {path.parent}: {error.strerror}"
+                        raise LocalDiskError(f"{where}; make room there, or choose another cache.folder") from error
+                    raise
                 found = part.stat().st_size
                 if whole and found < size:
                     raise OSError(f"{found} of {size} bytes arrived")

@@ -25,6 +25,7 @@ from torch.utils.data._utils import signal_handling
 from tqdm import tqdm
 
 from data_tools import ShardError
+from data_tools.errors import LocalDiskError
 from data_tools.images import ImageError
 from dist_prune.data.batch_rng import BatchRng
 from dist_prune.data.plan import Part, Plan
@@ -107,7 +108,8 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
             try:
                 pixels[:, row], labels[row] = self._sample(shard, number, crops[:, row])
             except ShardError as error:
-                if not self.skip:
+                # A full disk of this machine is no fault of a sample.
+                if not self.skip or isinstance(error, LocalDiskError):
                     raise
                 skipped.append(str(error))
         return pixels, labels, skipped

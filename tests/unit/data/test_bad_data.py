@@ -8,6 +8,7 @@ import torch
 from made_shards import make, numbered, numbers, read_tar, write_index, write_tar
 
 from data_tools import ShardError, read_index
+from data_tools.errors import LocalDiskError
 from data_tools.store import open_store
 from dist_prune.config import AugmentConfig
 from dist_prune.data import ImageData, ReadingFailed, open_data
@@ -170,6 +171,16 @@ def test_shards_are_looked_for_on_opening_unless_missing_ones_are_to_be_left_out
     with pytest.raises(ShardError, match=message):
         open_data(str(folder), workers=0)
     assert evaluate(open_data(str(folder), workers=0, bad_data="skip")) == list(range(20))
+
+
+@both
+def test_a_full_disk_skips_no_sample(folder, monkeypatch, workers):
+    def fetch(store, shard):
+        raise LocalDiskError("cannot write a copy to /cache: No space left on device")
+
+    monkeypatch.setattr("data_tools.store.ShardStore.fetch", fetch)
+    with pytest.raises(ShardError, match="cannot write a copy to /cache: No space left"):
+        evaluate(data(folder, workers))
 
 
 def test_an_image_of_another_size_than_the_index_says_is_named(folder):

@@ -1,5 +1,6 @@
 """A transfer keeps to its size, and what was given up does not come back."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from data_tools import ShardError, open_store
 from data_tools.cache import ShardCache
+from data_tools.errors import LocalDiskError
 from data_tools.remote import copy_file
 from data_tools.store import RemoteStore, ShardSpec
 
@@ -77,3 +79,18 @@ def test_a_command_that_writes_too_much_is_ended(digits, tmp_path):
     expected = rf"^cannot read pipe:.*{shard.name} /dev/zero: more than {shard.size} bytes arrived"
     with pytest.raises(ShardError, match=expected):
         storage.fetch(shard)
+
+
+def test_a_full_disk_is_named_and_is_no_fault_of_the_server(tmp_path, monkeypatch):
+    attempts = []
+
+    def copy(address, path, timeout, limit):
+        attempts.append(address)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("data_tools.store.copy_file", copy)
+    storage = RemoteStore(ShardSpec("x", "x/"), ShardCache(tmp_path, 1000), timeout=1, retries=3)
+    told = r"^cannot write a copy to .*: No space left on device; make room there, or choose another cache\.folder$"
+    with pytest.raises(LocalDiskError, match=told), storage.temporary_copy("shard.tar", len(DATA)):
+        pass
+    assert len(attempts) == 1, "waiting makes no room"
