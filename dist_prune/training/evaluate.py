@@ -123,6 +123,7 @@ def finish(
     # The model card is written once before the evaluation, so that a crash in it loses no network.
     with context.capture_write_errors():
         if distributed.is_main():
+            context.folder.check_owner()
             add_results(context.folder.sliced, summary)
     context.sync_errors()
     return summary
@@ -132,6 +133,7 @@ def _write(context: RunContext, sliced: nn.Module, decision: Decision | None, su
     """Write the results on rank 0; return the network to evaluate, on rank 0 the one that was reloaded."""
     if not distributed.is_main():
         return sliced
+    context.folder.check_owner()
     # The last phase may have no mask; one of an earlier phase would not be that of the sliced network.
     context.folder.mask.unlink(missing_ok=True)
     if decision is not None:

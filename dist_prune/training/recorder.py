@@ -205,6 +205,7 @@ class Recorder:
         """Draw the pictures and the page of the run so far."""
         if self._enabled:
             with self._writing():
+                self._run.check_owner()
                 write_report(self._run)
 
     def close(self) -> None:

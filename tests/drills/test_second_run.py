@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from drill import STEPS, AtStep, SignalToSelf, assert_same_course, status
+from drill import STEPS, AtFinish, AtStep, SignalToSelf, assert_same_course, status
 
 pytestmark = pytest.mark.drill
 
@@ -49,15 +49,16 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
 
 
-@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(("finished", "at_finish"), [(False, False), (True, False), (True, True)])
 def test_ranks_that_wake_up_after_their_run_was_continued_elsewhere_stop_and_change_nothing(
-    launch, resume, straight, tmp_path, finished
+    launch, resume, straight, tmp_path, finished, at_finish
 ):
     folder, link = tmp_path / "run", tmp_path / "frozen"
     folder.mkdir()
     link.symlink_to(folder)
-    freeze = AtStep(4, SignalToSelf(signal.SIGSTOP))
-    frozen = launch(link, "--max_steps", str(STEPS), sabotage={0: freeze, 1: freeze})
+    stop = SignalToSelf(signal.SIGSTOP)
+    freeze = AtFinish(stop) if at_finish else AtStep(4, stop)
+    frozen = launch(link, sabotage={0: freeze, 1: freeze})
     pids = [process.pid for process in frozen.processes]
     while not all(map(is_stopped, pids)):
         assert frozen.wait(0.1) == [None, None], frozen.told()
