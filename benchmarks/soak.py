@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "drills")]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / folder) for folder in ("drills", "helpers"))]
 from drill import SETTINGS, Ranks, losses, status  # noqa: E402
 
 RANK_TIMEOUT = 25.0  # of the run that is struck; a busy machine may keep a rank waiting for seconds
