@@ -20,7 +20,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to a temporary file beside `path`, sync it, then rename it to `path`.
 
-    Raises OSError if that fails: then `path` keeps its old content, and the temporary file is removed.
+    Raises OSError if that fails, UserError if `path` is no regular file: then it stays as it is, and the temporary file
+    is removed.
     """
     beside = temporary_beside(path)
     # Not tempfile.mkstemp: its files are private to the user, while a run folder may be shared with a group.
@@ -43,6 +44,7 @@ def temporary_beside(path: Path) -> Path:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what ``write_atomic`` and the like left in ``folder`` when their process was killed."""
+    # Only the names of ``temporary_beside``: all others are the user's.
     for path in folder.iterdir():
         if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

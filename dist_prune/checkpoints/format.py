@@ -3,7 +3,7 @@
     checkpoints/step-00000120/model.safetensors      parameters and buffers by name
                               optimizer.safetensors  optimizer state, as STATE/PARAMETER (momentum_buffer/conv1.weight)
                               phase.safetensors      state of the phase, decisions of finished phases
-                              state.json             format version, progress, data, energy, finished phases
+                              state.json             format version, progress, data, recipe, energy, finished phases
                               manifest.json          sizes and sha256, written last
     checkpoints/latest                               name of the newest, moved last
     checkpoints/best                                 name of the best, where it is kept
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dist_prune.checkpoints.train_state import ModelState, OptimizerState, TrainState
 from dist_prune.errors import UserError
-from dist_prune.files import save_tensors, temporary_beside, write_atomic
+from dist_prune.files import remove_leftovers, save_tensors, temporary_beside, write_atomic
 
 
 class UnusableCheckpoint(UserError):
@@ -36,8 +36,6 @@ class UnusableCheckpoint(UserError):
 
 _TENSORS = ("model.safetensors", "optimizer.safetensors", "phase.safetensors")
 _CHECKPOINT = re.compile(r"step-\d{8,}")
-# Of a process that was killed while it wrote: an unfinished checkpoint, or a file of one line.
-_LEFTOVER = re.compile(r"\.(step-\d{8,}|latest|best)(\.[0-9a-f]+\.tmp)+")
 
 
 def save_checkpoint(
@@ -89,10 +87,11 @@ def save_checkpoint(
         write_atomic(folder / "best", f"{_name(best)}\n".encode())
         stay.add(folder / _name(best))
     check_owner()
-    leftovers = [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name)]
-    for old in [*earlier, *leftovers]:
+    for old in earlier:
         if old not in stay:
             _remove(old)
+    # Of processes that were killed while they wrote.
+    remove_leftovers(folder)
     return final
 
 
@@ -104,13 +103,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder or a file as a whole: a process that is killed here leaves no half of it under its name."""
+    """Remove a folder as a whole: a process that is killed here leaves no half of it under its name."""
     aside = temporary_beside(path)
     # Renamed first: a half-removed folder must not keep its name.
     with contextlib.suppress(OSError):
         os.replace(path, aside)
-        if not aside.is_dir():
-            aside.unlink()
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -149,7 +146,7 @@ def load_checkpoint(path: Path) -> TrainState:
         data = json.loads((path / "state.json").read_text())
         weights, flat, tensors = (safetensors.torch.load_file(path / name) for name in _TENSORS)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"checkpoint {path} is incomplete: {Path(error.filename).name} is no file") from error
+        raise UserError(f"checkpoint {path} is incomplete: {error}") from error
     except OSError as error:
         # No damage: a file system that hangs or refuses now may have it whole tomorrow.
         raise UnusableCheckpoint(

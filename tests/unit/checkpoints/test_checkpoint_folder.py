@@ -12,6 +12,7 @@ from dist_prune import UserError
 from dist_prune.checkpoints import format as module
 from dist_prune.checkpoints.format import load_checkpoint, load_newest, save_checkpoint
 from dist_prune.checkpoints.train_state import ModelState, Origin, Progress, SpentEnergy, TrainState
+from dist_prune.files import temporary_beside
 from dist_prune.pruning.mask import SiteMask, UnitMask
 from dist_prune.pruning.weight_mask import WeightMask
 from dist_prune.runtime.run_lock import RunTakenOver
@@ -378,7 +379,7 @@ def test_a_crash_before_latest_moved_still_resumes_from_the_newest(folder, monke
 
 def test_nothing_that_a_killed_process_left_is_taken_for_a_checkpoint(folder):
     save_checkpoint(folder, state(1))
-    half = folder / ".step-00000002.4711.tmp"
+    half = temporary_beside(folder / "step-00000002")
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
     assert same(load_newest(folder)[0], state(1))
@@ -387,8 +388,8 @@ def test_nothing_that_a_killed_process_left_is_taken_for_a_checkpoint(folder):
 
 def test_leftovers_of_killed_processes_do_not_pile_up(folder):
     """Each is as large as a checkpoint."""
-    for pid in (4711, 4712):
-        (folder / f".step-00000002.{pid}.tmp").mkdir(parents=True)
-        (folder / f".latest.{pid}.tmp").write_text("step-00000002")
+    for _ in range(2):
+        temporary_beside(folder / "step-00000002").mkdir(parents=True)
+        temporary_beside(folder / "latest").write_text("step-00000002")
     save_checkpoint(folder, state(3))
     assert {p.name for p in folder.iterdir()} == {"step-00000003", "latest"}
