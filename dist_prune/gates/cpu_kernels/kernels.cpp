@@ -62,6 +62,7 @@ struct Decide : torch::autograd::Function<Decide> {
     at::AutoDispatchBelowAutograd plain;
     const double window = *ste_window.data_ptr<float>(), scale = *logit_scale.data_ptr<float>();
     const at::Tensor input = at::addmm(first_bias, features, first_weight.t());
+    // Not native_batch_norm, which checks no shapes: wrong ones would end the process.
     auto [hidden, mean, inverse, reserve, implementation] =
         at::_batch_norm_impl_index(input, norm_weight, norm_bias, running_mean, running_var, true, momentum, eps, false);
     *batches.data_ptr<int64_t>() += 1;
