@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import pickle
@@ -20,6 +21,15 @@ from dist_prune.runtime.environment import prepare_environment
 # Operations are compiled into the folder that runs use. Otherwise a test that imports DeepSpeed first, or the kernels
 # without it, would compile them again into torch's own folder, a minute each on a fresh machine.
 prepare_environment()
+
+
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What collection has imported stays: the collector, which would visit all of it each time, leaves it out."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

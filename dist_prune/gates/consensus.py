@@ -14,7 +14,7 @@ from dist_prune.gates.means import sum_decisions
 from dist_prune.gates.wrappers import gated_modules, gates_of, sites
 from dist_prune.models.build import in_eval_mode
 from dist_prune.pruning.mask import UnitMask, vote
-from dist_prune.pruning.slicing import TensorSlice, slice_network
+from dist_prune.pruning.slicing import TensorSlice, slice_in_place
 
 
 @torch.no_grad()
@@ -86,5 +86,5 @@ def slice_gated_network(
     gated_names = {id(tensor): name for name, tensor in plain.state_dict(keep_vars=True).items()}
     strip_gates(plain)
     tensors = plain.state_dict(keep_vars=True)
-    small, origins = slice_network(plain, kept)
-    return small, {new: TensorSlice(gated_names[id(tensors[o.name])], o.indices) for new, o in origins.items()}
+    origins = slice_in_place(plain, kept)
+    return plain, {new: TensorSlice(gated_names[id(tensors[o.name])], o.indices) for new, o in origins.items()}

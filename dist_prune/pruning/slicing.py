@@ -50,18 +50,23 @@ def slice_network(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> tuple[
         kept: the units that stay, by site name; sites that are not named stay whole.
     """
     small = copy.deepcopy(model)
+    return small, slice_in_place(small, kept)
+
+
+def slice_in_place(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> dict[str, TensorSlice]:
+    """Leave only the units ``kept`` in a plain network, as ``slice_network`` does; return the origins."""
     # A stock network is recognized by its structure, which slicing changes.
-    architecture = architecture_of(model)
+    architecture = architecture_of(plain)
     if architecture is not None:
-        remember(small, architecture)
+        remember(plain, architecture)
     # What is not in state_dict (indices of channels) is built anew, not inherited. Whole tensors are the same objects
     # as before. The dictionary keeps all of them alive: an id is unique only among the living.
-    before = small.state_dict(keep_vars=True)
-    narrowed = remove_units(small, kept)
+    before = plain.state_dict(keep_vars=True)
+    narrowed = remove_units(plain, kept)
     origins = {id(tensor): TensorSlice(name) for name, tensor in before.items()}
     origins |= {id(tensor): origin for tensor, origin in narrowed if origin.name in before}
-    after = small.state_dict(keep_vars=True)
-    return small, {name: origins[id(tensor)] for name, tensor in after.items() if id(tensor) in origins}
+    after = plain.state_dict(keep_vars=True)
+    return {name: origins[id(tensor)] for name, tensor in after.items() if id(tensor) in origins}
 
 
 def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[tuple[Tensor, TensorSlice]]:

@@ -54,8 +54,11 @@ def _compare(results: list[dict[str, Any]]) -> None:
         assert result["graphs"] == (1, 0)
 
 
-# One stage with the backend that traces the backward pass as well, which takes four times as long.
-@pytest.mark.parametrize(("stage", "backend"), [(0, "eager"), (1, "eager"), (2, "aot_eager")])
+# The backend that traces the backward pass as well; at the other stages the graph alone, in make drills.
+_OTHERS = [pytest.param(stage, "eager", marks=pytest.mark.drill) for stage in (0, 1)]
+
+
+@pytest.mark.parametrize(("stage", "backend"), [(2, "aot_eager"), *_OTHERS])
 def test_losses_are_those_of_the_step_that_is_not_compiled(stage, backend):
     _compare(run_ranks(2, both, stage, backend, seconds=280))
 

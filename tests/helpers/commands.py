@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import runpy
@@ -120,6 +121,7 @@ def run_forked_ranks(
 
 
 def _begin(variables: dict[str, str], cwd: Path, files: list[Path], program: Any, arguments: Any) -> None:
+    gc.freeze()  # as in ranks.py
     os.environ.clear()  # of the process that this one was forked from, which may be older than the test
     os.environ.update(variables)
     os.chdir(cwd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -59,11 +60,17 @@ def _report(folder: str, rank: int) -> str:
 
 
 def _rank(rank: int, environment: dict[str, str], folder: str, function: Callable[..., Any], arguments: Any) -> None:
+    # Else the collector would visit, and thereby copy, everything that the server has imported.
+    gc.freeze()
     os.environ.clear()  # of the process that this one was forked from, which may be older than the test
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     import torch
 
+    from dist_prune.monitor import style
+
     torch.set_num_threads(1)
+    # Drawing takes a second of processor time, half of such short runs; what a report shows is tested with commands.
+    style.png = lambda *_: b""
     try:
         torch.distributed.init_process_group("gloo")
         result = function(*arguments)

@@ -46,7 +46,7 @@ def test_every_loop_grows_by_the_same_lines():
 @pytest.mark.parametrize(
     ("example", "ranks"),
     [
-        ("bare_torch", 1),
+        pytest.param("bare_torch", 1, marks=pytest.mark.drill),
         ("bare_torch", 2),
         pytest.param("accelerate_deepspeed", 2, marks=[needs_accelerate, pytest.mark.drill]),
     ],

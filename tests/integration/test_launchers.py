@@ -20,11 +20,9 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
-# Starting two launched ranks takes half a minute of a core, so make test has the launcher of the README.
-_OTHERS = [pytest.param(name, marks=pytest.mark.drill) for name in LAUNCHERS if not name.startswith("deepspeed")]
-
-
-@pytest.mark.parametrize("name", ["deepspeed, 2 ranks, zero3", *_OTHERS])
+# Starting two launched ranks takes half a minute of a core.
+@pytest.mark.drill
+@pytest.mark.parametrize("name", LAUNCHERS)
 def test_the_program_runs_under(name, command, tmp_path):
     words, ds_config, world_size = LAUNCHERS[name]
     folder = tmp_path / "run"

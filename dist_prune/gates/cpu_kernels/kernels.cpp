@@ -3,7 +3,9 @@
 // A gating module in training from features to decisions (gate.py: Linear, BatchNorm1d, ReLU, Linear,
 // straight-through head, random drop), as one operation that knows its own gradient. The arithmetic is next to nothing:
 // calling a dozen of torch's operations from Python costs ten times as much, and every gated block has them.
-#include <torch/extension.h>
+// Not torch/extension.h, which takes half as long again to compile.
+#include <ATen/ATen.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <cmath>
 #include <cstdint>

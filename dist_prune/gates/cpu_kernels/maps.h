@@ -7,7 +7,7 @@
 // arithmetic.
 #pragma once
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cstdint>

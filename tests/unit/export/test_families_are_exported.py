@@ -12,8 +12,12 @@ from dist_prune import export
 from dist_prune.export import FORMATS, record
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms, foldable_norms
 
+# The others have no kind of layer that these have not; each takes seconds, so make drills has them.
+SLOW = ("cifar A, channels between", "vgg with norms", "mobilenet, channels", "inception")
+EVERY = [pytest.param(name, marks=pytest.mark.drill if name in SLOW else ()) for name in FAMILIES]
 
-@pytest.fixture(scope="module", params=FAMILIES)
+
+@pytest.fixture(scope="module", params=EVERY)
 def family(request):
     """Name, network, and the network as recorded: once for all tests, as it takes seconds."""
     torch.manual_seed(0)

@@ -124,13 +124,8 @@ class Case:
         self.sites = find_sites(self.plain, **options)
         self.gated = attach_gates(copy.deepcopy(self.plain), **options).eval()
         self.masks = masks_of(self.sites)
+        self.sliced = {name: collapse(self.gated, mask) for name, mask in self.masks.items()}
         self.costs = unit_costs(self.plain, (3, self.size, self.size), self.sites)
-
-    @torch.no_grad()
-    def outputs(self, mask: UnitMask, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the masked and of the sliced network."""
-        gated, x = copy.deepcopy(self.gated).to(dtype), images(2, self.size, dtype=dtype)
-        return masked(gated, mask)(x), collapse(gated, mask)(x)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=" ".join)
@@ -142,12 +137,14 @@ def test_gates_stand_at_the_sites_that_were_found(case):
     assert sites(case.gated) == case.sites
 
 
+@torch.no_grad()
 def test_masked_output_equals_sliced_output(case):
-    seen = {}
+    seen, x = {}, images(2, case.size)
+    gated = copy.deepcopy(case.gated).double()
     for name, mask in case.masks.items():
-        expected, seen[name] = case.outputs(mask, torch.float64)
+        expected, seen[name] = masked(gated, mask)(x.double()), collapse(gated, mask)(x.double())
         assert relative_difference(seen[name], expected) <= 1e-9, name
-        expected, single = case.outputs(mask, torch.float32)
+        expected, single = masked(case.gated, mask)(x), case.sliced[name](x)
         assert (single - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item()), name
     full = seen.pop("full")  # the masks make a difference, or the comparison would say nothing
     assert all(relative_difference(other, full) > 1e-3 for other in seen.values())
@@ -155,14 +152,13 @@ def test_masked_output_equals_sliced_output(case):
 
 def test_predicted_macs_are_those_counted_of_the_sliced_network(case):
     for name, mask in case.masks.items():
-        counted = count_macs(collapse(case.gated, mask), (3, case.size, case.size))
+        counted = count_macs(case.sliced[name], (3, case.size, case.size))
         assert case.costs.of(mask.kept) == counted, name
         assert name == "full" or counted < case.costs.dense
 
 
 def test_nothing_but_plain_modules_is_left(case):
-    for name, mask in case.masks.items():
-        small = collapse(case.gated, mask)
+    for name, small in case.sliced.items():
         assert not any(isinstance(module, Gate | Gated) for module in small.modules())
         if case.place in ("between", "layer"):
             assert not any(isinstance(module, SelectChannels | AddToChannels) for module in small.modules())

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from unit_helpers import images, shaken
+from unit_helpers import images, shaken, small_vgg
 
 from dist_prune import UserError, build_model
 from dist_prune.gates.consensus import masked
@@ -19,7 +19,7 @@ NETWORKS = {
         num_classes=10, width_mult=0.25, inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 3, 2]]
     ),
     "vit": lambda: torchvision.models.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=10),
-    "vgg": lambda: build_model("torchvision/vgg11_bn", num_classes=10),
+    "vgg": lambda: small_vgg(batch_norm=True),
 }
 SITES = [
     ("resnet", "layer", "between"),
