@@ -147,7 +147,7 @@ class ShardStore:
         if not folder.is_dir():
             raise ShardError(f"no such folder: {folder}")
         if not path.is_file():
-            raise ShardError(f"no {INDEX_NAME} in {folder}: make shards there with dist-prune shards make")
+            raise ShardError(f"no shards in {folder}: make some there with dist-prune shards make")
         with reported(f"cannot read {path}"):
             content = path.read_bytes()
         return parse_index(content, path, folder).restrict(self.spec.names, self.spec)
