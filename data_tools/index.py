@@ -136,7 +136,8 @@ class ShardIndex(BaseModel):
     def split(self, name: str) -> ShardSplit:
         """Return a split."""
         if name not in self.splits:
-            raise ShardError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}")
+            hint = "; name its tars as well, such as 'FOLDER/{train,test}-*.tar'" if name == "test" else ""
+            raise ShardError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}{hint}")
         return self.splits[name]
 
     def shards(self) -> Iterator[Shard]:
@@ -175,7 +176,7 @@ class ShardIndex(BaseModel):
 
     def _local_sizes(self) -> dict[str, int]:
         folders = {shard.name.rpartition("/")[0] for shard in self.shards()}
-        sizes = {}
+        sizes: dict[str, int] = {}
         for folder in folders:
             with contextlib.suppress(FileNotFoundError):
                 found = file_sizes(Path(self.root, folder))

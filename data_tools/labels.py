@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_tools.tar import LABEL
 
 LARGEST_LABEL = 2**16  # bytes of a label member
-SHOWN = 40  # characters of a label in a message
+SHOWN = 20  # characters of a label in a message
 
 
 class LabelRule(BaseModel):

@@ -43,7 +43,12 @@ def write_index(
     """
     found = find_shards(location)
     if found is None:
-        raise ShardError(f"{location} names no shards of others: expected a folder, a pattern or a list of tars")
+        reason = "names no tars that lack an index: expected a local folder, a pattern or a list of some"
+        if "://" in location:
+            reason = "is a URL: index a copy of these shards in a folder, and put its _info.json beside them"
+        elif not os.path.exists(os.path.expanduser(location)):
+            reason = "is not there"
+        raise ShardError(f"{location} {reason}")
     path = found.root / INDEX_NAME
     if path.exists():
         raise ShardError(f"{path} is there already: move it, or use these shards with it as they are")
@@ -54,8 +59,7 @@ def write_index(
     if classes:
         with reported(f"cannot read {classes}", (OSError, UnicodeError)):
             names = [line.strip() for line in Path(classes).read_text("utf-8").splitlines() if line.strip()]
-    options = {"checksums": checksums, "workers": workers, "progress": progress}
-    index = index_shards(found, label=rule, class_names=names, **options)
+    index = index_shards(found, label=rule, class_names=names, checksums=checksums, workers=workers, progress=progress)
     with reported(f"cannot write {path}"):
         _write(path, index)
     return path, index

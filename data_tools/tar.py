@@ -65,7 +65,8 @@ def members(file: IO[bytes]) -> Iterator[Member]:
         name = member_name(header) if is_preface else said.get("path", member_name(header))
         if not is_preface:
             size = 0 if kind in WITHOUT_DATA else _decimal(said.get("size", str(size)), name)
-        if offset + size > length:
+        end = offset + -(-size // BLOCK) * BLOCK
+        if end > length:
             raise ValueError(f"it ends in the middle of {name}")
         if kind in (PAX, LONG_NAME):
             if size > LARGEST_PREFACE:
@@ -78,7 +79,7 @@ def members(file: IO[bytes]) -> Iterator[Member]:
             said = {}
             if kind in PLAIN and not name.endswith("/"):
                 yield Member(name, offset, size)
-        offset += -(-size // BLOCK) * BLOCK
+        offset = end
 
 
 def member_name(header: bytes) -> str:

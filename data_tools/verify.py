@@ -46,9 +46,11 @@ def verify_shards(
         for report in each(functools.partial(_check_shard, store, index), shards, workers):
             reports[report.shard.name] = report
             bar.update(report.shard.length)
-    in_order = [reports[shard.name] for shard in shards]
-    found = [(report.shard.name, problem) for report in in_order for problem in report.problems]
-    return [f"{index.root}/{name}: {problem}" for name, problem in [*found, *_shared_keys(in_order)]]
+    found = [(shard.name, problem) for shard in shards for problem in reports[shard.name].problems]
+    # Others number the samples of each split from 0.
+    for part in index.splits.values():
+        found += _shared_keys([reports[shard.name] for shard in part.shards if shard.name in reports])
+    return [f"{index.root}/{name}: {problem}" for name, problem in found]
 
 
 class _Report(NamedTuple):

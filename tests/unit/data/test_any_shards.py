@@ -173,6 +173,7 @@ def test_splits_are_known_by_the_names_of_files_or_folders(name, tmp_path):
     # What webdataset's writer has called "train" lies in a folder of another split.
     for path in (folder / name).glob("*.tar"):
         path.rename(path.with_name(path.name.replace("-train-", "-")))
+    assert verify_shards(folder) == []
     _, index = open_shards(str(folder))
     assert {split: found.num_samples for split, found in index.splits.items()} == {"train": COUNT, "test": COUNT}
 
@@ -197,8 +198,12 @@ def test_an_index_can_be_written_beside_the_shards_with_names_and_checksums(fold
     assert read == written
     assert read.class_names == NAMES
     assert all(shard.sha256 for shard in read.shards())
-    with pytest.raises(ShardError, match="is there already"):
+    with pytest.raises(ShardError, match="names no tars that lack an index"):
         write_index(str(folder / "set-train-*.tar"))
+    with pytest.raises(ShardError, match="nowhere is not there"):
+        write_index(str(folder / "nowhere"))
+    with pytest.raises(ShardError, match="https://host/shards is a URL: index a copy"):
+        write_index("https://host/shards")
 
 
 def write(folder: Path, samples: list[dict[str, bytes]]) -> None:
@@ -271,7 +276,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(samples, said, tmp_path):
     ("location", "said"),
     [
         ("set-train-{000000..000009}.tar", "names .*set-train-000004.tar, which is not there"),
-        ("nothing-*.tar", "names no file"),
+        ("nothing-*.tar", "no file .*nothing-"),
         ("list.txt", "lists https://host/a.tar: copy these shards to a folder"),
         ("gone.txt", "gone.txt"),
     ],
