@@ -46,7 +46,7 @@ def write_index(
         reason = "names no tars that lack an index: expected a local folder, a pattern or a list of some"
         if "://" in location:
             reason = "is a URL: index a copy of these shards in a folder, and put its _info.json beside them"
-        elif not os.path.exists(os.path.expanduser(location)):
+        elif not set(location) & set("*?[{") and not os.path.exists(os.path.expanduser(location)):
             reason = "is not there"
         raise ShardError(f"{location} {reason}")
     path = found.root / INDEX_NAME
