@@ -14,21 +14,15 @@ import numpy as np
 
 from data_tools import ShardError, ShardIndex, ShardStore, tar
 from data_tools.labels import LARGEST_LABEL, Labels
+from dist_prune.data.offsets import NOWHERE, offsets_of
 from dist_prune.data.plan import BLOCK_SHARDS
 
 OPEN_SHARDS = 64  # the shuffle blocks of all partitions (see plan.py) span some 50 at a time
 FETCHES = 3  # of a shard that another process evicts from the cache before it is opened
-NOWHERE = (0, -1)  # (offset, size) of a missing part
 
 
 class MissingShard(ShardError):
     """There is no such file."""
-
-
-def _row(parts: tar.Parts, label_member: str) -> list[tuple[int, int]]:
-    images, label = tar.images_of(parts), parts.get(label_member)
-    first = next(iter(parts.values()))
-    return [images[0][1:] if len(images) == 1 else NOWHERE, label[1:] if label else NOWHERE, first[1:]]
 
 
 class FilesShard:
@@ -39,11 +33,8 @@ class FilesShard:
 
     def __init__(self, path: Path, name: str, label_member: str = tar.LABEL) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as the shard is
-        groups = tar.samples(tar.members(self._file))
-        rows = [_row(parts, label_member) for _, parts in groups if tar.is_sample(parts, label_member)]
-        # (N, 3, 2): of each sample the image, the label, and the first member; offset and size
-        self._parts = np.array(rows, dtype=np.int64)
-        self.name, self.length = name, len(rows)
+        self._parts = offsets_of(self._file, path, label_member)
+        self.name, self.length = name, len(self._parts)
 
     def image(self, number: int) -> bytes:
         """Return an encoded image."""
