@@ -54,6 +54,12 @@ def test_rising_lambda_is_table_5():
     assert [schedule.at(epoch) for epoch in (0, 124, 125, 189, 190, 349)] == [0, 0, 2, 2, 3, 3]
 
 
+def test_tiny_imagenet_is_not_said_to_be_missing_from_the_paper():
+    """Its abstract claims it; the version that we have has no figures."""
+    docs = [RECIPES[f"tiny_imagenet_resnet110_{what}"].__doc__ for what in ("dense", "layer", "channel")]
+    assert all("paper: not in the version we have." in doc for doc in docs)
+
+
 def test_unknown_recipes_are_refused_with_the_nearest():
     with pytest.raises(UserError, match=r"'digit'.*did you mean 'digits'"):
         recipe("digit")
