@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# DeepSpeed compiles a small C++ operation on first use and looks for ninja on the PATH.
+# CPU kernels are compiled on first use, by the ninja of .venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: train test test-newest drills lint format setup lock clean

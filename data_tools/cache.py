@@ -1,10 +1,11 @@
 """An LRU cache of remote shards, which all processes of a machine share.
 
-A file is named by the SHA-256 of its content. Other files in the folder are the user's: they are neither
-counted nor touched.
+A file is named by the SHA-256 of its content, or of its address where the index has none. Other files in the folder
+are the user's: they are neither counted nor touched.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -60,7 +61,9 @@ class ShardCache:
         """
         if shard.size > self.limit:
             raise ShardError(f"{address} has {shard.size} bytes, the cache may hold {self.limit}: allow it more")
-        path = self.folder / f"{shard.sha256}.tar"
+        # Without a checksum, what is at the same address with the same size is the same shard.
+        content = shard.sha256 or hashlib.sha256(f"{address} {shard.size}".encode()).hexdigest()
+        path = self.folder / f"{content}.tar"
         with reported(f"cannot write to the cache {self.folder}", fix="; choose another one", to=LocalDiskError):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not _was_used_recently(path, shard.size):

@@ -1,4 +1,4 @@
-"""Encoding, decoding and statistics of images; JPEG and PNG only, by content and not by file name."""
+"""Encoding, decoding and statistics of images; JPEG, PNG and WebP only, by content and not by file name."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-READABLE = ("JPEG", "PNG")
+READABLE = ("JPEG", "PNG", "WEBP")
 # Gray PNGs of 16 bits; Pillow's name depends on its version, and its own conversion cuts values off at 255.
 DEEP_GRAY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 GRAY_MODES = ("1", "L", *DEEP_GRAY_MODES)
@@ -20,11 +20,11 @@ MOST_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # of one image: more must b
 
 
 class ImageError(ValueError):
-    """Bytes that are not a readable JPEG or PNG image; the message gives the reason, the caller adds the place."""
+    """Bytes that are no readable JPEG, PNG or WebP image; the message gives the reason, the caller adds the place."""
 
 
 class ImageFacts(NamedTuple):
-    """Properties from the header of an image; ``extension`` is ``jpg`` or ``png``."""
+    """Properties from the header of an image; ``extension`` is ``jpg``, ``png`` or ``webp``."""
 
     height: int
     width: int
@@ -41,7 +41,7 @@ class _OneError(contextlib.ContextDecorator):
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, Image.UnidentifiedImageError):
-            raise ImageError("corrupt image (not a JPEG or PNG image)") from error
+            raise ImageError("corrupt image (not a JPEG, PNG or WebP image)") from error
         if isinstance(error, Exception) and not isinstance(error, (ImageError, MemoryError)):
             raise ImageError(f"corrupt image ({str(error) or type(error).__name__})") from error
 
@@ -78,7 +78,7 @@ def inspect_image(data: bytes) -> ImageFacts:
 
 
 def _facts(image: Image.Image) -> ImageFacts:
-    extension = "png" if image.format == "PNG" else "jpg"
+    extension = {"PNG": "png", "WEBP": "webp"}.get(image.format or "", "jpg")
     return ImageFacts(image.height, image.width, image.mode in GRAY_MODES, extension)
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data_tools.errors import ShardError, reported
 from data_tools.images import MOST_PIXELS, SMALLEST_STD
+from data_tools.labels import LabelRule
 from data_tools.tar import BLOCK
 
 INDEX_NAME = "_info.json"
@@ -23,8 +24,8 @@ SEEDS = 2**32  # numpy takes seeds from 0 to this, exclusive
 Text = Annotated[str, Field(min_length=1)]
 # Strict, or pydantic would take texts and truth values for numbers.
 Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SHARD)]
-# A file name and nothing else: no folder, no parent, nothing hidden.
-TarName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar$")]
+# A file at or below the index: no parent, nothing hidden, and nothing that a shell would understand.
+TarName = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9_-][A-Za-z0-9_.+=@-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.+=@-]*\.tar$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Mean = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Std = Annotated[float, Field(strict=True, ge=SMALLEST_STD, le=1, allow_inf_nan=False)]
@@ -43,11 +44,11 @@ def file_sizes(folder: str | Path) -> dict[str, int]:
 
 
 class Shard(NamedTuple):
-    """One row of a split: file name, number of samples, SHA-256 and bytes."""
+    """One row of a split: file name, number of samples, SHA-256 (None: never computed) and bytes."""
 
     name: TarName
     length: Count
-    sha256: Sha256
+    sha256: Sha256 | None
     size: Count
 
     def mismatch(self, path: Path) -> str | None:
@@ -59,7 +60,8 @@ class Shard(NamedTuple):
         found = path.stat().st_size
         if found != self.size:
             return f"found {found} bytes, expected {self.size}"
-        return None if checksum(path, "sha256") == self.sha256 else "its checksum differs from the index"
+        same = self.sha256 is None or checksum(path, "sha256") == self.sha256
+        return None if same else "its checksum differs from the index"
 
 
 COLUMNS = ("filenames", "shard_lengths", "sha256", "sizes")  # of a split: the fields of its shards, in order
@@ -74,7 +76,7 @@ class ShardSplit(BaseModel):
     filenames: tuple[TarName, ...] = Field(min_length=1)
     shard_lengths: tuple[Count, ...]
     num_samples: int = Field(strict=True)
-    sha256: tuple[Sha256, ...]
+    sha256: tuple[Sha256 | None, ...]
     sizes: tuple[Count, ...] = Field(alias="bytes")
 
     @classmethod
@@ -104,7 +106,7 @@ class ShardIndex(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     name: Text
     source: Text
     # Of the one shuffle.
@@ -121,6 +123,7 @@ class ShardIndex(BaseModel):
     format: Literal["files", "raw"]
     # Readable names where ``class_names`` are codes, or nothing.
     class_titles: tuple[Text, ...]
+    label: LabelRule = LabelRule()
     splits: dict[str, ShardSplit] = Field(min_length=1, max_length=100)
     # The folder (a Path) or the URL (a text) that the index was read from; it is not stored.
     root: Path | str = Field("", exclude=True)
@@ -133,7 +136,8 @@ class ShardIndex(BaseModel):
     def split(self, name: str) -> ShardSplit:
         """Return a split."""
         if name not in self.splits:
-            raise ShardError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}")
+            hint = "; name its tars as well, such as 'FOLDER/{train,test}-*.tar'" if name == "test" else ""
+            raise ShardError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}{hint}")
         return self.splits[name]
 
     def shards(self) -> Iterator[Shard]:
@@ -159,7 +163,7 @@ class ShardIndex(BaseModel):
 
     def check_files(self, sizes: Mapping[str, int] | None = None) -> None:
         """Check that each shard is there with its size, given the ``sizes`` of all files; a local folder is listed."""
-        found = file_sizes(self.root) if sizes is None else sizes
+        found = self._local_sizes() if sizes is None else sizes
         for shard in self.shards():
             path = f"{self.root}/{shard.name}"
             if shard.name not in found:
@@ -170,6 +174,15 @@ class ShardIndex(BaseModel):
                     "make or copy it again"
                 )
 
+    def _local_sizes(self) -> dict[str, int]:
+        folders = {shard.name.rpartition("/")[0] for shard in self.shards()}
+        sizes: dict[str, int] = {}
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                found = file_sizes(Path(self.root, folder))
+                sizes |= {f"{folder}/{name}" if folder else name: size for name, size in found.items()}
+        return sizes
+
     def to_json(self) -> bytes:
         """Return the content of the ``_info.json``."""
         return (json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n").encode()
@@ -177,9 +190,9 @@ class ShardIndex(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _upgrade(cls, content: Any) -> Any:
-        # Version 1 lacks these keys; it knew these values only.
-        if isinstance(content, dict) and content.get("version") == 1:
-            return {"format": "files", "class_titles": []} | content | {"version": 2}
+        # Earlier versions lack these keys; they knew these values only.
+        if isinstance(content, dict) and content.get("version") in (1, 2):
+            return {"format": "files", "class_titles": []} | content | {"version": 3}
         return content
 
     @model_validator(mode="after")

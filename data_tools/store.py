@@ -2,24 +2,21 @@
 
 import contextlib
 import itertools
-import math
 import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import braceexpand
-
 from data_tools.cache import ShardCache, default_cache_dir
 from data_tools.errors import LocalDiskError, ShardError, reported
+from data_tools.find import expand_braces
 from data_tools.index import INDEX_NAME, LARGEST_INDEX, Shard, ShardIndex, parse_index
 from data_tools.remote import FULL_DISK, PIPE, RETRIES, check_url, copy_file, is_url, unsigned, with_retries
 
 # A recipe's ``cache`` has the same defaults.
 CACHE_BYTES = 16 * 10**9
 TIMEOUT = 60.0
-MOST_SHARDS = 1_000_000  # in one pattern
 # A word of a command that names shards or the index; quotes around it stay outside.
 SHARD_WORD = re.compile(r"""[^\s'"]*?(?:\.tar|_info\.json)(?=[\s'"?]|$)""")
 
@@ -85,11 +82,7 @@ def _parse_names(path: str) -> tuple[str, frozenset[str] | None]:
         return folder, None
     if not name.endswith(".tar"):
         return path.rstrip("/") or path, None
-    # A pattern of a few bytes can stand for more names than there is memory.
-    if math.prod(abs(int(b) - int(a)) + 1 for a, b in re.findall(r"\{(\d+)\.\.(\d+)", path)) > MOST_SHARDS:
-        raise ShardError(f"{path} names more than {MOST_SHARDS:,} shards")
-    with reported(path, ValueError, fix="; expected FOLDER/X-{000000..000004}.tar"):
-        pairs = [path.rpartition("/")[::2] for path in braceexpand.braceexpand(path)]
+    pairs = [path.rpartition("/")[::2] for path in expand_braces(path)]
     folders = {folder for folder, _ in pairs}
     if len(folders) > 1:
         raise ShardError(f"{path} names tars in {len(folders)} folders: one data set is in one folder")
@@ -147,7 +140,7 @@ class ShardStore:
         if not folder.is_dir():
             raise ShardError(f"no such folder: {folder}")
         if not path.is_file():
-            raise ShardError(f"no {INDEX_NAME} in {folder}: make shards there with dist-prune shards make")
+            raise ShardError(f"no shards in {folder}: make some there with dist-prune shards make")
         with reported(f"cannot read {path}"):
             content = path.read_bytes()
         return parse_index(content, path, folder).restrict(self.spec.names, self.spec)

@@ -13,8 +13,10 @@ from data_tools import tar
 from data_tools.errors import ShardError
 from data_tools.images import ImageError, decode_pixels
 from data_tools.index import Shard, ShardIndex
+from data_tools.labels import LARGEST_LABEL, Labels
+from data_tools.open_shards import open_shards
 from data_tools.parallel import each
-from data_tools.store import ShardStore, open_store
+from data_tools.store import ShardStore
 
 SHOWN_PER_SHARD = 20
 
@@ -36,8 +38,7 @@ def verify_shards(
     Raises:
         ShardError: there is no index, or it cannot be right, or it has no such split.
     """
-    store = open_store(location)
-    index = store.read_index()
+    store, index = open_shards(str(location))
     shards = list(index.shards()) if split is None else index.split(split).shards
     reports = {}
     total = sum(shard.length for shard in shards)
@@ -45,9 +46,11 @@ def verify_shards(
         for report in each(functools.partial(_check_shard, store, index), shards, workers):
             reports[report.shard.name] = report
             bar.update(report.shard.length)
-    in_order = [reports[shard.name] for shard in shards]
-    found = [(report.shard.name, problem) for report in in_order for problem in report.problems]
-    return [f"{index.root}/{name}: {problem}" for name, problem in [*found, *_shared_keys(in_order)]]
+    found = [(shard.name, problem) for shard in shards for problem in reports[shard.name].problems]
+    # Others number the samples of each split from 0.
+    for part in index.splits.values():
+        found += _shared_keys([reports[shard.name] for shard in part.shards if shard.name in reports])
+    return [f"{index.root}/{name}: {problem}" for name, problem in found]
 
 
 class _Report(NamedTuple):
@@ -79,17 +82,15 @@ def _check_shard(store: ShardStore, index: ShardIndex, shard: Shard) -> _Report:
 
 def _sample_problems(file: IO[bytes], index: ShardIndex, report: _Report) -> Iterator[str]:
     """Check encoded images and their labels."""
-    labels = tar.class_labels(len(index.class_names))
+    labels, label_member = Labels(index.label, index.class_names), index.label.member
     count = 0
     for key, parts in tar.samples(tar.members(file)):
         found = []
-        if tar.is_sample(parts):
-            found += [*_image_problems(file, index, parts), *_label_problems(file, parts, labels)]
+        if tar.is_sample(parts, label_member):
+            found += [*_image_problems(file, index, parts), *_label_problems(file, parts.get(label_member), labels)]
             found += ["its key comes twice"] if key in report.keys else []
             report.keys[key] = None
             count += 1
-        for extension in parts.keys() - {*tar.IMAGES, tar.LABEL}:
-            found.append(f"member .{extension} is neither an image nor a label")
         yield from (f"sample {key}: {problem}" for problem in found)
     if count != report.shard.length:
         yield f"{count} samples where the index says {report.shard.length}"
@@ -105,7 +106,7 @@ def _array_problems(file: IO[bytes], index: ShardIndex, report: _Report) -> Iter
         yield f"the images have the shape {(channels, height, width)} where the index says {index.image_shape}"
     classes = len(index.class_names)
     for row in np.flatnonzero((labels < 0) | (labels >= classes)):
-        yield f"sample {row}: {tar.no_class(str(labels[row]), classes)}"
+        yield f"sample {row}: label '{labels[row]}' is none of the classes 0 to {classes - 1}"
     if len(images) != report.shard.length:
         yield f"{len(images)} samples where the index says {report.shard.length}"
 
@@ -128,10 +129,11 @@ def _image_problems(file: IO[bytes], index: ShardIndex, parts: tar.Parts) -> Ite
             yield f"the image has the shape {shape} where the index says {index.image_shape}"
 
 
-def _label_problems(file: IO[bytes], parts: tar.Parts, labels: dict[str, int]) -> Iterator[str]:
-    label = _read(file, parts[tar.LABEL], tar.LONGEST_LABEL).decode(errors="replace") if tar.LABEL in parts else ""
-    if label not in labels:
-        yield tar.no_class(label, len(labels))
+def _label_problems(file: IO[bytes], member: tar.Member | None, labels: Labels) -> Iterator[str]:
+    try:
+        labels.number(_read(file, member, LARGEST_LABEL) if member else b"")
+    except ValueError as error:
+        yield str(error)
 
 
 def _read(file: IO[bytes], member: tar.Member, limit: int) -> bytes:

@@ -63,7 +63,7 @@ def data_home(shared) -> Path:
     return shared("data", lambda folder: None)[0]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def data_folder(monkeypatch, data_home):
     """The environment points at ``data_home``; processes that a test starts inherit it."""
     monkeypatch.setenv("DIST_PRUNE_DATA", str(data_home))

@@ -8,7 +8,7 @@ from typing import Any
 from dist_prune.errors import DistPruneWarning, one_line
 
 # "No CUDA" and the like are no news to a user; an error is.
-_LOGGERS = ("DeepSpeed", "torch.utils.cpp_extension", "fvcore.nn.jit_analysis")
+_LOGGERS = ("DeepSpeed", "torch.utils.cpp_extension", "fvcore.nn.jit_analysis", "matplotlib")
 
 
 def hide_library_messages() -> None:

@@ -17,6 +17,7 @@ from dist_prune.cli.runs import benchmark, collapse, evaluate, export, naive, re
 from dist_prune.cli.shards import shards
 from dist_prune.cli.train import recipes, train
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
+from dist_prune.runtime.folders import check_folders
 from dist_prune.runtime.launch import (
     complete_environment,
     forget_launcher,
@@ -42,6 +43,7 @@ def train_main(arguments: Sequence[str]) -> NoReturn:
 def _train(arguments: Sequence[str]) -> int:
     # Before the first error: only rank 0 may print it, under every launcher.
     complete_environment()
+    check_folders()
     return DONE if train(arguments) else STOPPED
 
 
@@ -53,6 +55,7 @@ def main() -> NoReturn:
 
 
 def _command(arguments: Sequence[str]) -> int:
+    check_folders()
     chosen = arguments[0] if arguments else "--help"
     if chosen in ("-h", "--help"):
         print("usage: dist-prune COMMAND [options]\n")

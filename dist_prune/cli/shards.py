@@ -1,4 +1,4 @@
-"""``dist-prune shards make`` and ``dist-prune shards verify``."""
+"""``dist-prune shards make``, ``dist-prune shards index`` and ``dist-prune shards verify``."""
 
 import argparse
 import re
@@ -12,10 +12,10 @@ SOURCE_NAMES = ("digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "image
 
 
 def shards(arguments: list[str]) -> None:
-    """Make WebDataset shards of a data set, or verify some: dist-prune shards make | verify."""
-    verbs = {"make": _shards_make, "verify": _shards_verify}
+    """Make WebDataset shards, index those of others, or verify some: dist-prune shards make | index | verify."""
+    verbs = {"make": _shards_make, "index": _shards_index, "verify": _shards_verify}
     parser = Parser("dist-prune shards", shards.__doc__)
-    parser.add_argument("verb", metavar="VERB", help="make or verify; each has a --help of its own")
+    parser.add_argument("verb", metavar="VERB", help="make, index or verify; each has a --help of its own")
     verb = parser.parse(arguments[:1]).verb
     if verb not in verbs:
         raise UserError(f"unknown command 'shards {verb}'; {nearest(verb, verbs)}")
@@ -49,6 +49,23 @@ def _shards_make(arguments: list[str]) -> None:
         raise RunError("interrupted; the same command continues from here") from None
     for name, split in index.splits.items():
         print(f"{name}: {split.num_samples:,} images in {len(split.filenames)} shards")
+
+
+def _shards_index(arguments: list[str]) -> None:
+    """Write the index of shards that others made, beside them. A run makes one itself, with what it finds."""
+    parser = Parser("dist-prune shards index", _shards_index.__doc__)
+    parser.add_argument("location", metavar="DIR|PATTERN|LIST", help="a folder, tars as X-{0..4}.tar, or a list")
+    parser.add_argument("--label", metavar="EXTENSION", help="of the members that hold labels: cls, txt or json")
+    parser.add_argument("--label_field", default="", metavar="NAME", help="the field of a json member")
+    parser.add_argument("--classes", metavar="FILE", help="the names of the classes by number, one a line")
+    parser.add_argument("--checksums", action="store_true", help="compute those, too, which reads every byte")
+    options = _with_workers(parser, arguments)
+    from data_tools.open_shards import write_index
+
+    path, index = write_index(**options, progress=True)
+    for name, split in index.splits.items():
+        print(f"{name}: {split.num_samples:,} images in {len(split.filenames)} shards")
+    print(f"{len(index.class_names):,} classes, by their {index.label.by} in .{index.label.member}: {path}")
 
 
 def _shards_verify(arguments: list[str]) -> None:

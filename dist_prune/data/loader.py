@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from data_tools import SOURCES, ShardError, ShardIndex, ShardStore, make_shards, open_store
+from data_tools import SOURCES, ShardError, ShardIndex, ShardStore, make_shards
 from data_tools.errors import reported, suggestion
 from data_tools.index import INDEX_NAME
+from data_tools.open_shards import open_shards
 from data_tools.sources.base import data_home
 from dist_prune.config import AugmentConfig, CacheConfig
 from dist_prune.data import plan
@@ -181,8 +182,14 @@ def open_data(location: str, *, cache: CacheConfig | None = None, **options: Any
         ShardError: nothing there, or missing or damaged shards.
     """
     cache = cache or CacheConfig()
-    store = open_store(_find(location), cache.folder, int(cache.gigabytes * 1e9), cache.timeout, cache.retries)
-    data = ImageData(store.read_index(), store, **options)
+    store, index = open_shards(
+        _find(location),
+        cache_dir=cache.folder,
+        cache_bytes=int(cache.gigabytes * 1e9),
+        timeout=cache.timeout,
+        retries=cache.retries,
+    )
+    data = ImageData(index, store, **options)
     if isinstance(data.index.root, Path) and data.bad_data == "error":
         data.index.check_files()
     return data

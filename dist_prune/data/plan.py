@@ -4,9 +4,9 @@ The order is a function of (seed, epoch, shard lengths, global batch) alone:
 
 - The *sequence*: all shards in a random order, rotated by a random offset, truncated to whole global batches. So
   each epoch drops another tail.
-- The sequence is divided into equal *partitions*, and a global batch takes the next few samples of each. So a
-  batch mixes many parts of the data, while ranks, which take contiguous parts of it, mostly read the shards
-  of their own partitions.
+- The sequence is divided into *partitions*, and a global batch takes the next few samples of each: as many of one as
+  of another, or one more. So a batch mixes many parts of the data, while ranks, which take contiguous parts of it,
+  mostly read the shards of their own partitions.
 - Within a partition, *shuffle blocks* of two mean shard lengths are permuted, each by a key of its own. So any
   global batch can be computed without those before it, and reading stays within a few shards at a time.
   Partitions begin new blocks one after another, so that they do not all need new shards at once.
@@ -65,30 +65,31 @@ class Order:
             # This key and "window" below keep their old names: others would be another order.
             below(total, "turn", seed, epoch),
         )
-        self._partitions = max(
-            n for n in range(1, min(MAX_PARTITIONS, len(shard_lengths)) + 1) if global_batch % n == 0
-        )
-        self._from_partition = global_batch // self._partitions  # samples of every global batch
-        self._partition_length = self.steps * self._from_partition
+        self._partitions = min(MAX_PARTITIONS, len(shard_lengths), global_batch)
+        # The first row of a global batch that each partition gives, and the end.
+        self._first_rows = -(-np.arange(self._partitions + 1) * global_batch // self._partitions)
         self._block_length = max(1, BLOCK_SHARDS * total // len(shard_lengths))
         # A part meets each of its partitions in one block, or in two where one ends.
         self._block = functools.lru_cache(2 * self._partitions)(self._permuted_block)
 
     def part(self, step: int, first: int, count: int) -> Part:
         """Return rows ``first`` to ``first + count`` (exclusive) of a global batch."""
-        partitions, ahead = np.divmod(np.arange(first, first + count), self._from_partition)
-        positions = step * self._from_partition + ahead
+        rows = np.arange(first, first + count)
+        partitions = rows * self._partitions // self.global_batch
+        begins = self._first_rows[partitions]
+        positions = step * (self._first_rows[partitions + 1] - begins) + rows - begins
         blocks = (positions + self._shift(partitions)) // self._block_length
         for partition, block in sorted(set(zip(partitions.tolist(), blocks.tolist(), strict=True))):
             here = (partitions == partition) & (blocks == block)
             start, permuted = self._block(partition, block)
             positions[here] = permuted[positions[here] - start]
-        return Part(step, first, *self.sequence.samples(partitions * self._partition_length + positions))
+        return Part(step, first, *self.sequence.samples(self.steps * begins + positions))
 
     def _permuted_block(self, partition: int, block: int) -> tuple[int, np.ndarray]:
         """Return the first position of a block of a partition, and all its positions in their new order."""
         end = (block + 1) * self._block_length - self._shift(partition)
-        start, end = max(0, end - self._block_length), min(end, self._partition_length)
+        length = self.steps * int(self._first_rows[partition + 1] - self._first_rows[partition])
+        start, end = max(0, end - self._block_length), min(end, length)
         return start, start + permutation(end - start, "window", *self._key, partition, block)
 
     def _shift(self, partition: Any) -> Any:

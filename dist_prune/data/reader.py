@@ -13,35 +13,28 @@ from pathlib import Path
 import numpy as np
 
 from data_tools import ShardError, ShardIndex, ShardStore, tar
+from data_tools.labels import LARGEST_LABEL, Labels
+from dist_prune.data.offsets import NOWHERE, offsets_of
 from dist_prune.data.plan import BLOCK_SHARDS
 
 OPEN_SHARDS = 64  # the shuffle blocks of all partitions (see plan.py) span some 50 at a time
 FETCHES = 3  # of a shard that another process evicts from the cache before it is opened
-NOWHERE = (0, -1)  # (offset, size) of a missing part
 
 
 class MissingShard(ShardError):
     """There is no such file."""
 
 
-def _row(parts: tar.Parts) -> list[tuple[int, int]]:
-    images, label = tar.images_of(parts), parts.get(tar.LABEL)
-    first = next(iter(parts.values()))
-    return [images[0][1:] if len(images) == 1 else NOWHERE, label[1:] if label else NOWHERE, first[1:]]
-
-
 class FilesShard:
-    """An open shard of members ``KEY.jpg`` or ``KEY.png``, and ``KEY.cls``; others are ignored.
+    """An open shard of encoded images (``KEY.jpg`` and the like) and label members; others are ignored.
 
     Samples are 0 to ``length``, exclusive. Not to be shared with forked processes.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, label_member: str = tar.LABEL) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as the shard is
-        rows = [_row(parts) for _, parts in tar.samples(tar.members(self._file)) if tar.is_sample(parts)]
-        # (N, 3, 2): of each sample the image, the label, and the first member; offset and size
-        self._parts = np.array(rows, dtype=np.int64)
-        self.name, self.length = name, len(rows)
+        self._parts = offsets_of(self._file, path, label_member)
+        self.name, self.length = name, len(self._parts)
 
     def image(self, number: int) -> bytes:
         """Return an encoded image."""
@@ -50,10 +43,10 @@ class FilesShard:
             raise ShardError(f"{self.place(number)}: an image of {size} bytes, {tar.LARGEST_IMAGE} are allowed")
         return self._read(offset, size)
 
-    def label(self, number: int) -> str:
-        """Return the text of a label, or the beginning of one that is too long to be any."""
+    def label(self, number: int) -> bytes:
+        """Return the content of a label member, or the beginning of one that is too long to be any."""
         offset, size = self._part(number, 1)
-        return self._read(offset, min(size, tar.LONGEST_LABEL)).decode(errors="replace")
+        return self._read(offset, min(size, LARGEST_LABEL))
 
     def place(self, number: int) -> str:
         """Return shard and key, which is in the header before the first member."""
@@ -92,9 +85,9 @@ class RawShard:
         """Return pixels (H, W, C), uint8, which are not to be written to."""
         return self._images[number]
 
-    def label(self, number: int) -> str:
-        """Return a label."""
-        return str(self._labels[number])
+    def label(self, number: int) -> bytes:
+        """Return a label, as a label member would hold it."""
+        return b"%d" % self._labels[number]
 
     def place(self, number: int) -> str:
         """Return shard and number; raw samples have no keys."""
@@ -104,7 +97,9 @@ class RawShard:
 OpenShard = FilesShard | RawShard
 
 
-def open_shard(path: Path, length: int, format: str, name: str | None = None) -> OpenShard:
+def open_shard(
+    path: Path, length: int, format: str, name: str | None = None, label_member: str = tar.LABEL
+) -> OpenShard:
     """Open a shard of the index's ``format`` (``files`` or ``raw``); ``name`` is what messages call it.
 
     Raises:
@@ -113,7 +108,7 @@ def open_shard(path: Path, length: int, format: str, name: str | None = None) ->
     """
     name = name or str(path)
     try:
-        opened: OpenShard = RawShard(path, name) if format == "raw" else FilesShard(path, name)
+        opened: OpenShard = RawShard(path, name) if format == "raw" else FilesShard(path, name, label_member)
         if opened.length != length:
             raise ValueError(f"found {opened.length} samples, expected {length}")
         return opened
@@ -130,7 +125,7 @@ class Reader:
 
     def __init__(self, store: ShardStore, index: ShardIndex, split: str, order: Sequence[int]) -> None:
         self._store, self._index, self._shards = store, index, index.split(split).shards
-        self._labels = tar.class_labels(len(index.class_names))
+        self._labels = Labels(index.label, index.class_names)
         self._following = {number: order[at + 1 : at + 1 + BLOCK_SHARDS] for at, number in enumerate(order)}
         self._open: OrderedDict[int, OpenShard | ShardError] = OrderedDict()
 
@@ -142,10 +137,11 @@ class Reader:
                 says; the sample lacks its image or has a label that is no class.
         """
         opened = self._opened(shard)
-        label = opened.label(number)
-        if label not in self._labels:
-            raise ShardError(f"{opened.place(number)}: {tar.no_class(label, len(self._labels))}")
-        return opened.image(number), self._labels[label]
+        try:
+            label = self._labels.number(opened.label(number))
+        except ValueError as error:
+            raise ShardError(f"{opened.place(number)}: {error}") from error
+        return opened.image(number), label
 
     def place(self, shard: int, number: int) -> str:
         """Return shard and key of a sample, for messages."""
@@ -171,7 +167,7 @@ class Reader:
         for _ in range(FETCHES):
             try:
                 path = self._store.fetch(shard)
-                return open_shard(path, shard.length, self._index.format, name)
+                return open_shard(path, shard.length, self._index.format, name, self._index.label.member)
             except MissingShard as error:
                 problem = error
             except ShardError as error:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+from typing import Any
 
 from dist_prune.runtime.environment import prepare_environment
 
@@ -21,5 +22,9 @@ with contextlib.redirect_stdout(io.StringIO()):
     with contextlib.suppress(ImportError):  # then there is nothing to compare with
         importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     compiler.compile = compile_
+    # On CPUs DeepSpeed would compile an all-reduce for tensor-parallel inference, which training never calls, and leave
+    # 69 MB of it in /dev/shm for each rank, or crash where there is less room.
+    comm: Any = importlib.import_module("deepspeed.comm.torch")  # its package has torch itself under that name
+    comm.build_shm_op = lambda: None
 
 __all__ = ["DeepSpeedConfig", "DeepSpeedZeroConfig", "ZeroParamStatus", "deepspeed", "deepspeed_utils"]

@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import joblib
 import torch
 from filelock import FileLock
 
+from dist_prune.runtime.folders import check_code_folder
 from dist_prune.runtime.launch import ranks_per_node
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -28,7 +31,10 @@ def prepare_environment() -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "torch_extensions" / own))
     # Otherwise DeepSpeed searches for accelerators and prints what it finds.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    outlast_killed_builds()
+    # torch's own default in the temporary folder needs a name of the user, which containers may not have.
+    own_code = Path(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own_code))
+    guard_compilation()
 
 
 class _Lock:
@@ -50,13 +56,25 @@ class _Lock:
         self._lock.release()
 
 
-def outlast_killed_builds() -> None:
-    """Let torch, and so DeepSpeed, compile although a process was killed in the middle of that earlier."""
+@functools.cache
+def guard_compilation() -> None:
+    """Let torch, and so DeepSpeed, compile after a killed build, and only in folders that others cannot write to."""
     from torch.utils import cpp_extension
 
     # torch 2.9 to 2.11 (pyproject.toml allows them; machines of clusters have them) would wait forever, silently.
     if hasattr(cpp_extension, "FileBaton"):
         cpp_extension.FileBaton = _Lock
+    make_folder = cpp_extension._get_build_directory
+
+    def checked(name: str, verbose: bool) -> str:
+        variable = "TORCH_EXTENSIONS_DIR"
+        if variable in os.environ:
+            check_code_folder(Path(os.environ[variable]), variable)
+        folder = make_folder(name, verbose)
+        check_code_folder(Path(folder), variable)
+        return folder
+
+    cpp_extension._get_build_directory = checked
 
 
 def threads_per_rank() -> int:

@@ -1,7 +1,9 @@
 """One run from options to results: everything around the training loop."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from dist_prune.gates.cpu_kernels.build import compile_kernels
 from dist_prune.monitor.status import RunStatus
 from dist_prune.runtime.consistency import agree_to_start
 from dist_prune.runtime.failures import Peer, translate_rank_failures
+from dist_prune.runtime.folders import check_code_folder, check_compiler
 from dist_prune.runtime.launch import complete_environment, refuse_missing_hostfile, world_size
 from dist_prune.runtime.signals import StopRequest
 from dist_prune.training.context import RunContext, build_method, open_images
@@ -92,6 +95,9 @@ def _open(config: RunConfig, options: Options) -> tuple[dict[str, Any], ImageDat
     check_with_deepspeed(ds_config, config.compile)
     if config.checkpoint_activations and ds_config.get("zero_optimization", {}).get("stage") == 3:
         raise UserError("checkpoint_activations=true needs ZeRO 0, 1 or 2: ZeRO 3 has no whole weights to recompute by")
+    if config.compile:
+        check_compiler()
+        check_code_folder(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]), "TORCHINDUCTOR_CACHE_DIR")
     if options.resume and not options.out:
         raise UserError("--resume needs the run folder to continue: --out RUN")
     data = open_images(config)

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_prune.errors import DistPruneWarning, first_line
+from dist_prune.errors import DistPruneWarning, UserError, first_line
+from dist_prune.runtime.folders import check_compiler
 
+_LONGEST_REASON = 300
 _kernels: Any = None
 
 
@@ -30,16 +32,17 @@ def compile_kernels() -> bool:
         # It imports setuptools, which programs without kernels do not need.
         from torch.utils.cpp_extension import load
 
-        from dist_prune.runtime.environment import outlast_killed_builds
+        from dist_prune.runtime.environment import guard_compilation
 
-        outlast_killed_builds()
+        guard_compilation()
         source = Path(__file__).with_name("kernels.cpp")
         flags = ["-O3", "-march=native", "-fopenmp"]
         try:
+            check_compiler()
             _kernels = load(f"dist_prune_kernels_{_build_of(source)}", [str(source)], extra_cflags=flags)
-        except (RuntimeError, OSError, ImportError) as error:
-            # Kernels only save time, so training continues without them.
-            text = f"CPU kernels are not compiled ({first_line(error)}); torch's operations are used"
+        except (RuntimeError, OSError, ImportError, UserError) as error:
+            # Kernels only save time, so training continues without them. ninja's message is the compiler's command.
+            text = f"training is slower without CPU kernels: {first_line(error)[:_LONGEST_REASON]}"
             warnings.warn(text, DistPruneWarning, stacklevel=2)
     return _kernels is not None
 

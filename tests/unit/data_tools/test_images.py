@@ -33,7 +33,7 @@ def test_an_image_of_too_many_pixels_is_refused_however_many(read, excess):
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8\xff\xe0"])
 def test_what_is_no_image_is_an_image_error(read, data):
-    with pytest.raises(ImageError, match=r"empty image|not a JPEG or PNG"):
+    with pytest.raises(ImageError, match=r"empty image|not a JPEG, PNG or WebP"):
         read(data)
 
 

@@ -20,8 +20,8 @@ time.sleep(300)
 BUILDER = """
 import sys
 from torch.utils.cpp_extension import load
-from dist_prune.runtime.environment import outlast_killed_builds
-outlast_killed_builds()
+from dist_prune.runtime.environment import guard_compilation
+guard_compilation()
 load("small", [sys.argv[1] + "/small.cpp"], build_directory=sys.argv[1], is_python_module=False)
 """
 

@@ -63,6 +63,7 @@ from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
 deepspeed_engine.start_process_group()
 is_zero_supported_optimizer(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
 print(found)
+print(deepspeed_engine.deepspeed.comm.comm.cdb.shm_comm_op)
 print(compiler.compile.__name__, [n for n in sys.modules if n == "torch._inductor.compile_fx"])
 """
 
@@ -72,8 +73,9 @@ def test_the_environment_is_prepared_before_deepspeed_is_imported_and_nothing_lo
     words = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    prepared, compiler = done.stdout.splitlines()
+    prepared, shared_memory, compiler = done.stdout.splitlines()
     assert "torch_extensions" in prepared
+    assert shared_memory == "None", "DeepSpeed would compile it, and leave 69 MB in /dev/shm for each rank"
     assert compiler == "compile []"
 
 

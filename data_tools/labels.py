@@ -1,0 +1,76 @@
+"""The label of a sample: what its member says, and the class that this means."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_tools.tar import LABEL
+
+LARGEST_LABEL = 2**16  # bytes of a label member
+SHOWN = 20  # characters of a label in a message
+
+
+class LabelRule(BaseModel):
+    """Where the label of a sample stands in shards, and what it means."""
+
+    model_config = ConfigDict(frozen=True)
+
+    # Extension of label members: "cls" and "txt" hold the label, "json" an object.
+    member: str = Field(LABEL, min_length=1, max_length=100)
+    # The field of that object.
+    field: str = ""
+    # A label is the number of its class, or the name.
+    by: Literal["number", "name"] = "number"
+
+    def text(self, data: bytes) -> str:
+        """Return the label in the content of a member.
+
+        Raises:
+            ValueError: there is none, or it is neither a number nor a text.
+        """
+        text = data.decode(errors="replace")
+        if self.member == "json":
+            text = self._of_object(text)
+        return spelled(text.strip())
+
+    def _of_object(self, text: str) -> str:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("its json cannot be read") from error
+        if not isinstance(found, dict) or self.field not in found:
+            raise ValueError(f"its json has no field {self.field!r}")
+        label = found[self.field]
+        if isinstance(label, bool) or not isinstance(label, (int, str)):
+            raise ValueError(f"{self.field!r} in its json is {str(label)[:SHOWN]!r}: expected one number or text")
+        return str(label)
+
+
+def spelled(label: str) -> str:
+    """Return a label in its only spelling: 01 is 1."""
+    return str(int(label)) if re.fullmatch("[0-9]{1,18}", label) else label
+
+
+class Labels:
+    """The numbers of the classes by their labels."""
+
+    def __init__(self, rule: LabelRule, class_names: Sequence[str]) -> None:
+        self._rule, self._classes = rule, len(class_names)
+        labels = map(spelled, class_names) if rule.by == "name" else map(str, range(len(class_names)))
+        self._numbers = {label: number for number, label in enumerate(labels)}
+
+    def number(self, data: bytes) -> int:
+        """Return the class of a sample by the content of its label member.
+
+        Raises:
+            ValueError: it is none of the classes.
+        """
+        text = self._rule.text(data)
+        number = self._numbers.get(text)
+        if number is None:
+            known = "names" if self._rule.by == "name" else f"classes 0 to {self._classes - 1}"
+            raise ValueError(f"label {text[:SHOWN]!r} is none of the {known}")
+        return number

@@ -1,0 +1,30 @@
+"""A run trains on shards that others made, with no preparation."""
+
+from __future__ import annotations
+
+import io
+
+import webdataset
+from commands import records
+from PIL import Image
+from sklearn.datasets import load_digits
+
+
+def test_a_run_trains_on_shards_of_webdatasets_own_writer_and_names_a_missing_split(train, tmp_path):
+    digits = load_digits()
+    for split, rows in (("train", range(400)), ("val", range(400, 600))):
+        pattern = str(tmp_path / f"mine-{split}-%03d.tar")
+        with webdataset.ShardWriter(pattern, maxcount=100, verbose=0) as writer:
+            for row in rows:
+                stream = io.BytesIO()
+                Image.fromarray((digits.images[row] * 15).astype("uint8")).save(stream, "PNG")
+                writer.write({"__key__": f"{row:05d}", "png": stream.getvalue(), "cls": int(digits.target[row])})
+    words = ("--out", tmp_path / "run", "--max_steps", "2")
+    few = ("global_batch_size=64", "epochs=1")
+    done = train("--data", tmp_path / "mine-train-{000..003}.tar", *words, settings=few)
+    assert done.code == 2, done.err
+    assert "has no split 'test': it has train" in done.err
+    done = train("--data", f"{tmp_path}/mine-*.tar", *words, settings=few)
+    assert done.code == 3, done.err
+    assert f"made the index of {tmp_path} in " in done.err
+    assert len(records(tmp_path / "run", "train")) == 2
