@@ -36,8 +36,10 @@ class AugmentConfig(Section):
     crop_padding: _Side = Field(0, description="shift images by up to this many pixels; 0: never")
     flip: bool = Field(False, description="mirror half of the images")
     random_resized_crop: bool = Field(False, description="cut out a random part of the image and scale it")
+    crop_area: float = Field(0.08, gt=0, le=1, description="random_resized_crop: least share of the image's area")
     policy: Literal["none", "randaugment", "trivialaugment"] = Field("none", description="augmentation by torchvision")
     cutout: _Side = Field(0, description="side of a blanked square, in pixels; 0: none")
+    erasing: float = Field(0.0, ge=0, le=1, description="share of the images of which a random rectangle is blanked")
     mixup: _Alpha = Field(0.0, description="alpha of mixup's Beta(alpha, alpha); 0: never")
     cutmix: _Alpha = Field(0.0, description="alpha of CutMix; 0: never; with mixup, each in half of the steps")
 

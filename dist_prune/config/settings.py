@@ -36,6 +36,7 @@ _NEEDS = {
     "lr_schedule.milestones": "lr_schedule.kind=steps",
     "lr_schedule.gamma": "lr_schedule.kind=steps",
     "lr_schedule.warmup_share": "lr_schedule.kind=one_cycle",
+    "augment.crop_area": "augment.random_resized_crop",
     "momentum": "optimizer=sgd",
     "nesterov": "optimizer=sgd",
     "betas": "optimizer=adamw",

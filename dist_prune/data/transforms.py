@@ -17,6 +17,8 @@ from dist_prune.data.batch_rng import BatchRng
 
 CROP_AREA = (0.08, 1.0)  # of the image; both as in torchvision's RandomResizedCrop
 CROP_ASPECT = (3 / 4, 4 / 3)
+ERASED_AREA = (0.02, 0.33)  # of the image; both as in torchvision's RandomErasing (arXiv 1708.04896)
+ERASED_ASPECT = (0.3, 3.3)
 CROP_TRIES = 10
 CROP_COLUMNS = 2 * CROP_TRIES + 2  # random numbers for one image
 EVAL_MARGIN = 256 / 224  # photographs are scaled to this much more than is cut from their center
@@ -80,18 +82,23 @@ def center_box(image: Size, size: Size, margin: float) -> Box:
     return Box((image.width - width) // 2, (image.height - height) // 2, width, height)
 
 
-def random_box(image: Size, draws: np.ndarray) -> Box:
-    """Choose a part as torchvision's RandomResizedCrop does, by numbers from [0, 1), (CROP_COLUMNS,)."""
+def random_box(
+    image: Size, draws: np.ndarray, areas: tuple[float, float] = CROP_AREA, aspects: tuple[float, float] = CROP_ASPECT
+) -> Box:
+    """Choose a part as torchvision's RandomResizedCrop and RandomErasing do, by numbers from [0, 1), (CROP_COLUMNS,).
+
+    ``areas``: the least and the largest one, as shares of the image; ``aspects``: of width to height, likewise.
+    """
     *tries, x, y = draws.tolist()
     for number, shape in zip(tries[::2], tries[1::2], strict=True):
-        area = image.width * image.height * (CROP_AREA[0] + number * (CROP_AREA[1] - CROP_AREA[0]))
-        aspect = CROP_ASPECT[0] * (CROP_ASPECT[1] / CROP_ASPECT[0]) ** shape
+        area = image.width * image.height * (areas[0] + number * (areas[1] - areas[0]))
+        aspect = aspects[0] * (aspects[1] / aspects[0]) ** shape
         width, height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         if 0 < width <= image.width and 0 < height <= image.height:
             left, top = int(x * (image.width - width + 1)), int(y * (image.height - height + 1))
             return Box(left, top, width, height)
     # Very long images: the largest central part of an allowed aspect.
-    aspect = min(max(image.width / image.height, CROP_ASPECT[0]), CROP_ASPECT[1])
+    aspect = min(max(image.width / image.height, aspects[0]), aspects[1])
     return center_box(image, Size(1000, round(1000 * aspect)), 1.0)
 
 
@@ -136,7 +143,7 @@ class ImageTransform:
     def _box(self, image: Size, crop: np.ndarray) -> Box:
         """Choose the part of an image of this size that is read."""
         if self._augment.random_resized_crop:
-            return random_box(image, crop)
+            return random_box(image, crop, (self._augment.crop_area, 1.0))
         if self._stored is None:
             return center_box(image, self.size, EVAL_MARGIN)
         if image != self._stored:
@@ -154,7 +161,16 @@ class ImageTransform:
             apply_policy(pixels, chosen.policy, rng.seeds_of_rows("policy"))
         if chosen.cutout:
             cutout(pixels, chosen.cutout, self._fill, rng.of_rows("cutout", 2))
+        if chosen.erasing:
+            self._erase(pixels, rng.of_rows("erasing", 1 + CROP_COLUMNS))
         return pixels
+
+    def _erase(self, pixels: np.ndarray, draws: np.ndarray) -> None:
+        """Blank a rectangle of some images, in place."""
+        for image, (chance, *numbers) in zip(pixels, draws, strict=True):
+            if chance < self._augment.erasing:
+                box = random_box(Size(*image.shape[:2]), np.array(numbers), ERASED_AREA, ERASED_ASPECT)
+                image[box.top : box.top + box.height, box.left : box.left + box.width] = self._fill
 
 
 def output_size(index: ShardIndex, image_size: int | None) -> Size:

@@ -198,6 +198,8 @@ def test_the_order_of_settings_does_not_matter_for_gates_of_kind_none():
         (Consensus, ["weight_decay=0", "decay_gates_and_norms=false"], ["decay_gates_and_norms"]),
         (Dense, ["method=dense", "gates.backprop_to_input=true"], ["gates.backprop_to_input"]),
         (Consensus, ["gates.backprop_to_input=true", "gates.logit_scale=0.5"], []),
+        (Consensus, ["augment.crop_area=0.3"], ["augment.crop_area"]),
+        (Consensus, ["augment.crop_area=0.3", "augment.random_resized_crop=true"], []),
         (Consensus, ["cache.gigabytes=4"], ["cache.gigabytes"]),
         (Consensus, ["cache.gigabytes=4", "data=s3://bucket/shards"], []),
     ],

@@ -58,6 +58,7 @@ EACH = {
     "randaugment": AugmentConfig(policy="randaugment"),
     "trivialaugment": AugmentConfig(policy="trivialaugment"),
     "cutout": AugmentConfig(cutout=3),
+    "erasing": AugmentConfig(erasing=0.5),
     "all": AugmentConfig(crop_padding=1, flip=True, random_resized_crop=True, policy="trivialaugment", cutout=3),
 }
 
@@ -84,6 +85,32 @@ def test_what_happens_to_an_image_comes_in_the_order_of_crop_flip_cutout():
         top, left = int(8 * cy) - 1, int(8 * cx) - 1
         expected[max(0, top) : top + 3, max(0, left) : left + 3] = (128, 64, 255)  # the mean, as pixels can
         assert np.array_equal(image, expected)
+
+
+def test_erasing_blanks_a_rectangle_of_so_many_images_with_the_areas_of_torchvision():
+    transform = ImageTransform(index((3, 40, 50), (0.5, 0.25, 1.0)), None, AugmentConfig(erasing=0.25), True)
+    white = np.full((40, 50, 3), 254, np.uint8)
+    areas = []
+    for image in batch(transform, [white] * 2000, draws(2000)):
+        rows, columns = np.nonzero((image != 254).any(-1))
+        if len(rows):
+            blank = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert (blank == (128, 64, 255)).all()
+            areas.append(blank.shape[0] * blank.shape[1] / 2000)
+    assert abs(len(areas) / 2000 - 0.25) < 0.04
+    assert 0.015 < min(areas) < 0.05
+    assert 0.28 < max(areas) < 0.35
+    assert abs(np.mean(areas) - 0.17) < 0.02
+
+
+def test_crop_area_bounds_the_part_that_is_cut_out():
+    transform = ImageTransform(index(None), 32, AugmentConfig(random_resized_crop=True, crop_area=0.5), True)
+    areas = []
+    for crop in transform.crops(draws(500)):
+        box = transform._box(Size(300, 400), crop)
+        areas.append(box.width * box.height / 120_000)
+    assert 0.49 < min(areas) < 0.55
+    assert max(areas) > 0.9
 
 
 def test_photographs_are_trained_on_random_parts_and_evaluated_on_their_center():
