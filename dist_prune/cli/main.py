@@ -18,24 +18,20 @@ from dist_prune.cli.shards import shards
 from dist_prune.cli.train import recipes, train
 from dist_prune.errors import LocalRankError, RunError, UserError, nearest, one_line
 from dist_prune.runtime.folders import check_folders
-from dist_prune.runtime.launch import (
-    complete_environment,
-    forget_launcher,
-    is_silent,
-    tolerate_broken_pipes,
-    world_size,
-)
+from dist_prune.runtime.launch import complete_environment, forget_launcher, is_silent, world_size
+from dist_prune.runtime.streams import secure_streams
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 3
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     command.__name__: command for command in (recipes, collapse, evaluate, export, benchmark, naive, report, shards)
 }
+_PATIENCE = 5.0  # seconds that training waits for a terminal that was stopped (Ctrl-S)
 _PATHS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def train_main(arguments: Sequence[str]) -> NoReturn:
     """Run the program of ``launch/train.py``."""
-    tolerate_broken_pipes()
+    secure_streams(_PATIENCE)
     hide_library_messages()
     exit_with(lambda: _train(arguments))
 
@@ -49,6 +45,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Run the ``dist-prune`` command."""
+    secure_streams()
     forget_launcher()
     hide_library_messages()
     exit_with(lambda: _command(sys.argv[1:]))
@@ -68,6 +65,8 @@ def _command(arguments: Sequence[str]) -> int:
         COMMANDS[chosen](list(arguments[1:]))
     else:
         raise UserError(f"unknown command '{chosen}'; {nearest(chosen, [*COMMANDS, '--help', '--version'])}")
+    if lost := getattr(sys.stdout, "lost", None):
+        raise RunError(f"the output is incomplete: {lost.strerror}")
     return DONE
 
 

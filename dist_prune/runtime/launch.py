@@ -1,17 +1,13 @@
-"""What a launcher gives to a rank, and may take away: the variables by which ranks meet, itself, readers of output.
+"""What a launcher gives to a rank, and may take away: the variables by which ranks meet, and itself.
 
 torchrun, the deepspeed launcher and accelerate set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; a bare
 ``srun`` sets SLURM_* only, and plain ``python`` nothing at all. ``complete_environment`` fills in what is missing, so
 that ``distributed`` and DeepSpeed read the same five variables under every launcher.
 """
 
-import errno
 import os
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
 
 from dist_prune.errors import UserError, nearest
 
@@ -22,7 +18,6 @@ FIRST_PORT, NUM_PORTS = 10000, 20000
 _MANY = 10**6  # more ranks than anyone has
 _ACCELERATORS = ("cpu", "cuda", "xpu", "npu", "mps", "hpu", "mlu", "sdaa", "supa")  # of DeepSpeed
 _DEEPSPEED = "deepspeed.launcher.launch"
-_NO_READER = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # of a pipe, a terminal, a socket
 _LAUNCHERS = (_DEEPSPEED, "torchrun", "torch.distributed.run", "accelerate")
 
 
@@ -141,39 +136,3 @@ def _read(pid: int, name: str) -> str:
         return Path(f"/proc/{pid}/{name}").read_text().replace("\0", " ")
     except OSError:
         return ""
-
-
-class BrokenPipeTolerantStream:
-    """A text stream that discards its output, without an error, once its reader is gone."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """Write, or do nothing if the reader is gone."""
-        self._try(self._stream.write, text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush, or do nothing if the reader is gone."""
-        self._try(self._stream.flush)
-
-    def _try(self, action: Callable[..., Any], *arguments: str) -> None:
-        try:
-            action(*arguments)
-        except OSError as error:
-            if error.errno not in _NO_READER:
-                raise
-            # Redirect the file descriptor itself: it also takes what is still in buffers, at the interpreter's exit
-            # too, and the output of libraries below Python.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
-
-
-def tolerate_broken_pipes() -> None:
-    """Let no print end the program: a run whose launcher is gone must save first."""
-    sys.stdout, sys.stderr = BrokenPipeTolerantStream(sys.stdout), BrokenPipeTolerantStream(sys.stderr)
