@@ -17,10 +17,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import fsspec
-import yarl
 from fsspec.callbacks import Callback
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -37,9 +37,9 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "
 
 async def _check_redirect(_: object, __: object, found: aiohttp.TraceRequestRedirectParams) -> None:
     """Refuse to follow a server of the internet into this machine or its own network."""
-    target = found.url.join(yarl.URL(found.response.headers["Location"]))
-    if _is_private(target.host) and not _is_private(found.url.host):
-        raise ShardError(f"{unsigned(str(found.url))} redirects to {target.host}, which is in a private network")
+    target = urlsplit(urljoin(str(found.url), found.response.headers["Location"])).hostname
+    if _is_private(target) and not _is_private(found.url.host):
+        raise ShardError(f"{unsigned(str(found.url))} redirects to {target}, which is in a private network")
 
 
 def _is_private(host: str | None) -> bool:
