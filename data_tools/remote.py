@@ -37,7 +37,7 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "
 
 async def _check_redirect(_: object, __: object, found: aiohttp.TraceRequestRedirectParams) -> None:
     """Refuse to follow a server of the internet into this machine or its own network."""
-    target = urlsplit(urljoin(str(found.url), found.response.headers["Location"])).hostname
+    target = urlsplit(urljoin(str(found.url), found.response.headers.get("Location", ""))).hostname
     if _is_private(target) and not _is_private(found.url.host):
         raise ShardError(f"{unsigned(str(found.url))} redirects to {target}, which is in a private network")
 
