@@ -17,6 +17,10 @@ DEEP_GRAY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 GRAY_MODES = ("1", "L", *DEEP_GRAY_MODES)
 SMALLEST_STD = 1 / 255  # dividing by the deviation of a constant channel must stay finite
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # of one image: more must be an attack
+# Of a progressive JPEG, which is decoded once for each scan; a dozen are usual. 300 kB can ask for half a minute.
+MOST_SCANS = 100
+MOST_SCANNED_PIXELS = 20 * MOST_PIXELS
+SCAN = b"\xff\xda"  # begins a scan, and comes nowhere else in one
 
 
 class ImageError(ValueError):
@@ -106,7 +110,12 @@ def open_image(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         # Pillow warns above its limit, and refuses above twice as much.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=READABLE)
+        image = Image.open(io.BytesIO(data), formats=READABLE)
+    if image.info.get("progressive"):
+        scans = data.count(SCAN)
+        if scans > MOST_SCANS or scans * image.width * image.height > MOST_SCANNED_PIXELS:
+            raise ImageError(f"a progressive JPEG of {image.width} x {image.height} pixels in {scans} scans")
+    return image
 
 
 @dataclass

@@ -5,16 +5,19 @@ Transient errors are retried, permanent ones are one line, and a transfer that s
 
 import contextlib
 import errno
+import ipaddress
 import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import fsspec
@@ -30,9 +33,29 @@ CHUNK = 2**20  # bytes
 RETRIES = 5  # a recipe's ``cache.retries`` has the same default
 # The extra of this project that brings the library of a protocol.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
-# aiohttp would end every download after five minutes. botocore would itself retry for minutes, which
-# looks like a stalled server; and s3fs would report the progress of large objects every 50 MB only.
-_HTTP = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None)}}
+
+
+async def _check_redirect(_: object, __: object, found: aiohttp.TraceRequestRedirectParams) -> None:
+    """Refuse to follow a server of the internet into this machine or its own network."""
+    target = urlsplit(urljoin(str(found.url), found.response.headers.get("Location", ""))).hostname
+    if _is_private(target) and not _is_private(found.url.host):
+        raise ShardError(f"{unsigned(str(found.url))} redirects to {target}, which is in a private network")
+
+
+def _is_private(host: str | None) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        addresses = [found[4][0] for found in socket.getaddrinfo(host, None)]
+        return not all(ipaddress.ip_address(address).is_global for address in addresses)
+    return False
+
+
+_redirects = aiohttp.TraceConfig()
+_redirects.on_request_redirect.append(_check_redirect)
+# aiohttp would end every download after five minutes, and heed no HTTP_PROXY. botocore would itself retry for minutes,
+# which looks like a stalled server; and s3fs would report the progress of large objects every 50 MB only.
+_HTTP = {
+    "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None), "trust_env": True, "trace_configs": [_redirects]}
+}
 _S3 = {"config_kwargs": {"retries": {"total_max_attempts": 1}}, "max_concurrency": 1}
 OPTIONS: dict[str, dict[str, Any]] = {"http": _HTTP, "https": _HTTP, "s3": _S3, "s3a": _S3}
 

@@ -87,11 +87,13 @@ def open_for_sliced(path: Path, data: str | None) -> tuple[ImageData, str]:
     Returns the images, and where they are. Raises UserError where they have another shape or normalization.
     """
     config = read_sliced_config(path)
-    data = data_of(RunFolder(path.parent)) if data is None else data
+    run, eval_share = RunFolder(path.parent), 0.0
+    if data is None:
+        data, eval_share = data_of(run), config_of(run).eval_share
     shape, expected = config["input_shape"], config["normalization"]
     # If training used random resized crops, evaluation scales images with a margin and crops the center.
     augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
-    images = open_data(data, image_size=(shape or [None])[-1], augment=augment)
+    images = open_data(data, image_size=(shape or [None])[-1], augment=augment, eval_share=eval_share)
     if shape is not None and tuple(shape) != images.input_shape:
         raise UserError(f"the network takes images of {shape}, {data} has {list(images.input_shape)}")
     if expected is not None and expected != images.normalization:

@@ -11,10 +11,10 @@ from pathlib import Path
 from data_tools.errors import ShardError, reported
 from data_tools.sources.base import FileSplit, RawData, ReadOptions, read_file, stratified_split
 
-EXTENSIONS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png"])
+EXTENSIONS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"])
 # Skipping these in silence would lose data; other files (lists, notes) are no images.
 UNSUPPORTED = frozenset(
-    [".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl"] + [".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
+    [".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl"] + [".pgm", ".pnm", ".ppm", ".tif", ".tiff"]
 )
 
 TEST_FOLDERS = ("test", "val", "validation")
@@ -24,7 +24,7 @@ TINY_CLASSES = "wnids.txt"
 
 
 def read_imagefolder(folder: Path | None, options: ReadOptions) -> RawData:
-    """List JPEG and PNG files as train/CLASS/IMAGE and test/CLASS/IMAGE (or val/); classes are sorted by name.
+    """List JPEG, PNG and WebP files as train/CLASS/IMAGE and test/CLASS/IMAGE (or val/); classes are sorted by name.
 
     ``options.test_fraction`` divides a tree that has no test folder.
     """
@@ -205,11 +205,11 @@ def _images_below(root: Path, folder: str) -> list[str]:
         for name in names:
             extension = _extension(name)
             if extension in UNSUPPORTED:
-                raise ShardError(f"cannot use {os.path.join(parent, name)}: only JPEG and PNG; convert it first")
+                raise ShardError(f"cannot use {os.path.join(parent, name)}: only JPEG, PNG and WebP; convert it first")
             if extension in EXTENSIONS:
                 images.append(os.path.relpath(os.path.join(parent, name), root))
     if not images:
-        raise ShardError(f"no images in {root / folder}: expected JPEG or PNG files")
+        raise ShardError(f"no images in {root / folder}: expected JPEG, PNG or WebP files")
     return sorted(images)
 
 

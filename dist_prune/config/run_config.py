@@ -186,6 +186,9 @@ class RunConfig(OptimizerConfig):
     )
     round_to: int = Field(1, ge=1, le=2**16, description="keep multiples of this many channels; may exceed target_macs")
 
+    eval_share: float = Field(
+        0.0, ge=0, lt=1, description="share of the training images to evaluate on, where there is no test split"
+    )
     image_size: _ImageSide | None = Field(None, description="side of the square images in pixels; null: as they are")
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(1, ge=0, le=1024, description="data-loading processes per rank")

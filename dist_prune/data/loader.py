@@ -1,12 +1,14 @@
 """The data that the user names, and its batches for one rank; the embedded data set is made on first use."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_tools import SOURCES, ShardError, ShardIndex, ShardStore, make_shards
@@ -43,6 +45,8 @@ class ImageData:
     # Of training images.
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     channels_last: bool = False
+    # The share of the training samples that is the test split, where the shards have none.
+    eval_share: float = 0.0
     # ``error``, or ``skip`` to count samples that cannot be read in ``skipped`` and leave them out.
     bad_data: str = "error"
     skipped: Skipped = field(default_factory=Skipped, compare=False)
@@ -51,6 +55,19 @@ class ImageData:
         if self.seed < 0 or self.workers < 0:
             raise ShardError(f"seed ({self.seed}) and workers ({self.workers}) must not be negative")
         output_size(self.index, self.image_size)
+        if self.eval_share and "test" in self.index.splits:
+            raise ShardError(f"{self.index.root} has a test split: eval_share must be 0")
+
+    @functools.cached_property
+    def _held_out(self) -> dict[str, list[np.ndarray]]:
+        """The rows of each shard of train that are of train, and those that are of test."""
+        parts = plan.hold_out(self.index.split("train").shard_lengths, self.eval_share) if self.eval_share else ()
+        return dict(zip(("train", "test"), parts, strict=False))
+
+    def _lengths(self, split: str) -> tuple[int, ...]:
+        """Return the number of samples of a split in each of its shards."""
+        rows = self._held_out.get(split)
+        return self.index.split(split).shard_lengths if rows is None else tuple(map(len, rows))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -74,12 +91,12 @@ class ImageData:
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of these data, as plain JSON data: with another one, epochs have other batches."""
-        lengths = {name: list(split.shard_lengths) for name, split in self.index.splits.items()}
+        lengths = {name: list(self._lengths(name)) for name in {**self.index.splits, **self._held_out}}
         return {"fingerprint": self.index.fingerprint, "shard_lengths": lengths}
 
     def num_samples(self, split: str) -> int:
         """Return the number of samples of a split."""
-        return self.index.split(split).num_samples
+        return sum(self._lengths(split))
 
     def steps_per_epoch(self, global_batch: int) -> int:
         """Return the number of optimizer steps of an epoch; PlanError if the train split is less than a batch."""
@@ -109,7 +126,7 @@ class ImageData:
             ShardError: missing or damaged data (raised when it is reached).
             ReadingFailed: a worker was killed, or reading raised anything else.
         """
-        order = plan.Order(self.index.split("train").shard_lengths, self.seed, epoch, global_batch)
+        order = plan.Order(self._lengths("train"), self.seed, epoch, global_batch)
         train_plan = plan.TrainPlan(order, micro_batch, rank, world_size)
         first = skip_steps * train_plan.accumulation
         return self._deliver("train", train_plan, device, epoch, first, views)
@@ -117,10 +134,10 @@ class ImageData:
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
         split = self.index.split("train")
-        part = plan.Order(split.shard_lengths, self.seed, epoch, global_batch).part(step, 0, global_batch)
-        rows: dict[str, list[int]] = {}
+        part = plan.Order(self._lengths("train"), self.seed, epoch, global_batch).part(step, 0, global_batch)
+        held, rows = self._held_out.get("train"), dict[str, list[int]]()
         for shard, row in sorted(zip(part.shards.tolist(), part.rows.tolist(), strict=True)):
-            rows.setdefault(split.filenames[shard], []).append(row)
+            rows.setdefault(split.filenames[shard], []).append(int(held[shard][row]) if held else row)
         return rows
 
     def eval_batches(
@@ -142,8 +159,9 @@ class ImageData:
             ShardError: no such split (at once); missing or damaged data (when it is reached).
             ReadingFailed: as ``train_batches``.
         """
-        lengths = self.index.split(split).shard_lengths
-        eval_plan = plan.EvalPlan(lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit)
+        eval_plan = plan.EvalPlan(
+            self._lengths(split), batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
+        )
         return self._deliver(split, eval_plan, device)
 
     def _deliver(
@@ -151,7 +169,8 @@ class ImageData:
     ) -> Iterator[Batch]:
         """Read the batches of a plan from number ``first`` on and make them ready on the device."""
         training = isinstance(chosen, plan.TrainPlan)
-        reader = Reader(self.store, self.index, split, chosen.shards)
+        rows = self._held_out.get(split)
+        reader = Reader(self.store, self.index, split if rows is None else "train", chosen.shards, rows)
         on_images = ImageTransform(self.index, self.image_size, self.augment, training)
         mixing = self.augment if training else AugmentConfig()
         on_batch = BatchTransform(self.index, self.input_shape[-1], mixing, self.channels_last, device)
@@ -176,7 +195,7 @@ def open_data(location: str, *, cache: CacheConfig | None = None, **options: Any
             shards, its ``_info.json``, tars as ``FOLDER/X-train-{000000..000004}.tar``, or any of these
             three as a URL or a ``pipe:`` command. ``digits`` is made under the first on first use.
         cache: where shards of URLs are kept, and how much room they may take.
-        options: fields of ``ImageData``: seed, workers, image_size, augment, channels_last, bad_data.
+        options: fields of ``ImageData``: seed, workers, image_size, augment, channels_last, eval_share, bad_data.
 
     Raises:
         ShardError: nothing there, or missing or damaged shards.

@@ -51,6 +51,24 @@ def steps_per_epoch(num_samples: int, global_batch: int) -> int:
     return num_samples // global_batch
 
 
+def hold_out(shard_lengths: tuple[int, ...], share: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Divide the samples of a split: the rows of each shard that stay, and those that are held out.
+
+    A function of the lengths and the share alone, so that runs of all seeds hold out the same.
+
+    Raises:
+        PlanError: nothing would stay, or nothing would be held out.
+    """
+    total = sum(shard_lengths)
+    count = round(share * total)
+    if not 0 < count < total:
+        raise PlanError(f"eval_share={share:g} of {total} samples is {count}: both parts need some")
+    is_held = np.zeros(total, bool)
+    is_held[permutation(total, "held out")[:count]] = True
+    shards = np.split(is_held, np.cumsum(shard_lengths)[:-1])
+    return [np.flatnonzero(~shard) for shard in shards], [np.flatnonzero(shard) for shard in shards]
+
+
 class Order:
     """The global batches of one epoch of training."""
 

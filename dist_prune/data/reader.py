@@ -121,9 +121,25 @@ def open_shard(
 
 
 class Reader:
-    """Reads samples of one split in one process. ``order``: the shards in the order of reading."""
+    """Reads samples of one split in one process.
 
-    def __init__(self, store: ShardStore, index: ShardIndex, split: str, order: Sequence[int]) -> None:
+    Args:
+        store: where the shards are.
+        index: their index.
+        split: its name.
+        order: the shards in the order of reading.
+        rows: the samples of each shard that are counted, if not all are.
+    """
+
+    def __init__(
+        self,
+        store: ShardStore,
+        index: ShardIndex,
+        split: str,
+        order: Sequence[int],
+        rows: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        self._rows = rows
         self._store, self._index, self._shards = store, index, index.split(split).shards
         self._labels = Labels(index.label, index.class_names)
         self._following = {number: order[at + 1 : at + 1 + BLOCK_SHARDS] for at, number in enumerate(order)}
@@ -136,7 +152,7 @@ class Reader:
             ShardError: the shard is missing, unreadable or holds another number of samples than the index
                 says; the sample lacks its image or has a label that is no class.
         """
-        opened = self._opened(shard)
+        opened, number = self._opened(shard), self._row(shard, number)
         try:
             label = self._labels.number(opened.label(number))
         except ValueError as error:
@@ -145,7 +161,10 @@ class Reader:
 
     def place(self, shard: int, number: int) -> str:
         """Return shard and key of a sample, for messages."""
-        return self._opened(shard).place(number)
+        return self._opened(shard).place(self._row(shard, number))
+
+    def _row(self, shard: int, number: int) -> int:
+        return number if self._rows is None else int(self._rows[shard][number])
 
     def _opened(self, number: int) -> OpenShard:
         """Return an open shard; one that failed is not tried again for each of its samples."""

@@ -107,7 +107,7 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
 
     def preference(depths: tuple[int, ...]) -> tuple[float, ...]:
         distance = abs(costs.of(kept_at(depths)) / costs.dense - target)
-        # Hundredths do not count; among equals, the first and the last stage keep more.
+        # Depths within a hundredth of each other are equals: else the rule about stages would hardly ever decide.
         return round(distance, 2), -depths[0] - depths[-1], distance
 
     # Every share of layers gives each stage two candidate depths: few enough to try them all.
@@ -120,7 +120,7 @@ def uniform_depth(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
 
 def uniform_channels(costs: Costs, target: float) -> dict[str, tuple[int, ...]]:
     """Kept units of each channel site: the first so many, by one share, nearest to ``target`` of the dense MACs."""
-    # The widest site decides how fine the shares are.
+    # A share that is finer than a channel of the widest site changes no site.
     steps = max(site.units for site in costs.sites)
     options = (
         {site.name: tuple(range(max(1, round(site.units * n / steps)))) for site in costs.sites}

@@ -155,7 +155,6 @@ def _rest(old: Tensor, dim: int, gone: set[int] | None) -> Tensor | None:
 def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
     """Connect narrowed branches to the channels between blocks, which all stay."""
     for site, units in changed.items():
-        # A branch selects the channels that it reads, or adds to some of them.
         if site.position == "before":
             reader = plain.get_submodule(site.gate_at)
             plain.set_submodule(site.gate_at, nn.Sequential(SelectChannels(units), reader))

@@ -160,6 +160,7 @@ def open_images(config: RunConfig) -> ImageData:
         image_size=config.image_size,
         augment=config.augment,
         channels_last=config.channels_last,
+        eval_share=config.eval_share,
         bad_data=config.bad_data,
         cache=config.cache,
     )

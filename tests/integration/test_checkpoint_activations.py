@@ -4,6 +4,12 @@ import json
 
 import pytest
 from commands import records
+from ranks import run_ranks
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from dist_prune.config import override
+from dist_prune.recipes import recipe
 
 
 def test_a_run_has_the_losses_and_the_mask_of_the_run_that_keeps_its_activations(train, tmp_path):
@@ -21,3 +27,21 @@ def test_a_run_has_the_losses_and_the_mask_of_the_run_that_keeps_its_activations
         for folder in folders.values()
     ]
     assert masks[0] == masks[1]
+
+
+def convolutions(folder: str, value: str) -> int:
+    """Forward passes of convolutions in two steps of training."""
+    from dist_prune.training.run import Options, run
+
+    computed: list[nn.Module] = []
+    register_module_forward_hook(
+        lambda module, *_: computed.append(module) if module.training and isinstance(module, nn.Conv2d) else None
+    )
+    config = override(recipe("digits"), ["model=resnet8", "workers=0", f"checkpoint_activations={value}"])
+    run(config, Options("ds_configs/zero0.json", out=folder, max_steps=2))
+    return len(computed)
+
+
+@pytest.mark.parametrize(("value", "passes"), [("false", 1 + 8), ("true", 1 + 2 * 8)])
+def test_the_blocks_of_a_run_are_computed_again_in_backward_if_the_recipe_says_so(value, passes, tmp_path, data_folder):
+    assert run_ranks(1, convolutions, str(tmp_path / "run"), value) == [2 * passes]

@@ -17,7 +17,7 @@ import pytest
 from faulty_servers import files_of, serving
 from moto.server import DomainDispatcherApplication, create_backend_app
 
-from data_tools import ShardError, make_shards, open_store, verify_shards
+from data_tools import ShardError, make_shards, open_store, remote, verify_shards
 from data_tools.remote import copy_file
 from dist_prune.config import CacheConfig
 
@@ -177,6 +177,49 @@ def plain_server(handler):
 def test_the_plainest_web_server_will_do(digits, tmp_path):
     with plain_server(functools.partial(Quiet, directory=str(digits))) as url:
         assert fetch_all(open_store(url, cache_dir=tmp_path)) == content(digits)
+
+
+class Elsewhere(Quiet):
+    """Sends everybody to ``target``."""
+
+    target = ""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.send_response(302)
+        self.send_header("Location", self.target + self.path)
+        self.end_headers()
+
+
+def test_a_redirect_is_followed_but_not_from_the_internet_into_a_private_network(digits, tmp_path, monkeypatch):
+    with (
+        plain_server(functools.partial(Quiet, directory=str(digits.parent))) as behind,
+        plain_server(Elsewhere) as server,
+    ):
+        monkeypatch.setattr(Elsewhere, "target", behind)
+        assert open_store(f"{server}/digits", tmp_path / "cache").read_index().name == "digits"
+        monkeypatch.setattr("data_tools.remote._is_private", lambda host: host == "localhost")
+        monkeypatch.setattr(Elsewhere, "target", behind.replace("127.0.0.1", "localhost"))
+        with pytest.raises(ShardError, match="redirects to localhost, which is in a private network"):
+            open_store(f"{server}/digits", tmp_path / "cache").read_index()
+
+
+@pytest.mark.parametrize(
+    ("host", "private"),
+    [("127.0.0.1", True), ("10.1.2.3", True), ("169.254.169.254", True), ("::1", True), ("8.8.8.8", False)],
+)
+def test_private_networks_are_known_by_their_addresses(host, private):
+    assert remote._is_private(host) == private
+
+
+def test_a_proxy_of_the_environment_is_used(digits, tmp_path, monkeypatch):
+    with plain_server(functools.partial(Quiet, directory=str(digits.parent))) as proxy:
+        # It is asked for whole URLs, and knows no such file: but it was asked.
+        monkeypatch.setenv("http_proxy", proxy)
+        with pytest.raises(ShardError, match=r"not found|404"):
+            open_store("http://nowhere.invalid/digits", tmp_path / "cache", retries=0).read_index()
 
 
 @pytest.mark.parametrize("name", ["digits-train-000001.tar", "_info.json"])

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 
-def test_a_run_trains_on_shards_of_webdatasets_own_writer_and_names_a_missing_split(train, tmp_path):
+def test_a_run_trains_on_shards_of_webdatasets_own_writer_and_names_a_missing_split(train, forked, tmp_path):
     digits = load_digits()
     for split, rows in (("train", range(400)), ("val", range(400, 600))):
         pattern = str(tmp_path / f"mine-{split}-%03d.tar")
@@ -24,6 +24,13 @@ def test_a_run_trains_on_shards_of_webdatasets_own_writer_and_names_a_missing_sp
     done = train("--data", tmp_path / "mine-train-{000..003}.tar", *words, settings=few)
     assert done.code == 2, done.err
     assert "has no split 'test': it has train" in done.err
+    held = ("--data", tmp_path / "mine-train-{000..003}.tar", "--out", tmp_path / "held")
+    done = train(*held, settings=(*few, "eval_share=0.1"))
+    assert done.code == 0, done.err
+    shown = forked("dist-prune", "evaluate", tmp_path / "held")
+    assert shown.code == 0, shown.err
+    (summary,) = records(tmp_path / "held", "summary")
+    assert f"accuracy  {summary['accuracy_sliced']:g}\nsamples   40\n" in shown.out
     done = train("--data", f"{tmp_path}/mine-*.tar", *words, settings=few)
     assert done.code == 3, done.err
     assert f"made the index of {tmp_path} in " in done.err

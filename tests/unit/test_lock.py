@@ -1,6 +1,7 @@
 """requirements/lock.txt holds what pyproject.toml asks for on every Python, and nothing of the machine that made it."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,3 +60,13 @@ def test_every_version_is_exact_and_hashed(name: str) -> None:
     assert all("--hash=sha256:" in block for block in blocks)
     assert "://" not in text
     assert not re.search(r"^\s*--(?!hash)", text, flags=re.MULTILINE), "an option, such as an index"
+
+
+@pytest.mark.parametrize("target", ["train", "test"])
+def test_a_fresh_machine_installs_the_lock_and_nothing_else(target: str) -> None:
+    words = ["make", "--dry-run", "VENV=absent", target]
+    plan = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    installs = [line for line in plan.splitlines() if " pip install " in line]
+    assert any(line.endswith("-r requirements/lock.txt") for line in installs)
+    # pip refuses whatever a file of hashes does not list.
+    assert [line for line in installs if "--require-hashes" not in line and "--no-deps" not in line] == []

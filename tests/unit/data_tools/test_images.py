@@ -77,3 +77,21 @@ def test_a_palette_image_without_a_palette_is_an_image_error():
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + transparent + pixels + chunk(b"IEND", b"")
     with pytest.raises(ImageError, match="corrupt image"):
         decode_pixels(data, 3)
+
+
+def progressive(width: int, height: int, scans: int) -> bytes:
+    """A progressive JPEG that repeats its last scan so often that it has that many."""
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_a_progressive_jpeg_of_many_scans_is_refused_before_it_is_decoded():
+    assert read_header(progressive(32, 32, 90)).width == 32
+    with pytest.raises(ImageError, match="a progressive JPEG of 32 x 32 pixels in 101 scans"):
+        read_header(progressive(32, 32, 101))
+    with pytest.raises(ImageError, match="a progressive JPEG of 9000 x 9000 pixels in 30 scans"):
+        read_header(progressive(9000, 9000, 30))
+    assert decode_pixels(progressive(600, 400, 12), 3).shape == (400, 600, 3)

@@ -77,8 +77,11 @@ def test_losses_and_gradients_are_those_without_recomputation(kind, head, keyed,
 
 
 @REENTRANT
-def test_decisions_are_recorded_once(reentrant):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_decisions_are_recorded_once(frozen, reentrant):
     model = dropping()
+    for gate in gates_of(model).values():
+        gate.freeze(torch.ones(1, dtype=torch.bool) if frozen else None)
     for block in blocks(model):
         recomputed(block, reentrant)
     logits = model(DATA[0].clone().requires_grad_())

@@ -12,7 +12,7 @@ from dist_prune.gates.insertion import find_sites
 from dist_prune.pruning.costs import Costs, ModuleCost, unit_costs
 from dist_prune.pruning.families import channel_sites, layer_sites
 from dist_prune.pruning.sites import Site
-from dist_prune.recipes import recipe
+from dist_prune.recipes import RECIPES, recipe
 
 
 def by_unit(costs: Costs) -> dict[str, int]:
@@ -157,3 +157,4 @@ def test_the_papers_channel_row_of_cifar100_fits_gates_between_the_convolutions(
     opened = torch.full((sum(site.units for site in costs.sites),), 0.5114, dtype=torch.float64)
     assert costs.share(opened).item() * costs.dense == pytest.approx(expected, rel=1e-3)
     assert (abs(expected - 135.41e6) < 10e6) == (config.gates.position == position)
+    assert "fits position between (131 M), not after (193 M)" in (RECIPES[config.name].__doc__ or "")

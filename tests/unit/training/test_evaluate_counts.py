@@ -1,13 +1,20 @@
 """Evaluation counts right answers over all samples, whatever the batches."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 from unit_helpers import gated_resnet, images, mask_closing
 
 from dist_prune import collapse, masked
+from dist_prune.config import RunConfig
+from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import NothingToEvaluate
-from dist_prune.training.evaluate import accuracies, max_abs_difference
+from dist_prune.methods import PhaseResult
+from dist_prune.monitor.records import RunFolder
+from dist_prune.training.context import RunContext, build_method, open_images
+from dist_prune.training.evaluate import accuracies, finish, max_abs_difference
 
 CPU = torch.device("cpu")
 
@@ -98,3 +105,13 @@ def test_masked_and_sliced_pass_the_runs_own_check_and_an_unlike_pair_does_not()
     assert difference <= tolerance
     difference, tolerance = max_abs_difference(masked(gated, mask_closing(gated, ["layer2.0"])), small, x)
     assert difference > 100 * tolerance
+
+
+def test_the_summary_names_the_operators_that_nobody_can_count(digits, tmp_path):
+    config = RunConfig(name="test", data=str(digits), model="resnet8", method="dense", workers=0)
+    data, folder = open_images(config), RunFolder.create(tmp_path / "run", resume=False)
+    method = build_method(config, data)
+    method.costs = dataclasses.replace(method.costs, not_counted=("aten::fft_rfft2",))
+    context = RunContext(config, {}, Batching(16, 4, 1), data, method, CPU, folder)
+    phase = next(method.phases())
+    assert finish(context, phase, PhaseResult(phase.module, 1), 0.0)["macs_not_counted"] == ["aten::fft_rfft2"]
