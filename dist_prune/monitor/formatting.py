@@ -78,6 +78,8 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     gated = get("accuracy_consensus") is not None
     target = get("target_macs")
     budget = "" if target is None else f" (budget {percent(target)}: {get('budget')})"
+    names = ", ".join(get("macs_not_counted") or ())
+    not_counted = [("MACs are incomplete", f"not counted: {names}")] if names else []
     co2 = []
     if "co2_grams" in result:
         co2 = [("CO2", f"{grams(get('co2_grams'))} (at {get('grid_intensity'):g} g/kWh)")]
@@ -88,6 +90,7 @@ def result_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("MACs, dense", count(get("macs_dense"), "MACs")),
         ("MACs, sliced", count(get("macs"), "MACs")),
         ("MACs, sliced / dense", percent(get("macs_ratio")) + budget),
+        *not_counted,
         ("parameters, dense", count(get("parameters_dense"))),
         ("parameters, sliced", count(get("parameters"))),
         ("agreement of samples with the consensus", percent(get("agreement"))),

@@ -114,3 +114,11 @@ def test_what_was_not_measured_is_never_shown_as_zero():
 )
 def test_numbers_read_well(shown, expected):
     assert shown == expected
+
+
+def test_the_final_table_says_which_operators_no_count_of_macs_holds():
+    counted = dict.fromkeys(SUMMARY_KEYS) | {"macs_not_counted": []}
+    incomplete = counted | {"macs_not_counted": ["aten::fft_rfft2"]}
+    title = "MACs are incomplete"
+    assert title not in dict(formatting.result_rows(counted))
+    assert dict(formatting.result_rows(incomplete))[title] == "not counted: aten::fft_rfft2"
