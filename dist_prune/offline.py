@@ -77,7 +77,8 @@ def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -
     path = find_sliced(folder)
     images, data = open_for_sliced(path, data)
     batches = images.eval_batches(split, batch_size=256, rank=0, world_size=1)
-    measured = accuracies({"accuracy": load_sliced(path)}, batches, torch.device("cpu"))
+    network = load_sliced(path).float()  # an export may have half-precision weights, which CPUs convolve in fp32 only
+    measured = accuracies({"accuracy": network}, batches, torch.device("cpu"))
     return {**measured, "samples": images.num_samples(split), "data": data, "split": split}
 
 
@@ -130,7 +131,7 @@ def naive_baselines(
     path = find_sliced(folder)
     images, _ = open_for_sliced(path, data)
     batches = functools.partial(images.eval_batches, split, batch_size=256, rank=0, world_size=1)
-    entries = measure_naive(load_sliced(path), batches, images.input_shape, shares, range(draws))
+    entries = measure_naive(load_sliced(path).float(), batches, images.input_shape, shares, range(draws))
     run = RunFolder(folder)
     if path == run.sliced and run.holds_run():
         run.write_json(run.path / "naive.json", entries)
