@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from dist_prune import distributed
@@ -58,9 +59,14 @@ def find_checkpoint(folder: RunFolder, config: RunConfig, origin: Origin, data: 
 def config_of(run: RunFolder) -> RunConfig:
     """Return the recipe of a run folder, or raise UserError; settings newer than the run have their defaults."""
     try:
-        return validated(RunConfig, json.loads(run.config.read_text())["config"])
+        config = validated(RunConfig, json.loads(run.config.read_text())["config"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
         raise UserError(f"{run.config} is not the config.json of a run: {error}") from error
+    # Somebody else's run folder must not choose where shards are written: only a cache that is there already is used.
+    folder = config.cache.folder
+    if folder and not any(Path(folder).glob("[0-9a-f]" * 64 + ".tar")):
+        config = config.model_copy(update={"cache": config.cache.model_copy(update={"folder": None})})
+    return config
 
 
 def data_of(run: RunFolder) -> str:

@@ -4,6 +4,7 @@ Unreadable samples end the run or are skipped; the loss of a worker is reported 
 """
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ from dist_prune.errors import RunError, one_line
 
 PREFETCHED_ITEMS = 4  # per worker
 _SECONDS_TO_DIE = 2.0
+_NO_SHARED_MEMORY = 28  # exit code of a worker
 _HINTS = {
     signal.SIGKILL: ", perhaps for lack of memory: fewer workers need less",
     signal.SIGBUS: ": a shard was truncated while it was read, or /dev/shm is full",
@@ -199,6 +201,10 @@ def _reason(error: Exception, workers: Any) -> str:
         while time.monotonic() < deadline and not any(worker.exitcode for worker in workers):
             time.sleep(0.01)
     ended = [worker.exitcode for worker in workers if worker.exitcode]
+    # Queues need room there too, in this process.
+    if ended[:1] == [_NO_SHARED_MEMORY] or getattr(error, "errno", None) == errno.ENOSPC:
+        room = "make room there (containers: --shm-size), or set workers=0"
+        return f"/dev/shm is full or too small for the batches that workers read: {room}"
     if not ended:
         return f"reading failed: {traceback.format_exception_only(error)[-1].strip().splitlines()[-1]}"
     if ended[0] > 0:
@@ -227,6 +233,9 @@ def _start_worker(number: int) -> None:
 
 def _cannot_send(error: Exception, item: object) -> NoReturn:
     """End this worker: by default the item would be dropped, and the rank would wait for it forever."""
+    # torch names no folder, and every worker meets the same: the rank reports it.
+    if "shared memory" in str(error):
+        os._exit(_NO_SHARED_MEMORY)
     print(f"a worker cannot pass on what it read: {type(error).__name__}: {error}", file=sys.stderr)
     os._exit(1)
 

@@ -53,7 +53,7 @@ def load_ds_config(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read the DeepSpeed config {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the DeepSpeed config {path} is not valid JSON: {error}") from error
     return config
 

@@ -166,7 +166,7 @@ class RunFolder:
             for number, line in lines:
                 try:
                     record = json.loads(line.decode())
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     if next(lines, None) is not None:
                         raise ValueError(f"{self.metrics}: record {number} is not JSON") from error
                     return

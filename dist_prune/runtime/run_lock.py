@@ -154,7 +154,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Return the record in the file; {} if there is none."""
     try:
         record = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -96,7 +96,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
         return row | {"settings": settings, "network": str(network)}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{run.config} is not JSON") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{run.config} is not the configuration of a run") from error
 
 

@@ -38,12 +38,14 @@ def open_run_folder(config: RunConfig, out: str | None, resume: bool) -> Iterato
             lock = RunLock.acquire(path, silence=min(SILENCE, config.rank_timeout / 2))
             remove_leftovers(folder.path)
             done = (folder.read_status() or {}).get("state") == "done"
+            # Rank 0 alone would meet a damaged record later, when the others no longer expect an error.
+            folder.read_metrics("summary")
         except UserError as error:
             problem = str(error)
         except OSError as error:
             problem = f"cannot write to the run folder {path}: {error.strerror}"
         except ValueError as error:
-            problem = f"{folder.status} is damaged ({error}); remove it to continue the run"
+            problem = f"the run folder is damaged: {error}; fix or remove that to continue the run"
     path, done, problem, invocation = distributed.broadcast_object((path, done, problem, lock and lock.invocation))
     with lock or RunLock(path, invocation) as lock:
         if problem:

@@ -64,3 +64,14 @@ def test_anything_else_in_the_place_of_config_json_is_refused(run, content):
     run.config.write_text(content)
     with pytest.raises(UserError, match=r"is not the config\.json of a run"):
         config_of(run)
+
+
+def test_a_recorded_cache_folder_is_used_only_where_a_cache_is_already(run, tmp_path):
+    folder = tmp_path / "cache"
+    record(run, cache={"folder": str(folder)})
+    assert config_of(run).cache.folder is None
+    folder.mkdir()
+    (folder / "authorized.tar").touch()
+    assert config_of(run).cache.folder is None
+    (folder / f"{'0' * 64}.tar").touch()
+    assert config_of(run).cache.folder == str(folder)

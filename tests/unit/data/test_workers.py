@@ -46,8 +46,19 @@ def boom() -> None:
     raise OSError(5, "Input/output error")
 
 
+def full() -> None:
+    raise OSError(28, "No space left on device")
+
+
 def unsendable():
     return threading.Lock()
+
+
+class NoSharedMemory:
+    def __reduce__(self):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"
+        )
 
 
 def children() -> list[str]:
@@ -71,6 +82,8 @@ def test_items_come_in_order_from_as_many_processes_and_none_is_left(workers):
         (kill, 2, "a worker that reads data was ended by SIGKILL, perhaps for lack of memory"),
         (leave, 2, "a worker that reads data has ended with exit code 7"),
         (unsendable, 2, "a worker that reads data has ended with exit code 1"),
+        (NoSharedMemory, 2, "/dev/shm is full or too small for the batches that workers read: make room there"),
+        (full, 0, "/dev/shm is full or too small for the batches that workers read: make room there"),
         (boom, 2, "reading failed: OSError: [Errno 5] Input/output error"),
         (boom, 0, "reading failed: OSError: [Errno 5] Input/output error"),
     ],

@@ -101,6 +101,7 @@ def test_a_refusal_names_the_file(tmp_path):
         ('{"gradient_clipping": -Infinity}', r"mine\.json: -Infinity is no number"),
         ('{"fp16": {"enabled": true, "enabled": false}}', r"mine\.json: 'enabled' stands there 2 times"),
         ("{", r"mine\.json is not valid JSON"),
+        ("[" * 100_000, r"mine\.json is not valid JSON"),
         ("[]", r"mine\.json: .* must be a JSON object"),
         ("", "not valid JSON"),
     ],

@@ -9,6 +9,8 @@ import pytest
 from dist_prune.errors import UserError
 from dist_prune.files import to_json
 from dist_prune.monitor.records import EVAL_KEYS, SUMMARY_KEYS, RunFolder
+from dist_prune.recipes import recipe
+from dist_prune.training.run_folder import open_run_folder
 
 EVAL = dict.fromkeys(EVAL_KEYS, 1) | {"energy_joules": None}
 SUMMARY = dict.fromkeys(SUMMARY_KEYS, 1) | {"energy_joules": None}
@@ -153,9 +155,10 @@ def test_a_whole_last_line_without_its_newline_is_kept(run):
     assert [record["step"] for record in run.read_metrics()] == [1, 2]
 
 
-def test_a_broken_line_before_the_last_is_an_error_that_names_it(run):
+@pytest.mark.parametrize("broken", [b"{broken", b"[" * 100_000])
+def test_a_broken_line_before_the_last_is_an_error_that_names_it(run, broken):
     run.append("train", train(1))
-    run.metrics.write_bytes(b"{broken\n" + run.metrics.read_bytes())
+    run.metrics.write_bytes(broken + b"\n" + run.metrics.read_bytes())
     with pytest.raises(ValueError, match="record 1 is not JSON"):
         run.read_metrics()
 
@@ -178,3 +181,13 @@ def test_dropping_that_fails_half_way_loses_no_record(run, monkeypatch):
     with pytest.raises(OSError, match="fire"):
         run.drop_after(10)
     assert [record["step"] for record in run.read_metrics()] == [10, 20]
+
+
+def test_a_resume_is_refused_in_one_line_before_it_begins_if_a_record_is_damaged(run):
+    run.append("train", train(1))
+    run.metrics.write_bytes(b"{broken\n" + run.metrics.read_bytes())
+    with (
+        pytest.raises(UserError, match=r"the run folder is damaged: .*record 1 is not JSON; fix or remove that"),
+        open_run_folder(recipe("digits"), str(run.path), True),
+    ):
+        pass
