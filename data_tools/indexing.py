@@ -53,7 +53,7 @@ def index_shards(
     Raises:
         ShardError: a shard is missing or damaged, there are no samples, or labels are no classes.
     """
-    splits = dict(found.splits)
+    splits = {name: found.splits[name] for name in sorted(found.splits, key=lambda name: (name != "train", name))}
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")  # what runs are measured on has this name
     rule = label or _rule_of(found.root, splits)
