@@ -45,6 +45,7 @@ def test_two_ranks_train_in_bf16(forked_ranks, tmp_path):
     assert_finished(tmp_path / "run", 2)
 
 
+@pytest.mark.drill
 def test_a_hostfile_that_is_not_there_ends_the_run_instead_of_training_on_this_machine_alone(command, tmp_path):
     folder = tmp_path / "run"
     words = ["deepspeed", "--num_accelerators", "1", "--hostfile", "nowhere", "launch/train.py"]

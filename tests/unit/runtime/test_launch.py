@@ -9,6 +9,7 @@ import pytest
 
 from dist_prune import distributed
 from dist_prune.errors import UserError
+from dist_prune.runtime import launch
 from dist_prune.runtime.launch import complete_environment
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -119,3 +120,21 @@ def test_an_address_that_nobody_knows_is_one_line_after_the_limit(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"rank 0 cannot meet the others: nobody\.invalid: "):
         distributed.start("gloo", seconds=0.1)
+
+
+@pytest.mark.parametrize("option", ["--hostfile {}", "-H {}", "--hostfile={}"])
+def test_a_hostfile_that_deepspeed_was_given_and_did_not_find_ends_the_run(option, tmp_path, monkeypatch):
+    hosts, ranks_parent, above = tmp_path / "hosts", os.getppid(), 42
+    commands = {
+        ranks_parent: f"python -m {launch._DEEPSPEED} --world_info=x launch/train.py",
+        above: f"python bin/deepspeed {option.format(hosts)} launch/train.py",
+    }
+    stat = f"{ranks_parent} (python (a b)) S {above} 1"
+    monkeypatch.setattr(launch, "_read", lambda pid, name: commands.get(pid, "") if name == "cmdline" else stat)
+    with pytest.raises(UserError, match=f"hostfile {hosts} not found, so deepspeed would train on this machine alone"):
+        launch.refuse_missing_hostfile()
+    hosts.write_text("node-1 slots=4")
+    launch.refuse_missing_hostfile()
+    hosts.unlink()
+    commands[ranks_parent] = "bash"
+    launch.refuse_missing_hostfile()
