@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import braceexpand
 
 from data_tools.errors import ShardError, reported
-from data_tools.index import INDEX_NAME, LARGEST_INDEX
+from data_tools.index import INDEX_NAME, LARGEST_INDEX, TAR_NAME
 
 MOST_SHARDS = 1_000_000
 OURS = {"fingerprint", "class_names", "image_shape"}  # only our index has these keys
@@ -63,11 +63,14 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         ShardError: its braces are not in order, or it stands for more than ``MOST_SHARDS`` names.
     """
-    # A pattern of a few bytes can stand for more names than there is memory.
+    # A pattern of a few bytes can stand for more names than there is memory, in one range already.
     if math.prod(abs(int(b) - int(a)) + 1 for a, b in re.findall(r"\{(\d+)\.\.(\d+)", pattern)) > MOST_SHARDS:
         raise ShardError(f"{pattern} names more than {MOST_SHARDS:,} shards")
     with reported(pattern, ValueError, fix="; expected FOLDER/X-{000000..000004}.tar"):
-        return list(braceexpand.braceexpand(pattern))
+        names = list(itertools.islice(braceexpand.braceexpand(pattern), MOST_SHARDS + 1))
+    if len(names) > MOST_SHARDS:
+        raise ShardError(f"{pattern} names more than {MOST_SHARDS:,} shards")
+    return names
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -137,6 +140,8 @@ def _checked(found: Found) -> Found:
     for name in itertools.chain.from_iterable(found.splits.values()):
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ShardError(f"{name} is not in {found.root} or below it, as all shards of a list must be")
+        if not re.fullmatch(TAR_NAME, name):
+            raise ShardError(f"cannot use {found.root / name}: names of tars have letters, digits and _.+=@- only")
         if not (found.root / name).is_file():
             raise ShardError(f"missing shard {found.root / name}")
     return found

@@ -25,7 +25,8 @@ Text = Annotated[str, Field(min_length=1)]
 # Strict, or pydantic would take texts and truth values for numbers.
 Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SHARD)]
 # A file at or below the index: no parent, nothing hidden, and nothing that a shell would understand.
-TarName = Annotated[str, Field(pattern=r"^(?:[A-Za-z0-9_-][A-Za-z0-9_.+=@-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.+=@-]*\.tar$")]
+TAR_NAME = r"^(?:[A-Za-z0-9_-][A-Za-z0-9_.+=@-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.+=@-]*\.tar$"
+TarName = Annotated[str, Field(pattern=TAR_NAME)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Mean = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Std = Annotated[float, Field(strict=True, ge=SMALLEST_STD, le=1, allow_inf_nan=False)]

@@ -200,8 +200,9 @@ def _classes(
         counts.update(scan.labels)
     if not counts:
         raise ShardError(f"no label in {root} can be read: expected one number or name in each .{rule.member}")
-    longest = max(counts, key=len)
-    if len(counts) > MOST_CLASSES or len(longest) > LONGEST_NAME:
+    total, longest = counts.total(), max(counts, key=len)
+    counts = Counter({label: count for label, count in counts.items() if len(label) <= LONGEST_NAME})
+    if len(counts) > MOST_CLASSES or counts.total() < NEARLY_ALL * total:
         raise ShardError(f".{rule.member} in {root} holds no classes but texts such as {longest[:40]!r}")
     numbers = {int(label): count for label, count in counts.items() if label.isascii() and label.isdigit()}
     are_numbers = sum(numbers.values()) >= NEARLY_ALL * counts.total()

@@ -66,8 +66,10 @@ def write_index(
 
 
 def _write(path: Path, index: ShardIndex) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    partial.write_bytes(index.to_json())
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    # Exclusively: in a folder of several users it might be a link.
+    with open(partial, "xb") as file:
+        file.write(index.to_json())
     partial.replace(path)
 
 

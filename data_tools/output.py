@@ -21,7 +21,8 @@ from data_tools.remote import RETRIES, Result, check_url, filesystem, is_url, wi
 REQUESTS = 16  # at once, where many small files are read or removed
 STAGING = re.compile(r"\.making-[0-9a-f]{8}")
 ABSENT = (FileNotFoundError, NotADirectoryError)
-NO_LOCK = (OSError, NotImplementedError)  # held by another process, or the file system has no locks
+# Held by another process, or a file system without locks, which filelock calls not implemented.
+NO_LOCK = (OSError, NotImplementedError)
 
 
 class OutputStore:

@@ -189,7 +189,7 @@ class RemoteStore(ShardStore):
     def temporary_copy(self, name: str, size: int) -> Iterator[Path]:
         """Copy a file to a temporary folder."""
         with tempfile.TemporaryDirectory(prefix="dist_prune-") as folder:
-            path = Path(folder) / name
+            path = Path(folder) / Path(name).name
             self._copy(name, path, size, whole=False)
             yield path
 

@@ -30,13 +30,13 @@ def verify_shards(
     that every image can be decoded.
 
     Args:
-        location: as for ``open_store``; remote shards are copied one by one.
+        location: as for ``find_shards`` and ``open_store``; remote shards are copied one by one.
         split: the only one to check.
         workers: processes.
         progress: show a bar.
 
     Raises:
-        ShardError: there is no index, or it cannot be right, or it has no such split.
+        ShardError: there are no shards, or their index cannot be right, or it has no such split.
     """
     store, index = open_shards(str(location))
     shards = list(index.shards()) if split is None else index.split(split).shards

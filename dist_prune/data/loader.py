@@ -193,7 +193,8 @@ def open_data(location: str, *, cache: CacheConfig | None = None, **options: Any
     Args:
         location: a name under ``$DIST_PRUNE_DATA`` (default ``~/.cache/dist_prune``), a folder of
             shards, its ``_info.json``, tars as ``FOLDER/X-train-{000000..000004}.tar``, or any of these
-            three as a URL or a ``pipe:`` command. ``digits`` is made under the first on first use.
+            three as a URL or a ``pipe:`` command; locally also wildcards and lists (``find_shards``).
+            ``digits`` is made under the first on first use.
         cache: where shards of URLs are kept, and how much room they may take.
         options: fields of ``ImageData``: seed, workers, image_size, augment, channels_last, eval_share, bad_data.
 

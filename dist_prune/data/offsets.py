@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import secrets
 from pathlib import Path
 from typing import IO
 
@@ -12,10 +11,13 @@ from filelock import FileLock
 
 from data_tools import tar
 from data_tools.sources.base import data_home
+from dist_prune.errors import UserError
+from dist_prune.files import write_atomic
 
 NOWHERE = (0, -1)  # (offset, size) of a missing part
 STRIPE = 2  # shards whose keys agree in so many digits share a lock, so that locks stay few
-NOT_KEPT = (OSError, ValueError, NotImplementedError)  # nothing there, damaged, no place to write, no locks
+# Nothing there, damaged, no place to write, or a file system without locks, which filelock calls not implemented.
+NOT_KEPT = (OSError, ValueError, UserError, NotImplementedError)
 
 
 def offsets_of(file: IO[bytes], path: Path, label_member: str) -> np.ndarray:
@@ -41,7 +43,7 @@ def offsets_of(file: IO[bytes], path: Path, label_member: str) -> np.ndarray:
             return _load(kept)
         found = _read(file, label_member)
         with contextlib.suppress(*NOT_KEPT):
-            _keep(found, kept)
+            write_atomic(kept, bytes(tar.format_array(found)))
     return found
 
 
@@ -58,17 +60,8 @@ def _row(parts: tar.Parts, label_member: str) -> list[tuple[int, int]]:
 
 
 def _load(kept: Path) -> np.ndarray:
-    found = np.lib.format.open_memmap(kept, mode="r")  # which unpickles nothing
+    # It unpickles nothing. As a plain array, whose elements are read in a third of the time.
+    found = np.asarray(np.lib.format.open_memmap(kept, mode="r"))
     if found.dtype != np.int64 or found.shape[1:] != (3, 2):
         raise ValueError("no offsets of ours")
     return found
-
-
-def _keep(found: np.ndarray, kept: Path) -> None:
-    partial = kept.with_name(f"{kept.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            np.save(file, found)
-        partial.replace(kept)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from dist_prune.config import AugmentConfig
 from dist_prune.data.augment import apply_policy, cutmix, cutout, flip, mixup, padded_crops
 from dist_prune.data.batch_rng import BatchRng
 
-CROP_AREA = (0.08, 1.0)  # of the image; both as in torchvision's RandomResizedCrop
+CROP_AREA = 0.08  # of the image, at least; both as in torchvision's RandomResizedCrop
 CROP_ASPECT = (3 / 4, 4 / 3)
 ERASED_AREA = (0.02, 0.33)  # of the image; both as in torchvision's RandomErasing (arXiv 1708.04896)
 ERASED_ASPECT = (0.3, 3.3)
@@ -82,12 +82,14 @@ def center_box(image: Size, size: Size, margin: float) -> Box:
     return Box((image.width - width) // 2, (image.height - height) // 2, width, height)
 
 
-def random_box(
-    image: Size, draws: np.ndarray, areas: tuple[float, float] = CROP_AREA, aspects: tuple[float, float] = CROP_ASPECT
-) -> Box:
-    """Choose a part as torchvision's RandomResizedCrop and RandomErasing do, by numbers from [0, 1), (CROP_COLUMNS,).
+def random_part(image: Size, draws: np.ndarray, areas: tuple[float, float], aspects: tuple[float, float]) -> Box | None:
+    """Choose a part as torchvision's RandomResizedCrop and RandomErasing do; None if none of the tries fits.
 
-    ``areas``: the least and the largest one, as shares of the image; ``aspects``: of width to height, likewise.
+    Args:
+        image: the size of the image.
+        draws: numbers from [0, 1), (CROP_COLUMNS,).
+        areas: the least and the largest one, as shares of the image.
+        aspects: of width to height, likewise.
     """
     *tries, x, y = draws.tolist()
     for number, shape in zip(tries[::2], tries[1::2], strict=True):
@@ -97,8 +99,15 @@ def random_box(
         if 0 < width <= image.width and 0 < height <= image.height:
             left, top = int(x * (image.width - width + 1)), int(y * (image.height - height + 1))
             return Box(left, top, width, height)
+    return None
+
+
+def random_box(image: Size, draws: np.ndarray, least_area: float = CROP_AREA) -> Box:
+    """Choose a part of at least this share of the image, as torchvision's RandomResizedCrop does."""
+    if part := random_part(image, draws, (least_area, 1.0), CROP_ASPECT):
+        return part
     # Very long images: the largest central part of an allowed aspect.
-    aspect = min(max(image.width / image.height, aspects[0]), aspects[1])
+    aspect = min(max(image.width / image.height, CROP_ASPECT[0]), CROP_ASPECT[1])
     return center_box(image, Size(1000, round(1000 * aspect)), 1.0)
 
 
@@ -143,7 +152,7 @@ class ImageTransform:
     def _box(self, image: Size, crop: np.ndarray) -> Box:
         """Choose the part of an image of this size that is read."""
         if self._augment.random_resized_crop:
-            return random_box(image, crop, (self._augment.crop_area, 1.0))
+            return random_box(image, crop, self._augment.crop_area)
         if self._stored is None:
             return center_box(image, self.size, EVAL_MARGIN)
         if image != self._stored:
@@ -167,10 +176,10 @@ class ImageTransform:
 
     def _erase(self, pixels: np.ndarray, draws: np.ndarray) -> None:
         """Blank a rectangle of some images, in place."""
-        for image, (chance, *numbers) in zip(pixels, draws, strict=True):
-            if chance < self._augment.erasing:
-                box = random_box(Size(*image.shape[:2]), np.array(numbers), ERASED_AREA, ERASED_ASPECT)
-                image[box.top : box.top + box.height, box.left : box.left + box.width] = self._fill
+        size = Size(*pixels.shape[1:3])
+        for row in np.flatnonzero(draws[:, 0] < self._augment.erasing):
+            if box := random_part(size, draws[row, 1:], ERASED_AREA, ERASED_ASPECT):
+                pixels[row, box.top : box.top + box.height, box.left : box.left + box.width] = self._fill
 
 
 def output_size(index: ShardIndex, image_size: int | None) -> Size:

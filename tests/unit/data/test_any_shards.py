@@ -220,7 +220,7 @@ def test_bad_samples_are_counted_and_no_class_is_made_of_them(tmp_path):
     good = [{"png": data(n, "PNG"), "cls": b"%d" % (n % 4)} for n in range(600)]
     bad = [
         {"png": data(0, "PNG")}, {"cls": b"1"}, {"png": b"no image", "cls": b"2"},
-        {"png": data(0, "PNG"), "cls": b"dog"}, {"png": data(0, "PNG"), "cls": b"-1"},
+        {"png": data(0, "PNG"), "cls": b"9" * 5000}, {"png": data(0, "PNG"), "cls": b"-1"},
     ]  # fmt: skip
     write(tmp_path / "set", [*good[:300], *bad, *good[300:]])
     found = open_data(str(tmp_path / "set"), workers=0, bad_data="skip")
@@ -277,12 +277,15 @@ def test_what_cannot_be_used_is_refused_in_one_line(samples, said, tmp_path):
     [
         ("set-train-{000000..000009}.tar", "names .*set-train-000004.tar, which is not there"),
         ("nothing-*.tar", "no file .*nothing-"),
+        ("{a,b}" * 30 + ".tar", "names more than 1,000,000 shards"),
+        ("two words.tar", "names of tars have letters, digits and _.+=@- only"),
         ("list.txt", "lists https://host/a.tar: copy these shards to a folder"),
         ("gone.txt", "gone.txt"),
     ],
 )
 def test_locations_that_name_nothing_are_refused(location, said, folder):
     (folder / "list.txt").write_text("https://host/a.tar")
+    (folder / "two words.tar").touch()
     with pytest.raises(ShardError, match=said):
         open_data(str(folder / location))
 

@@ -103,6 +103,13 @@ def test_erasing_blanks_a_rectangle_of_so_many_images_with_the_areas_of_torchvis
     assert abs(np.mean(areas) - 0.17) < 0.02
 
 
+def test_erasing_leaves_out_what_fits_nowhere():
+    transform = ImageTransform(index((3, 1, 60)), None, AugmentConfig(erasing=1.0), True)
+    line = np.full((1, 60, 3), 254, np.uint8)
+    blank = [(image != 254).any(-1).mean() for image in batch(transform, [line] * 300, draws(300))]
+    assert max(blank) < 0.34
+
+
 def test_crop_area_bounds_the_part_that_is_cut_out():
     transform = ImageTransform(index(None), 32, AugmentConfig(random_resized_crop=True, crop_area=0.5), True)
     areas = []
