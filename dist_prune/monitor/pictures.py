@@ -176,7 +176,8 @@ def _panels(train: Records, evals: Records) -> list[_Panel]:
         _Panel("Loss", "loss", [(key.removeprefix(names.LOSS), train, key) for key in losses]),
         _Panel("Accuracy", "share of images", accuracy, percent=True),
         _Panel("Size of the network", "share of the dense network", size, percent=True, limits=(0, 1.03)),
-        _Panel("Polarization", "$R_{polar}$", polarization),
+        # At most 1/4. Without limits a line at 0 would get an axis with negative values.
+        _Panel("Polarization", "$R_{polar}$", polarization, limits=(0, 0.26)),
     ]
 
 
