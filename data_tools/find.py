@@ -3,7 +3,6 @@
 import glob
 import itertools
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -63,14 +62,22 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         ShardError: its braces are not in order, or it stands for more than ``MOST_SHARDS`` names.
     """
-    # A pattern of a few bytes can stand for more names than there is memory, in one range already.
-    if math.prod(abs(int(b) - int(a)) + 1 for a, b in re.findall(r"\{(\d+)\.\.(\d+)", pattern)) > MOST_SHARDS:
+    # Before any is made: a pattern of a few bytes can stand for more names than there is memory.
+    if _most_names(pattern) > MOST_SHARDS:
         raise ShardError(f"{pattern} names more than {MOST_SHARDS:,} shards")
     with reported(pattern, ValueError, fix="; expected FOLDER/X-{000000..000004}.tar"):
-        names = list(itertools.islice(braceexpand.braceexpand(pattern), MOST_SHARDS + 1))
-    if len(names) > MOST_SHARDS:
-        raise ShardError(f"{pattern} names more than {MOST_SHARDS:,} shards")
-    return names
+        return list(braceexpand.braceexpand(pattern))
+
+
+def _most_names(pattern: str) -> int:
+    """Return a bound on the names that a pattern stands for: the product of its braces, nested ones too."""
+    count = 1
+    while innermost := re.search(r"\{([^{}]*)\}", pattern):
+        ends = re.match(r"(-?\d+)\.\.(-?\d+)", innermost[1])
+        letters = 52 if ".." in innermost[1] else innermost[1].count(",") + 1
+        count *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else letters
+        pattern = pattern[: innermost.start()] + pattern[innermost.end() :]
+    return count
 
 
 def _expanded(pattern: str) -> list[str]:

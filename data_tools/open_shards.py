@@ -20,6 +20,8 @@ from data_tools.labels import LabelRule
 from data_tools.sources.base import data_home
 from data_tools.store import ShardSpec, ShardStore, open_store
 
+SHARDS_PER_PROCESS = 8  # at least
+
 
 def write_index(
     location: str,
@@ -109,7 +111,9 @@ def _kept_index(found: Found, folder: Path) -> ShardIndex:
 
 def _make_index(found: Found, path: Path) -> None:
     begin = time.monotonic()
-    index = index_shards(found, workers=int(joblib.cpu_count()), progress=sys.stderr.isatty())
+    # A process takes longer to start than to read the headers of a few shards.
+    workers = min(int(joblib.cpu_count()), 1 + sum(map(len, found.splits.values())) // SHARDS_PER_PROCESS)
+    index = index_shards(found, workers=workers, progress=sys.stderr.isatty())
     _write(path, index)
     splits = ", ".join(f"{name} {split.num_samples:,}" for name, split in index.splits.items())
     tqdm.write(

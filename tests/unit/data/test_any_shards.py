@@ -278,6 +278,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(samples, said, tmp_path):
         ("set-train-{000000..000009}.tar", "names .*set-train-000004.tar, which is not there"),
         ("nothing-*.tar", "no file .*nothing-"),
         ("{a,b}" * 30 + ".tar", "names more than 1,000,000 shards"),
+        ("{{a..z},b}" * 5 + ".tar", "names more than 1,000,000 shards"),
+        ("x-{0..9999999}.tar", "names more than 1,000,000 shards"),
         ("two words.tar", "names of tars have letters, digits and _.+=@- only"),
         ("list.txt", "lists https://host/a.tar: copy these shards to a folder"),
         ("gone.txt", "gone.txt"),
