@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from data_tools.index import INDEX_NAME
 from data_tools.open_shards import open_shards
 from data_tools.sources.base import data_home
 from dist_prune.config import AugmentConfig, CacheConfig
+from dist_prune.config.schedules import Ramp, Steps, side_at
 from dist_prune.data import plan
 from dist_prune.data.batches import Batches, Skipped, read
 from dist_prune.data.reader import Reader
@@ -40,8 +42,8 @@ class ImageData:
     seed: int = 1
     # Reading processes of each rank; with 0 the rank reads by itself.
     workers: int = 1
-    # The side of the (then square) images in pixels; None keeps theirs.
-    image_size: int | None = None
+    # The side of the (then square) images in pixels, perhaps by epoch; None keeps theirs.
+    image_size: int | Ramp | Steps | None = None
     # Of training images.
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     channels_last: bool = False
@@ -49,12 +51,19 @@ class ImageData:
     eval_share: float = 0.0
     # ``error``, or ``skip`` to count samples that cannot be read in ``skipped`` and leave them out.
     bad_data: str = "error"
+    # The side of images in evaluation; None: the last of training.
+    eval_size: int | None = None
+    # The share of the side that evaluation keeps of the center; None: ``EVAL_CROP`` of photographs, else all.
+    eval_crop: float | None = None
+    # ``bilinear`` or ``bicubic``.
+    interpolation: str = "bilinear"
     skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.workers < 0:
             raise ShardError(f"seed ({self.seed}) and workers ({self.workers}) must not be negative")
-        output_size(self.index, self.image_size)
+        for epoch in (0, None):
+            output_size(self.index, self._side(epoch))
         if self.eval_share and "test" in self.index.splits:
             raise ShardError(f"{self.index.root} has a test split: eval_share must be 0")
 
@@ -76,8 +85,21 @@ class ImageData:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images of a batch."""
-        return (self.index.channels, *output_size(self.index, self.image_size))
+        """(C, H, W) of the images in evaluation, which a network is for."""
+        return self._shape(None)
+
+    def train_shape(self, epoch: int) -> tuple[int, int, int]:
+        """Return (C, H, W) of the images in an epoch of training."""
+        return self._shape(epoch)
+
+    def _shape(self, epoch: int | None) -> tuple[int, int, int]:
+        return (self.index.channels, *output_size(self.index, self._side(epoch)))
+
+    def _side(self, epoch: int | None) -> int | None:
+        """Return the side of images in an epoch of training, or in evaluation (``epoch`` None)."""
+        if epoch is None:
+            return self.eval_size or side_at(self.image_size, math.inf)
+        return side_at(self.image_size, epoch)
 
     @property
     def normalization(self) -> dict[str, list[float]]:
@@ -87,7 +109,18 @@ class ImageData:
     @property
     def resized_side(self) -> int | None:
         """The length of the shorter side in evaluation, in pixels; None: images are used whole."""
-        return ImageTransform(self.index, self.image_size, self.augment, training=False).resized_side
+        return self._transform(None).resized_side
+
+    def _transform(self, epoch: int | None) -> ImageTransform:
+        """Return the transform of images in an epoch of training, or in evaluation (``epoch`` None)."""
+        return ImageTransform(
+            self.index,
+            self._side(epoch),
+            self.augment,
+            training=epoch is not None,
+            eval_crop=self.eval_crop,
+            interpolation=self.interpolation,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of these data, as plain JSON data: with another one, epochs have other batches."""
@@ -171,9 +204,9 @@ class ImageData:
         training = isinstance(chosen, plan.TrainPlan)
         rows = self._held_out.get(split)
         reader = Reader(self.store, self.index, split if rows is None else "train", chosen.shards, rows)
-        on_images = ImageTransform(self.index, self.image_size, self.augment, training)
+        on_images = self._transform(epoch if training else None)
         mixing = self.augment if training else AugmentConfig()
-        on_batch = BatchTransform(self.index, self.input_shape[-1], mixing, self.channels_last, device)
+        on_batch = BatchTransform(self.index, on_images.size.width, mixing, self.channels_last, device)
         batches = Batches(chosen, reader, on_images, self.seed, epoch, skip=self.bad_data == "skip", views=views)
         numbers = range(first, len(batches))
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
@@ -196,7 +229,7 @@ def open_data(location: str, *, cache: CacheConfig | None = None, **options: Any
             three as a URL or a ``pipe:`` command; locally also wildcards and lists (``find_shards``).
             ``digits`` is made under the first on first use.
         cache: where shards of URLs are kept, and how much room they may take.
-        options: fields of ``ImageData``: seed, workers, image_size, augment, channels_last, eval_share, bad_data.
+        options: fields of ``ImageData``: seed, workers, image_size and so on.
 
     Raises:
         ShardError: nothing there, or missing or damaged shards.
