@@ -16,7 +16,7 @@ from data_tools.errors import ShardError, reported
 from data_tools.find import Found
 from data_tools.images import ImageStatistics
 from data_tools.index import ShardIndex, ShardSplit
-from data_tools.labels import LARGEST_LABEL, LabelRule, spelled
+from data_tools.labels import FIELDS, LARGEST_LABEL, LabelRule, classes_of, is_number, spelled, why_no_class
 from data_tools.scanning import Scan, Scanner, opened, scan_all
 from data_tools.store import ShardStore
 
@@ -24,8 +24,6 @@ MEASURED = 5000  # images that decide mean and deviation, evenly from all shards
 MOST_CLASSES = 100_000
 LONGEST_NAME = 200  # characters of a class name; longer labels are captions
 NEARLY_ALL = 0.99  # of the labels
-# Fields of a json member that hold its label, in the order in which they are looked for.
-FIELDS = ("label", "cls", "class", "class_id", "label_id", "target", "class_name")
 
 
 def index_shards(
@@ -134,19 +132,16 @@ def _classes(
     if not counts:
         raise ShardError(f"no label in {root} can be read: expected one number or name in each .{rule.member}")
     total, longest = counts.total(), max(counts, key=len)
-    counts = Counter({label: count for label, count in counts.items() if len(label) <= LONGEST_NAME})
+    odd = {label: why for label in counts if label not in given and (why := why_no_class(label))}
+    if sum(counts[label] for label in odd) > (1 - NEARLY_ALL) * total:
+        label, why = next(iter(odd.items()))
+        raise ShardError(f".{rule.member} in {root} holds {label[:40]!r}, {why}: expected one class for each image")
+    counts = Counter({label: n for label, n in counts.items() if label not in odd and len(label) <= LONGEST_NAME})
     if len(counts) > MOST_CLASSES or counts.total() < NEARLY_ALL * total:
         raise ShardError(f".{rule.member} in {root} holds no classes but texts such as {longest[:40]!r}")
-    numbers = {int(label): count for label, count in counts.items() if label.isascii() and label.isdigit()}
-    are_numbers = sum(numbers.values()) >= NEARLY_ALL * counts.total()
-    by_number, by_name = (rule.model_copy(update={"by": kind}) for kind in ("number", "name"))
+    are_numbers = sum(counts[label] for label in filter(is_number, counts)) >= NEARLY_ALL * counts.total()
+    by, names = classes_of(list(filter(is_number, counts)) if are_numbers else counts)
     if given:
         named = sum(counts[spelled(name)] for name in given)
-        return (by_number if are_numbers and named < counts.total() else by_name), tuple(given)
-    if are_numbers:
-        largest = max(numbers)
-        # Classes that have no images are rare. So numbers that do not start at 0, or leave out many, are names.
-        if min(numbers) == 0 and largest < 2 * len(numbers):
-            return by_number, tuple(map(str, range(largest + 1)))
-        return by_name, tuple(map(str, sorted(numbers)))
-    return by_name, tuple(sorted(counts))
+        by, names = ("number" if are_numbers and named < counts.total() else "name"), tuple(given)
+    return rule.model_copy(update={"by": by}), names
