@@ -44,6 +44,10 @@ _HINTS = {
 _Item = TypeVar("_Item")
 
 
+class EndOfStream(Exception):
+    """There are no more samples, where nobody knew how many there are."""
+
+
 class ReadingFailed(RunError):
     """Data could not be read although the shards are sound: a worker was killed, or the program has a fault."""
 
@@ -109,6 +113,8 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
         for row, (shard, number) in enumerate(zip(part.shards.tolist(), part.rows.tolist(), strict=True)):
             try:
                 pixels[:, row], labels[row] = self._sample(shard, number, crops[:, row])
+            except EndOfStream:
+                return pixels[:, :row], labels[:row], skipped
             except ShardError as error:
                 # A full disk of this machine is no fault of a sample.
                 if not self.skip or isinstance(error, LocalDiskError):

@@ -1,23 +1,21 @@
-"""The data that the user names, and its batches for one rank."""
+"""A data set in shards, and its batches for one rank."""
 
 import contextlib
+import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from data_tools import ShardError, ShardIndex, ShardStore
-from data_tools.open_shards import Labelling, open_shards
-from dist_prune.config import AugmentConfig, CacheConfig, DataConfig
+from dist_prune.config import AugmentConfig
 from dist_prune.config.schedules import Ramp, Steps, side_at
 from dist_prune.data import plan
 from dist_prune.data.batches import Batches, Skipped, read
-from dist_prune.data.locate import locate
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size
 
@@ -139,6 +137,20 @@ class ImageData:
             interpolation=self.interpolation,
         )
 
+    def read_as(self, class_names: Sequence[str], normalization: Mapping[str, Sequence[float]]) -> "ImageData":
+        """Return the data as a network reads them that was trained on images with these classes and normalization.
+
+        Raises:
+            ShardError: they have other classes, or another number of channels.
+        """
+        mean, std = map(tuple, (normalization["mean"], normalization["std"]))
+        # A network that takes gray images has one number.
+        shape = self.index.image_shape and (len(mean), *self.index.image_shape[1:])
+        seen = {"class_names": tuple(class_names), "class_titles": (), "mean": mean, "std": std, "image_shape": shape}
+        trained = self.index.model_copy(update={**seen, "root": "what the network was trained on"})
+        held = self.eval_data and (self.eval_data[0], self.eval_data[1].read_as(trained))
+        return dataclasses.replace(self, index=self.index.read_as(trained), eval_data=held)
+
     def identity(self) -> dict[str, Any]:
         """Return the identity of these data, as plain JSON data: with another one, epochs have other batches."""
         names = {**self.index.splits, **self._held_out, **(self.eval_data[1].splits if self.eval_data else {})}
@@ -146,13 +158,13 @@ class ImageData:
         lengths = {name: list(self._split(name).lengths) for name in names}
         return {"fingerprint": " ".join(fingerprints), "shard_lengths": lengths}
 
-    def num_samples(self, split: str) -> int:
-        """Return the number of samples of a split."""
+    def num_samples(self, split: str) -> int | None:
+        """Return the number of samples of a split; None if nobody has counted them. ShardError: no such split."""
         return sum(self._split(split).lengths)
 
     def steps_per_epoch(self, global_batch: int) -> int:
         """Return the number of optimizer steps of an epoch; PlanError if the train split is less than a batch."""
-        return plan.steps_per_epoch(self.num_samples("train"), global_batch)
+        return plan.steps_per_epoch(sum(self._split("train").lengths), global_batch)
 
     def train_batches(
         self,
@@ -178,10 +190,20 @@ class ImageData:
             ShardError: missing or damaged data (raised when it is reached).
             ReadingFailed: a worker was killed, or reading raised anything else.
         """
+        chosen, reader = self._training(epoch, micro_batch, global_batch, rank, world_size, skip_steps)
+        first = skip_steps * chosen.accumulation
+        return self._deliver("train", chosen, reader, device, epoch, first, views)
+
+    def _training(
+        self, epoch: int, micro_batch: int, global_batch: int, rank: int, world_size: int, skip_steps: int
+    ) -> tuple[plan.TrainPlan, Any]:
         order = plan.Order(self._split("train").lengths, self.seed, epoch, global_batch)
-        train_plan = plan.TrainPlan(order, micro_batch, rank, world_size)
-        first = skip_steps * train_plan.accumulation
-        return self._deliver("train", train_plan, device, epoch, first, views)
+        chosen = plan.TrainPlan(order, micro_batch, rank, world_size)
+        return chosen, self._reader("train", chosen.shards)
+
+    def _reader(self, split: str, shards: Sequence[int]) -> Reader:
+        source = self._split(split)
+        return Reader(source.store, source.index, source.name, shards, source.rows)
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
@@ -211,23 +233,34 @@ class ImageData:
             ShardError: no such split (at once); missing or damaged data (when it is reached).
             ReadingFailed: as ``train_batches``.
         """
-        eval_plan = plan.EvalPlan(
-            self._split(split).lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
-        )
-        return self._deliver(split, eval_plan, device)
+        chosen, reader = self._evaluation(split, batch_size, rank, world_size, limit)
+        return self._deliver(split, chosen, reader, device)
+
+    def _evaluation(
+        self, split: str, batch_size: int, rank: int, world_size: int, limit: int | None
+    ) -> tuple[plan.Plan, Any]:
+        lengths = self._split(split).lengths
+        chosen = plan.EvalPlan(lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit)
+        return chosen, self._reader(split, chosen.shards)
 
     def _deliver(
-        self, split: str, chosen: plan.Plan, device: torch.device, epoch: int = 0, first: int = 0, views: int = 1
+        self,
+        split: str,
+        chosen: plan.Plan,
+        reader: Reader,
+        device: torch.device,
+        epoch: int = 0,
+        first: int = 0,
+        views: int = 1,
     ) -> Iterator[Batch]:
         """Read the batches of a plan from number ``first`` on and make them ready on the device."""
         training = isinstance(chosen, plan.TrainPlan)
-        source = self._split(split)
-        reader = Reader(source.store, source.index, source.name, chosen.shards, source.rows)
-        on_images = self._transform(source.index, epoch if training else None)
+        index = self._split(split).index
+        on_images = self._transform(index, epoch if training else None)
         mixing = self.augment if training else AugmentConfig()
-        on_batch = BatchTransform(source.index, on_images.size.width, mixing, self.channels_last, device)
+        on_batch = BatchTransform(index, on_images.size.width, mixing, self.channels_last, device)
         batches = Batches(chosen, reader, on_images, self.seed, epoch, skip=self.bad_data == "skip", views=views)
-        numbers = range(first, len(batches))
+        numbers, ended = range(first, len(batches)), 0
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
             for item in arriving:
                 if isinstance(item, Exception):
@@ -235,44 +268,9 @@ class ImageData:
                 self.skipped.add(item.skipped)
                 if len(item.labels):
                     yield on_batch(item.pixels, item.labels, item.rng)
-                elif training:  # the other ranks would wait for this one forever
+                # Workers take turns. Those of a stream end at different times, after which their batches are empty.
+                ended = 0 if len(item.labels) or item.skipped else ended + 1
+                if ended == max(self.workers, 1):
+                    return
+                if training and not len(item.labels):  # the other ranks would wait for this one forever
                     raise ShardError(f"all {len(item.skipped)} images of a batch are unreadable: fix the data")
-
-
-def open_data(
-    data: DataConfig | str, *, eval_data: str | None = None, cache: CacheConfig | None = None, **options: Any
-) -> ImageData:
-    """Open a data set in shards.
-
-    Args:
-        data: the recipe's section, or only the location: a name under ``$DIST_PRUNE_DATA`` (default
-            ``~/.cache/dist_prune``), a folder of shards, its ``_info.json``, tars as
-            ``FOLDER/X-train-{000000..000004}.tar``, or any of these three as a URL or a ``pipe:`` command; locally
-            also wildcards and lists (``find_shards``). ``digits`` is made under the first on first use.
-        eval_data: likewise, of the images to evaluate on, if they are elsewhere.
-        cache: where shards of URLs are kept, and how much room they may take.
-        options: fields of ``ImageData``: seed, workers, image_size and so on.
-
-    Raises:
-        ShardError: nothing there, or missing or damaged shards, or ``eval_data`` has other classes.
-    """
-    chosen = DataConfig(location=data) if isinstance(data, str) else data
-    cache = cache or CacheConfig()
-    places = [chosen.location, *([eval_data] if eval_data else [])]
-    (store, index), *evaluated = (
-        open_shards(
-            locate(place),
-            Labelling(chosen.label, chosen.label_field, chosen.classes),
-            cache_dir=cache.folder,
-            cache_bytes=int(cache.gigabytes * 1e9),
-            timeout=cache.timeout,
-            retries=cache.retries,
-        )
-        for place in places
-    )
-    options["eval_data"] = next(((store, of.numbered_as(index)) for store, of in evaluated), None)
-    opened = ImageData(index, store, **options)
-    for found in (index, *(of for _, of in evaluated)):
-        if isinstance(found.root, Path) and opened.bad_data == "error":
-            found.check_files()
-    return opened
