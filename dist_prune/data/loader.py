@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
-from data_tools import SOURCES, ShardError, ShardIndex, ShardStore, make_shards
-from data_tools.errors import reported, suggestion
+from data_tools import SOURCES, ShardError, ShardIndex, ShardStore, make_shards, read_index
+from data_tools.errors import RawShardsError, reported, suggestion
 from data_tools.index import INDEX_NAME
 from data_tools.open_shards import open_shards
 from data_tools.sources.base import data_home
@@ -21,6 +23,7 @@ from dist_prune.data import plan
 from dist_prune.data.batches import Batches, Skipped, read
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size
+from dist_prune.files import temporary_beside
 
 CPU = torch.device("cpu")
 EMBEDDED = "digits"
@@ -215,6 +218,32 @@ def open_data(location: str, *, cache: CacheConfig | None = None, **options: Any
     return data
 
 
+def _make_embedded(folder: Path) -> None:
+    """Make the embedded data set if it is missing, or if an earlier version made it as raw shards."""
+    advice = "; set DIST_PRUNE_DATA to a folder that you may write to"
+    with reported(f"cannot make {folder}", (OSError, NotImplementedError), fix=advice):
+        if _is_raw(folder):
+            # Several processes may come here at once: the first one moves the old shards away.
+            with FileLock(folder.with_name(f".{folder.name}.lock")):
+                if _is_raw(folder):
+                    old = temporary_beside(folder)
+                    folder.rename(old)
+                    shutil.rmtree(old)
+        if not (folder / INDEX_NAME).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            make_shards(EMBEDDED, None, folder)
+
+
+def _is_raw(folder: Path) -> bool:
+    try:
+        read_index(folder)
+    except RawShardsError:
+        return True
+    except ShardError:  # missing, or damaged, which its user reports
+        return False
+    return False
+
+
 def absolute(location: str) -> str:
     """Return a location that means the same from every folder; names, URLs and commands stay as they are."""
     if "://" in location or location.startswith("pipe:"):
@@ -228,14 +257,10 @@ def _find(location: str) -> str:
     """Return the location of the data set of this name, if it is a name."""
     home = data_home()
     is_name = os.path.basename(location) == location and not location.endswith(".tar")
+    if location == EMBEDDED:
+        _make_embedded(home / EMBEDDED)
     if is_name and (home / location / INDEX_NAME).is_file():
         return str(home / location)
-    if location == EMBEDDED:
-        # Several processes may do so at once.
-        with reported(f"cannot make {home / EMBEDDED}", fix="; set DIST_PRUNE_DATA to a folder that you may write to"):
-            (home / EMBEDDED).mkdir(parents=True, exist_ok=True)
-        make_shards(EMBEDDED, None, home / EMBEDDED)
-        return str(home / EMBEDDED)
     datasets = [name for name, source in SOURCES.items() if source.is_dataset]
     if location in datasets and not (Path(location) / INDEX_NAME).is_file():
         raise ShardError(
