@@ -126,7 +126,7 @@ class Reader:
             ShardError: the shard is missing, unreadable or holds another number of samples than the index
                 says; the sample lacks its image or has a label that is no class.
         """
-        opened, number = self._opened(shard), self._row(shard, number)
+        opened, number = self.open(shard), self._row(shard, number)
         try:
             label = self._labels.number(opened.label(number))
         except ValueError as error:
@@ -135,12 +135,12 @@ class Reader:
 
     def place(self, shard: int, number: int) -> str:
         """Return shard and key of a sample, for messages."""
-        return self._opened(shard).place(self._row(shard, number))
+        return self.open(shard).place(self._row(shard, number))
 
     def _row(self, shard: int, number: int) -> int:
         return number if self._rows is None else int(self._rows[shard][number])
 
-    def _opened(self, number: int) -> OpenShard:
+    def open(self, number: int) -> OpenShard:
         """Return an open shard; one that failed is not tried again for each of its samples."""
         if number not in self._open:
             threading.Thread(target=self._fetch_following, args=(number,), daemon=True).start()

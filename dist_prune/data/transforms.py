@@ -145,6 +145,11 @@ class ImageTransform:
         self.resized_side = None if whole else round(min(self.size) * EVAL_MARGIN)
         self._fill = np.round(255 * np.array(index.mean)).astype(np.uint8)
 
+    @property
+    def keeps_whole(self) -> bool:
+        """True if ``prepare`` returns every image whole, as it is stored."""
+        return self._stored == self.size
+
     def crops(self, rng: BatchRng) -> np.ndarray:
         """Return the random numbers that ``prepare`` needs for each image, (B, columns)."""
         return rng.of_rows("resized crop", CROP_COLUMNS if self._augment.random_resized_crop else 0)
