@@ -48,7 +48,8 @@ def _shards_make(arguments: list[str]) -> None:
 def _shards_index(arguments: list[str]) -> None:
     """Write the index of shards that others made, beside them. A run makes one itself, with what it finds."""
     parser = Parser("dist-prune shards index", _shards_index.__doc__)
-    parser.add_argument("location", metavar="DIR|PATTERN|LIST", help="a folder, tars as X-{0..4}.tar, or a list")
+    parser.add_argument("location", metavar="DIR|PATTERN|URL|LIST", help="a folder, tars as X-{0..4}.tar, or a list")
+    parser.add_argument("--out", metavar="FILE", help="default: _info.json beside the shards")
     parser.add_argument("--label", metavar="EXTENSION", help="of the members that hold labels: cls, txt or json")
     parser.add_argument("--label_field", default="", metavar="NAME", help="the field of a json member")
     parser.add_argument("--classes", metavar="FILE", help="the names of the classes by number, one a line")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from data_tools import ShardError, ShardIndex, ShardStore
 from data_tools.open_shards import Labelling, open_shards
 from dist_prune.config import AugmentConfig, CacheConfig, DataConfig
+from dist_prune.config.schedules import Ramp, Steps, side_at
 from dist_prune.data import plan
 from dist_prune.data.batches import Batches, Skipped, read
 from dist_prune.data.decoded import NO_PLACE, DecodedSplit, open_decoded
@@ -55,8 +57,8 @@ class ImageData:
     seed: int = 1
     # Reading processes of each rank; with 0 the rank reads by itself.
     workers: int = 1
-    # The side of the (then square) images in pixels; None keeps theirs.
-    image_size: int | None = None
+    # The side of the (then square) images in pixels, perhaps by epoch; None keeps theirs.
+    image_size: int | Ramp | Steps | None = None
     # Of training images.
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     channels_last: bool = False
@@ -66,6 +68,12 @@ class ImageData:
     eval_data: tuple[ShardStore, ShardIndex] | None = None
     # ``error``, or ``skip`` to count samples that cannot be read in ``skipped`` and leave them out.
     bad_data: str = "error"
+    # The side of images in evaluation; None: the last of training.
+    eval_size: int | None = None
+    # The share of the side that evaluation keeps of the center; None: ``EVAL_CROP`` of photographs, else all.
+    eval_crop: float | None = None
+    # ``bilinear`` or ``bicubic``.
+    interpolation: str = "bilinear"
     # The most bytes of decoded images that are kept on this machine.
     decoded_bytes: int = 0
     skipped: Skipped = field(default_factory=Skipped, compare=False)
@@ -74,7 +82,8 @@ class ImageData:
         if self.seed < 0 or self.workers < 0:
             raise ShardError(f"seed ({self.seed}) and workers ({self.workers}) must not be negative")
         for index in (self.index, *([self.eval_data[1]] if self.eval_data else [])):
-            output_size(index, self.image_size)
+            for epoch in (0, None):
+                output_size(index, self._side(epoch))
         if self.eval_share and "test" in self.index.splits:
             raise ShardError(f"{self.index.root} has a test split: eval_share must be 0")
 
@@ -121,8 +130,21 @@ class ImageData:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images of a batch."""
-        return (self.index.channels, *output_size(self.index, self.image_size))
+        """(C, H, W) of the images in evaluation, which a network is for."""
+        return self._shape(None)
+
+    def train_shape(self, epoch: int) -> tuple[int, int, int]:
+        """Return (C, H, W) of the images in an epoch of training."""
+        return self._shape(epoch)
+
+    def _shape(self, epoch: int | None) -> tuple[int, int, int]:
+        return (self.index.channels, *output_size(self.index, self._side(epoch)))
+
+    def _side(self, epoch: int | None) -> int | None:
+        """Return the side of images in an epoch of training, or in evaluation (``epoch`` None)."""
+        if epoch is None:
+            return self.eval_size or side_at(self.image_size, math.inf)
+        return side_at(self.image_size, epoch)
 
     @property
     def normalization(self) -> dict[str, list[float]]:
@@ -132,7 +154,19 @@ class ImageData:
     @property
     def resized_side(self) -> int | None:
         """The length of the shorter side in evaluation, in pixels; None: images are used whole."""
-        return ImageTransform(self.index, self.image_size, self.augment, training=False).resized_side
+        index = self.eval_data[1] if self.eval_data else self.index
+        return self._transform(index, None).resized_side
+
+    def _transform(self, index: ShardIndex, epoch: int | None) -> ImageTransform:
+        """Return the transform of images in an epoch of training, or in evaluation (``epoch`` None)."""
+        return ImageTransform(
+            index,
+            self._side(epoch),
+            self.augment,
+            training=epoch is not None,
+            eval_crop=self.eval_crop,
+            interpolation=self.interpolation,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of these data, as plain JSON data: with another one, epochs have other batches."""
@@ -228,9 +262,9 @@ class ImageData:
         training = isinstance(chosen, plan.TrainPlan)
         source = self._split(split)
         reader = Reader(source.store, source.index, source.name, chosen.shards, source.rows)
-        on_images = ImageTransform(source.index, self.image_size, self.augment, training)
+        on_images = self._transform(source.index, epoch if training else None)
         mixing = self.augment if training else AugmentConfig()
-        on_batch = BatchTransform(source.index, self.input_shape[-1], mixing, self.channels_last, device)
+        on_batch = BatchTransform(source.index, on_images.size.width, mixing, self.channels_last, device)
         decoded = self._open_decoded(source, rank, may_decode) if self.decoded_bytes and on_images.keeps_whole else None
         skip = self.bad_data == "skip"
         batches = Batches(chosen, reader, on_images, self.seed, epoch, skip, views, decoded)
@@ -258,7 +292,7 @@ def open_data(
             also wildcards and lists (``find_shards``). ``digits`` is made under the first on first use.
         eval_data: likewise, of the images to evaluate on, if they are elsewhere.
         cache: where shards of URLs are kept, and how much room they may take.
-        options: fields of ``ImageData``: seed, workers, image_size, augment, channels_last, eval_share, bad_data.
+        options: fields of ``ImageData``: seed, workers, image_size and so on.
 
     Raises:
         ShardError: nothing there, or missing or damaged shards, or ``eval_data`` has other classes.

@@ -222,6 +222,7 @@ def test_jpeg_images_are_what_they_are_without_a_cache(tmp_path, home):
 )
 def test_images_that_are_scaled_or_cut_are_read_from_their_shards(folder, home, options):
     assert train(open_data(str(folder), **options))
+    assert evaluate(open_data(str(folder), eval_crop=0.8))
     assert not home.exists()
 
 

@@ -213,9 +213,10 @@ def test_what_follows_file_is_a_path_and_no_command(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tars_in_several_folders_are_refused():
-    with pytest.raises(ShardError, match=r"x/{a,b}/t\.tar names tars in 2 folders"):
-        ShardSpec.parse("x/{a,b}/t.tar")
+def test_tars_in_several_folders_are_in_the_folder_that_they_share():
+    spec = ShardSpec.parse("https://host/x/{a,b}/t.tar")
+    assert (spec.root, spec.names) == ("https://host/x", {"a/t.tar", "b/t.tar"})
+    assert ShardSpec.parse("{a,ab}/t.tar").names == {"a/t.tar", "ab/t.tar"}
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_no_damage_goes_unnoticed_and_none_is_an_exception(damaged, place, chang
     assert not any("\n" in problem for problem in problems)
 
 
-@pytest.mark.parametrize("label", [b"2", b"-1", b"1.0", b"", b"cat", "\u0661".encode(), b"1" * 5000])
+@pytest.mark.parametrize("label", [b"2", b"-1", b"1.0.0", b"", b"cat", "\u0661".encode(), b"1" * 5000])
 def test_a_label_that_is_no_class_is_named_with_its_sample(shards, label):
     repack(shards, lambda found: dict(found) | {"train-00000005.cls": label})
     shown = label.decode()[:20]
