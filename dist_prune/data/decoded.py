@@ -26,6 +26,7 @@ from PIL import features
 from tqdm import tqdm
 
 from data_tools import ShardError, ShardIndex, ShardStore
+from data_tools.errors import reported
 from data_tools.images import ImageError
 from data_tools.parallel import each
 from data_tools.sources.base import data_home
@@ -43,7 +44,7 @@ KEPT = re.compile(r"[0-9a-f]{32}\.pixels")
 PARTIAL = re.compile(r"[0-9a-f]{32}\.partial")
 STRIPE = 2  # files whose keys agree in so many digits share a lock, so that locks stay few
 # No file system to write to, or one without locks, which filelock calls not implemented.
-NO_PLACE = (OSError, NotImplementedError, ValueError, ShardError)
+NO_PLACE = (OSError, NotImplementedError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class _File:
             # Without a checksum, what is at the same address with the same size is the same shard.
             key += [*shard, None if shard.sha256 else str(index.root)]
             if isinstance(index.root, Path):  # local shards are not compared with their checksums
-                key.append(store.fetch(shard).stat().st_mtime_ns)
+                with reported(f"cannot read shard {shard.name}"):
+                    key.append(store.fetch(shard).stat().st_mtime_ns)
         name = hashlib.sha256(repr(key).encode(errors="surrogateescape")).hexdigest()[:32]
         lengths = tuple(shard.length for shard in shards)
         return _File(data_home() / "decoded" / f"{name}.pixels", (sum(lengths), height, width, channels), lengths)

@@ -110,10 +110,12 @@ class ImageData:
         key = source.index.root, source.name
         if key not in self._decoded:
             in_use = {split.path for split in self._decoded.values() if split}
+            found = None
             try:
                 found = open_decoded(source.store, source.index, source.name, self.decoded_bytes, in_use, make)
+            except ShardError:  # which is reported when it is met in reading
+                pass
             except NO_PLACE as error:
-                found = None
                 if rank == 0:
                     reason = one_line(f"{source.name} images are decoded anew in every epoch: {error}")
                     tqdm.write(reason, file=sys.stderr)
