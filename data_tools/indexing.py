@@ -80,7 +80,6 @@ def index_shards(
             image_shape=statistics.image_shape,
             mean=mean,
             std=std,
-            format="files",
             class_titles=(),
             label=rule,
             splits={split: ShardSplit.of(split, shards) for split, shards in rows.items() if shards},

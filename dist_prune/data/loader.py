@@ -4,20 +4,24 @@ import contextlib
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data_tools import ShardError, ShardIndex, ShardStore
 from dist_prune.config import AugmentConfig
 from dist_prune.config.schedules import Ramp, Steps, side_at
 from dist_prune.data import plan
-from dist_prune.data.batches import Batches, Skipped, read
+from dist_prune.data.batches import Batches, ReadingFailed, Skipped, described, read
+from dist_prune.data.decoded import NO_PLACE, DecodedSplit, open_decoded
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size
+from dist_prune.errors import one_line
 
 CPU = torch.device("cpu")
 
@@ -35,6 +39,13 @@ class _Split:
     def lengths(self) -> tuple[int, ...]:
         """The number of samples in each of its shards."""
         return self.index.split(self.name).shard_lengths if self.rows is None else tuple(map(len, self.rows))
+
+
+class Samples(NamedTuple):
+    """What reads the samples of a split, by shard and row; decoded: most of them, if they are kept."""
+
+    reader: Any  # with the methods of ``Reader``
+    decoded: DecodedSplit | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ class ImageData:
     eval_crop: float | None = None
     # ``bilinear`` or ``bicubic``.
     interpolation: str = "bilinear"
+    # The most bytes of decoded images that are kept on this machine.
+    decoded_bytes: int = 0
     skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +104,33 @@ class ImageData:
         if name in self._held_out:
             return _Split(self.store, self.index, "train", self._held_out[name])
         return _Split(self.store, self.index, name)
+
+    @functools.cached_property
+    def _decoded(self) -> dict[tuple[object, str], DecodedSplit | None]:
+        """The decoded splits that are open; None where there is no place for them."""
+        return {}
+
+    def _open_decoded(self, source: _Split, rank: int, make: bool) -> DecodedSplit | None:
+        """Return the decoded samples of a split; None if its shards are to be read."""
+        key = source.index.root, source.name
+        if key not in self._decoded:
+            in_use = {split.path for split in self._decoded.values() if split}
+            found = None
+            try:
+                found = open_decoded(source.store, source.index, source.name, self.decoded_bytes, in_use, make)
+            except ShardError:  # which is reported when it is met in reading
+                pass
+            except NO_PLACE as error:
+                if rank == 0:
+                    reason = one_line(f"{source.name} images are decoded anew in every epoch: {error}")
+                    tqdm.write(reason, file=sys.stderr)
+            except Exception as error:  # an error that escaped here would leave the other ranks waiting
+                raise ReadingFailed(f"reading failed: {described(error)}") from error
+            if make or found:
+                self._decoded[key] = found
+            return found.only(source.rows) if found else None
+        kept = self._decoded[key]
+        return kept.only(source.rows) if kept else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -190,20 +230,28 @@ class ImageData:
             ShardError: missing or damaged data (raised when it is reached).
             ReadingFailed: a worker was killed, or reading raised anything else.
         """
-        chosen, reader = self._training(epoch, micro_batch, global_batch, rank, world_size, skip_steps)
-        first = skip_steps * chosen.accumulation
-        return self._deliver("train", chosen, reader, device, epoch, first, views)
+        train_plan = plan.TrainPlan(self._order(epoch, global_batch), micro_batch, rank, world_size)
+        samples = self._train_samples(train_plan, epoch, rank, world_size, skip_steps)
+        first = skip_steps * train_plan.accumulation
+        return self._deliver("train", train_plan, samples, device, epoch=epoch, first=first, views=views)
 
-    def _training(
-        self, epoch: int, micro_batch: int, global_batch: int, rank: int, world_size: int, skip_steps: int
-    ) -> tuple[plan.TrainPlan, Any]:
-        order = plan.Order(self._split("train").lengths, self.seed, epoch, global_batch)
-        chosen = plan.TrainPlan(order, micro_batch, rank, world_size)
-        return chosen, self._reader("train", chosen.shards)
+    def _order(self, epoch: int, global_batch: int) -> plan.AnyOrder:
+        return plan.Order(self._split("train").lengths, self.seed, epoch, global_batch)
 
-    def _reader(self, split: str, shards: Sequence[int]) -> Reader:
+    def _train_samples(
+        self, chosen: plan.TrainPlan, epoch: int, rank: int, world_size: int, skip_steps: int
+    ) -> Samples:
+        return self._samples("train", chosen, rank, epoch)
+
+    def _samples(
+        self, split: str, chosen: plan.TrainPlan | plan.EvalPlan, rank: int, epoch: int | None, may_decode: bool = True
+    ) -> Samples:
+        """Return the samples of a plan in an epoch of training, or in evaluation (``epoch`` None)."""
         source = self._split(split)
-        return Reader(source.store, source.index, source.name, shards, source.rows)
+        reader = Reader(source.store, source.index, source.name, chosen.shards, source.rows)
+        if not self.decoded_bytes or not self._transform(source.index, epoch).keeps_whole:
+            return Samples(reader)
+        return Samples(reader, self._open_decoded(source, rank, may_decode))
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
@@ -233,22 +281,24 @@ class ImageData:
             ShardError: no such split (at once); missing or damaged data (when it is reached).
             ReadingFailed: as ``train_batches``.
         """
-        chosen, reader = self._evaluation(split, batch_size, rank, world_size, limit)
-        return self._deliver(split, chosen, reader, device)
+        chosen, samples = self._evaluation(split, batch_size, rank, world_size, limit)
+        return self._deliver(split, chosen, samples, device)
 
     def _evaluation(
         self, split: str, batch_size: int, rank: int, world_size: int, limit: int | None
-    ) -> tuple[plan.Plan, Any]:
+    ) -> tuple[plan.Plan, Samples]:
         lengths = self._split(split).lengths
         chosen = plan.EvalPlan(lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit)
-        return chosen, self._reader(split, chosen.shards)
+        # For a few samples of many, all would be decoded.
+        return chosen, self._samples(split, chosen, rank, None, may_decode=limit is None)
 
     def _deliver(
         self,
         split: str,
         chosen: plan.Plan,
-        reader: Reader,
+        samples: Samples,
         device: torch.device,
+        *,
         epoch: int = 0,
         first: int = 0,
         views: int = 1,
@@ -259,7 +309,8 @@ class ImageData:
         on_images = self._transform(index, epoch if training else None)
         mixing = self.augment if training else AugmentConfig()
         on_batch = BatchTransform(index, on_images.size.width, mixing, self.channels_last, device)
-        batches = Batches(chosen, reader, on_images, self.seed, epoch, skip=self.bad_data == "skip", views=views)
+        skip = self.bad_data == "skip"
+        batches = Batches(chosen, samples.reader, on_images, self.seed, epoch, skip, views, samples.decoded)
         numbers, ended = range(first, len(batches)), 0
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
             for item in arriving:

@@ -42,6 +42,7 @@ def open_data(
     if chosen.order == "stream":
         return _open_stream(chosen, places, access, options)
     (store, index), *evaluated = (open_shards(place, **access) for place in places)
+    options.setdefault("decoded_bytes", int(cache.decoded_gigabytes * 1e9))
     options["eval_data"] = next(((store, of.to_evaluate().read_as(index)) for store, of in evaluated), None)
     opened = ImageData(index, store, **options)
     for found in (index, *(of for _, of in evaluated)):

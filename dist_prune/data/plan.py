@@ -146,6 +146,9 @@ class StreamOrder:
         return Part(step, first, nowhere, nowhere)
 
 
+AnyOrder = Order | StreamOrder
+
+
 class TrainPlan:
     """The micro-batches of one rank in one epoch, by number.
 
@@ -156,7 +159,7 @@ class TrainPlan:
         PlanError: the global batch is no multiple of ranks times micro-batch.
     """
 
-    def __init__(self, order: Order | StreamOrder, micro_batch: int, rank: int, world_size: int) -> None:
+    def __init__(self, order: AnyOrder, micro_batch: int, rank: int, world_size: int) -> None:
         if micro_batch < 1 or order.global_batch % (micro_batch * world_size):
             raise PlanError(
                 f"the global batch size {order.global_batch} is no multiple of "

@@ -23,7 +23,7 @@ from data_tools.labels import Labels
 from dist_prune.data import plan
 from dist_prune.data.batch_rng import permutation
 from dist_prune.data.batches import EndOfStream
-from dist_prune.data.loader import ImageData
+from dist_prune.data.loader import ImageData, Samples
 
 # What a damaged tar, or the library on meeting one, raises.
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, AssertionError, zlib.error)
@@ -63,19 +63,20 @@ class StreamData(ImageData):
         self._split(split).index.split(split)
         return self.names[split]
 
-    def _training(
-        self, epoch: int, micro_batch: int, global_batch: int, rank: int, world_size: int, skip_steps: int
-    ) -> tuple[plan.TrainPlan, "StreamReader"]:
-        order = plan.StreamOrder(self.samples, global_batch)
+    def _order(self, epoch: int, global_batch: int) -> plan.AnyOrder:
+        return plan.StreamOrder(self.samples, global_batch)
+
+    def _train_samples(
+        self, chosen: plan.TrainPlan, epoch: int, rank: int, world_size: int, skip_steps: int
+    ) -> Samples:
         key = self.seed, epoch, skip_steps
-        reader = StreamReader(*self._source("train"), rank, world_size, key=key, shuffle=self.shuffle)
-        return plan.TrainPlan(order, micro_batch, rank, world_size), reader
+        return Samples(StreamReader(*self._source("train"), rank, world_size, key=key, shuffle=self.shuffle))
 
     def _evaluation(
         self, split: str, batch_size: int, rank: int, world_size: int, limit: int | None
-    ) -> tuple[plan.StreamEvalPlan, "StreamReader"]:
+    ) -> tuple[plan.Plan, Samples]:
         reader = StreamReader(*self._source(split), rank, world_size, limit=limit)
-        return plan.StreamEvalPlan(batch_size), reader
+        return plan.StreamEvalPlan(batch_size), Samples(reader)
 
     def _source(self, split: str) -> tuple[ShardStore, ShardIndex, Sequence[str]]:
         source = self._split(split)

@@ -111,7 +111,7 @@ def test_the_same_key_reads_the_same_and_another_epoch_or_a_resume_draws_anew(fo
 def test_an_index_of_ours_says_classes_and_length(tmp_path):
     images, labels = numbered(COUNT)
     splits = {"train": (images, labels, (20, 20, 20)), "test": (images[:8], labels[:8], (8,))}
-    make(tmp_path / "toy", splits, "files")
+    make(tmp_path / "toy", splits)
     data = stream(tmp_path / "toy", samples=None, classes=None)
     assert (data.num_samples("train"), data.steps_per_epoch(6)) == (COUNT, 10)
     assert data.class_names == tuple("abcdefghij")
