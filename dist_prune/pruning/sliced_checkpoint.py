@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from dist_prune.errors import UserError, first_problem
-from dist_prune.files import replace, save_tensors, temporary_beside, write_atomic
+from dist_prune.files import remove_leftovers, replace, save_tensors, temporary_beside, write_atomic
 from dist_prune.models.build import Architecture, architecture_of
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms
 from dist_prune.pruning.model_card import model_card
@@ -93,6 +93,7 @@ def save_sliced(
     target = Path(folder)
     if not target.name:
         raise UserError(f"name a folder for the checkpoint: '{folder}' itself cannot be replaced")
+    remove_leftovers(target.parent, of=target.name)
     beside = temporary_beside(target)
     try:
         beside.mkdir(parents=True)

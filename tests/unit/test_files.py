@@ -94,4 +94,13 @@ def test_leftovers_go_and_files_of_other_names_stay(tmp_path):
     for path in own:
         path.write_text("")
     remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "missing")
     assert sorted(tmp_path.iterdir()) == sorted(own)
+
+
+def test_only_the_leftovers_of_one_file_go_where_others_may_be_writing(tmp_path):
+    mine, theirs = (temporary_beside(tmp_path / name) for name in ("model.pt2", "model.pt2.data"))
+    for path in (mine, theirs):
+        path.write_text("half")
+    remove_leftovers(tmp_path, of="model.pt2")
+    assert list(tmp_path.iterdir()) == [theirs]
