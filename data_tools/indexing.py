@@ -57,8 +57,10 @@ def index_shards(
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")  # what runs are measured on has this name
     rule = label or _rule_of(found.root, splits)
-    each_measures = -(-MEASURED // len(splits.get("train", [""])))
-    work = functools.partial(_scan, found.root, rule, checksums, each_measures)
+    # Train comes first; shards to evaluate on may be alone.
+    measured = next(iter(splits))
+    each_measures = -(-MEASURED // len(splits[measured]))
+    work = functools.partial(_scan, found.root, rule, checksums, {measured: each_measures})
     tasks = [(split, name) for split, names in splits.items() for name in names]
     scans: dict[tuple[str, str], _Scan] = {}
     with tqdm(total=len(tasks), unit=" shards", desc=f"reading headers of {found.root}", disable=not progress) as bar:
@@ -105,7 +107,7 @@ class _Scan(NamedTuple):
     statistics: ImageStatistics
 
 
-def _scan(root: Path, rule: LabelRule, checksums: bool, measured: int, task: tuple[str, str]) -> _Scan:
+def _scan(root: Path, rule: LabelRule, checksums: bool, measured: Mapping[str, int], task: tuple[str, str]) -> _Scan:
     path = root / task[1]
     labels, statistics, digest, count = Counter[str](), ImageStatistics(), hashlib.sha256(), 0
     with _opened(path) as file:
@@ -119,7 +121,7 @@ def _scan(root: Path, rule: LabelRule, checksums: bool, measured: int, task: tup
             size = images[0].size if images else 0
             digest.update(f"{key} {size} {label}\n".encode(errors="replace"))
             if len(images) == 1:
-                _look(file, images[0], statistics, measure=task[0] == "train" and count < measured)
+                _look(file, images[0], statistics, measure=count < measured.get(task[0], 0))
             count += 1
         size = os.fstat(file.fileno()).st_size
         shard = Shard(task[1], count, checksum(path, "sha256") if checksums else None, size)

@@ -5,8 +5,9 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 from filelock import FileLock
@@ -21,24 +22,54 @@ from data_tools.sources.base import data_home
 from data_tools.store import ShardSpec, ShardStore, open_store
 
 SHARDS_PER_PROCESS = 8  # at least
+LARGEST_LIST = 2**24  # bytes of a list of classes
+
+
+class Labelling(NamedTuple):
+    """What the user says of the labels of shards that others made; empty: what is found there.
+
+    Attributes:
+        label: extension of the label members.
+        field: the field of a json member.
+        classes: a file with the names of the classes, one a line, or their number.
+    """
+
+    label: str | None = None
+    field: str = ""
+    classes: str | int | None = None
+
+    def rule(self) -> LabelRule | None:
+        """Return where the labels are, if the user says so."""
+        if self.field and self.label not in (None, "json"):
+            raise ShardError(f"a field ({self.field}) is of json members, not of .{self.label}")
+        member = "json" if self.field else self.label
+        return LabelRule(member=member, field=self.field) if member else None
+
+    def class_names(self) -> list[str]:
+        """Return the names of the classes, if the user says them."""
+        if not isinstance(self.classes, str):
+            return list(map(str, range(self.classes or 0)))
+        path = Path(self.classes).expanduser()
+        with reported(f"cannot read {path}", (OSError, UnicodeError)):
+            # It may be a device, or any large file.
+            with open(path, "rb") as file:
+                text = file.read(LARGEST_LIST + 1)
+            if len(text) > LARGEST_LIST:
+                raise ShardError(f"{path} is larger than a list of classes may be ({LARGEST_LIST:,} bytes)")
+            return [line.strip() for line in text.decode().splitlines() if line.strip()]
+
+
+FOUND = Labelling()
 
 
 def write_index(
-    location: str,
-    label: str | None = None,
-    label_field: str = "",
-    classes: str | None = None,
-    checksums: bool = False,
-    workers: int = 1,
-    progress: bool = False,
+    location: str, labelling: Labelling, checksums: bool = False, workers: int = 1, progress: bool = False
 ) -> tuple[Path, ShardIndex]:
     """Write the index of shards that others made, beside them; return its path and the index.
 
     Args:
         location: as for ``find_shards``.
-        label: extension of the label members; None: as ``index_shards`` finds them.
-        label_field: the field of a json member.
-        classes: a file with the names of the classes, one a line.
+        labelling: where the labels are and what they mean, if the user says so.
         checksums: compute those, too.
         workers: processes.
         progress: show a bar.
@@ -54,14 +85,14 @@ def write_index(
     path = found.root / INDEX_NAME
     if path.exists():
         raise ShardError(f"{path} is there already: move it, or use these shards with it as they are")
-    if label_field and label not in (None, "json"):
-        raise ShardError(f"--label_field is of json members, not of .{label}")
-    rule = LabelRule(member="json" if label_field else label, field=label_field) if label or label_field else None
-    names: list[str] = []
-    if classes:
-        with reported(f"cannot read {classes}", (OSError, UnicodeError)):
-            names = [line.strip() for line in Path(classes).read_text("utf-8").splitlines() if line.strip()]
-    index = index_shards(found, label=rule, class_names=names, checksums=checksums, workers=workers, progress=progress)
+    index = index_shards(
+        found,
+        label=labelling.rule(),
+        class_names=labelling.class_names(),
+        checksums=checksums,
+        workers=workers,
+        progress=progress,
+    )
     with reported(f"cannot write {path}"):
         _write(path, index)
     return path, index
@@ -75,25 +106,35 @@ def _write(path: Path, index: ShardIndex) -> None:
     partial.replace(path)
 
 
-def open_shards(location: str, **options: Any) -> tuple[ShardStore, ShardIndex]:
+def open_shards(location: str, labelling: Labelling = FOUND, **options: Any) -> tuple[ShardStore, ShardIndex]:
     """Return access to shards and their index, which is made where there is none.
 
     Args:
         location: as for ``find_shards`` and ``open_store``.
+        labelling: where the labels are and what they mean, if the user says so.
         options: of ``open_store``.
+
+    Raises:
+        ShardError: nothing there, or damaged shards; ``labelling`` of shards whose index says it already.
     """
     found = find_shards(location)
     if found is None:
         store = open_store(location, **options)
-        return store, store.read_index()
-    return ShardStore(ShardSpec(location, f"{found.root}/")), _kept_index(found, data_home() / "indexes")
+        index = store.read_index()
+        if labelling != FOUND:
+            raise ShardError(f"{location} has an index that says where labels are and what they mean: leave that out")
+        return store, index
+    return ShardStore(ShardSpec(location, f"{found.root}/")), _kept_index(found, labelling, data_home() / "indexes")
 
 
-def _kept_index(found: Found, folder: Path) -> ShardIndex:
+def _kept_index(found: Found, labelling: Labelling, folder: Path) -> ShardIndex:
     """Return the index of others' shards from ``folder``; one process makes it, and says so on standard error."""
+    names = labelling.class_names()
     digest = hashlib.sha256(os.path.realpath(found.root).encode(errors="surrogateescape"))
-    for split, names in found.splits.items():
-        for name in names:
+    if labelling != FOUND:
+        digest.update(f"{labelling.label} {labelling.field} {names}".encode(errors="surrogateescape"))
+    for split, tars in found.splits.items():
+        for name in tars:
             path = found.root / name
             with reported(f"cannot read shard {path}"):
                 state = path.stat()
@@ -105,15 +146,15 @@ def _kept_index(found: Found, folder: Path) -> ShardIndex:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                _make_index(found, path)
+                _make_index(found, labelling.rule(), names, path)
     return parse_index(path.read_bytes(), path, found.root)
 
 
-def _make_index(found: Found, path: Path) -> None:
+def _make_index(found: Found, rule: LabelRule | None, names: Sequence[str], path: Path) -> None:
     begin = time.monotonic()
     # A process takes longer to start than to read the headers of a few shards.
     workers = min(int(joblib.cpu_count()), 1 + sum(map(len, found.splits.values())) // SHARDS_PER_PROCESS)
-    index = index_shards(found, workers=workers, progress=sys.stderr.isatty())
+    index = index_shards(found, label=rule, class_names=names, workers=workers, progress=sys.stderr.isatty())
     _write(path, index)
     splits = ", ".join(f"{name} {split.num_samples:,}" for name, split in index.splits.items())
     tqdm.write(

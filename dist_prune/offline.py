@@ -15,9 +15,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from dist_prune.checkpoints.format import load_checkpoint, load_newest
-from dist_prune.checkpoints.restore import config_of, data_of
+from dist_prune.checkpoints.restore import config_with_data
 from dist_prune.checkpoints.train_state import TrainState
-from dist_prune.config import AugmentConfig
+from dist_prune.config import AugmentConfig, override
 from dist_prune.data import ImageData, open_data
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import UserError
@@ -37,21 +37,24 @@ COPIES_BYTES = 2**30  # of copies of the network that one pass over the data may
 
 
 def collapse_run(
-    source: str, out: str | None = None, mask: str | None = None, data: str | None = None, round_to: int | None = None
+    source: str,
+    out: str | None = None,
+    mask: str | None = None,
+    data: str | None = None,
+    eval_data: str | None = None,
+    round_to: int | None = None,
 ) -> dict[str, Any]:
     """Collapse the newest checkpoint of a run folder (or one checkpoint folder) into a sliced checkpoint.
 
-    mask: a mask.json to use instead of a vote over the training images; data: where the shards are now;
+    mask: a mask.json to use instead of a vote over the training images; data, eval_data: where the shards are now;
     out: a folder for mask.json and sliced/ (default: the run folder); round_to: of channels (default: the recipe's).
     Returns the summary. Raises UserError where there is no gate left for a mask or a vote to round.
     """
     if mask and round_to:
         raise UserError("a mask.json is used unchanged: remove --mask or --round_to")
     run, state = _find(Path(source))
-    config = config_of(run)
-    data = data or data_of(run)
-    given = {"data": data, "round_to": round_to}
-    config = config.model_copy(update={key: value for key, value in given.items() if value})
+    config = config_with_data(run, data, eval_data)
+    config = override(config, [f"round_to={round_to}"] if round_to else [])
     images = open_images(config)
     method = build_method(config, images)
     phase = interrupted_phase(method.phases(), state, config.seed)
@@ -88,13 +91,15 @@ def open_for_sliced(path: Path, data: str | None) -> tuple[ImageData, str]:
     Returns the images, and where they are. Raises UserError where they have another shape or normalization.
     """
     config = read_sliced_config(path)
-    run, eval_share = RunFolder(path.parent), 0.0
+    chosen: dict[str, Any] = {"data": data}
     if data is None:
-        data, eval_share = data_of(run), config_of(run).eval_share
+        recorded = config_with_data(RunFolder(path.parent))
+        chosen = {key: getattr(recorded, key) for key in ("data", "eval_data", "eval_share")}
+        data = recorded.eval_data or recorded.data.location
     shape, expected = config["input_shape"], config["normalization"]
     # If training used random resized crops, evaluation scales images with a margin and crops the center.
     augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
-    images = open_data(data, image_size=(shape or [None])[-1], augment=augment, eval_share=eval_share)
+    images = open_data(**chosen, image_size=(shape or [None])[-1], augment=augment)
     if shape is not None and tuple(shape) != images.input_shape:
         raise UserError(f"the network takes images of {shape}, {data} has {list(images.input_shape)}")
     if expected is not None and expected != images.normalization:

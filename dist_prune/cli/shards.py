@@ -60,9 +60,10 @@ def _shards_index(arguments: list[str]) -> None:
     parser.add_argument("--classes", metavar="FILE", help="the names of the classes by number, one a line")
     parser.add_argument("--checksums", action="store_true", help="compute those, too, which reads every byte")
     options = _with_workers(parser, arguments)
-    from data_tools.open_shards import write_index
+    from data_tools.open_shards import Labelling, write_index
 
-    path, index = write_index(**options, progress=True)
+    labelling = Labelling(options.pop("label"), options.pop("label_field"), options.pop("classes"))
+    path, index = write_index(**options, labelling=labelling, progress=True)
     for name, split in index.splits.items():
         print(f"{name}: {split.num_samples:,} images in {len(split.filenames)} shards")
     print(f"{len(index.class_names):,} classes, by their {index.label.by} in .{index.label.member}: {path}")

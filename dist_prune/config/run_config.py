@@ -30,6 +30,34 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class DataConfig(Section):
+    """The images of a run; where only their location matters, a text stands for the section."""
+
+    location: str = Field(description="data set: a name, a folder of shards, its index, or a pattern or URL of shards")
+    order: Literal["exact", "stream"] = Field(
+        "exact", description="exact: every sample once, by the index; stream: as webdataset reads, without an index"
+    )
+    label: str | None = Field(
+        None, description="extension of the members with labels: cls, txt or json; null: whichever there are"
+    )
+    label_field: str = Field("", description="field of a json member that is the label; empty: whichever there is")
+    classes: str | _Count | None = Field(
+        None, description="a file with the names of the classes, one a line, or their number; null: by the labels"
+    )
+    samples: _Count | None = Field(None, description="stream: training images of an epoch; null: as an index says")
+    shuffle: _Count = Field(5000, description="stream: images in the shuffle buffer of each reading process")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_location(cls, given: Any) -> Any:
+        return {"location": given} if isinstance(given, str) else given
+
+    @property
+    def is_remote(self) -> bool:
+        """True for a URL or a command."""
+        return "://" in self.location or self.location.startswith("pipe:")
+
+
 class AugmentConfig(Section):
     """Random changes of training images."""
 
@@ -151,19 +179,29 @@ class OptimizerConfig(Section):
 
 
 # Fields that change no result: they may differ when a run is resumed.
-# `data` is one of them since shards are identified by their fingerprint, which is compared by itself.
+# Where the data are is one of them since shards are identified by their fingerprint, which is compared by itself.
 RESUMABLE_FIELDS = frozenset({
-    "data", "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "mask_samples",
+    "data.location", "eval_data", "allow_pipes", "log_every", "checkpoint_every", "checkpoint_minutes",
+    "keep_checkpoints", "keep_best", "mask_samples",
     "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache", "grid_intensity",
     "checkpoint_activations", "compile",
 })  # fmt: skip
+
+
+def is_resumable(key: str) -> bool:
+    """Return True if a field, by its dotted key, may differ when a run is resumed: it changes no result."""
+    return key in RESUMABLE_FIELDS or key.partition(".")[0] in RESUMABLE_FIELDS
 
 
 class RunConfig(OptimizerConfig):
     """One run. Defaults are the paper's settings for CIFAR-10 (arXiv 2302.10798, section 5.1)."""
 
     name: str = Field(description="name of the recipe")
-    data: str = Field(description="data set: a name, a folder of shards, its index, or a pattern or URL of shards")
+    data: DataConfig
+    eval_data: str | None = Field(
+        None, description="where the images to evaluate on are; null: the test or validation split of data"
+    )
+    allow_pipes: bool = Field(False, description="data may be pipe: commands, which a shell runs")
     model: str = Field(description="network, by name")
     model_args: dict[str, Any] = Field({}, description="arguments of the network")
     method: str = Field("consensus", description="way of training, by name")
@@ -214,6 +252,11 @@ class RunConfig(OptimizerConfig):
     def _consistent(self) -> RunConfig:
         if self.compile and self.checkpoint_activations:
             raise ValueError("checkpoint_activations=true needs compile=false: the compiler recomputes by itself")
+        places = self.data.location, self.eval_data or ""
+        if not self.allow_pipes and any(place.startswith("pipe:") for place in places):
+            raise ValueError("pipe: runs a shell command: it needs allow_pipes=true")
+        if self.eval_data and self.eval_share:
+            raise ValueError("eval_data and eval_share exclude each other: both say what to evaluate on")
         # A collapse before the budget is met would keep more than the budget allows.
         at, first = self.freeze.collapse_epoch, math.ceil(self.budget.prune_end * self.epochs)
         if at is not None and self.target_macs is not None and at < first:

@@ -1,8 +1,7 @@
-"""The data that the user names, and its batches for one rank; the embedded data set is made on first use."""
+"""The data that the user names, and its batches for one rank."""
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +10,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_tools import SOURCES, ShardError, ShardIndex, ShardStore, make_shards
-from data_tools.errors import reported, suggestion
-from data_tools.index import INDEX_NAME
-from data_tools.open_shards import open_shards
-from data_tools.sources.base import data_home
-from dist_prune.config import AugmentConfig, CacheConfig
+from data_tools import ShardError, ShardIndex, ShardStore
+from data_tools.open_shards import Labelling, open_shards
+from dist_prune.config import AugmentConfig, CacheConfig, DataConfig
 from dist_prune.data import plan
 from dist_prune.data.batches import Batches, Skipped, read
+from dist_prune.data.locate import locate
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size
 
 CPU = torch.device("cpu")
-EMBEDDED = "digits"
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Where the samples of a split are; rows: of each of its shards those that belong to it, None for all."""
+
+    store: ShardStore
+    index: ShardIndex
+    name: str
+    rows: list[np.ndarray] | None = None
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The number of samples in each of its shards."""
+        return self.index.split(self.name).shard_lengths if self.rows is None else tuple(map(len, self.rows))
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class ImageData:
     channels_last: bool = False
     # The share of the training samples that is the test split, where the shards have none.
     eval_share: float = 0.0
+    # Where the test split is, if it lies elsewhere; its classes are numbered as those of ``index``.
+    eval_data: tuple[ShardStore, ShardIndex] | None = None
     # ``error``, or ``skip`` to count samples that cannot be read in ``skipped`` and leave them out.
     bad_data: str = "error"
     skipped: Skipped = field(default_factory=Skipped, compare=False)
@@ -54,7 +67,8 @@ class ImageData:
     def __post_init__(self) -> None:
         if self.seed < 0 or self.workers < 0:
             raise ShardError(f"seed ({self.seed}) and workers ({self.workers}) must not be negative")
-        output_size(self.index, self.image_size)
+        for index in (self.index, *([self.eval_data[1]] if self.eval_data else [])):
+            output_size(index, self.image_size)
         if self.eval_share and "test" in self.index.splits:
             raise ShardError(f"{self.index.root} has a test split: eval_share must be 0")
 
@@ -64,10 +78,12 @@ class ImageData:
         parts = plan.hold_out(self.index.split("train").shard_lengths, self.eval_share) if self.eval_share else ()
         return dict(zip(("train", "test"), parts, strict=False))
 
-    def _lengths(self, split: str) -> tuple[int, ...]:
-        """Return the number of samples of a split in each of its shards."""
-        rows = self._held_out.get(split)
-        return self.index.split(split).shard_lengths if rows is None else tuple(map(len, rows))
+    def _split(self, name: str) -> _Split:
+        if name == "test" and self.eval_data:
+            return _Split(*self.eval_data, name)
+        if name in self._held_out:
+            return _Split(self.store, self.index, "train", self._held_out[name])
+        return _Split(self.store, self.index, name)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -91,12 +107,14 @@ class ImageData:
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of these data, as plain JSON data: with another one, epochs have other batches."""
-        lengths = {name: list(self._lengths(name)) for name in {**self.index.splits, **self._held_out}}
-        return {"fingerprint": self.index.fingerprint, "shard_lengths": lengths}
+        names = {**self.index.splits, **self._held_out, **(self.eval_data[1].splits if self.eval_data else {})}
+        fingerprints = [self.index.fingerprint, *([self.eval_data[1].fingerprint] if self.eval_data else [])]
+        lengths = {name: list(self._split(name).lengths) for name in names}
+        return {"fingerprint": " ".join(fingerprints), "shard_lengths": lengths}
 
     def num_samples(self, split: str) -> int:
         """Return the number of samples of a split."""
-        return sum(self._lengths(split))
+        return sum(self._split(split).lengths)
 
     def steps_per_epoch(self, global_batch: int) -> int:
         """Return the number of optimizer steps of an epoch; PlanError if the train split is less than a batch."""
@@ -126,18 +144,18 @@ class ImageData:
             ShardError: missing or damaged data (raised when it is reached).
             ReadingFailed: a worker was killed, or reading raised anything else.
         """
-        order = plan.Order(self._lengths("train"), self.seed, epoch, global_batch)
+        order = plan.Order(self._split("train").lengths, self.seed, epoch, global_batch)
         train_plan = plan.TrainPlan(order, micro_batch, rank, world_size)
         first = skip_steps * train_plan.accumulation
         return self._deliver("train", train_plan, device, epoch, first, views)
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
-        split = self.index.split("train")
-        part = plan.Order(self._lengths("train"), self.seed, epoch, global_batch).part(step, 0, global_batch)
-        held, rows = self._held_out.get("train"), dict[str, list[int]]()
+        train = self._split("train")
+        part = plan.Order(train.lengths, self.seed, epoch, global_batch).part(step, 0, global_batch)
+        names, rows = self.index.split("train").filenames, dict[str, list[int]]()
         for shard, row in sorted(zip(part.shards.tolist(), part.rows.tolist(), strict=True)):
-            rows.setdefault(split.filenames[shard], []).append(int(held[shard][row]) if held else row)
+            rows.setdefault(names[shard], []).append(int(train.rows[shard][row]) if train.rows else row)
         return rows
 
     def eval_batches(
@@ -160,7 +178,7 @@ class ImageData:
             ReadingFailed: as ``train_batches``.
         """
         eval_plan = plan.EvalPlan(
-            self._lengths(split), batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
+            self._split(split).lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
         )
         return self._deliver(split, eval_plan, device)
 
@@ -169,11 +187,11 @@ class ImageData:
     ) -> Iterator[Batch]:
         """Read the batches of a plan from number ``first`` on and make them ready on the device."""
         training = isinstance(chosen, plan.TrainPlan)
-        rows = self._held_out.get(split)
-        reader = Reader(self.store, self.index, split if rows is None else "train", chosen.shards, rows)
-        on_images = ImageTransform(self.index, self.image_size, self.augment, training)
+        source = self._split(split)
+        reader = Reader(source.store, source.index, source.name, chosen.shards, source.rows)
+        on_images = ImageTransform(source.index, self.image_size, self.augment, training)
         mixing = self.augment if training else AugmentConfig()
-        on_batch = BatchTransform(self.index, self.input_shape[-1], mixing, self.channels_last, device)
+        on_batch = BatchTransform(source.index, self.input_shape[-1], mixing, self.channels_last, device)
         batches = Batches(chosen, reader, on_images, self.seed, epoch, skip=self.bad_data == "skip", views=views)
         numbers = range(first, len(batches))
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
@@ -187,64 +205,40 @@ class ImageData:
                     raise ShardError(f"all {len(item.skipped)} images of a batch are unreadable: fix the data")
 
 
-def open_data(location: str, *, cache: CacheConfig | None = None, **options: Any) -> ImageData:
+def open_data(
+    data: DataConfig | str, *, eval_data: str | None = None, cache: CacheConfig | None = None, **options: Any
+) -> ImageData:
     """Open a data set in shards.
 
     Args:
-        location: a name under ``$DIST_PRUNE_DATA`` (default ``~/.cache/dist_prune``), a folder of
-            shards, its ``_info.json``, tars as ``FOLDER/X-train-{000000..000004}.tar``, or any of these
-            three as a URL or a ``pipe:`` command; locally also wildcards and lists (``find_shards``).
-            ``digits`` is made under the first on first use.
+        data: the recipe's section, or only the location: a name under ``$DIST_PRUNE_DATA`` (default
+            ``~/.cache/dist_prune``), a folder of shards, its ``_info.json``, tars as
+            ``FOLDER/X-train-{000000..000004}.tar``, or any of these three as a URL or a ``pipe:`` command; locally
+            also wildcards and lists (``find_shards``). ``digits`` is made under the first on first use.
+        eval_data: likewise, of the images to evaluate on, if they are elsewhere.
         cache: where shards of URLs are kept, and how much room they may take.
         options: fields of ``ImageData``: seed, workers, image_size, augment, channels_last, eval_share, bad_data.
 
     Raises:
-        ShardError: nothing there, or missing or damaged shards.
+        ShardError: nothing there, or missing or damaged shards, or ``eval_data`` has other classes.
     """
+    chosen = DataConfig(location=data) if isinstance(data, str) else data
     cache = cache or CacheConfig()
-    store, index = open_shards(
-        _find(location),
-        cache_dir=cache.folder,
-        cache_bytes=int(cache.gigabytes * 1e9),
-        timeout=cache.timeout,
-        retries=cache.retries,
-    )
-    data = ImageData(index, store, **options)
-    if isinstance(data.index.root, Path) and data.bad_data == "error":
-        data.index.check_files()
-    return data
-
-
-def absolute(location: str) -> str:
-    """Return a location that means the same from every folder; names, URLs and commands stay as they are."""
-    if "://" in location or location.startswith("pipe:"):
-        return location
-    found = _find(location)
-    # A name refers to a folder below the data home, which may move.
-    return location if found != location else os.path.abspath(location)
-
-
-def _find(location: str) -> str:
-    """Return the location of the data set of this name, if it is a name."""
-    home = data_home()
-    is_name = os.path.basename(location) == location and not location.endswith(".tar")
-    if is_name and (home / location / INDEX_NAME).is_file():
-        return str(home / location)
-    if location == EMBEDDED:
-        # Several processes may do so at once.
-        with reported(f"cannot make {home / EMBEDDED}", fix="; set DIST_PRUNE_DATA to a folder that you may write to"):
-            (home / EMBEDDED).mkdir(parents=True, exist_ok=True)
-        make_shards(EMBEDDED, None, home / EMBEDDED)
-        return str(home / EMBEDDED)
-    datasets = [name for name, source in SOURCES.items() if source.is_dataset]
-    if location in datasets and not (Path(location) / INDEX_NAME).is_file():
-        raise ShardError(
-            f"dataset {location!r} not found; create it with dist-prune shards make {location} --out {home / location}"
+    places = [chosen.location, *([eval_data] if eval_data else [])]
+    (store, index), *evaluated = (
+        open_shards(
+            locate(place),
+            Labelling(chosen.label, chosen.label_field, chosen.classes),
+            cache_dir=cache.folder,
+            cache_bytes=int(cache.gigabytes * 1e9),
+            timeout=cache.timeout,
+            retries=cache.retries,
         )
-    if not is_name or Path(location).exists():
-        return location
-    known = sorted({*datasets, *(index.parent.name for index in home.glob(f"*/{INDEX_NAME}"))})
-    raise ShardError(
-        f"no dataset {location!r}{suggestion(location, known)}: "
-        f"expected a folder of shards or one of {', '.join(known)}"
+        for place in places
     )
+    options["eval_data"] = next(((store, of.numbered_as(index)) for store, of in evaluated), None)
+    opened = ImageData(index, store, **options)
+    for found in (index, *(of for _, of in evaluated)):
+        if isinstance(found.root, Path) and opened.bad_data == "error":
+            found.check_files()
+    return opened

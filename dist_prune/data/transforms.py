@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_tools import ShardError, ShardIndex
-from data_tools.images import ImageError, load_pixels, open_image, with_channels
+from data_tools.images import UPRIGHT, ImageError, Orientation, load_pixels, open_image, orientation_of, with_channels
 from dist_prune.config import AugmentConfig
 from dist_prune.data.augment import apply_policy, cutmix, cutout, flip, mixup, padded_crops
 from dist_prune.data.batch_rng import BatchRng
@@ -53,14 +53,30 @@ def decode_part(data: bytes, channels: int, size: Size, box_of: Callable[[Size],
     """
     with open_image(data) as image:
         width, height = image.size
-        box = box_of(Size(height, width))
+        orientation = orientation_of(image)
+        # Of the image as it is stored, which may lie on its side.
+        box = _stored_box(box_of, Size(height, width), orientation)
+        stored = Size(*size[::-1]) if orientation.transpose else size
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, where the part then still fills ``size``.
-        image.draft(None, (-(-width * size.width // box.width), -(-height * size.height // box.height)))
+        image.draft(None, (-(-width * stored.width // box.width), -(-height * stored.height // box.height)))
         load_pixels(image)
         left, right = (round(x * image.width / width) for x in (box.left, box.left + box.width))
         top, bottom = (round(y * image.height / height) for y in (box.top, box.top + box.height))
         part = with_channels(image.crop((left, top, right, bottom)), channels)
-    return resize(np.array(part).reshape(bottom - top, right - left, channels), size)
+    pixels = np.array(part).reshape(bottom - top, right - left, channels)
+    return resize(pixels if orientation is UPRIGHT else np.ascontiguousarray(orientation.upright(pixels)), size)
+
+
+def _stored_box(box_of: Callable[[Size], Box], image: Size, orientation: Orientation) -> Box:
+    """Return the part that is chosen of the upright image, in an image that is stored in this orientation."""
+    if orientation is UPRIGHT:
+        return box_of(image)
+    left, top, width, height = box_of(Size(*image[::-1]) if orientation.transpose else image)
+    if orientation.transpose:
+        left, top, width, height = top, left, height, width
+    left = image.width - left - width if orientation.mirror_x else left
+    top = image.height - top - height if orientation.mirror_y else top
+    return Box(left, top, width, height)
 
 
 def resize(pixels: np.ndarray, size: Size) -> np.ndarray:

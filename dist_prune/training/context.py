@@ -155,6 +155,7 @@ def open_images(config: RunConfig) -> ImageData:
     """Open the recipe's data; each rank opens its own."""
     return open_data(
         config.data,
+        eval_data=config.eval_data,
         seed=config.seed,
         workers=config.workers,
         image_size=config.image_size,

@@ -146,7 +146,7 @@ def _write(context: RunContext, sliced: nn.Module, decision: Decision | None, su
         resized_side=data.resized_side,
         normalization=data.normalization,
         class_names=data.class_names,
-        results={"trained on": context.config.data, **summary},
+        results={"trained on": context.config.data.location, **summary},
     )
     reloaded = load_sliced(context.folder.sliced)
     ours = sliced.state_dict()

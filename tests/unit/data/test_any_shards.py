@@ -17,7 +17,7 @@ from made_shards import encoded
 from PIL import Image
 
 from data_tools import ShardError, verify_shards
-from data_tools.open_shards import open_shards, write_index
+from data_tools.open_shards import Labelling, open_shards, write_index
 from dist_prune.data import open_data
 
 COUNT, PER_SHARD, CLASSES = 22, 6, 4
@@ -192,18 +192,18 @@ def test_the_index_is_made_once_and_told_on_one_line(folder, capfd):
 
 def test_an_index_can_be_written_beside_the_shards_with_names_and_checksums(folder, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
-    path, written = write_index(str(folder), classes=str(tmp_path / "names.txt"), checksums=True)
+    path, written = write_index(str(folder), Labelling(classes=str(tmp_path / "names.txt")), checksums=True)
     assert path == folder / "_info.json"
     _, read = open_shards(str(folder))
     assert read == written
     assert read.class_names == NAMES
     assert all(shard.sha256 for shard in read.shards())
     with pytest.raises(ShardError, match="names no tars that lack an index"):
-        write_index(str(folder / "set-train-*.tar"))
+        write_index(str(folder / "set-train-*.tar"), Labelling())
     with pytest.raises(ShardError, match="nowhere is not there"):
-        write_index(str(folder / "nowhere"))
+        write_index(str(folder / "nowhere"), Labelling())
     with pytest.raises(ShardError, match="https://host/shards is a URL: index a copy"):
-        write_index("https://host/shards")
+        write_index("https://host/shards", Labelling())
 
 
 def write(folder: Path, samples: list[dict[str, bytes]]) -> None:
