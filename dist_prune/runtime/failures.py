@@ -169,10 +169,10 @@ def report_first_on_node() -> bool:
     """Return True for the first rank of this machine, of one start of the run, that asks; by a marker file."""
     # What the ranks of a machine have in common even before they have met.
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
-    common = [*(os.environ.get(name, "").replace(os.sep, "-") for name in names), str(os.getppid())]
+    values = [socket.gethostname(), *(os.environ.get(name, "") for name in names), str(os.getppid())]
     remove_old_marks()
     try:
-        Path(tempfile.gettempdir(), _MARK.format("-".join(common))).touch(exist_ok=False)
+        Path(tempfile.gettempdir(), _MARK.format("-".join(values).replace(os.sep, "-"))).touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
