@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import shutil
 import sys
 import tempfile
@@ -39,6 +40,7 @@ SHARES = {
     "_info.json": 4, "shard bytes": 2, "foreign tars": 6, "lists of shards": 5, "manifest": 3,
 }  # fmt: skip
 TRAIN_STARTS = 24  # of the cases on the command line: they take longest
+MOST_MEMORY = 6 * 2**30  # bytes
 NOT_READY = 77  # exit code of a process that could not begin
 Case = tuple[str, int]
 
@@ -152,6 +154,8 @@ def work(material: Material, cases: list[Case], numbers: range, seed: int, there
     """Run the cases of these numbers, in one process."""
     home = Path(tempfile.mkdtemp(dir=material.home))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    # A case that needs more would end other programs of this machine.
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     try:
         warm_up(material, home) if not there else None
     except BaseException:

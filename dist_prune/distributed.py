@@ -8,6 +8,7 @@ import errno
 import ipaddress
 import json
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -30,6 +31,7 @@ class NotMet(RuntimeError):
 
 
 _store: dist.Store | None = None  # on rank 0 (or torchrun's agent); the ranks have met there
+_meeting = ""  # random name of that, once this rank has reached the store
 
 
 def meet(introduction: str, seconds: float) -> list[str]:
@@ -39,7 +41,7 @@ def meet(introduction: str, seconds: float) -> list[str]:
         UserError: rank 0 cannot listen on the rendezvous port.
         NotMet: a rank does not come within ``seconds``, or rank 0 is gone.
     """
-    global _store
+    global _store, _meeting
     if os.environ["WORLD_SIZE"] == "1":
         # A single rank meets no other, so a port that another program uses must not stop it.
         _store = dist.HashStore()
@@ -49,6 +51,9 @@ def meet(introduction: str, seconds: float) -> list[str]:
         with _silent():
             # torchrun keeps one store over its restarts; without a prefix, ranks would find those of dead ones.
             _store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _connect(seconds))
+            if rank() == 0:
+                _store.set("meeting", secrets.token_hex(8))
+            _meeting = _store.get("meeting").decode()
             missing = _introduce(_store, introduction, seconds)
             met = [] if missing else [text.decode() for text in _store.multi_get(_names())]
     except (OSError, RuntimeError) as error:
@@ -65,6 +70,12 @@ def meet(introduction: str, seconds: float) -> list[str]:
         came = f"{who}{more} did not come within {seconds:g} s (rank_timeout)"
         raise NotMet(f"rank {rank()} cannot meet the others at {place}: {came}")
     return met
+
+
+def meeting() -> str:
+    """Return a text that the ranks of this machine have in common, and no other start; even if they have not met."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    return _meeting or "-".join([*(os.environ.get(name, "") for name in names), str(os.getppid())])
 
 
 def _names() -> list[str]:

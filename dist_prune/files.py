@@ -108,6 +108,16 @@ def write_at_end(path: Path, data: bytes) -> None:
             raise
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the content of a file that others may have made; OSError or ValueError if it is none.
+
+    Reading a device or a pipe might have no end.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+    return path.read_bytes()
+
+
 def to_json(value: Any, indent: int | None = None) -> str:
     """`value` as strict JSON: NaN and infinities become null, tensors and arrays become lists or numbers."""
     # Tensors and arrays know themselves how to become plain: their libraries are not imported here.

@@ -167,12 +167,11 @@ def describe_lost_rank(error: Exception, peers: list[Peer], timeout: float) -> s
 
 def report_first_on_node() -> bool:
     """Return True for the first rank of this machine, of one start of the run, that asks; by a marker file."""
-    # What the ranks of a machine have in common even before they have met.
-    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
-    values = [socket.gethostname(), *(os.environ.get(name, "") for name in names), str(os.getppid())]
     remove_old_marks()
+    # Machines may share the folder.
+    mark = f"{socket.gethostname()}-{distributed.meeting()}".replace(os.sep, "-")
     try:
-        Path(tempfile.gettempdir(), _MARK.format("-".join(values).replace(os.sep, "-"))).touch(exist_ok=False)
+        Path(tempfile.gettempdir(), _MARK.format(mark)).touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
