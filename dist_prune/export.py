@@ -34,7 +34,7 @@ RECORDED_AT = 2
 LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of max(1, the largest logit)
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 # What users of a file need to know.
-DESCRIPTION = ("input_shape", "resized_side", "normalization", "class_names")
+DESCRIPTION = ("input_shape", "resized_side", "interpolation", "normalization", "class_names")
 
 
 def export_sliced(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dist_prune.checkpoints.format import load_checkpoint, load_newest
 from dist_prune.checkpoints.restore import config_with_data
 from dist_prune.checkpoints.train_state import TrainState
-from dist_prune.config import AugmentConfig, override
+from dist_prune.config import override
 from dist_prune.data import ImageData, open_data
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import UserError
@@ -96,10 +96,14 @@ def open_for_sliced(path: Path, data: str | None) -> tuple[ImageData, str]:
         recorded = config_with_data(RunFolder(path.parent))
         chosen = {key: getattr(recorded, key) for key in ("data", "eval_data", "eval_share")}
         data = recorded.eval_data or recorded.data.location
-    shape, expected = config["input_shape"], config["normalization"]
-    # If training used random resized crops, evaluation scales images with a margin and crops the center.
-    augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
-    images = open_data(**chosen, image_size=(shape or [None])[-1], augment=augment)
+    shape, expected, resized = config["input_shape"], config["normalization"], config["resized_side"]
+    images = open_data(
+        **chosen,
+        # Only images that are used at their own size may have two different sides.
+        image_size=shape[1] if shape and shape[1] == shape[2] else None,
+        eval_crop=min(shape[1:]) / resized if shape and resized else None,
+        interpolation=config["interpolation"] or "bilinear",
+    )
     if shape is not None and tuple(shape) != images.input_shape:
         raise UserError(f"the network takes images of {shape}, {data} has {list(images.input_shape)}")
     if expected is not None and expected != images.normalization:

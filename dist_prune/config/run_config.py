@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dist_prune.config.schedules import Constant, PositiveSchedule, Schedule
+from dist_prune.config.schedules import LARGEST_SIDE, Constant, PositiveSchedule, Schedule, Side, Sides
 
-# Ranges of numbers. Images with longer sides are refused anyway: they may be an attack on memory.
-_Side = Annotated[int, Field(ge=0, le=2**13)]
-_ImageSide = Annotated[int, Field(ge=1, le=2**13)]
+# Ranges of numbers.
+_Side = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
 _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Epochs = Annotated[int, Field(ge=1, le=10**6)]
 _Minutes = Annotated[float, Field(gt=0, le=10**6)]
@@ -73,12 +72,15 @@ class AugmentConfig(Section):
 
 
 class CacheConfig(Section):
-    """The local cache of shards that are downloaded."""
+    """What is kept on this machine: shards that are downloaded, and decoded pixels of tiny images."""
 
     folder: str | None = Field(None, description="cache folder; null: in the system's temporary folder")
     gigabytes: float = Field(16.0, gt=0, le=10**6, description="size of the cache")
     timeout: float = Field(60.0, gt=0, le=86400, description="seconds without a byte until a transfer fails")
     retries: int = Field(5, ge=0, le=1000, description="attempts after a failed transfer")
+    decoded_gigabytes: float = Field(
+        2.0, ge=0, le=10**6, description="size of the cache of decoded images, where all have one size; 0: none"
+    )
 
 
 class GatesConfig(Section):
@@ -227,7 +229,14 @@ class RunConfig(OptimizerConfig):
     eval_share: float = Field(
         0.0, ge=0, lt=1, description="share of the training images to evaluate on, where there is no test split"
     )
-    image_size: _ImageSide | None = Field(None, description="side of the square images in pixels; null: as they are")
+    image_size: Sides | None = Field(
+        None, description="side of the square images in pixels, or a schedule of it by epoch; null: as they are"
+    )
+    eval_size: Side | None = Field(None, description="side of the images in evaluation; null: image_size, the last one")
+    eval_crop: float | None = Field(
+        None, ge=0.05, le=1, description="share of the side that evaluation keeps; null: 0.875, or all of equal images"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="how images are scaled")
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(1, ge=0, le=1024, description="data-loading processes per rank")
     channels_last: bool = Field(True, description="memory format of images and weights")

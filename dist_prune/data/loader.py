@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data_tools import ShardError, ShardIndex, ShardStore
 from data_tools.open_shards import Labelling, open_shards
 from dist_prune.config import AugmentConfig, CacheConfig, DataConfig
+from dist_prune.config.schedules import Ramp, Steps, side_at
 from dist_prune.data import plan
 from dist_prune.data.batches import Batches, Skipped, read
+from dist_prune.data.decoded import NO_PLACE, DecodedSplit, open_decoded
 from dist_prune.data.locate import locate
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size
+from dist_prune.errors import one_line
 
 CPU = torch.device("cpu")
 
@@ -51,8 +57,8 @@ class ImageData:
     seed: int = 1
     # Reading processes of each rank; with 0 the rank reads by itself.
     workers: int = 1
-    # The side of the (then square) images in pixels; None keeps theirs.
-    image_size: int | None = None
+    # The side of the (then square) images in pixels, perhaps by epoch; None keeps theirs.
+    image_size: int | Ramp | Steps | None = None
     # Of training images.
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     channels_last: bool = False
@@ -62,13 +68,22 @@ class ImageData:
     eval_data: tuple[ShardStore, ShardIndex] | None = None
     # ``error``, or ``skip`` to count samples that cannot be read in ``skipped`` and leave them out.
     bad_data: str = "error"
+    # The side of images in evaluation; None: the last of training.
+    eval_size: int | None = None
+    # The share of the side that evaluation keeps of the center; None: ``EVAL_CROP`` of photographs, else all.
+    eval_crop: float | None = None
+    # ``bilinear`` or ``bicubic``.
+    interpolation: str = "bilinear"
+    # The most bytes of decoded images that are kept on this machine.
+    decoded_bytes: int = 0
     skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.workers < 0:
             raise ShardError(f"seed ({self.seed}) and workers ({self.workers}) must not be negative")
         for index in (self.index, *([self.eval_data[1]] if self.eval_data else [])):
-            output_size(index, self.image_size)
+            for epoch in (0, None):
+                output_size(index, self._side(epoch))
         if self.eval_share and "test" in self.index.splits:
             raise ShardError(f"{self.index.root} has a test split: eval_share must be 0")
 
@@ -85,6 +100,31 @@ class ImageData:
             return _Split(self.store, self.index, "train", self._held_out[name])
         return _Split(self.store, self.index, name)
 
+    @functools.cached_property
+    def _decoded(self) -> dict[tuple[object, str], DecodedSplit | None]:
+        """The decoded splits that are open; None where there is no place for them."""
+        return {}
+
+    def _open_decoded(self, source: _Split, rank: int, make: bool) -> DecodedSplit | None:
+        """Return the decoded samples of a split; None if its shards are to be read."""
+        key = source.index.root, source.name
+        if key not in self._decoded:
+            in_use = {split.path for split in self._decoded.values() if split}
+            found = None
+            try:
+                found = open_decoded(source.store, source.index, source.name, self.decoded_bytes, in_use, make)
+            except ShardError:  # which is reported when it is met in reading
+                pass
+            except NO_PLACE as error:
+                if rank == 0:
+                    reason = one_line(f"{source.name} images are decoded anew in every epoch: {error}")
+                    tqdm.write(reason, file=sys.stderr)
+            if make or found:
+                self._decoded[key] = found
+            return found.only(source.rows) if found else None
+        kept = self._decoded[key]
+        return kept.only(source.rows) if kept else None
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, by label."""
@@ -92,8 +132,21 @@ class ImageData:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images of a batch."""
-        return (self.index.channels, *output_size(self.index, self.image_size))
+        """(C, H, W) of the images in evaluation, which a network is for."""
+        return self._shape(None)
+
+    def train_shape(self, epoch: int) -> tuple[int, int, int]:
+        """Return (C, H, W) of the images in an epoch of training."""
+        return self._shape(epoch)
+
+    def _shape(self, epoch: int | None) -> tuple[int, int, int]:
+        return (self.index.channels, *output_size(self.index, self._side(epoch)))
+
+    def _side(self, epoch: int | None) -> int | None:
+        """Return the side of images in an epoch of training, or in evaluation (``epoch`` None)."""
+        if epoch is None:
+            return self.eval_size or side_at(self.image_size, math.inf)
+        return side_at(self.image_size, epoch)
 
     @property
     def normalization(self) -> dict[str, list[float]]:
@@ -103,7 +156,19 @@ class ImageData:
     @property
     def resized_side(self) -> int | None:
         """The length of the shorter side in evaluation, in pixels; None: images are used whole."""
-        return ImageTransform(self.index, self.image_size, self.augment, training=False).resized_side
+        index = self.eval_data[1] if self.eval_data else self.index
+        return self._transform(index, None).resized_side
+
+    def _transform(self, index: ShardIndex, epoch: int | None) -> ImageTransform:
+        """Return the transform of images in an epoch of training, or in evaluation (``epoch`` None)."""
+        return ImageTransform(
+            index,
+            self._side(epoch),
+            self.augment,
+            training=epoch is not None,
+            eval_crop=self.eval_crop,
+            interpolation=self.interpolation,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of these data, as plain JSON data: with another one, epochs have other batches."""
@@ -147,7 +212,7 @@ class ImageData:
         order = plan.Order(self._split("train").lengths, self.seed, epoch, global_batch)
         train_plan = plan.TrainPlan(order, micro_batch, rank, world_size)
         first = skip_steps * train_plan.accumulation
-        return self._deliver("train", train_plan, device, epoch, first, views)
+        return self._deliver("train", train_plan, device, rank, epoch=epoch, first=first, views=views)
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
@@ -180,19 +245,31 @@ class ImageData:
         eval_plan = plan.EvalPlan(
             self._split(split).lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
         )
-        return self._deliver(split, eval_plan, device)
+        # For a few samples of many, all would be decoded.
+        return self._deliver(split, eval_plan, device, rank, may_decode=limit is None)
 
     def _deliver(
-        self, split: str, chosen: plan.Plan, device: torch.device, epoch: int = 0, first: int = 0, views: int = 1
+        self,
+        split: str,
+        chosen: plan.Plan,
+        device: torch.device,
+        rank: int,
+        *,
+        epoch: int = 0,
+        first: int = 0,
+        views: int = 1,
+        may_decode: bool = True,
     ) -> Iterator[Batch]:
         """Read the batches of a plan from number ``first`` on and make them ready on the device."""
         training = isinstance(chosen, plan.TrainPlan)
         source = self._split(split)
         reader = Reader(source.store, source.index, source.name, chosen.shards, source.rows)
-        on_images = ImageTransform(source.index, self.image_size, self.augment, training)
+        on_images = self._transform(source.index, epoch if training else None)
         mixing = self.augment if training else AugmentConfig()
-        on_batch = BatchTransform(source.index, self.input_shape[-1], mixing, self.channels_last, device)
-        batches = Batches(chosen, reader, on_images, self.seed, epoch, skip=self.bad_data == "skip", views=views)
+        on_batch = BatchTransform(source.index, on_images.size.width, mixing, self.channels_last, device)
+        decoded = self._open_decoded(source, rank, may_decode) if self.decoded_bytes and on_images.keeps_whole else None
+        skip = self.bad_data == "skip"
+        batches = Batches(chosen, reader, on_images, self.seed, epoch, skip, views, decoded)
         numbers = range(first, len(batches))
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
             for item in arriving:
@@ -217,7 +294,7 @@ def open_data(
             also wildcards and lists (``find_shards``). ``digits`` is made under the first on first use.
         eval_data: likewise, of the images to evaluate on, if they are elsewhere.
         cache: where shards of URLs are kept, and how much room they may take.
-        options: fields of ``ImageData``: seed, workers, image_size, augment, channels_last, eval_share, bad_data.
+        options: fields of ``ImageData``: seed, workers, image_size and so on.
 
     Raises:
         ShardError: nothing there, or missing or damaged shards, or ``eval_data`` has other classes.
@@ -236,6 +313,7 @@ def open_data(
         )
         for place in places
     )
+    options.setdefault("decoded_bytes", int(cache.decoded_gigabytes * 1e9))
     options["eval_data"] = next(((store, of.numbered_as(index)) for store, of in evaluated), None)
     opened = ImageData(index, store, **options)
     for found in (index, *(of for _, of in evaluated)):

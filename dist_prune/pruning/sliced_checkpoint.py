@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
@@ -38,6 +38,7 @@ class _Description(BaseModel):
     kept_units: dict[str, list[int]]
     input_shape: Annotated[list[_Size], Field(min_length=3, max_length=3)] | None = None
     resized_side: _Size | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
     normalization: dict[str, list[float]] | None = None
     class_names: list[str] | None = None
     folded_norms: dict[str, str] = {}
@@ -50,6 +51,7 @@ def save_sliced(
     *,
     input_shape: Sequence[int] | None = None,
     resized_side: int | None = None,
+    interpolation: str | None = None,
     normalization: Mapping[str, Sequence[float]] | None = None,
     class_names: Sequence[str] | None = None,
     results: Mapping[str, Any] | None = None,
@@ -62,6 +64,7 @@ def save_sliced(
         input_shape: (C, H, W).
         resized_side: pixels to which the shorter side of an image is scaled before its center is cropped; None where
             images are not cropped.
+        interpolation: ``bilinear`` or ``bicubic``, by which images are scaled.
         normalization: {"mean": [...], "std": [...]} per channel, on pixels in [0, 1].
         class_names: by label.
         results: figures for the model card, plain JSON data.
@@ -84,6 +87,7 @@ def save_sliced(
         "kept_units": kept,
         "input_shape": list(input_shape) if input_shape else None,
         "resized_side": resized_side,
+        "interpolation": interpolation,
         "normalization": normalization,
         "class_names": class_names,
         **({"folded_norms": folded} if folded else {}),

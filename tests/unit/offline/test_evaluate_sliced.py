@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
+from data_tools import make_shards
 from dist_prune import build_model
 from dist_prune.config import AugmentConfig
 from dist_prune.data import open_data
@@ -24,6 +26,7 @@ def checkpoint(tmp_path, data_folder):
             tmp_path / "sliced",
             input_shape=images.input_shape,
             resized_side=images.resized_side,
+            interpolation=images.interpolation,
             normalization=images.normalization,
         )
         config = {key: value for key, value in {**read_sliced_config(folder), **changes}.items() if value is not None}
@@ -60,3 +63,26 @@ def test_images_that_are_normalized_otherwise_are_refused(checkpoint):
     folder = checkpoint(open_data("digits"), normalization={"mean": [0.5], "std": [0.5]})
     with pytest.raises(UserError, match="normalized by"):
         open_for_sliced(folder, "digits")
+
+
+def test_images_that_are_not_square_are_evaluated_as_they_are(checkpoint, tmp_path):
+    for split in ("train", "test"):
+        for number in range(4):
+            path = tmp_path / "images" / split / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (12, 10), 60 * number).save(path)
+    make_shards("imagefolder", tmp_path / "images", tmp_path / "shards")
+    trained_on = open_data(str(tmp_path / "shards"))
+    again, _ = open_for_sliced(checkpoint(trained_on), str(tmp_path / "shards"))
+    assert first_images(again).shape == (4, 1, 10, 12)
+    assert torch.equal(first_images(again), first_images(trained_on))
+
+
+def test_size_share_and_interpolation_of_the_run_are_those_of_its_evaluation(checkpoint):
+    options = {"eval_size": 21, "eval_crop": 0.77, "interpolation": "bicubic"}
+    trained_on = open_data("digits", image_size=16, **options)
+    again, _ = open_for_sliced(checkpoint(trained_on), "digits")
+    assert torch.equal(first_images(again), first_images(trained_on))
+    for change in ({"eval_size": 22}, {"eval_crop": 1.0}, {"interpolation": "bilinear"}):
+        other = open_data("digits", image_size=16, **options | change)
+        assert not torch.equal(first_images(again), first_images(other))
