@@ -146,7 +146,7 @@ def naive_baselines(
 
 def measure_naive(
     model: nn.Module,
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    batches: Callable[[], Iterable[tuple[Any, ...]]],
     input_shape: Sequence[int],
     shares: Sequence[float],
     seeds: Sequence[int],

@@ -57,13 +57,14 @@ class WorkerBatch(NamedTuple):
     """A batch that a worker has read.
 
     pixels: (views * B, H, W, C), uint8, view after view; labels: (B,), int64; rng: of the first view;
-    skipped: a message for each sample that was skipped.
+    skipped: a message for each sample that was skipped; samples: numbers in the split, (B,), int64, if they have any.
     """
 
     pixels: Tensor
     labels: Tensor
     rng: BatchRng
     skipped: list[str]
+    samples: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
     """The batches of a plan; an error takes the place of its batch: raised, it would come wrapped in a traceback.
 
     ``skip`` skips samples that cannot be read; ``views``: of each image, in a batch; ``decoded``: what ``transform``
-    makes of the images, as far as they can be read.
+    makes of the images, as far as they can be read; ``starts``: the number of the first sample of each shard.
     """
 
     plan: Plan
@@ -82,6 +83,7 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
     skip: bool
     views: int = 1
     decoded: DecodedSplit | None = None
+    starts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -100,11 +102,15 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
         ]
         pixels, labels, skipped = self._read(part, rngs)
         views = [self.transform.augment(view, rng) for view, rng in zip(pixels, rngs, strict=True)]
+        samples = None if self.starts is None else self.starts[part.shards] + part.rows
         # After the augmentation, whose random numbers go by the row.
         if skipped:
-            views, labels = [view[labels >= 0] for view in views], labels[labels >= 0]
+            kept = labels >= 0
+            views, labels = [view[kept] for view in views], labels[kept]
+            samples = samples if samples is None else samples[kept]
         whole = views[0] if self.views == 1 else np.concatenate(views)
-        return WorkerBatch(torch.from_numpy(whole), torch.from_numpy(labels), rngs[0], skipped)
+        numbers = samples if samples is None else torch.from_numpy(samples)
+        return WorkerBatch(torch.from_numpy(whole), torch.from_numpy(labels), rngs[0], skipped, numbers)
 
     def _read(self, part: Part, rngs: Sequence[BatchRng]) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Return pixels (views, B, H, W, C), labels (B,), -1 where a sample is skipped, and the reasons."""

@@ -46,6 +46,8 @@ class Samples(NamedTuple):
 
     reader: Any  # with the methods of ``Reader``
     decoded: DecodedSplit | None = None
+    # The number of the first sample of each shard; None where samples have no numbers.
+    starts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -218,9 +220,9 @@ class ImageData:
         views: int = 1,
         device: torch.device = CPU,
     ) -> Iterator[Batch]:
-        """Iterate over one epoch of one rank: images (B, C, H, W) float32 and labels (B,) int64, on ``device``.
+        """Iterate over one epoch of one rank, on ``device``.
 
-        With more ``views``, images are (views * B, C, H, W): the same images, augmented anew, view after view.
+        With more ``views``, a batch has the same images, augmented anew, view after view.
         Every rank gets the same number of micro-batches, full ones if nothing is left out. ``skip_steps``
         leaves out the first so many global batches and changes nothing about the others. Labels are
         probabilities (B, classes), float32, if images are mixed.
@@ -249,9 +251,10 @@ class ImageData:
         """Return the samples of a plan in an epoch of training, or in evaluation (``epoch`` None)."""
         source = self._split(split)
         reader = Reader(source.store, source.index, source.name, chosen.shards, source.rows)
+        starts = np.cumsum([0, *source.lengths])[:-1]
         if not self.decoded_bytes or not self._transform(source.index, epoch).keeps_whole:
-            return Samples(reader)
-        return Samples(reader, self._open_decoded(source, rank, may_decode))
+            return Samples(reader, None, starts)
+        return Samples(reader, self._open_decoded(source, rank, may_decode), starts)
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
@@ -310,7 +313,7 @@ class ImageData:
         mixing = self.augment if training else AugmentConfig()
         on_batch = BatchTransform(index, on_images.size.width, mixing, self.channels_last, device)
         skip = self.bad_data == "skip"
-        batches = Batches(chosen, samples.reader, on_images, self.seed, epoch, skip, views, samples.decoded)
+        batches = Batches(chosen, samples.reader, on_images, self.seed, epoch, skip, views, *samples[1:])
         numbers, ended = range(first, len(batches)), 0
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
             for item in arriving:
@@ -318,7 +321,7 @@ class ImageData:
                     raise item
                 self.skipped.add(item.skipped)
                 if len(item.labels):
-                    yield on_batch(item.pixels, item.labels, item.rng)
+                    yield on_batch(item.pixels, item.labels, item.rng, item.samples)
                 # Workers take turns. Those of a stream end at different times, after which their batches are empty.
                 ended = 0 if len(item.labels) or item.skipped else ended + 1
                 if ended == max(self.workers, 1):

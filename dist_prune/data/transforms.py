@@ -23,7 +23,17 @@ CROP_TRIES = 10
 CROP_COLUMNS = 2 * CROP_TRIES + 2  # random numbers for one image
 EVAL_CROP = 224 / 256  # share of the side of photographs that evaluation keeps, unless the recipe says otherwise
 
-Batch = tuple[Tensor, Tensor]
+
+class Batch(NamedTuple):
+    """Training or test images on the device, (views * B, C, H, W), float32, view after view.
+
+    labels: (B,), int64, or probabilities (B, classes) where images are mixed. samples: the number of each image in its
+    split, (B,), int64, on the CPU; None in stream order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    samples: Tensor | None = None
 
 
 class Size(NamedTuple):
@@ -249,7 +259,7 @@ class BatchTransform:
         self._scale = torch.from_numpy(np.tile(1 / (255 * std), width)).float().to(device)
         self._shift = torch.from_numpy(np.tile(-mean / std, width)).float().to(device)
 
-    def __call__(self, pixels: Tensor, labels: Tensor, rng: BatchRng) -> Batch:
+    def __call__(self, pixels: Tensor, labels: Tensor, rng: BatchRng, samples: Tensor | None = None) -> Batch:
         """Normalize, and mix neighbors if asked for.
 
         pixels: of one view or several, view after view; labels (B,), int64, become probabilities (B, classes),
@@ -265,9 +275,9 @@ class BatchTransform:
             mixed = [self._mixed(view, targets, rng) for view in images.split(len(labels))]
             images, labels = torch.cat([view for view, _ in mixed]), mixed[0][1]
         images = images.permute(0, 3, 1, 2)  # which is channels_last
-        return (images if self._channels_last else images.contiguous()), labels
+        return Batch(images if self._channels_last else images.contiguous(), labels, samples)
 
-    def _mixed(self, images: Tensor, targets: Tensor, rng: BatchRng) -> Batch:
+    def _mixed(self, images: Tensor, targets: Tensor, rng: BatchRng) -> tuple[Tensor, Tensor]:
         """Mix by mixup or by cutmix; where both are asked for, half of the steps each."""
         chosen = self._augment
         by_cutmix, *center = rng.of_batch("mix", 3)

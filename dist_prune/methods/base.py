@@ -87,6 +87,7 @@ class Step:
     logits: Tensor  # (views * B, classes)
     means: GateMeans | None  # None in networks without gates
     epoch: float  # since the start of the phase, fraction included
+    samples: Tensor | None = None  # number of each image in the training split, (B,), int64; None in stream order
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ class Phase:
     def vote(self, module: nn.Module, batches: Iterable[Any]) -> Decision | None:
         """Return what ``module``, a plain replica in eval mode, has decided; all ranks call it.
 
-        batches: this rank's share of the training images, (images, labels). At the end of an epoch it is a share of
-        ``mask_samples`` images, at the end of the phase of all.
+        batches: this rank's share of the training images, (images, labels, ...). At the end of an epoch it is a share
+        of ``mask_samples`` images, at the end of the phase of all.
         """
         return None
 

@@ -67,7 +67,7 @@ class RunContext:
             self.pending_errors.append(error)
             black = torch.zeros(views * batching.micro, *self.data.train_shape(epoch), device=self.device)
             labels = torch.zeros(batching.micro, dtype=torch.int64, device=self.device)
-            yield from itertools.repeat((black, labels))
+            yield from itertools.repeat(Batch(black, labels))
 
     def eval_batches(self, split: str, limit: int | None = None) -> Iterator[Batch]:
         """Yield this rank's share of a split, on its device, every sample exactly once; limit: of its first samples.
@@ -89,11 +89,11 @@ class RunContext:
         """Return the first images of a split, up to 64 (B, C, H, W), the same on all ranks; all of them call it."""
         # Every rank reads as rank 0 does: comparing ranks needs equal images.
         batches = self.data.eval_batches(split, batch_size=64, rank=0, world_size=1, device=self.device)
-        images, _ = next(self._while_readable(batches), (None, None))
+        batch = next(self._while_readable(batches), None)
         self.sync_errors()
-        if images is None:
+        if batch is None:
             raise NothingToEvaluate(f"none of the images of the {split} split could be read: fix the data")
-        return images
+        return batch.images
 
     def _while_readable(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         try:

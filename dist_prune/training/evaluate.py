@@ -24,19 +24,19 @@ class CollapseFailed(RunError):
 @torch.no_grad()
 def accuracies(
     models: Mapping[str, nn.Module],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, ...]],
     device: torch.device,
     autocast: AbstractContextManager | None = None,
 ) -> dict[str, float]:
     """Return the top-1 accuracy of each model; every sample counts once over all ranks, and is decoded once.
 
     models: the same names on every rank; they are put in eval mode. batches: this rank's (images (B, C, H, W),
-    labels (B,)); a rank may have none. Raises NothingToEvaluate if no rank has a sample.
+    labels (B,), ...); a rank may have none. Raises NothingToEvaluate if no rank has a sample.
     """
     for model in models.values():
         model.eval()
     counts = torch.zeros(len(models) + 1, dtype=torch.float64, device=device)
-    for images, labels in batches:
+    for images, labels, *_ in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         # The precision of training: users compare these figures with those of training steps.
         with autocast or nullcontext():

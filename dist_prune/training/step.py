@@ -74,7 +74,7 @@ def train_step(
     accumulated = MeanAccumulator(gates_of(engine.module) if phase.has_gates else {})
     scores = torch.zeros(2, device=engine.device)
     terms_seen: dict[str, Tensor] = {}
-    for index, (images, labels) in enumerate(batches):
+    for index, (images, labels, samples) in enumerate(Batch(*batch) for batch in batches):
         place = index * distributed.world_size() + distributed.rank()
         # Every view of an image has gate noise of its own.
         first_sample = place * engine.batching.micro * phase.views
@@ -94,7 +94,7 @@ def train_step(
         task = task_sum * (distributed.world_size() * phase.views / accumulated.micro_samples)
         found = means if phase.has_gates else None
         with engine.refusing_partitioned_weights:
-            terms = phase.loss_terms(Step(engine.module, images, labels, logits, found, epoch))
+            terms = phase.loss_terms(Step(engine.module, images, labels, logits, found, epoch, samples))
         for name, value in terms.items():
             if name in ("task", "total") or value.dim():
                 raise UserError(

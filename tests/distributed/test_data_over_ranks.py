@@ -55,7 +55,7 @@ def train(data: str, out: str, settings: list[str], faulty_rank: int | None = No
     skipped: list[int] = []
 
     def watched(engine: Any, phase: Any, batches: Any, *rest: Any, **named: Any) -> Any:
-        seen.append([image.numpy().tobytes() for images, _ in batches for image in images])
+        seen.append([image.numpy().tobytes() for images, *_ in batches for image in images])
         record = plain(engine, phase, batches, *rest, **named)
         skipped.append(record.flags.skipped)
         return record

@@ -112,7 +112,7 @@ def assert_same_as_webdataset(location: Path | str, folder: Path) -> None:
     ours = [
         (found.class_names[label], pixels)
         for rank in range(3)
-        for images, labels in found.eval_batches("train", batch_size=4, rank=rank, world_size=3)
+        for images, labels, _ in found.eval_batches("train", batch_size=4, rank=rank, world_size=3)
         for pixels, label in zip(pixels_of(found, images), labels.tolist(), strict=True)
     ]
     expected = list(oracle(folder))
@@ -227,7 +227,7 @@ def test_bad_samples_are_counted_and_no_class_is_made_of_them(tmp_path):
     found = open_data(str(tmp_path / "set"), workers=0, bad_data="skip")
     assert found.class_names == ("0", "1", "2", "3")
     batches = list(found.eval_batches("train", batch_size=50, rank=0, world_size=1))
-    assert sum(len(labels) for _, labels in batches) == 600
+    assert sum(len(labels) for _, labels, _ in batches) == 600
     assert found.skipped.take() == 5
 
 
@@ -277,7 +277,7 @@ def test_gray_images_among_colors_become_colors_and_the_first_one_does_not_decid
     write(tmp_path / "set", [{"png": gray, "cls": b"0"}, {"png": data(1, "PNG"), "cls": b"1"}])
     found = open_data(str(tmp_path / "set"), workers=0)
     assert found.input_shape == (3, 6, 6)
-    ((images, _),) = found.eval_batches("train", batch_size=2, rank=0, world_size=1)
+    ((images, *_),) = found.eval_batches("train", batch_size=2, rank=0, world_size=1)
     assert np.array_equal(pixels_of(found, images)[0], np.repeat(image(3)[..., :1], 3, -1))
 
 
@@ -285,7 +285,7 @@ def test_other_members_of_a_sample_are_passed_over_a_mask_of_it_too(tmp_path):
     sample = {"jpg": data(1, "JPEG"), "mask.png": data(2, "PNG"), "cls": b"0", "json": b"{}", "npy": b"x"}
     write(tmp_path / "set", [sample, sample | {"cls": b"1"}])
     found = open_data(str(tmp_path / "set"), workers=0)
-    ((images, _),) = found.eval_batches("train", batch_size=2, rank=0, world_size=1)
+    ((images, *_),) = found.eval_batches("train", batch_size=2, rank=0, world_size=1)
     expected = np.asarray(Image.open(io.BytesIO(data(1, "JPEG"))))
     assert np.array_equal(pixels_of(found, images)[0], expected)
 

@@ -132,7 +132,7 @@ def test_training_batches_become_shorter_and_the_other_images_stay_what_they_wer
     replace(folder / "toy-train-000001.tar", "train-00000020.cls", b"?")
     images = data(folder, **options)
     after = list(images.train_batches(0, **settings))
-    assert [len(labels) for _, labels in after] == [7 if n == at else 8 for n in range(len(before))]
+    assert [len(labels) for _, labels, _ in after] == [7 if n == at else 8 for n in range(len(before))]
     assert images.skipped.take() == 1
     for number, ((old, _), (new, _)) in enumerate(zip(before, after, strict=True)):
         if number == at:
@@ -154,7 +154,7 @@ def test_a_training_batch_of_which_nothing_is_left_is_an_error_because_other_ran
 def test_an_evaluation_batch_of_which_nothing_is_left_is_passed_over(folder):
     remove_shard(folder)
     batches = list(data(folder).eval_batches("test", batch_size=20, rank=0, world_size=1))
-    assert [len(labels) for _, labels in batches] == [20]
+    assert [len(labels) for _, labels, _ in batches] == [20]
 
 
 def test_a_bad_sample_is_told_once_but_counted_each_time(folder, capfd):

@@ -37,7 +37,7 @@ def shard(path: Path, labels: list[str], channels: int = 3, member: str = "cls",
 
 def labels_of(data, split: str = "test") -> list[int]:
     batches = data.eval_batches(split, batch_size=100, rank=0, world_size=1)
-    return torch.cat([labels for _, labels in batches]).tolist()
+    return torch.cat([labels for _, labels, _ in batches]).tolist()
 
 
 def test_a_class_that_the_smaller_split_lacks_shifts_no_other(tmp_path):
@@ -57,7 +57,7 @@ def test_they_replace_the_test_split_and_are_normalized_and_colored_as_the_train
     make(tmp_path / "set", {"train": (rgb, labels, (20, 20)), "test": (rgb[:8], labels[:8], (8,))})
     held = shard(tmp_path / "held" / "val.tar", list("abc"), channels=1)
     data = open_data(str(tmp_path / "set"), eval_data=held, workers=0)
-    ((images, _),) = data.eval_batches("test", batch_size=9, rank=0, world_size=1)
+    ((images, *_),) = data.eval_batches("test", batch_size=9, rank=0, world_size=1)
     assert images.shape == (3, 3, 4, 4)
     # ``made_shards`` normalizes by mean 0 and deviation 1.
     assert (images[:, :, 0, 0] * 255).round().int().tolist() == [[n] * 3 for n in range(3)]

@@ -20,7 +20,7 @@ def folder(tmp_path):
 def held_out(folder: str, world_size: int = 1, **options) -> list[int]:
     data = open_data(folder, eval_share=0.2, **options)
     ranks = [data.eval_batches("test", batch_size=3, rank=rank, world_size=world_size) for rank in range(world_size)]
-    return [number for rank in ranks for images, _ in rank for number in numbers(images)]
+    return [number for rank in ranks for images, *_ in rank for number in numbers(images)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -31,7 +31,7 @@ def test_training_and_evaluation_share_no_image_and_leave_none_out(folder, worke
     assert (data.num_samples("train"), data.num_samples("test")) == (40, 10)
     for epoch in range(2):
         batches = data.train_batches(epoch, micro_batch=4, global_batch=8, rank=0, world_size=1)
-        trained = [number for images, _ in batches for number in numbers(images)]
+        trained = [number for images, *_ in batches for number in numbers(images)]
         assert sorted([*trained, *tested]) == list(range(50))
 
 

@@ -99,7 +99,7 @@ def epoch_of(data: ImageData, epoch: int, world_size: int = 1, **options) -> lis
     """The images of each global batch."""
     sizes = {"micro_batch": 8 // world_size, "global_batch": 8, "world_size": world_size}
     ranks = [list(data.train_batches(epoch, rank=rank, **sizes, **options)) for rank in range(world_size)]
-    return [torch.cat([images for images, _ in step]) for step in zip(*ranks, strict=True)]
+    return [torch.cat([images for images, *_ in step]) for step in zip(*ranks, strict=True)]
 
 
 @pytest.mark.parametrize("sides", [GROWING, Ramp(start=10, end=16, from_epoch=1, to_epoch=3)])
@@ -130,4 +130,4 @@ def test_evaluation_has_its_own_size_or_the_last_of_training(photographs):
         assert data.input_shape == (3, expected, expected)
         for split in ("test", "train"):
             batches = data.eval_batches(split, batch_size=5, rank=0, world_size=1)
-            assert {images.shape[1:] for images, _ in batches} == {(3, expected, expected)}
+            assert {images.shape[1:] for images, *_ in batches} == {(3, expected, expected)}

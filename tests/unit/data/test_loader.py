@@ -223,3 +223,13 @@ def test_workers_pass_on_bytes(folder, monkeypatch):
     )
     train(data(folder, 1))
     assert {(tuple(pixels.shape), pixels.dtype) for pixels in passed} == {((40, 6, 5, 1), torch.uint8)}
+
+
+def test_every_batch_says_the_numbers_of_its_samples_on_any_rank_and_without_those_that_cannot_be_read(folder):
+    images = data(folder)
+    for rank in range(2):
+        for batch in train(images, rank=rank, world_size=2):
+            assert batch.samples.tolist() == numbers(batch.images)
+    held = ImageData(read_index(folder), open_store(folder), 1, 2, None, AugmentConfig(), decoded_bytes=10**6)
+    for batch in held.eval_batches("test", batch_size=7, rank=1, world_size=2):
+        assert batch.samples.tolist() == numbers(batch.images)

@@ -33,7 +33,7 @@ def scans(monkeypatch, tmp_path):
 def read(folder, workers: int, epoch: int) -> list[int]:
     data = open_data(str(folder), workers=workers)
     batches = data.train_batches(epoch, micro_batch=4, global_batch=4, rank=0, world_size=1)
-    return [label for _, labels in batches for label in labels.tolist()]
+    return [label for _, labels, _ in batches for label in labels.tolist()]
 
 
 @pytest.mark.parametrize("workers", [0, 4])

@@ -49,7 +49,7 @@ def opened(location: str, folder: Path, **options):
 
 
 def pixels(data, split: str) -> list[torch.Tensor]:
-    return [images for images, _ in data.eval_batches(split, batch_size=7, rank=0, world_size=1)]
+    return [images for images, *_ in data.eval_batches(split, batch_size=7, rank=0, world_size=1)]
 
 
 PATTERN = "{train,val}/x-{000..003}.tar"

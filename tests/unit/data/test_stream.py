@@ -56,7 +56,7 @@ def evaluated(data, ranks=1, split="test", **options) -> list[tuple[int, int]]:
     return sorted(
         pair
         for rank in range(ranks)
-        for images, labels in data.eval_batches(split, batch_size=7, rank=rank, world_size=ranks, **options)
+        for images, labels, _ in data.eval_batches(split, batch_size=7, rank=rank, world_size=ranks, **options)
         for pair in zip(numbers(images * std + mean), labels.tolist(), strict=True)
     )
 
@@ -66,7 +66,7 @@ def trained(data, *, rank=0, ranks=1, epoch=0, batch=6, skip=0) -> list[list[int
     batches = data.train_batches(
         epoch, micro_batch=batch // ranks, global_batch=batch, rank=rank, world_size=ranks, skip_steps=skip
     )
-    return [numbers(images * std + mean) for images, _ in batches]
+    return [numbers(images * std + mean) for images, *_ in batches]
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 3), (2, 2), (4, 0)])

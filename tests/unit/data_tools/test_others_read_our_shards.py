@@ -85,7 +85,7 @@ def test_every_sample_is_read_with_its_label_and_pixels_by_webdataset_and_timm(f
     mean, std = (np.array(data.normalization[key])[:, None, None] for key in ("mean", "std"))
     expected = [
         (np.rint((image.numpy() * std + mean) * 255).astype(np.uint8).transpose(1, 2, 0), label)
-        for images, labels in data.eval_batches(split, batch_size=64, rank=0, world_size=1)
+        for images, labels, _ in data.eval_batches(split, batch_size=64, rank=0, world_size=1)
         for image, label in zip(images, labels.tolist(), strict=True)
     ]
     assert len(expected) == data.num_samples(split) > 0

@@ -57,7 +57,7 @@ def test_where_the_first_image_cannot_be_read_it_is_named(folder):
 
 def test_the_first_images_are_the_first_that_can_be_read(folder):
     chosen = setting(folder, "skip")
-    whole = torch.cat([images for images, _ in chosen.eval_batches("test")])
+    whole = torch.cat([images for images, *_ in chosen.eval_batches("test")])
     assert torch.equal(chosen.first_images("test"), whole[:64])
     remove(folder, 0)
     left = setting(folder, "skip").first_images("test")
