@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from data_tools.errors import ShardError, reported
+from data_tools.errors import RawShardsError, ShardError, reported
 from data_tools.images import MOST_PIXELS, SMALLEST_STD
 from data_tools.labels import LabelRule
 from data_tools.tar import BLOCK
@@ -120,8 +120,6 @@ class ShardIndex(BaseModel):
     # Per channel, of pixels in [0, 1], measured on the train split.
     mean: tuple[Mean, ...]
     std: tuple[Std, ...]
-    # Encoded images, or arrays of pixels, which all have one shape.
-    format: Literal["files", "raw"]
     # Readable names where ``class_names`` are codes, or nothing.
     class_titles: tuple[Text, ...]
     label: LabelRule = LabelRule()
@@ -225,10 +223,15 @@ class ShardIndex(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _upgrade(cls, content: Any) -> Any:
-        # Earlier versions lack these keys; they knew these values only.
+    def _upgrade(cls, content: Any, info: ValidationInfo) -> Any:
+        if isinstance(content, dict) and content.get("format") == "raw":
+            raise RawShardsError(
+                f"{info.context} holds raw shards, which this version no longer reads; "
+                f"convert them: dist-prune shards make raw {info.context} --out NEW_FOLDER"
+            )
+        # Earlier versions lack this key.
         if isinstance(content, dict) and content.get("version") in (1, 2):
-            return {"format": "files", "class_titles": []} | content | {"version": 3}
+            return {"class_titles": []} | content | {"version": 3}
         return content
 
     @model_validator(mode="after")
@@ -237,19 +240,12 @@ class ShardIndex(BaseModel):
             raise ValueError("class_names lists a name twice")
         if len(self.class_titles) not in (0, len(self.class_names)):
             raise ValueError("class_titles does not have one title for each class")
-        least = BLOCK  # bytes of a sample: its header in the tar
-        if self.image_shape:
-            height, width = self.image_shape[1:]
-            if height * width > MOST_PIXELS:
-                raise ValueError(f"image_shape has more than {MOST_PIXELS} pixels")
-            if self.format == "raw":
-                least = self.channels * height * width + 8  # pixels and a label
-        elif self.format == "raw":
-            raise ValueError("raw images need an image_shape")
+        if self.image_shape and self.image_shape[1] * self.image_shape[2] > MOST_PIXELS:
+            raise ValueError(f"image_shape has more than {MOST_PIXELS} pixels")
         if (len(self.mean), len(self.std)) != (self.channels, self.channels):
             raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
-        for shard in self.shards():
-            if shard.length * least > shard.size:
+        for shard in self.shards():  # the header of each sample is a block
+            if shard.length * BLOCK > shard.size:
                 raise ValueError(f"{shard.name} has {shard.length} samples in {shard.size} bytes")
         # A network trained on one split must not be tested on its images.
         for (first, one), (second, other) in itertools.combinations(self.splits.items(), 2):
@@ -270,5 +266,5 @@ def checksum(path: Path, algorithm: str) -> str:
 def parse_index(data: bytes, path: object, root: Path | str) -> ShardIndex:
     """Return the index in ``data``, the content of the file ``path``; its shards are in ``root``."""
     with reported(f"{path} is no index of shards", ValidationError, fix="; make the shards again"):
-        index = ShardIndex.model_validate_json(data)
+        index = ShardIndex.model_validate_json(data, context=root)
     return index.model_copy(update={"root": root})

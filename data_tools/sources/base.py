@@ -16,12 +16,14 @@ from typing import IO, ClassVar, TypeVar
 import numpy as np
 
 from data_tools.errors import ShardError, reported
-from data_tools.images import ImageFacts, decode_pixels, encode_png, read_header
+from data_tools.images import encode_png
 from data_tools.index import checksum
 from data_tools.labels import classes_of, spelled
 
 # The images set aside for testing must not depend on how the shards are shuffled.
 SPLIT_SEED = 20_260_101
+# Bytes of a small PNG besides its pixels and one for each row: what cannot be compressed is stored.
+PNG_OVERHEAD = 128
 DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
 TAR_DAMAGES = (tarfile.TarError, zlib.error, EOFError, OSError, KeyError)
 
@@ -33,7 +35,7 @@ class RawSplit(ABC):
     """Labelled images that are read one at a time, in any order, also in forked processes.
 
     Of each image: ``names`` (for messages and its identity), ``labels`` (class numbers), ``sizes`` (encoded
-    bytes; of an array those of its pixels, a bound in practice).
+    bytes; of an array a bound on those).
     """
 
     columns: ClassVar[tuple[str, ...]] = ("names", "labels", "sizes")  # attributes with a value for each image
@@ -61,21 +63,13 @@ class RawSplit(ABC):
         # Reading all files to compare them would take as long as writing them.
         return f"{self.names[number]}:{self.sizes[number]}"
 
-    def pixels(self, number: int, channels: int) -> np.ndarray:
-        """Return pixels (H, W, ``channels``) in uint8."""
-        return decode_pixels(self.read(number), channels)
-
-    def facts(self, number: int) -> ImageFacts:
-        """Return the properties of an image that need no decoding."""
-        return read_header(self.read(number))
-
 
 class ArraySplit(RawSplit):
-    """Images held in memory: pixels (N, H, W) or (N, H, W, 3) in uint8; encoded as PNG."""
+    """Images of pixels: an array (N, H, W) or (N, H, W, 3) in uint8, or N of such images; encoded as PNG."""
 
-    def __init__(self, title: str, array: np.ndarray, labels: list[int]) -> None:
+    def __init__(self, title: str, array: np.ndarray | Sequence[np.ndarray], labels: list[int]) -> None:
         names = [f"{title}[{number}]" for number in range(len(labels))]
-        super().__init__(names, labels, [array[0].nbytes] * len(labels))
+        super().__init__(names, labels, [array[0].nbytes + len(array[0]) + PNG_OVERHEAD] * len(labels))
         self.array = array
 
     def read(self, number: int) -> bytes:
@@ -85,15 +79,6 @@ class ArraySplit(RawSplit):
     def identity(self, number: int) -> str:
         """Return a checksum of the pixels."""
         return f"{zlib.crc32(self.array[number].tobytes()):08x}"
-
-    def pixels(self, number: int, channels: int) -> np.ndarray:
-        """Return one image as it is; ``channels`` must be those it has."""
-        return self.array[number].reshape(*self.array.shape[1:3], channels)
-
-    def facts(self, number: int) -> ImageFacts:
-        """Return the common shape."""
-        height, width = self.array.shape[1:3]
-        return ImageFacts(height, width, gray=self.array.ndim == 3, extension="png")
 
 
 class FileSplit(RawSplit):
@@ -170,9 +155,7 @@ class RawDataset:
     read: Callable[[Path | None, ReadOptions], RawData]
     # One particular data set, which can be had without naming a folder.
     is_dataset: bool = True
-    # Pixels rather than encoded images.
-    arrays: bool = False
-    # A number that suits it, or None for the one that suits the format.
+    # A number that suits it; None: as ``writers.SAMPLES_PER_SHARD``.
     samples_per_shard: int | None = None
     # A test split may be missing, and is then set aside on request.
     takes_test_fraction: bool = False

@@ -72,12 +72,15 @@ class AugmentConfig(Section):
 
 
 class CacheConfig(Section):
-    """The local cache of shards that are downloaded."""
+    """What is kept on this machine: shards that are downloaded, and decoded pixels of tiny images."""
 
     folder: str | None = Field(None, description="cache folder; null: in the system's temporary folder")
     gigabytes: float = Field(16.0, gt=0, le=10**6, description="size of the cache")
     timeout: float = Field(60.0, gt=0, le=86400, description="seconds without a byte until a transfer fails")
     retries: int = Field(5, ge=0, le=1000, description="attempts after a failed transfer")
+    decoded_gigabytes: float = Field(
+        2.0, ge=0, le=10**6, description="size of the cache of decoded images, where all have one size; 0: none"
+    )
 
 
 class GatesConfig(Section):

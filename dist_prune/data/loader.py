@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data_tools import ShardError, ShardIndex, ShardStore
 from data_tools.open_shards import Labelling, open_shards
@@ -17,9 +19,11 @@ from dist_prune.config import AugmentConfig, CacheConfig, DataConfig
 from dist_prune.config.schedules import Ramp, Steps, side_at
 from dist_prune.data import plan
 from dist_prune.data.batches import Batches, Skipped, read
+from dist_prune.data.decoded import NO_PLACE, DecodedSplit, open_decoded
 from dist_prune.data.locate import locate
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size
+from dist_prune.errors import one_line
 
 CPU = torch.device("cpu")
 
@@ -70,6 +74,8 @@ class ImageData:
     eval_crop: float | None = None
     # ``bilinear`` or ``bicubic``.
     interpolation: str = "bilinear"
+    # The most bytes of decoded images that are kept on this machine.
+    decoded_bytes: int = 0
     skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +99,31 @@ class ImageData:
         if name in self._held_out:
             return _Split(self.store, self.index, "train", self._held_out[name])
         return _Split(self.store, self.index, name)
+
+    @functools.cached_property
+    def _decoded(self) -> dict[tuple[object, str], DecodedSplit | None]:
+        """The decoded splits that are open; None where there is no place for them."""
+        return {}
+
+    def _open_decoded(self, source: _Split, rank: int, make: bool) -> DecodedSplit | None:
+        """Return the decoded samples of a split; None if its shards are to be read."""
+        key = source.index.root, source.name
+        if key not in self._decoded:
+            in_use = {split.path for split in self._decoded.values() if split}
+            found = None
+            try:
+                found = open_decoded(source.store, source.index, source.name, self.decoded_bytes, in_use, make)
+            except ShardError:  # which is reported when it is met in reading
+                pass
+            except NO_PLACE as error:
+                if rank == 0:
+                    reason = one_line(f"{source.name} images are decoded anew in every epoch: {error}")
+                    tqdm.write(reason, file=sys.stderr)
+            if make or found:
+                self._decoded[key] = found
+            return found.only(source.rows) if found else None
+        kept = self._decoded[key]
+        return kept.only(source.rows) if kept else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -181,7 +212,7 @@ class ImageData:
         order = plan.Order(self._split("train").lengths, self.seed, epoch, global_batch)
         train_plan = plan.TrainPlan(order, micro_batch, rank, world_size)
         first = skip_steps * train_plan.accumulation
-        return self._deliver("train", train_plan, device, epoch, first, views)
+        return self._deliver("train", train_plan, device, rank, epoch=epoch, first=first, views=views)
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
@@ -214,10 +245,20 @@ class ImageData:
         eval_plan = plan.EvalPlan(
             self._split(split).lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
         )
-        return self._deliver(split, eval_plan, device)
+        # For a few samples of many, all would be decoded.
+        return self._deliver(split, eval_plan, device, rank, may_decode=limit is None)
 
     def _deliver(
-        self, split: str, chosen: plan.Plan, device: torch.device, epoch: int = 0, first: int = 0, views: int = 1
+        self,
+        split: str,
+        chosen: plan.Plan,
+        device: torch.device,
+        rank: int,
+        *,
+        epoch: int = 0,
+        first: int = 0,
+        views: int = 1,
+        may_decode: bool = True,
     ) -> Iterator[Batch]:
         """Read the batches of a plan from number ``first`` on and make them ready on the device."""
         training = isinstance(chosen, plan.TrainPlan)
@@ -226,7 +267,9 @@ class ImageData:
         on_images = self._transform(source.index, epoch if training else None)
         mixing = self.augment if training else AugmentConfig()
         on_batch = BatchTransform(source.index, on_images.size.width, mixing, self.channels_last, device)
-        batches = Batches(chosen, reader, on_images, self.seed, epoch, skip=self.bad_data == "skip", views=views)
+        decoded = self._open_decoded(source, rank, may_decode) if self.decoded_bytes and on_images.keeps_whole else None
+        skip = self.bad_data == "skip"
+        batches = Batches(chosen, reader, on_images, self.seed, epoch, skip, views, decoded)
         numbers = range(first, len(batches))
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
             for item in arriving:
@@ -270,6 +313,7 @@ def open_data(
         )
         for place in places
     )
+    options.setdefault("decoded_bytes", int(cache.decoded_gigabytes * 1e9))
     options["eval_data"] = next(((store, of.numbered_as(index)) for store, of in evaluated), None)
     opened = ImageData(index, store, **options)
     for found in (index, *(of for _, of in evaluated)):

@@ -162,6 +162,11 @@ class ImageTransform:
         self._margin = self.resized_side / min(self.size) if self.resized_side else 1.0
         self._fill = np.round(255 * np.array(index.mean)).astype(np.uint8)
 
+    @property
+    def keeps_whole(self) -> bool:
+        """True if ``prepare`` returns every image whole, as it is stored."""
+        return self._stored == self.size and self.resized_side is None
+
     def crops(self, rng: BatchRng) -> np.ndarray:
         """Return the random numbers that ``prepare`` needs for each image, (B, columns)."""
         return rng.of_rows("resized crop", CROP_COLUMNS if self._augment.random_resized_crop else 0)

@@ -110,7 +110,7 @@ def sliced(m: Material, folder: Path, chance: Random) -> Words:
     command = chance.choice(("evaluate", "evaluate", "export"))
     if command == "export":
         return ["export", str(here), "--format", "safetensors", "--out", str(folder / "exported")]
-    return ["evaluate", str(here), "--data", str(chance.choice((m.data, m.raw)))]
+    return ["evaluate", str(here), "--data", str(m.data)]
 
 
 def checkpoint(m: Material, folder: Path, chance: Random) -> Words:
@@ -176,7 +176,7 @@ def shard_bytes(m: Material, folder: Path, chance: Random) -> Words:
 
 
 def _shards(m: Material, folder: Path, chance: Random) -> Path:
-    return Path(shutil.copytree(chance.choice((m.data, m.raw)), folder / "shards"))
+    return Path(shutil.copytree(m.data, folder / "shards"))
 
 
 def _read(m: Material, here: Path, folder: Path, chance: Random) -> Words:

@@ -88,7 +88,7 @@ def photographs(tmp_path_factory) -> ImageData:
     images = [photograph(48 + number % 5, 40, number) for number in range(60)]
     labels = np.arange(60) % 2
     splits = {"train": (images[:48], labels[:48], (20, 28)), "test": (images[48:], labels[48:], (12,))}
-    made = make(folder, splits, "files", same_shape=False)
+    made = make(folder, splits, same_shape=False)
     return ImageData(made, open_store(folder), seed=1, workers=0, image_size=16, augment=CROPPED)
 
 
