@@ -54,7 +54,7 @@ def test_a_class_that_the_smaller_split_lacks_shifts_no_other(tmp_path):
 def test_they_replace_the_test_split_and_are_normalized_and_colored_as_the_training_images(tmp_path):
     images, labels = numbered(40)
     rgb = np.repeat(images, 3, -1)
-    make(tmp_path / "set", {"train": (rgb, labels, (20, 20)), "test": (rgb[:8], labels[:8], (8,))}, "files")
+    make(tmp_path / "set", {"train": (rgb, labels, (20, 20)), "test": (rgb[:8], labels[:8], (8,))})
     held = shard(tmp_path / "held" / "val.tar", list("abc"), channels=1)
     data = open_data(str(tmp_path / "set"), eval_data=held, workers=0)
     ((images, _),) = data.eval_batches("test", batch_size=9, rank=0, world_size=1)
