@@ -141,21 +141,23 @@ class ShardIndex(BaseModel):
             raise ShardError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}{hint}")
         return self.splits[name]
 
-    def numbered_as(self, train: "ShardIndex") -> "ShardIndex":
-        """Return the index of a test split whose images are read as those of ``train``: classes, colors, normalization.
-
-        Raises:
-            ShardError: it has classes that ``train`` has not, or several splits of which none is to be tested on.
-        """
+    def to_evaluate(self) -> "ShardIndex":
+        """Return the index with only the split to evaluate on, as ``test``; ShardError if there are several others."""
         tested, *others = [name for name in ("test", "validation", *self.splits) if name in self.splits]
         if tested not in ("test", "validation") and others:
             raise ShardError(f"{self.root} has the splits {', '.join(self.splits)}: name the tars of one of them")
-        split = self.splits[tested]
+        return self.model_copy(update={"splits": {"test": self.splits[tested].model_copy(update={"name": "test"})}})
+
+    def read_as(self, train: "ShardIndex") -> "ShardIndex":
+        """Return the index of images that are read as those of ``train``: classes, colors, normalization.
+
+        Raises:
+            ShardError: it has classes that ``train`` has not, or colors.
+        """
         if self.image_shape is None and train.channels == 1:
             raise ShardError(f"the images of {self.root} differ in size or have colors, those of {train.root} do not")
         return self.model_copy(
             update={
-                "splits": {"test": split.model_copy(update={"name": "test"})},
                 "label": self.label if self.class_names == train.class_names else self._label_in(train),
                 "image_shape": self.image_shape and (train.channels, *self.image_shape[1:]),
                 **{key: getattr(train, key) for key in ("class_names", "class_titles", "mean", "std")},
@@ -165,8 +167,8 @@ class ShardIndex(BaseModel):
     def _label_in(self, train: "ShardIndex") -> LabelRule:
         """Return the rule by which the labels here stand for the classes of ``train``: a small split lacks some."""
         are_numbers = self.class_names == tuple(map(str, range(len(self.class_names))))
-        are_fewer = len(self.class_names) < len(train.class_names)
-        if are_numbers and are_fewer and self.label.by == train.label.by == "number":
+        are_enough = len(self.class_names) <= len(train.class_names)
+        if are_numbers and are_enough and self.label.by == train.label.by == "number":
             return self.label
         others = sorted(set(self.class_names) - set(train.class_names))
         if others or (self.label.by == "number" and not are_numbers):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from data_tools import tar
 from data_tools.errors import ShardError, reported
-from data_tools.find import Found
+from data_tools.find import Found, Splits
 from data_tools.images import ImageStatistics
 from data_tools.index import ShardIndex, ShardSplit
 from data_tools.labels import FIELDS, LARGEST_LABEL, LabelRule, classes_of, is_number, spelled, why_no_class
@@ -50,9 +50,7 @@ def index_shards(
     Raises:
         ShardError: a shard is missing or damaged, there are no samples, or labels are no classes.
     """
-    splits = {name: found.splits[name] for name in sorted(found.splits, key=lambda name: (name != "train", name))}
-    if "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")  # what runs are measured on has this name
+    splits = in_order_of_use(found.splits)
     store, root = found.store, found.store.spec.root
     rule = label or _rule_of(store, splits)
     # Train comes first; shards to evaluate on may be alone.
@@ -87,6 +85,14 @@ def index_shards(
             splits={split: ShardSplit.of(split, shards) for split, shards in rows.items() if shards},
             root=root if store.is_remote else Path(root),
         )
+
+
+def in_order_of_use(splits: Splits) -> Splits:
+    """Return splits, train first; where there is no test split, the validation split is it."""
+    ordered = {name: splits[name] for name in sorted(splits, key=lambda name: (name != "train", name))}
+    if "test" not in ordered and "validation" in ordered:
+        ordered["test"] = ordered.pop("validation")
+    return ordered
 
 
 def _rule_of(store: ShardStore, splits: Mapping[str, Sequence[str]]) -> LabelRule:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from data_tools.errors import ShardError, reported
-from data_tools.find import Found, find_shards
+from data_tools.find import Found, Splits, find_shards
 from data_tools.index import INDEX_NAME, ShardIndex, parse_index
-from data_tools.indexing import index_shards
+from data_tools.indexing import in_order_of_use, index_shards
 from data_tools.labels import LabelRule
 from data_tools.sources.base import data_home
 from data_tools.store import ShardStore
@@ -131,6 +132,29 @@ def open_shards(location: str, labelling: Labelling = FOUND, **options: Any) -> 
     if labelling != FOUND:
         raise ShardError(f"{location} has an index that says where labels are and what they mean: leave that out")
     return found.store, found.index
+
+
+def sketch_shards(location: str, labelling: Labelling = FOUND, **options: Any) -> tuple[ShardStore, ShardIndex, Splits]:
+    """Return access to shards, an index of them and the names of all; without an index, one of the first of each split.
+
+    Args:
+        location: as for ``find_shards`` and ``open_store``.
+        labelling: where the labels are; the classes must be said if there is no index.
+        options: of ``open_store``.
+
+    Raises:
+        ShardError: as ``open_shards``; nobody says how many classes there are.
+    """
+    found = find_shards(location, **options)
+    if found.index:
+        return found.store, found.index, {name: split.filenames for name, split in found.index.splits.items()}
+    names = labelling.class_names()
+    if not names:
+        raise ShardError(f"{location} has no index that says which classes there are: set data.classes, or order=exact")
+    first = Found(found.store, splits={name: tars[:1] for name, tars in found.splits.items()})
+    with tempfile.TemporaryDirectory(prefix="dist_prune-") as folder:
+        index = index_shards(first, label=labelling.rule(), class_names=names, journal=Path(folder, "scans"))
+    return found.store, index, in_order_of_use(found.splits)
 
 
 def _kept_index(found: Found, labelling: Labelling, folder: Path) -> ShardIndex:

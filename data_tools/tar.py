@@ -6,8 +6,8 @@ A shard holds encoded images with their labels, in a tar of any dialect, as WebD
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import IO, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, NamedTuple, TypeVar
 
 BLOCK = 512  # bytes; tars consist of blocks
 IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of image members, in any case
@@ -29,6 +29,7 @@ class Member(NamedTuple):
 
 
 Parts = dict[str, Member]  # the members of one key, by extension
+Part = TypeVar("Part")
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:
@@ -128,13 +129,13 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def is_sample(parts: Parts, label: str = LABEL) -> bool:
+def is_sample(parts: Mapping[str, object], label: str = LABEL) -> bool:
     """Return True if a group counts as a sample, perhaps a broken one; ``label``: extension of label members."""
     return label in parts or bool(images_of(parts))
 
 
-def images_of(parts: Parts) -> list[Member]:
-    """Return the images of a sample; a valid sample has exactly one.
+def images_of(parts: Mapping[str, Part]) -> list[Part]:
+    """Return the images of a sample, whose parts are by extension; a valid sample has exactly one.
 
     That is ``KEY.jpg``, even beside a ``KEY.mask.png``; with no such member it is ``KEY.left.jpg``.
     """

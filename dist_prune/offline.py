@@ -82,13 +82,13 @@ def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -
     batches = images.eval_batches(split, batch_size=256, rank=0, world_size=1)
     network = load_sliced(path).float()  # an export may have half-precision weights, which CPUs convolve in fp32 only
     measured = accuracies({"accuracy": network}, batches, torch.device("cpu"))
-    return {**measured, "samples": images.num_samples(split), "data": data, "split": split}
+    return {**measured, "samples": images.num_samples(split) or "not counted", "data": data, "split": split}
 
 
 def open_for_sliced(path: Path, data: str | None) -> tuple[ImageData, str]:
     """Open the images as the sliced checkpoint at ``path`` expects them; by default, those of its run.
 
-    Returns the images, and where they are. Raises UserError where they have another shape or normalization.
+    Returns the images, and where they are. Raises UserError for images of another shape, ShardError for other classes.
     """
     config = read_sliced_config(path)
     chosen: dict[str, Any] = {"data": data}
@@ -106,11 +106,8 @@ def open_for_sliced(path: Path, data: str | None) -> tuple[ImageData, str]:
     )
     if shape is not None and tuple(shape) != images.input_shape:
         raise UserError(f"the network takes images of {shape}, {data} has {list(images.input_shape)}")
-    if expected is not None and expected != images.normalization:
-        raise UserError(
-            f"the network was trained on pixels normalized by {expected}, "
-            f"{data} is normalized by {images.normalization}"
-        )
+    if expected is not None:
+        images = images.read_as(config["class_names"] or images.class_names, expected)
     return images, data
 
 

@@ -44,7 +44,7 @@ class DataConfig(Section):
         None, description="a file with the names of the classes, one a line, or their number; null: by the labels"
     )
     samples: _Count | None = Field(None, description="stream: training images of an epoch; null: as an index says")
-    shuffle: _Count = Field(5000, description="stream: images in the shuffle buffer of each reading process")
+    shuffle: _Count = Field(1000, description="stream: images in the shuffle buffer of each reading process")
 
     @model_validator(mode="before")
     @classmethod
@@ -264,6 +264,8 @@ class RunConfig(OptimizerConfig):
         places = self.data.location, self.eval_data or ""
         if not self.allow_pipes and any(place.startswith("pipe:") for place in places):
             raise ValueError("pipe: runs a shell command: it needs allow_pipes=true")
+        if self.eval_share and self.data.order == "stream":
+            raise ValueError("eval_share needs data.order=exact: the samples of a stream have no numbers")
         if self.eval_data and self.eval_share:
             raise ValueError("eval_data and eval_share exclude each other: both say what to evaluate on")
         # A collapse before the budget is met would keep more than the budget allows.

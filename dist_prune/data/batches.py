@@ -45,6 +45,10 @@ _HINTS = {
 _Item = TypeVar("_Item")
 
 
+class EndOfStream(Exception):
+    """There are no more samples, where nobody knew how many there are."""
+
+
 class ReadingFailed(RunError):
     """Data could not be read although the shards are sound: a worker was killed, or the program has a fault."""
 
@@ -88,7 +92,7 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
         except ShardError as error:
             return ShardError(str(error))
         except Exception as error:  # an error that escaped here would leave the other ranks waiting
-            return ReadingFailed(f"reading failed: {_described(error)}")
+            return ReadingFailed(f"reading failed: {described(error)}")
 
     def _batch(self, part: Part) -> WorkerBatch:
         rngs = [
@@ -116,6 +120,8 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
         for row in np.flatnonzero(labels == UNREADABLE).tolist():
             try:
                 pixels[:, row], labels[row] = self._sample(int(part.shards[row]), int(part.rows[row]), crops[:, row])
+            except EndOfStream:
+                return pixels[:, :row], labels[:row], skipped
             except ShardError as error:
                 # A full disk of this machine is no fault of a sample.
                 if not self.skip or isinstance(error, LocalDiskError):
@@ -131,7 +137,7 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
             raise ShardError(f"{self.reader.place(shard, number)}: {error}") from error
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
     """Return type, message and place of an unexpected error in one line."""
     *_, last = traceback.extract_tb(error.__traceback__)
     text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,26 +1,24 @@
-"""The data that the user names, and its batches for one rank."""
+"""A data set in shards, and its batches for one rank."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from data_tools import ShardError, ShardIndex, ShardStore
-from data_tools.open_shards import Labelling, open_shards
-from dist_prune.config import AugmentConfig, CacheConfig, DataConfig
+from dist_prune.config import AugmentConfig
 from dist_prune.config.schedules import Ramp, Steps, side_at
 from dist_prune.data import plan
-from dist_prune.data.batches import Batches, Skipped, read
+from dist_prune.data.batches import Batches, ReadingFailed, Skipped, described, read
 from dist_prune.data.decoded import NO_PLACE, DecodedSplit, open_decoded
-from dist_prune.data.locate import locate
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size
 from dist_prune.errors import one_line
@@ -41,6 +39,13 @@ class _Split:
     def lengths(self) -> tuple[int, ...]:
         """The number of samples in each of its shards."""
         return self.index.split(self.name).shard_lengths if self.rows is None else tuple(map(len, self.rows))
+
+
+class Samples(NamedTuple):
+    """What reads the samples of a split, by shard and row; decoded: most of them, if they are kept."""
+
+    reader: Any  # with the methods of ``Reader``
+    decoded: DecodedSplit | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ class ImageData:
                 if rank == 0:
                     reason = one_line(f"{source.name} images are decoded anew in every epoch: {error}")
                     tqdm.write(reason, file=sys.stderr)
+            except Exception as error:  # an error that escaped here would leave the other ranks waiting
+                raise ReadingFailed(f"reading failed: {described(error)}") from error
             if make or found:
                 self._decoded[key] = found
             return found.only(source.rows) if found else None
@@ -170,6 +177,20 @@ class ImageData:
             interpolation=self.interpolation,
         )
 
+    def read_as(self, class_names: Sequence[str], normalization: Mapping[str, Sequence[float]]) -> "ImageData":
+        """Return the data as a network reads them that was trained on images with these classes and normalization.
+
+        Raises:
+            ShardError: they have other classes, or another number of channels.
+        """
+        mean, std = map(tuple, (normalization["mean"], normalization["std"]))
+        # A network that takes gray images has one number.
+        shape = self.index.image_shape and (len(mean), *self.index.image_shape[1:])
+        seen = {"class_names": tuple(class_names), "class_titles": (), "mean": mean, "std": std, "image_shape": shape}
+        trained = self.index.model_copy(update={**seen, "root": "what the network was trained on"})
+        held = self.eval_data and (self.eval_data[0], self.eval_data[1].read_as(trained))
+        return dataclasses.replace(self, index=self.index.read_as(trained), eval_data=held)
+
     def identity(self) -> dict[str, Any]:
         """Return the identity of these data, as plain JSON data: with another one, epochs have other batches."""
         names = {**self.index.splits, **self._held_out, **(self.eval_data[1].splits if self.eval_data else {})}
@@ -177,13 +198,13 @@ class ImageData:
         lengths = {name: list(self._split(name).lengths) for name in names}
         return {"fingerprint": " ".join(fingerprints), "shard_lengths": lengths}
 
-    def num_samples(self, split: str) -> int:
-        """Return the number of samples of a split."""
+    def num_samples(self, split: str) -> int | None:
+        """Return the number of samples of a split; None if nobody has counted them. ShardError: no such split."""
         return sum(self._split(split).lengths)
 
     def steps_per_epoch(self, global_batch: int) -> int:
         """Return the number of optimizer steps of an epoch; PlanError if the train split is less than a batch."""
-        return plan.steps_per_epoch(self.num_samples("train"), global_batch)
+        return plan.steps_per_epoch(sum(self._split("train").lengths), global_batch)
 
     def train_batches(
         self,
@@ -209,10 +230,28 @@ class ImageData:
             ShardError: missing or damaged data (raised when it is reached).
             ReadingFailed: a worker was killed, or reading raised anything else.
         """
-        order = plan.Order(self._split("train").lengths, self.seed, epoch, global_batch)
-        train_plan = plan.TrainPlan(order, micro_batch, rank, world_size)
+        train_plan = plan.TrainPlan(self._order(epoch, global_batch), micro_batch, rank, world_size)
+        samples = self._train_samples(train_plan, epoch, rank, world_size, skip_steps)
         first = skip_steps * train_plan.accumulation
-        return self._deliver("train", train_plan, device, rank, epoch=epoch, first=first, views=views)
+        return self._deliver("train", train_plan, samples, device, epoch=epoch, first=first, views=views)
+
+    def _order(self, epoch: int, global_batch: int) -> plan.AnyOrder:
+        return plan.Order(self._split("train").lengths, self.seed, epoch, global_batch)
+
+    def _train_samples(
+        self, chosen: plan.TrainPlan, epoch: int, rank: int, world_size: int, skip_steps: int
+    ) -> Samples:
+        return self._samples("train", chosen, rank, epoch)
+
+    def _samples(
+        self, split: str, chosen: plan.TrainPlan | plan.EvalPlan, rank: int, epoch: int | None, may_decode: bool = True
+    ) -> Samples:
+        """Return the samples of a plan in an epoch of training, or in evaluation (``epoch`` None)."""
+        source = self._split(split)
+        reader = Reader(source.store, source.index, source.name, chosen.shards, source.rows)
+        if not self.decoded_bytes or not self._transform(source.index, epoch).keeps_whole:
+            return Samples(reader)
+        return Samples(reader, self._open_decoded(source, rank, may_decode))
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
@@ -242,35 +281,37 @@ class ImageData:
             ShardError: no such split (at once); missing or damaged data (when it is reached).
             ReadingFailed: as ``train_batches``.
         """
-        eval_plan = plan.EvalPlan(
-            self._split(split).lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
-        )
+        chosen, samples = self._evaluation(split, batch_size, rank, world_size, limit)
+        return self._deliver(split, chosen, samples, device)
+
+    def _evaluation(
+        self, split: str, batch_size: int, rank: int, world_size: int, limit: int | None
+    ) -> tuple[plan.Plan, Samples]:
+        lengths = self._split(split).lengths
+        chosen = plan.EvalPlan(lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit)
         # For a few samples of many, all would be decoded.
-        return self._deliver(split, eval_plan, device, rank, may_decode=limit is None)
+        return chosen, self._samples(split, chosen, rank, None, may_decode=limit is None)
 
     def _deliver(
         self,
         split: str,
         chosen: plan.Plan,
+        samples: Samples,
         device: torch.device,
-        rank: int,
         *,
         epoch: int = 0,
         first: int = 0,
         views: int = 1,
-        may_decode: bool = True,
     ) -> Iterator[Batch]:
         """Read the batches of a plan from number ``first`` on and make them ready on the device."""
         training = isinstance(chosen, plan.TrainPlan)
-        source = self._split(split)
-        reader = Reader(source.store, source.index, source.name, chosen.shards, source.rows)
-        on_images = self._transform(source.index, epoch if training else None)
+        index = self._split(split).index
+        on_images = self._transform(index, epoch if training else None)
         mixing = self.augment if training else AugmentConfig()
-        on_batch = BatchTransform(source.index, on_images.size.width, mixing, self.channels_last, device)
-        decoded = self._open_decoded(source, rank, may_decode) if self.decoded_bytes and on_images.keeps_whole else None
+        on_batch = BatchTransform(index, on_images.size.width, mixing, self.channels_last, device)
         skip = self.bad_data == "skip"
-        batches = Batches(chosen, reader, on_images, self.seed, epoch, skip, views, decoded)
-        numbers = range(first, len(batches))
+        batches = Batches(chosen, samples.reader, on_images, self.seed, epoch, skip, views, samples.decoded)
+        numbers, ended = range(first, len(batches)), 0
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
             for item in arriving:
                 if isinstance(item, Exception):
@@ -278,45 +319,9 @@ class ImageData:
                 self.skipped.add(item.skipped)
                 if len(item.labels):
                     yield on_batch(item.pixels, item.labels, item.rng)
-                elif training:  # the other ranks would wait for this one forever
+                # Workers take turns. Those of a stream end at different times, after which their batches are empty.
+                ended = 0 if len(item.labels) or item.skipped else ended + 1
+                if ended == max(self.workers, 1):
+                    return
+                if training and not len(item.labels):  # the other ranks would wait for this one forever
                     raise ShardError(f"all {len(item.skipped)} images of a batch are unreadable: fix the data")
-
-
-def open_data(
-    data: DataConfig | str, *, eval_data: str | None = None, cache: CacheConfig | None = None, **options: Any
-) -> ImageData:
-    """Open a data set in shards.
-
-    Args:
-        data: the recipe's section, or only the location: a name under ``$DIST_PRUNE_DATA`` (default
-            ``~/.cache/dist_prune``), a folder of shards, its ``_info.json``, tars as
-            ``FOLDER/X-train-{000000..000004}.tar``, or any of these three as a URL or a ``pipe:`` command; locally
-            also wildcards and lists (``find_shards``). ``digits`` is made under the first on first use.
-        eval_data: likewise, of the images to evaluate on, if they are elsewhere.
-        cache: where shards of URLs are kept, and how much room they may take.
-        options: fields of ``ImageData``: seed, workers, image_size and so on.
-
-    Raises:
-        ShardError: nothing there, or missing or damaged shards, or ``eval_data`` has other classes.
-    """
-    chosen = DataConfig(location=data) if isinstance(data, str) else data
-    cache = cache or CacheConfig()
-    places = [chosen.location, *([eval_data] if eval_data else [])]
-    (store, index), *evaluated = (
-        open_shards(
-            locate(place),
-            Labelling(chosen.label, chosen.label_field, chosen.classes),
-            cache_dir=cache.folder,
-            cache_bytes=int(cache.gigabytes * 1e9),
-            timeout=cache.timeout,
-            retries=cache.retries,
-        )
-        for place in places
-    )
-    options.setdefault("decoded_bytes", int(cache.decoded_gigabytes * 1e9))
-    options["eval_data"] = next(((store, of.numbered_as(index)) for store, of in evaluated), None)
-    opened = ImageData(index, store, **options)
-    for found in (index, *(of for _, of in evaluated)):
-        if isinstance(found.root, Path) and opened.bad_data == "error":
-            found.check_files()
-    return opened

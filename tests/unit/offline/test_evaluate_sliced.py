@@ -6,11 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data_tools import make_shards
+from data_tools import ShardError, make_shards
 from dist_prune import build_model
 from dist_prune.config import AugmentConfig
 from dist_prune.data import open_data
-from dist_prune.errors import UserError
 from dist_prune.offline import open_for_sliced
 from dist_prune.pruning.sliced_checkpoint import read_sliced_config, save_sliced
 
@@ -36,8 +35,12 @@ def checkpoint(tmp_path, data_folder):
     return make
 
 
+def first(data):
+    return next(iter(data.eval_batches("test", batch_size=64, rank=0, world_size=1)))
+
+
 def first_images(data):
-    return next(iter(data.eval_batches("test", batch_size=64, rank=0, world_size=1)))[0]
+    return first(data)[0]
 
 
 @pytest.mark.parametrize(("random_resized_crop", "side"), [(True, 18), (False, None)])
@@ -59,10 +62,17 @@ def test_checkpoints_from_before_the_margin_was_recorded_take_images_as_a_whole(
     assert open_for_sliced(folder, "digits")[0].resized_side is None
 
 
-def test_images_that_are_normalized_otherwise_are_refused(checkpoint):
-    folder = checkpoint(open_data("digits"), normalization={"mean": [0.5], "std": [0.5]})
-    with pytest.raises(UserError, match="normalized by"):
-        open_for_sliced(folder, "digits")
+def test_images_are_normalized_and_numbered_as_those_that_the_network_was_trained_on(checkpoint):
+    data = open_data("digits")
+    folder = checkpoint(data, normalization={"mean": [0.5], "std": [0.25]})
+    (mean,), (std,) = data.normalization["mean"], data.normalization["std"]
+    images, _ = open_for_sliced(folder, "digits")
+    assert torch.allclose(first_images(images), (first_images(data) * std + mean - 0.5) / 0.25, atol=1e-6)
+    # Numbers are those of its classes, whatever it calls them.
+    named, _ = open_for_sliced(checkpoint(data, class_names=list("abcdefghij")), "digits")
+    assert torch.equal(first(named)[1], first(data)[1])
+    with pytest.raises(ShardError, match="has class '0', unlike what the network was trained on"):
+        open_for_sliced(checkpoint(data, class_names=list("abc")), "digits")
 
 
 def test_images_that_are_not_square_are_evaluated_as_they_are(checkpoint, tmp_path):
