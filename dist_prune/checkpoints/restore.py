@@ -13,6 +13,7 @@ from dist_prune.checkpoints.train_state import Origin, TrainState
 from dist_prune.config import RunConfig, is_resumable, override, validated
 from dist_prune.data import ImageData
 from dist_prune.errors import UserError, one_line
+from dist_prune.files import read_regular
 from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.consistency import flatten
 
@@ -59,7 +60,7 @@ def find_checkpoint(folder: RunFolder, config: RunConfig, origin: Origin, data: 
 def config_of(run: RunFolder) -> RunConfig:
     """Return the recipe of a run folder, or raise UserError; settings newer than the run have their defaults."""
     try:
-        config = validated(RunConfig, json.loads(run.config.read_text())["config"])
+        config = validated(RunConfig, json.loads(read_regular(run.config))["config"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
         raise UserError(f"{run.config} is not the config.json of a run: {error}") from error
     # Somebody else's run folder must not choose where shards are written: only a cache that is there already is used.

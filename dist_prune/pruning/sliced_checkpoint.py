@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from dist_prune.errors import UserError, first_problem
-from dist_prune.files import replace, save_tensors, temporary_beside, write_atomic
+from dist_prune.files import read_regular, remove_leftovers, replace, save_tensors, temporary_beside, write_atomic
 from dist_prune.models.build import Architecture, architecture_of
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms
 from dist_prune.pruning.model_card import model_card
@@ -97,6 +97,7 @@ def save_sliced(
     target = Path(folder)
     if not target.name:
         raise UserError(f"name a folder for the checkpoint: '{folder}' itself cannot be replaced")
+    remove_leftovers(target.parent, of=target.name)
     beside = temporary_beside(target)
     try:
         beside.mkdir(parents=True)
@@ -178,7 +179,7 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder} is not a sliced checkpoint: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:

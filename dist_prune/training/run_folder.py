@@ -36,7 +36,8 @@ def open_run_folder(config: RunConfig, out: str | None, resume: bool) -> Iterato
             folder = RunFolder.create(path, resume)
             # The other ranks wait meanwhile, at most rank_timeout.
             lock = RunLock.acquire(path, silence=min(SILENCE, config.rank_timeout / 2))
-            remove_leftovers(folder.path)
+            for place in (folder.path, folder.checkpoints):
+                remove_leftovers(place)
             done = (folder.read_status() or {}).get("state") == "done"
             # Rank 0 alone would meet a damaged record later, when the others no longer expect an error.
             folder.read_metrics("summary")
