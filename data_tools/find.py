@@ -181,9 +181,14 @@ def _by_split(names: Sequence[str]) -> Splits:
     """Divide tars by the split in their names; those that name none are of train."""
     splits: dict[str, list[str]] = {}
     for name in names:
-        words = [SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS]
-        splits.setdefault(words[-1] if words else "train", []).append(name)
+        splits.setdefault(split_of(name), []).append(name)
     return splits
+
+
+def split_of(name: str) -> str:
+    """Return the split that the last such word in the path of a file means; train if there is none."""
+    words = [SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS]
+    return words[-1] if words else "train"
 
 
 def _checked(found: Found) -> Found:

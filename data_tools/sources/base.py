@@ -1,5 +1,6 @@
 """The parts of a source: a ``RawDataset`` reads ``RawData``, which holds splits of labelled images."""
 
+import copy
 import io
 import os
 import shutil
@@ -10,13 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar, TypeVar
 
 import numpy as np
 
-from data_tools.errors import reported
+from data_tools.errors import ShardError, reported
 from data_tools.images import encode_png
 from data_tools.index import checksum
+from data_tools.labels import classes_of, spelled
 
 # The images set aside for testing must not depend on how the shards are shuffled.
 SPLIT_SEED = 20_260_101
@@ -26,6 +28,9 @@ DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
 TAR_DAMAGES = (tarfile.TarError, zlib.error, EOFError, OSError, KeyError)
 
 
+_Split = TypeVar("_Split", bound="RawSplit")
+
+
 class RawSplit(ABC):
     """Labelled images that are read one at a time, in any order, also in forked processes.
 
@@ -33,8 +38,17 @@ class RawSplit(ABC):
     bytes; of an array a bound on those).
     """
 
+    columns: ClassVar[tuple[str, ...]] = ("names", "labels", "sizes")  # attributes with a value for each image
+
     def __init__(self, names: list[str], labels: list[int], sizes: list[int]) -> None:
         self.names, self.labels, self.sizes = names, labels, sizes
+
+    def part(self: _Split, numbers: Sequence[int]) -> _Split:
+        """Return a split of some of the images."""
+        chosen = copy.copy(self)
+        for column in self.columns:
+            setattr(chosen, column, [getattr(self, column)[number] for number in numbers])
+        return chosen
 
     @abstractmethod
     def read(self, number: int) -> bytes:
@@ -89,6 +103,8 @@ class FileSplit(RawSplit):
 class PackedSplit(RawSplit):
     """Images in one open file, each at its offset."""
 
+    columns = (*RawSplit.columns, "offsets")
+
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__([], [], [])
         self.file = file
@@ -113,7 +129,7 @@ class RawData:
 
     name: str
     class_names: tuple[str, ...]
-    # ``train`` and ``test``.
+    # ``train`` and ``test``, and perhaps ``validation``.
     splits: Mapping[str, RawSplit]
     # Readable names where ``class_names`` are codes, or nothing.
     class_titles: tuple[str, ...] = ()
@@ -186,6 +202,21 @@ def read_archive(path: Path, names: Iterable[str], fix: str) -> list[bytes]:
     with reported(f"cannot read {path}", TAR_DAMAGES, fix=fix), tarfile.open(path) as tar:
         # A folder of that name has nothing to read.
         return [(tar.extractfile(name) or io.BytesIO()).read() for name in names]
+
+
+def number_labels(labels: Mapping[str, Sequence[str]], place: object) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    """Return the names of the classes, and the numbers of the labels of each split.
+
+    Raises:
+        ShardError: a split has a class of which train has no image; ``place`` is for the message.
+    """
+    spelling = {split: list(map(spelled, of)) for split, of in labels.items()}
+    for split, of in spelling.items():
+        if odd := sorted(set(of) - set(spelling.get("train", ()))):
+            raise ShardError(f"{split} of {place} has the class {odd[0]!r}, which train has not")
+    _, names = classes_of(set(spelling.get("train", ())))
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, {split: [numbers[label] for label in of] for split, of in spelling.items()}
 
 
 def stratified_split(labels: Sequence[int], fraction: float) -> dict[str, list[int]]:

@@ -171,21 +171,14 @@ class ImageTransform:
         """Return the random numbers that ``prepare`` needs for each image, (B, columns)."""
         return rng.of_rows("resized crop", CROP_COLUMNS if self._augment.random_resized_crop else 0)
 
-    def prepare(self, image: bytes | np.ndarray, crop: np.ndarray) -> np.ndarray:
-        """Return pixels (H, W, C), uint8, of the output size; ``image`` is encoded, or (H, W, C) as well.
+    def prepare(self, image: bytes, crop: np.ndarray) -> np.ndarray:
+        """Return pixels (H, W, C), uint8, of the output size.
 
         Raises:
             ImageError: it cannot be decoded, or has not the size that the index gives.
         """
         box_of = functools.partial(self._box, crop=crop)
-        if isinstance(image, bytes):
-            return decode_part(image, self.channels, self.size, box_of, self._interpolation)
-        height, width, channels = image.shape
-        if channels != self.channels:
-            raise ImageError(f"the image has {channels} channels where the index says {self.channels}")
-        box = box_of(Size(height, width))
-        part = image[box.top : box.top + box.height, box.left : box.left + box.width]
-        return part if part.shape[:2] == self.size else resize(part.copy(), self.size, self._interpolation)
+        return decode_part(image, self.channels, self.size, box_of, self._interpolation)
 
     def _box(self, image: Size, crop: np.ndarray) -> Box:
         """Choose the part of an image of this size that is read."""

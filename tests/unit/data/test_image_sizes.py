@@ -43,7 +43,7 @@ def test_evaluation_scales_and_cuts_out_the_center_as_torchvision_does(width, he
         assert ours.resized_side == round(168 / (share or 0.875))
         mode = InterpolationMode(interpolation)
         theirs = Compose([Resize(ours.resized_side, mode, antialias=True), CenterCrop(168)])(Image.fromarray(image))
-        difference = np.abs(ours.prepare(image, np.zeros(0)) - np.asarray(theirs).astype(int))
+        difference = np.abs(ours.prepare(encoded(image), np.zeros(0)) - np.asarray(theirs).astype(int))
         # Ours scales the center alone, and does not smooth its border with what lies outside.
         assert difference[3:-3, 3:-3].max() <= ROUNDING[interpolation]
 
@@ -60,9 +60,9 @@ def test_images_of_one_size_are_scaled_whole_unless_a_share_is_given(interpolati
                 <= ROUNDING[interpolation]
             )
     center = ImageTransform(index((3, 64, 64)), 32, PLAIN, False, eval_crop=0.5)
-    assert np.array_equal(center.prepare(image, np.zeros(0)), image[16:48, 16:48])
+    assert np.array_equal(center.prepare(encoded(image), np.zeros(0)), image[16:48, 16:48])
     whole = ImageTransform(index((3, 64, 64)), 64, PLAIN, True, eval_crop=0.5)
-    assert np.array_equal(whole.prepare(image, np.zeros(0)), image), "training sees all of it"
+    assert np.array_equal(whole.prepare(encoded(image), np.zeros(0)), image), "training sees all of it"
 
 
 def test_random_parts_are_scaled_by_the_interpolation_of_the_recipe():

@@ -1,8 +1,10 @@
-"""Shards of every source are read by webdataset and timm as they are: every sample, with its label and its pixels."""
+"""Shards of every source are read by webdataset, timm and datasets as they are: samples, labels, pixels."""
 
 from __future__ import annotations
 
+import functools
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from scipy.io import savemat
 from shard_helpers import encoded, multiset, write_image
 from timm.data.readers import create_reader
 
-from data_tools import make_shards
+from data_tools import make_shards, read_index
 from dist_prune.data import open_data
 
 TRAIN, TEST = 24, 7
@@ -58,10 +60,10 @@ def tiny_imagenet(root: Path) -> Path:
     return root
 
 
-def imagefolder(root: Path) -> Path:
+def imagefolder(root: Path, kinds: Sequence[str] = ("jpg", "png")) -> Path:
     for number in range(TRAIN + TEST):
         split = "train" if number < TRAIN else "test"
-        write_image(root / split / "abc"[number % 3] / f"{number}.{('jpg', 'png')[number % 2]}", number)
+        write_image(root / split / "abc"[number % 3] / f"{number}.{kinds[number % len(kinds)]}", number)
     return root
 
 
@@ -70,11 +72,15 @@ WRITERS = {
 }
 
 
+WRITERS["imagefolder of jpegs"] = functools.partial(imagefolder, kinds=("jpg",))
+
+
 @pytest.fixture(params=["digits", *WRITERS])
 def folder(request, tmp_path) -> Path:
     """Small shards of one source."""
     source = request.param
     raw = WRITERS[source](tmp_path) if source in WRITERS else None
+    source = source.partition(" ")[0]
     make_shards(source, raw, tmp_path / "shards", samples_per_shard=10 if raw else None)
     return tmp_path / "shards"
 
@@ -103,3 +109,20 @@ def test_every_sample_is_read_with_its_label_and_pixels_by_webdataset_and_timm(f
     reader = create_reader("wds/", str(folder), split=split, is_training=False, batch_size=1)
     found = [(np.asarray(image.convert(mode)), label) for image, label in reader]
     assert multiset(*zip(*found, strict=True)) == multiset(*zip(*expected, strict=True))
+
+
+# The library takes no sets in which some images are JPEG and some PNG.
+@pytest.mark.parametrize("folder", ["digits", *(name for name in WRITERS if name != "imagefolder")], indirect=True)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_datasets_streams_every_sample_with_its_label_as_a_number_and_its_pixels(folder, split, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # read when the library is imported
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    import datasets
+
+    shards = [str(folder / name) for name in read_index(folder).split(split).filenames]
+    options = {"split": split, "streaming": True, "cache_dir": str(tmp_path)}
+    streamed = datasets.load_dataset("webdataset", data_files={split: shards}, **options)
+    pipeline = webdataset.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("__key__", "png;jpg", "cls")
+    for row, (key, image, label) in zip(streamed, pipeline, strict=True):
+        assert (row["__key__"], row["cls"]) == (key, label)
+        assert np.array_equal(np.asarray(row[("png" if "png" in row else "jpg")].convert("RGB")), np.asarray(image))
