@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from commands import quick, run_forked
 from made_shards import encoded
 from PIL import Image
 
@@ -107,12 +108,12 @@ def oracle(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield label, np.asarray(Image.open(io.BytesIO(pixels)).convert("RGB"))
 
 
-def assert_same_as_webdataset(location: Path | str, folder: Path) -> None:
-    found = open_data(str(location), workers=0)
+def assert_same_as_webdataset(location: Path | str, folder: Path, ranks: int = 3, workers: int = 0) -> None:
+    found = open_data(str(location), workers=workers)
     ours = [
         (found.class_names[label], pixels)
-        for rank in range(3)
-        for images, labels, _ in found.eval_batches("train", batch_size=4, rank=rank, world_size=3)
+        for rank in range(ranks)
+        for images, labels, _ in found.eval_batches("train", batch_size=4, rank=rank, world_size=ranks)
         for pixels, label in zip(pixels_of(found, images), labels.tolist(), strict=True)
     ]
     expected = list(oracle(folder))
@@ -128,13 +129,30 @@ def pixels_of(found, images: torch.Tensor) -> list[np.ndarray]:
     return list((images * std + mean).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_a_set_has_the_counts_labels_and_pixels_that_webdataset_reads(name, tmp_path):
+# Each number of ranks with some number of workers, and each number of workers.
+READERS = [(1, 0), (2, 1), (3, 2), (4, 0), (1, 3), (2, 4), (3, 0), (4, 1), (1, 2), (2, 0), (3, 1), (4, 2), (1, 4)]
+
+
+@pytest.mark.parametrize(("name", "readers"), zip(SETS, READERS, strict=True))
+def test_a_set_has_the_counts_labels_and_pixels_that_webdataset_reads(name, readers, tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     SETS[name](folder)
-    assert_same_as_webdataset(folder, folder)
+    assert_same_as_webdataset(folder, folder, *readers)
     assert verify_shards(folder) == []
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("name", SETS)
+def test_a_run_trains_on_each_set(name, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    SETS[name](folder)
+    settings = ("global_batch_size=8", "epochs=1", "eval_share=0.2", "image_size=16")
+    words = quick("--data", folder, "--out", tmp_path / "run", settings=settings)
+    done = run_forked(*words, data_home=tmp_path / "home")
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "sliced" / "model.safetensors").exists()
 
 
 @pytest.fixture
