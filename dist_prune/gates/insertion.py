@@ -72,6 +72,8 @@ def attach_gates(
         raise UserError(f"unknown gate head '{head}'; {nearest(head, HEADS)}")
     if any(True for _ in gated_modules(model)):
         raise UserError("this model has gates already")
+    if input_shape is not None:
+        model.dist_prune_input_shape = tuple(input_shape)  # type: ignore[assignment]
     found = find_sites(model, kind, position)
     # Wrappers hide how the network was built, which its sliced checkpoint needs.
     architecture = architecture_of(model)
@@ -102,7 +104,7 @@ def attach_gates(
 def _width(model: nn.Module, site: Site) -> int:
     """Return the number of channels that a gate reads."""
     if site.kind == "channel":
-        return site.units
+        return len(site.channels) or site.units
     # The first layer of a branch reads what its gate reads; norms in front of it do not change the width.
     for part in model.get_submodule(site.gate_at).modules():
         if isinstance(part, nn.Conv2d):

@@ -24,13 +24,24 @@ from torchvision.models.vision_transformer import EncoderBlock
 from dist_prune.pruning.replacement_blocks import AddToChannels
 from dist_prune.pruning.residual import form_of, residual_form
 from dist_prune.pruning.sites import AbsorbedConstant, ChannelSlice, Site
+from dist_prune.pruning.traced_sites import traced_sites
 
 POSITIONS = ("before", "between", "after")
 
 
-def all_sites(plain: nn.Module) -> tuple[Site, ...]:
-    """Return every site of a plain network: layers, and channels at every position."""
-    return layer_sites(plain) + tuple(site for position in POSITIONS for site in channel_sites(plain, position))
+def sites_named(plain: nn.Module, names: Iterable[str]) -> dict[str, Site]:
+    """Return every site of a plain network by name: layers, and channels at every position.
+
+    A network is traced for its sites only if some of ``names`` are none of a known family.
+
+    Raises:
+        UserError: the network cannot be traced.
+    """
+    found = layer_sites(plain) + tuple(site for position in POSITIONS for site in _family_sites(plain, position))
+    known = {site.name: site for site in found}
+    if set(names) - known.keys():
+        known |= {site.name: site for site in traced_sites(plain).sites}
+    return known
 
 
 def layer_sites(plain: nn.Module) -> tuple[Site, ...]:
@@ -41,8 +52,16 @@ def layer_sites(plain: nn.Module) -> tuple[Site, ...]:
 def channel_sites(plain: nn.Module, position: str = "between") -> tuple[Site, ...]:
     """Return all channel sites of a plain network at one position, in its order; empty where there are none.
 
-    Grouped convolutions and norms other than batch norm do not work channel by channel: no site touches them.
+    ``between`` sites of a network that is of no known family are found in its trace.
+
+    Raises:
+        UserError: the network is of no known family and cannot be traced.
     """
+    return _family_sites(plain, position) or (traced_sites(plain).sites if position == "between" else ())
+
+
+def _family_sites(plain: nn.Module, position: str) -> tuple[Site, ...]:
+    # Grouped convolutions and norms other than batch norm do not work channel by channel: no listed site touches them.
 
     def channels(module: nn.Module) -> Iterable[Site]:
         if residual_form(module) is not None:
