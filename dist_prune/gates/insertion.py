@@ -14,6 +14,7 @@ from dist_prune.models.build import architecture_of, in_eval_mode, remember
 from dist_prune.pruning.families import POSITIONS, channel_sites, layer_sites
 from dist_prune.pruning.residual import residual_form
 from dist_prune.pruning.sites import Site
+from dist_prune.pruning.traced_sites import traced_sites
 
 KINDS = ("layer", "channel")
 FLATTEN_LIMIT = 0.02  # share of the network's MACs that flattened gating modules may cost by default
@@ -34,6 +35,9 @@ def find_sites(plain: nn.Module, kind: str = "layer", position: str = "between")
         what = "residual layer" if kind == "layer" else f"channel site at position '{position}'"
         elsewhere = kind == "channel" and position != "between" and channel_sites(plain, "between")
         hint = "; it has some at position 'between'" if elsewhere else " of a known family in it"
+        if kind == "channel" and position == "between":
+            reasons = [f"'{layer}' stays whole: {why}" for layer, why in traced_sites(plain).whole.items()]
+            hint = f"; {reasons[0]}" if reasons else ""
         raise UserError(f"{type(plain).__name__} has no {what}{hint}")
     return found
 

@@ -72,7 +72,7 @@ class GatedChannels(Gated):
     """Maps that a gate opens or closes channel by channel, in front of ``inner`` or behind it."""
 
     def forward(self, x: Tensor, *others: Any, **options: Any) -> Tensor:
-        """Return what ``inner`` returns for the open channels, or its open channels; x: (B, C, H, W), or see ``Site``."""
+        """Return what ``inner`` returns for the open channels, or its open channels; they are ``site.axis`` of x."""
         if self.site.behind:
             return self._gated(self.inner(x, *others, **options))
         return self.inner(self._gated(x), *others, **options)

@@ -10,6 +10,7 @@ tensors of the network, can only be removed together.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +143,8 @@ class Labels:
             self.of_value[value] = labels.view([-1 if axis == long[0] else 1 for axis in range(len(shape))])
 
     def _apply(self, node: Node) -> None:
+        for value in node.inputs:
+            self.of_value[value] = compact(self.find(self.of_value[value]))
         rule = next((rule for pattern, rule in _RULES if pattern.fullmatch(node.op)), None)
         if rule is None and is_pointwise(node.func):
             rule = _pointwise
@@ -281,10 +284,9 @@ def _layer(labels: Labels, node: Node) -> Sequence[Tensor] | None:
     # MACs are counted for the module that runs a layer, so that must be the layer itself.
     if name != node.module or not _is_layer(labels.modules[name], tensor) or labels.varies(value, axis):
         return None
-    module, reads = labels.modules[name], labels.along(value, axis)
-    groups = getattr(module, "groups", 1)
-    units = module.out_channels if isinstance(module, nn.modules.conv._ConvNd) else module.out_features
-    makes = labels.new(int(units))
+    module: Any = labels.modules[name]
+    reads, groups = labels.along(value, axis), getattr(module, "groups", 1)
+    makes = labels.new(labels.trace.shapes[node.outputs[0]][axis])
     if groups > 1:
         # A group goes as a whole: what it reads and what it makes.
         per_group = makes.view(groups, -1)
@@ -292,7 +294,7 @@ def _layer(labels: Labels, node: Node) -> Sequence[Tensor] | None:
         labels.unite(reads.reshape(groups, -1), per_group[:, :1], f"'{name}' reads what stays")
         labels.entries.append(Entries(name, "channels", makes))
         if isinstance(module, nn.modules.conv._ConvTransposeNd):
-            return None
+            labels.pin(makes, f"'{name}' is a grouped transposed convolution")
     else:
         labels.entries += [Entries(name, "in", reads), Entries(name, "out", makes)]
         labels.sums.append((node, value))

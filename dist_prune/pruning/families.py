@@ -21,7 +21,7 @@ from torchvision.models.inception import InceptionA, InceptionB, InceptionC, Inc
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.vision_transformer import EncoderBlock
 
-from dist_prune.pruning.replacement_blocks import AddToChannels
+from dist_prune.pruning.replacement_blocks import AddToChannels, ConstantMap, SelectChannels, Shift
 from dist_prune.pruning.residual import form_of, residual_form
 from dist_prune.pruning.sites import AbsorbedConstant, ChannelSlice, Site
 from dist_prune.pruning.traced_sites import traced_sites
@@ -57,7 +57,11 @@ def channel_sites(plain: nn.Module, position: str = "between") -> tuple[Site, ..
     Raises:
         UserError: the network is of no known family and cannot be traced.
     """
-    return _family_sites(plain, position) or (traced_sites(plain).sites if position == "between" else ())
+    # Blocks that slicing has replaced have lost the names of the dense network, by which a checkpoint describes them.
+    replaced = any(isinstance(module, AddToChannels | ConstantMap | SelectChannels | Shift) for module in plain.modules())
+    if (found := _family_sites(plain, position)) or position != "between" or replaced:
+        return found
+    return traced_sites(plain).sites
 
 
 def _family_sites(plain: nn.Module, position: str) -> tuple[Site, ...]:

@@ -61,7 +61,8 @@ def _narrow(plain: nn.Module, name: str, dropped: Mapping[str, set[int]]) -> lis
     found = []
     for tensor, axes in gone.items():
         if (old := getattr(module, tensor)) is not None:
-            origin = TensorSlice(f"{name}.{tensor}".strip("."), tuple(_rest(old, d, axes.get(d)) for d in range(old.dim())))
+            indices = tuple(_rest(old, axis, axes.get(axis)) for axis in range(old.dim()))
+            origin = TensorSlice(f"{name}.{tensor}".strip("."), indices)
             new = origin.take(old.detach())
             # A new object, not new data in the old one: optimizers and transitions know tensors by identity.
             new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new

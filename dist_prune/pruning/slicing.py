@@ -7,9 +7,7 @@ units contributing exactly zero.
 """
 
 import copy
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 

@@ -84,13 +84,11 @@ class Trace:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, model: nn.Module, atomic: "re.Pattern[str]") -> None:
+    def __init__(self, model: nn.Module, atomic: re.Pattern[str]) -> None:
         super().__init__()
         self.trace, self.atomic, self.stack = Trace(), atomic, [""]
-        self._alive: list[Tensor] = []  # an id is unique only among the living
         self._values: dict[int, int] = {}
-        self._storages: dict[int, set[int]] = {}
-        self._stale: set[int] = set()
+        self._storages: dict[int, list[Tensor]] = {}
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
             self.trace.tensors[self.value(tensor)] = name
         for name, module in model.named_modules():
@@ -98,17 +96,19 @@ class _Recorder(TorchDispatchMode):
 
     def value(self, tensor: Tensor) -> int:
         """Return the number of a tensor; a tensor from elsewhere (a buffer, a constant) gets a new one."""
-        if id(tensor) in self._stale:
-            text = "reads a tensor of which a view, or which as a view, was changed in place"
-            raise UserError(f"'{self.stack[-1]}' {text}: replace x[...] += y by x = ... in its forward")
         return self._values[id(tensor)] if id(tensor) in self._values else self._add(tensor)
 
     def _add(self, tensor: Tensor) -> int:
-        self._alive.append(tensor)
-        self._values[id(tensor)] = len(self.trace.shapes)
-        self._storages.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
-        self.trace.shapes.append(tensor.shape)
+        alive = self._storages.setdefault(tensor.untyped_storage()._cdata, [])
+        # An id is unique only among the living.
+        if not any(other is tensor for other in alive):
+            alive.append(tensor)
+        self._values[id(tensor)] = self._number(tensor)
         return self._values[id(tensor)]
+
+    def _number(self, tensor: Tensor) -> int:
+        self.trace.shapes.append(tensor.shape)
+        return len(self.trace.shapes) - 1
 
     def _watch(self, name: str, module: nn.Module) -> None:
         entered: list[int | None] = []
@@ -147,22 +147,34 @@ class _Recorder(TorchDispatchMode):
         refs = tree_map_only(Tensor, lambda t: Ref(self.value(t)), (tuple(args), options))
         result = func(*args, **options)
         if in_place:
-            # Other tensors of the same storage have changed as well, each in a way of its own.
-            self._stale |= self._storages[args[0].untyped_storage()._cdata] - {id(args[0])}
             self._values[id(args[0])] = self._add(result)
             outputs: tuple[int, ...] = (self._values[id(args[0])],)
         else:
             outputs = tuple(self._add(t) for t in tree_iter(result) if isinstance(t, Tensor))
-        self.trace.nodes.append(Node(func, op, *refs, inputs, outputs, self.stack[-1], in_place))
+        self.trace.nodes.append(Node(func, op, refs[0], refs[1], inputs, outputs, self.stack[-1], in_place))
+        if in_place:
+            self._overwrite_aliases(args[0])
         return result
+
+    def _overwrite_aliases(self, changed: Tensor) -> None:
+        """Give other tensors of the same storage, each of which has changed in a way of its own, new values."""
+        for tensor in self._storages[changed.untyped_storage()._cdata]:
+            if tensor is not changed:
+                inputs = self._values[id(tensor)], self._values[id(changed)]
+                args = tuple(map(Ref, inputs))
+                self._values[id(tensor)] = self._number(tensor)
+                outputs = (self._values[id(tensor)],)
+                func = torch.ops.aten.index_put.default
+                self.trace.nodes.append(Node(func, "overwrite", args, {}, inputs, outputs, self.stack[-1], False))
 
 
 def is_pointwise(func: Any) -> bool:
-    """Return True if an ATen operator works element by element (tags are on the variants that are not in place)."""
-    if torch.Tag.pointwise in func.tags:
-        return True
-    packet = getattr(torch.ops.aten, func.overloadpacket.__name__.removesuffix("_"), None)
-    return packet is not None and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
+    """Return True if an ATen operator works element by element."""
+    # Torch tags the variants that are not in place, and has forgotten one activation.
+    name = func.overloadpacket.__name__.removesuffix("_")
+    packet = getattr(torch.ops.aten, name, None)
+    tags = {tag for overload in packet.overloads() for tag in getattr(packet, overload).tags} if packet else set()
+    return name == "hardswish" or torch.Tag.pointwise in tags
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -174,7 +186,7 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def trace(model: nn.Module, input_shape: Sequence[int] | None, atomic: "re.Pattern[str]") -> Trace:
+def trace(model: nn.Module, input_shape: Sequence[int] | None, atomic: re.Pattern[str]) -> Trace:
     """Trace a plain network; it stays as it is.
 
     Args:
@@ -202,10 +214,13 @@ def _guesses(model: nn.Module) -> list[tuple[int, ...]]:
     if isinstance(first, nn.Linear):
         return [(first.in_features,), *((3, size, size) for size in _SIZES)]
     channels = getattr(first, "in_channels", 3)
-    return [(channels, size, size) for size in _SIZES]
+    # Transformers know the size of their images.
+    known = [getattr(m, name) for m in model.modules() for name in ("img_size", "image_size") if hasattr(m, name)]
+    sizes = [size if isinstance(size, int) else tuple(size)[-1] for size in known if size]
+    return [(channels, size, size) for size in (*sizes[:1], *_SIZES)]
 
 
-def _trace(model: nn.Module, input_shape: Sequence[int], atomic: "re.Pattern[str]") -> Trace:
+def _trace(model: nn.Module, input_shape: Sequence[int], atomic: re.Pattern[str]) -> Trace:
     empty = on_meta(model)
     recorder = _Recorder(empty, atomic)
     dtype = next((p.dtype for p in empty.parameters() if p.is_floating_point()), torch.float32)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_iter
 
 from dist_prune.errors import UserError
 from dist_prune.pruning.channel_labels import ATOMIC, Entries, Labels, compact
 from dist_prune.pruning.narrowing import narrow_modules
 from dist_prune.pruning.sites import ChannelSlice, IntAttribute, Site
-from dist_prune.pruning.trace import Node, Ref, Trace, on_meta, trace
+from dist_prune.pruning.trace import BATCH, Node, is_pointwise, on_meta, trace
+from dist_prune.pruning.zero_flow import stays_zero
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def traced_sites(plain: nn.Module) -> TracedSites:
     Raises:
         UserError: the network cannot be traced.
     """
-    return _Finder(plain, getattr(plain, "dist_prune_input_shape", None)).find()
+    # A checkpoint is loaded on the meta device, on which labels cannot be compared.
+    with torch.device("cpu"):
+        return _Finder(plain, getattr(plain, "dist_prune_input_shape", None)).find()
 
 
 class _Finder:
@@ -46,9 +49,8 @@ class _Finder:
         self.trace = trace(plain, input_shape, ATOMIC)
         self.labels = Labels(self.trace, self.modules)
         self.roots = [compact(self.labels.find(labels)) for labels in self.labels.of_value]
-        self.entries = [
-            Entries(e.module, e.dim, self.labels.find(e.labels)) for e in _by_dimension(self.labels.entries, self.modules)
-        ]
+        self.made = list(_by_dimension(self.labels.entries, self.modules))
+        self.entries = [Entries(e.module, e.dim, self.labels.find(e.labels)) for e in self.made]
         self.costs = [
             Entries(module, "channels", self.labels.find(parts[0])) for module, parts in self.labels.costs.items()
         ]
@@ -97,7 +99,11 @@ class _Finder:
 
     def _site(self, number: int, roots: Tensor, taken: Sequence[str], names: set[str]) -> Site | None:
         producer = next(
-            e.module for e in self.entries if e.dim in ("out", "channels") and bool(torch.isin(roots, e.labels).all())
+            entries.module
+            for entries in self.entries
+            if _is_layer(self.modules[entries.module])
+            and entries.dim != "in"
+            and bool(torch.isin(roots, entries.labels).all())
         )
         name = producer
         while name in names:
@@ -126,10 +132,10 @@ class _Finder:
         for value, carried in enumerate(self.carried):
             axes = [axis for axis, size in enumerate(self.roots[value].shape) if size > 1]
             # The gate reads and closes all of a tensor, sample by sample.
-            if carried == {number} and len(axes) == 1 and axes[0] > 0 and value in maker and value not in changed_in_place:
-                if self.trace.shapes[value][0] == self.trace.shapes[self.trace.output][0]:
-                    candidates.append(value)
-        active = [v for v in candidates if _is_activation(maker[v], self.carried, number)]
+            whole = carried == {number} and len(axes) == 1 and axes[0] > 0 and self.trace.shapes[value][0] == BATCH
+            if whole and value in maker and value not in changed_in_place:
+                candidates.append(value)
+        active = [v for v in candidates if _is_activation(maker[v])]
         for value in [*active[::-1], *[v for v in candidates[::-1] if v not in active]]:
             if self._closes(value, number, touching):
                 yield from ((value, *place) for place in self._places(value, touching))
@@ -138,7 +144,7 @@ class _Finder:
         """Return True if zeros in ``value`` are zeros wherever entries of the site are summed up."""
         zero = {value}
         for node in touching:
-            if _stays_zero(node, zero, {v for v in node.inputs if number in self.carried[v]}):
+            if stays_zero(node, zero, {v for v in node.inputs if number in self.carried[v]}):
                 zero |= set(node.outputs)
         return all(v in zero for _, v in self.labels.sums if number in self.carried[v])
 
@@ -187,9 +193,10 @@ class _Finder:
                 break
 
     def _widths(self, number: int, units: int) -> set[int]:
-        return {
-            labels.numel() for v, labels in enumerate(self.roots) if self.carried[v] == {number} and labels.numel() > units
+        sizes = {
+            labels.numel() for labels, carried in zip(self.roots, self.carried, strict=True) if carried == {number}
         }
+        return {size for size in sizes if size > units}
 
     def _verified(self, sites: list[Site]) -> list[Site]:
         """Return the sites that slicing serves: the sliced network is traced, and all shapes must be as predicted."""
@@ -240,8 +247,9 @@ class _Finder:
     def _whole(self, sites: Sequence[Site]) -> dict[str, str]:
         sliced = {piece.module for site in sites for piece in site.slices if piece.dim in ("out", "channels")}
         whole = {}
-        for entries in self.entries:
-            if entries.dim in ("out", "channels") and entries.module not in sliced:
+        for entries in self.made:
+            is_layer = _is_layer(self.modules[entries.module])
+            if is_layer and entries.dim != "in" and entries.module not in sliced:
                 reason = next((text for label in entries.labels.tolist() if (text := self.labels.reason(label))), "")
                 whole[entries.module] = reason or "no single gate closes its channels for all layers that read them"
         return whole
@@ -252,7 +260,7 @@ def _by_dimension(entries: Sequence[Entries], modules: Mapping[str, nn.Module]) 
     seen = set()
     for each in entries:
         module, dim = modules[each.module], each.dim
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear) and dim == "bias":
+        if _is_layer(module) and dim == "bias":
             continue
         if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
             dim = "channels"
@@ -261,45 +269,14 @@ def _by_dimension(entries: Sequence[Entries], modules: Mapping[str, nn.Module]) 
             yield Entries(each.module, dim, each.labels)
 
 
-def _is_activation(node: Node, carried: Sequence[set[int]], number: int) -> bool:
-    """Return True if a node is a function of one tensor alone that is not linear."""
-    return torch.Tag.pointwise in node.func.tags or node.in_place and len(node.inputs) == 1
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+
+
+def _is_activation(node: Node) -> bool:
+    """Return True if a node is a pointwise function of one tensor alone."""
+    return len(node.inputs) == 1 and is_pointwise(node.func)
 
 
 def _numbers(node: Node) -> list[float]:
     return [number for number in tree_iter((node.args, node.options)) if isinstance(number, float)]
-
-
-_KEEPS_ZERO = re.compile(
-    r"mean|sum|\w*pool\dd|upsample_\w+|\w*view|reshape|\w*flatten|permute|transpose|t|movedim|swapaxes|\w*squeeze|expand|"
-    r"select|slice|narrow|split\w*|chunk|unbind|tensor_split|roll|flip|clone|contiguous|alias|detach|repeat|pixel_\w+|"
-    r"channel_shuffle|numpy_T|tile|expand_as|view_as|reshape_as|to|_to_copy|\w*dropout"
-)
-
-
-def _stays_zero(node: Node, zero: set[int], carrying: set[int]) -> bool:
-    """Return True if the entries of a site are zero in the outputs of a node; ``zero``: values in which they are."""
-    if node.op in ("cat", "concat"):
-        return carrying <= zero
-    if _KEEPS_ZERO.fullmatch(node.op):
-        return node.inputs[0] in zero
-    if node.op in ("pad", "constant_pad_nd"):
-        return node.inputs[0] in zero and not any(float(v or 0) for v in node.args[3 if node.op == "pad" else 2 :])
-    if node.op in ("matmul", "bmm"):
-        return bool(set(node.inputs) & zero)
-    if node.op == "scaled_dot_product_attention":
-        return node.inputs[2] in zero
-    if node.op.startswith("conv"):  # depthwise and grouped ones: others end a site
-        return node.inputs[0] in zero and len(node.inputs) == 2
-    return bool(carrying & zero) and _pointwise_zero(node, zero)
-
-
-def _pointwise_zero(node: Node, zero: set[int]) -> bool:
-    """Evaluate a pointwise operation: is it zero whatever the inputs are that are not?"""
-    try:
-        args, options = tree_map_only(
-            Ref, lambda ref: torch.zeros(3) if ref.value in zero else torch.tensor([0.7, -1.3, 4.0]), (node.args, node.options)
-        )
-        return not node.func(*args, **options).any()
-    except (RuntimeError, TypeError, AttributeError):
-        return False
