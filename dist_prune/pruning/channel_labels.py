@@ -264,7 +264,7 @@ def _norm(labels: Labels, node: Node) -> Sequence[Tensor] | None:
 
 def _layer_norm(labels: Labels, node: Node) -> Sequence[Tensor] | None:
     read = labels.of_value[node.inputs[0]]
-    labels.costs.setdefault(node.module, []).append(read.reshape(-1))
+    labels.costs.setdefault(node.module, []).append(read)
     return None if any(size > 1 for size in read.shape[-len(node.args[1]) :]) else [read]
 
 
@@ -318,7 +318,7 @@ def _matmul(labels: Labels, node: Node) -> Sequence[Tensor] | None:
     shapes[0][-1] = shapes[1][-2] = 1
     parts = [(shapes[0], left[..., :1]), (shapes[1], right[..., :1, :])]
     made = labels.join(parts, len(labels.trace.shapes[node.outputs[0]]), f"{node.op} in '{node.module}'")
-    labels.costs.setdefault(node.module, []).append(made.reshape(-1))
+    labels.costs.setdefault(node.module, []).append(made)
     return [made]
 
 
@@ -332,7 +332,7 @@ def _attention(labels: Labels, node: Node) -> Sequence[Tensor] | None:
         labels.unite(part, heads, f"attention in '{node.module}' reads what stays")
     if any(shape[1] > 1 for shape in (labels.trace.shapes[v] for v in node.inputs[3:]) if len(shape) > 3):
         labels.pin(heads, f"the attention mask of '{node.module}' has one part a head")
-    labels.costs.setdefault(node.module, []).append(heads.reshape(-1))
+    labels.costs.setdefault(node.module, []).append(heads)
     return [heads]
 
 

@@ -58,7 +58,9 @@ def channel_sites(plain: nn.Module, position: str = "between") -> tuple[Site, ..
         UserError: the network is of no known family and cannot be traced.
     """
     # Blocks that slicing has replaced have lost the names of the dense network, by which a checkpoint describes them.
-    replaced = any(isinstance(module, AddToChannels | ConstantMap | SelectChannels | Shift) for module in plain.modules())
+    replaced = any(
+        isinstance(module, AddToChannels | ConstantMap | SelectChannels | Shift) for module in plain.modules()
+    )
     if (found := _family_sites(plain, position)) or position != "between" or replaced:
         return found
     return traced_sites(plain).sites

@@ -156,7 +156,8 @@ def load_sliced(folder: str | Path, dense: nn.Module | None = None) -> nn.Module
         try:
             if (shape := config["input_shape"]) is not None:
                 # A forward pass on the meta device computes shapes only.
-                small.eval()(torch.empty(1, *shape))
+                dtype = next((p.dtype for p in small.parameters()), torch.float32)
+                small.eval()(torch.empty(1, *shape, dtype=dtype))
         except RuntimeError as error:
             text = f"{folder}/config.json: its network takes no images of {shape}: {str(error).splitlines()[0]}"
             raise UserError(text) from error

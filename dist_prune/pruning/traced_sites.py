@@ -51,9 +51,11 @@ class _Finder:
         self.roots = [compact(self.labels.find(labels)) for labels in self.labels.of_value]
         self.made = list(_by_dimension(self.labels.entries, self.modules))
         self.entries = [Entries(e.module, e.dim, self.labels.find(e.labels)) for e in self.made]
-        self.costs = [
-            Entries(module, "channels", self.labels.find(parts[0])) for module, parts in self.labels.costs.items()
-        ]
+        self.scaled = {
+            module: [compact(self.labels.find(part)).reshape(-1) for part in parts]
+            for module, parts in self.labels.costs.items()
+        }
+        self.costs = [Entries(module, "channels", parts[0]) for module, parts in self.scaled.items()]
         self.number = {name: number for number, name in enumerate(self.modules)}
 
     def find(self) -> TracedSites:
@@ -91,10 +93,9 @@ class _Finder:
     def _without_costs(self) -> set[int]:
         """Return the roots that scale some, but not all, of the MACs of a module."""
         mixed: set[int] = set()
-        for parts in self.labels.costs.values():
-            found = [self.labels.find(part) for part in parts]
-            if any(not torch.equal(found[0], part) for part in found):
-                mixed |= {root for part in found for root in part.tolist()}
+        for parts in self.scaled.values():
+            if any(not torch.equal(parts[0], part) for part in parts):
+                mixed |= {root for part in parts for root in part.tolist()}
         return mixed
 
     def _site(self, number: int, roots: Tensor, taken: Sequence[str], names: set[str]) -> Site | None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 from traced_networks import NETWORKS, conv, head, network
 from unit_helpers import half_resnet, images, relative_difference, shaken, small_vgg
 
@@ -27,6 +28,7 @@ def drawn_mask(found, seed: int) -> UnitMask:
 
 class Case:
     def __init__(self, name: str) -> None:
+        self.name = name
         self.plain, size = network(name)
         self.shape = (3, size, size)
         self.gated = attach_gates(copy.deepcopy(self.plain), "channel", input_shape=self.shape).eval()
@@ -54,9 +56,9 @@ def test_masked_output_equals_sliced_output_and_macs_are_those_predicted(case, s
     assert costs.of(mask.kept) == count_macs(small, case.shape) < costs.dense
 
 
-def test_gates_reach_half_of_the_macs(case):
-    costs = unit_costs(case.plain, case.shape, case.sites)
-    assert costs.of({site.name: (0,) for site in case.sites}) < 0.5 * costs.dense
+def test_all_sites_are_found(case):
+    assert len(case.sites) == NETWORKS[case.name][2]
+    assert len({site.name for site in case.sites}) == len(case.sites)
 
 
 def test_every_gate_has_a_decision_for_each_unit_and_the_loss_reaches_it(case):
@@ -73,13 +75,12 @@ def test_every_gate_has_a_decision_for_each_unit_and_the_loss_reaches_it(case):
 def test_a_sliced_network_of_ones_own_comes_back_into_its_dense_class(case, tmp_path):
     small = collapse(case.gated, drawn_mask(case.sites, 3))
     folder = save_sliced(small, tmp_path / "sliced")
-    dense, _ = network(case.name) if hasattr(case, "name") else (case.plain, 0)
-    before = repr(dense)
-    back = load_sliced(folder, dense=dense)
+    before = repr(case.plain)
+    back = load_sliced(folder, dense=case.plain)
     assert repr(back) == repr(small)
-    assert repr(dense) == before
+    assert repr(case.plain) == before
     with torch.no_grad():
-        assert torch.equal(back(case.x.float()), small(case.x.float()))
+        torch.testing.assert_close(back(case.x.float()), small(case.x.float()), rtol=1e-5, atol=1e-5)
 
 
 def test_a_checkpoint_of_a_class_of_ones_own_names_it(tmp_path):
@@ -92,7 +93,7 @@ def test_a_checkpoint_of_a_class_of_ones_own_names_it(tmp_path):
 
 
 FAMILIES = {
-    "resnet": lambda: half_resnet(__import__("torchvision").models.resnet.Bottleneck),
+    "resnet": lambda: half_resnet(Bottleneck),
     "vgg": lambda: small_vgg(batch_norm=True),
     "vgg without norms": lambda: small_vgg(batch_norm=False),
 }
@@ -102,9 +103,9 @@ FAMILIES = {
 def test_the_traced_sites_include_those_of_a_known_family(family):
     """With the same units, MACs and outputs."""
     plain = shaken(FAMILIES[family]()).eval().double()
-    found = {frozenset((p.module, p.dim, p.width) for p in s.slices if p.size == 0): s for s in channel_sites(plain)}
     traced = traced_sites(plain).sites
     x = images(2, 32, dtype=torch.float64)
+    assert channel_sites(plain)
     for listed in channel_sites(plain):
         same = next(s for s in traced if {p.module for p in listed.slices} == {p.module for p in s.slices})
         assert same.units == listed.units
@@ -115,7 +116,6 @@ def test_the_traced_sites_include_those_of_a_known_family(family):
         with torch.no_grad():
             outputs = [UnitMask.of({site.name: kept}, [site]).masked(plain)(x) for site in (listed, same)]
         assert relative_difference(*outputs) <= 1e-9
-    assert found
 
 
 class Twice(nn.Module):

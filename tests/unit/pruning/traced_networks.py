@@ -4,12 +4,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.models import efficientnet, mobilenetv3, regnet
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 from unit_helpers import shaken
 
 
 def conv(read: int, made: int, *options, **more) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(read, made, *options, bias=False, **more), nn.BatchNorm2d(made), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(read, made, *options, bias=False, **more), nn.BatchNorm2d(made), nn.ReLU(inplace=True)
+    )
 
 
 def head(channels: int) -> list[nn.Module]:
@@ -35,7 +38,7 @@ class Residual(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer norm of maps, and a scale and shift of each channel of its own."""
+    """A scale and a shift for each channel, tensors of its own."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -80,10 +83,8 @@ class GatedMlp(nn.Module):
 
 
 def group_norm() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3), nn.GroupNorm(4, 12), nn.SiLU(), nn.Conv2d(12, 16, 3, groups=4), nn.SiLU(), nn.Conv2d(16, 8, 1),
-        nn.BatchNorm2d(8), Norm(8), nn.PReLU(8), *head(8),
-    )  # fmt: skip
+    first = nn.Conv2d(3, 12, 3), nn.GroupNorm(4, 12), nn.SiLU(), nn.Conv2d(12, 16, 3, groups=4), nn.SiLU()
+    return nn.Sequential(*first, nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8), Norm(8), nn.PReLU(8), *head(8))
 
 
 def squeeze_excite() -> nn.Module:
@@ -117,39 +118,46 @@ def mobilenetv3_small() -> nn.Module:
 
 
 def regnety() -> nn.Module:
-    return regnet.RegNet(regnet.RegNetCfg(depth=4, w0=16, wa=8, wm=2, group_size=8, se_ratio=0.25), num_classes=10)
+    return regnet.RegNet(
+        regnet.RegNetCfg(depth=8, w0=8, wa=8, wm=2, group_size=8, se_ratio=0.25), num_classes=10
+    )
+
+
+def mixer() -> nn.Module:
+    return MlpMixer(10, img_size=32, patch_size=8, num_blocks=1, embed_dim=16)
 
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 SWIN = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 12, "depths": (2, 1), "num_heads": (2, 2)}
-# By name: the network, the size of its images, the number of sites, and the share of the MACs that gates can reach.
+# By name: the network, the size of its images and the number of sites.
 NETWORKS = {
-    "convnext": (timm_model("convnext_tiny", depths=(1, 1), dims=(8, 16)), 32),
-    "mobilenetv2": (timm_model("mobilenetv2_100", channel_multiplier=0.1), 32),
-    "mobilenetv3": (mobilenetv3_small, 32),
-    "efficientnet": (efficientnet_b0, 32),
-    "regnety": (regnety, 32),
-    "vit": (timm_model("vit_tiny_patch16_224", **VIT), 32),
-    "swin": (timm_model("swin_tiny_patch4_window7_224", **SWIN), 32),
-    "mixer": (timm_model("mixer_s16_224", img_size=32, patch_size=8, embed_dim=16, num_blocks=1), 32),
-    "seresnet": (timm_model("seresnet50", layers=(1, 1, 1, 1), channels=(8, 8, 8, 8)), 32),
-    "resnetv2": (timm_model("resnetv2_50", layers=(1, 1), channels=(16, 16), stem_chs=8), 32),
-    "densenet": (timm_model("densenet121", growth_rate=4, block_config=(2, 2)), 32),
-    "U-Net": (UNet, 16),
-    "gated MLP": (GatedMlp, 16),
-    "GroupNorm": (group_norm, 16),
-    "squeeze-excite": (squeeze_excite, 16),
-    "ResNeXt": (resnext, 16),
-    "MLP": (mlp, 8),
+    "convnext": (timm_model("convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 8, 8, 16)), 32, 4),
+    "mobilenetv3": (mobilenetv3_small, 32, 9),
+    "efficientnet": (efficientnet_b0, 32, 6),
+    "regnety": (regnety, 32, 20),
+    "vit": (timm_model("vit_tiny_patch16_224", **VIT), 32, 4),
+    "swin": (timm_model("swin_tiny_patch4_window7_224", **SWIN), 32, 3),
+    "mixer": (mixer, 32, 2),
+    "seresnet": (timm_model("seresnet50", layers=(1, 1, 1, 1), channels=(8, 8, 8, 8)), 32, 13),
+    "resnetv2": (timm_model("resnetv2_50", layers=(1, 1), channels=(16, 16), stem_chs=8), 32, 7),
+    "densenet": (timm_model("densenet121", growth_rate=4, block_config=(2, 2)), 32, 4),
+    "U-Net": (UNet, 16, 4),
+    "gated MLP": (GatedMlp, 16, 2),
+    "GroupNorm": (group_norm, 16, 2),
+    "squeeze-excite": (squeeze_excite, 16, 2),
+    "ResNeXt": (resnext, 16, 1),
+    "MLP": (mlp, 8, 2),
 }
 
 
 def network(name: str) -> tuple[nn.Module, int]:
     """The network in eval mode, none of whose tensors is trivial, and the size of its images."""
     torch.manual_seed(0)
-    make, size = NETWORKS[name]
+    make, size, _ = NETWORKS[name]
     model = shaken(make()).eval()
     for parameter in model.parameters():
-        if parameter.dim() == 1:
+        if not parameter.any():
+            nn.init.normal_(parameter)
+        elif parameter.dim() == 1:
             parameter.data += 0.3 * torch.rand_like(parameter)  # layer scales and biases begin near zero
     return model, size
