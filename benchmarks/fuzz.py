@@ -1,10 +1,11 @@
 """Fuzzing: random damage to inputs and files of the program; prints and writes the result.
 
-    python benchmarks/fuzz.py [--cases 10000] [--command_line 200] [--processes 2] [--out benchmarks/results/fuzz.json]
+    python benchmarks/fuzz.py [--cases 20000] [--command_line 200] [--processes 2] [--out benchmarks/results/fuzz.json]
     python benchmarks/fuzz.py --only "mask.json:17" --show       # one case again, by kind and number
 
-A case damages recipe options, ds_config, mask.json, a sliced checkpoint, a checkpoint, a run folder, _info.json or the
-bytes of a shard, and gives them to a command: in this process, where nothing may be executed, and nothing written
+A case damages recipe options, or files that others may have made: a ds_config, mask.json, a sliced checkpoint, a
+checkpoint, its manifest, a run folder, _info.json, the bytes of a shard, a tar of another dialect, a list of shards. It
+gives them to a command: in this process, where nothing may be executed, and nothing written
 outside of its folder, or (``--command_line``) in a process of its own. It has to work, or end in one line within a
 minute. The cases are those of tests/fuzz. Exit code 1 where one did anything else.
 """
@@ -17,6 +18,7 @@ import json
 import multiprocessing
 import os
 import platform
+import resource
 import shutil
 import sys
 import tempfile
@@ -34,17 +36,18 @@ from fuzz_mutations import CANARY  # noqa: E402
 
 # How often a kind comes: those that take milliseconds more often.
 SHARES = {
-    "recipe options": 5, "ds_config": 4, "mask.json": 2, "sliced": 3, "checkpoint": 2, "run folder": 1,
-    "_info.json": 2, "shard bytes": 2,
+    "recipe options": 6, "ds_config": 10, "mask.json": 1, "sliced": 10, "checkpoint": 2, "run folder": 3,
+    "_info.json": 4, "shard bytes": 2, "foreign tars": 6, "lists of shards": 5, "manifest": 3,
 }  # fmt: skip
 TRAIN_STARTS = 24  # of the cases on the command line: they take longest
+MOST_MEMORY = 6 * 2**30  # bytes
 NOT_READY = 77  # exit code of a process that could not begin
 Case = tuple[str, int]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--command_line", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -151,6 +154,8 @@ def work(material: Material, cases: list[Case], numbers: range, seed: int, there
     """Run the cases of these numbers, in one process."""
     home = Path(tempfile.mkdtemp(dir=material.home))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    # A case that needs more would end other programs of this machine.
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     try:
         warm_up(material, home) if not there else None
     except BaseException:

@@ -122,7 +122,7 @@ def make_shards(folder: Path, source: str, images: str | None) -> Path:
     """The shards of CIFAR-10 in ``folder``, made on the first call, for which ``images`` is needed."""
     if not (folder / "_info.json").exists():
         words = ["shards", "make", source, images, "--out", folder]
-        words += ["--format", "raw", "--samples_per_shard", SAMPLES_PER_SHARD]
+        words += ["--samples_per_shard", SAMPLES_PER_SHARD]
         Cores(1).run("-c", "from dist_prune.cli.main import main; main()", *words)
     return folder
 

@@ -16,6 +16,10 @@ class ShardError(Exception):
         super().__init__(re.sub(r"\s*\n\s*", " ", message))
 
 
+class RawShardsError(ShardError):
+    """Shards of earlier versions, which held arrays of pixels."""
+
+
 class LocalDiskError(ShardError):
     """This machine cannot hold a copy of the data: no fault of any sample, so none may be skipped for it."""
 

@@ -1,83 +1,102 @@
-"""Shards that others made, by what the user names: a folder, a pattern, or a list of any of three programs."""
+"""Shards by what the user names: a folder, a pattern, a URL, a command, or a list of any of three programs."""
 
+import contextlib
 import glob
 import itertools
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import braceexpand
+from typing import Any
 
 from data_tools.errors import ShardError, reported
-from data_tools.index import INDEX_NAME, LARGEST_INDEX, TAR_NAME
+from data_tools.index import INDEX_NAME, LARGEST_INDEX, TAR_NAME, ShardIndex
+from data_tools.patterns import common_folder, expand_braces
+from data_tools.remote import NotThere
+from data_tools.store import ShardSpec, ShardStore, open_store
 
-MOST_SHARDS = 1_000_000
 OURS = {"fingerprint", "class_names", "image_shape"}  # only our index has these keys
 # What a split is called in names of files and folders, and here.
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation", "eval", "dev"), "validation")
 
 
-class Found(NamedTuple):
-    """Tars without an index of ours: their folder, and their paths below it by split."""
-
-    root: Path
-    splits: Mapping[str, Sequence[str]]
+Splits = Mapping[str, Sequence[str]]  # names of tars
 
 
-def find_shards(location: str) -> Found | None:
-    """Return the tars that a local location names; None if they have an index of ours, or it names something else.
+@dataclass(frozen=True)
+class Found:
+    """Access to shards, and the index of ours that they have, or else the names of their tars by split."""
+
+    store: ShardStore
+    index: ShardIndex | None = None
+    splits: Splits = field(default_factory=dict)
+
+
+def find_shards(location: str, **options: Any) -> Found:
+    """Find the shards that a location names.
 
     Args:
-        location: a folder, also with tars in folders below it; a pattern with braces or wildcards; a text file of
-            paths; timm's ``_info.json`` or wids' JSON.
+        location: as for ``open_store``; or a local folder with tars in folders below it, a local pattern with
+            wildcards, a text file of paths or URLs, timm's ``_info.json`` or wids' JSON.
+        options: of ``open_store``.
 
     Raises:
-        ShardError: a list or pattern names files that are not there.
+        ShardError: nothing there, or names of files that are not there.
     """
     text = location.removeprefix("file://")
     path = Path(text).expanduser()
     if "://" in text or text.startswith("pipe:"):
-        return None
+        return _remote(open_store(location, **options))
     if path.name == INDEX_NAME or (path.is_dir() and (path / INDEX_NAME).is_file()):
         listed = path if path.name == INDEX_NAME else path / INDEX_NAME
-        return _listed(listed) if listed.is_file() else None
-    if path.is_dir():
-        return _by_names(path, sorted(str(tar.relative_to(path)) for tar in path.rglob("*.tar") if tar.is_file()))
-    if path.suffix in (".json", ".txt") and path.is_file():
-        return _listed(path)
-    if not text.endswith(".tar"):
-        return None
-    paths = _expanded(str(path))
-    listed = _common_folder(paths) / INDEX_NAME
-    return None if listed.is_file() and _listed(listed) is None else _by_paths(paths)
+        found = _listed(listed, options) if listed.is_file() else None
+    elif path.is_dir():
+        found = _local(path, sorted(str(tar.relative_to(path)) for tar in path.rglob("*.tar") if tar.is_file()))
+    elif path.suffix in (".json", ".txt") and path.is_file():
+        found = _listed(path, options)
+    elif text.endswith(".tar"):
+        found = _by_pattern(str(path), options)
+    else:
+        found = None
+    if found:
+        return found
+    store = open_store(location, **options)
+    return Found(store, store.read_index())
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """Return the names that a pattern stands for.
-
-    Raises:
-        ShardError: its braces are not in order, or it stands for more than ``MOST_SHARDS`` names.
-    """
-    # Before any is made: a pattern of a few bytes can stand for more names than there is memory.
-    if _most_names(pattern) > MOST_SHARDS:
-        raise ShardError(f"{pattern} names more than {MOST_SHARDS:,} shards")
-    with reported(pattern, ValueError, fix="; expected FOLDER/X-{000000..000004}.tar"):
-        return list(braceexpand.braceexpand(pattern))
+def _by_pattern(pattern: str, options: Mapping[str, Any]) -> Found | None:
+    paths = _expanded(pattern)
+    folder = _common_folder(paths)
+    if not (folder / INDEX_NAME).is_file() or _listed(folder / INDEX_NAME, options):
+        return _by_paths(paths)
+    names = frozenset(os.path.relpath(path, folder) for path in paths)
+    store = ShardStore(ShardSpec(pattern, f"{folder}/", names=names))
+    return Found(store, store.read_index())
 
 
-def _most_names(pattern: str) -> int:
-    """Return a bound on the names that a pattern stands for: the product of its braces, nested ones too."""
-    count = 1
-    while innermost := re.search(r"\{([^{}]*)\}", pattern):
-        ends = re.match(r"(-?\d+)\.\.(-?\d+)", innermost[1])
-        letters = 52 if ".." in innermost[1] else innermost[1].count(",") + 1
-        count *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else letters
-        pattern = pattern[: innermost.start()] + pattern[innermost.end() :]
-    return count
+def _remote(store: ShardStore) -> Found:
+    """Find the tars at a URL or of a command: those that it names, that an index there names, or that a folder has."""
+    try:
+        content = store.index_content()
+        splits = _splits_of(content, str(store.spec))
+    except NotThere:
+        names = sorted(store.spec.names or _listed_at(store))
+        if not names:
+            raise
+        return _checked(Found(store, splits=_by_split(names)))
+    if splits is None:
+        return Found(store, store.parse_index(content))
+    # The user has named some of the tars that a list of others names.
+    return _checked(Found(store, splits=_by_split(sorted(store.spec.names)) if store.spec.names else splits))
+
+
+def _listed_at(store: ShardStore) -> list[str]:
+    with contextlib.suppress(ShardError):
+        return store.list_tars()
+    return []
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -91,41 +110,58 @@ def _expanded(pattern: str) -> list[str]:
     return found
 
 
-def _listed(path: Path) -> Found | None:
+def _listed(path: Path, options: Mapping[str, Any]) -> Found | None:
     """Read a list of tars: lines of a text, timm's index or wids'; None if it is an index of ours, or meant to be."""
     with reported(f"cannot read {path}"):
         if path.stat().st_size > LARGEST_INDEX:
             raise ShardError(f"{path} is larger than a list of shards may be ({LARGEST_INDEX:,} bytes)")
-        text = path.read_text(errors="replace")
+        content = path.read_bytes()
     if path.suffix == ".txt":
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        if remote := [line for line in lines if "://" in line]:
-            raise ShardError(f"{path} lists {remote[0]}: copy these shards to a folder, and name that one")
+        lines = [line.strip() for line in content.decode(errors="replace").splitlines()]
+        lines = [line for line in lines if line and not line.startswith("#")]
+        if any("://" in line for line in lines):
+            return _by_urls(path, lines, options)
         return _by_paths([str(path.parent / line) for line in lines])
+    splits = _splits_of(content, str(path))
+    return _checked(Found(_store_of(path.parent), splits=splits)) if splits else None
+
+
+def _splits_of(content: bytes, place: str) -> Splits | None:
+    """Return the names of tars by split that timm's index or wids' lists; None if it is an index of ours."""
     try:
-        content = json.loads(text)
+        listed = json.loads(content)
     except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict) or content.keys() & OURS:
+        listed = None
+    if not isinstance(listed, dict) or listed.keys() & OURS:
         return None
-    if isinstance(content.get("shardlist"), list):  # wids
-        return _by_names(path.parent, [str(_entry(path, entry, "url", str)) for entry in content["shardlist"]])
-    splits = content.get("splits")
+    if isinstance(listed.get("shardlist"), list):  # wids
+        return _by_split([str(_entry(place, entry, "url", str)) for entry in listed["shardlist"]])
+    splits = listed.get("splits")
     named: dict[str, list[str]] = {}
     for name, split in splits.items() if isinstance(splits, dict) else ():
-        named.setdefault(SPLITS.get(str(name), str(name)), []).extend(map(str, _entry(path, split, "filenames", list)))
-    return _checked(Found(path.parent, named)) if named else None
+        named.setdefault(SPLITS.get(str(name), str(name)), []).extend(map(str, _entry(place, split, "filenames", list)))
+    return named or None
 
 
-def _entry(path: Path, content: Any, key: str, kind: type) -> Any:
+def _entry(place: str, content: Any, key: str, kind: type) -> Any:
     if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-        raise ShardError(f"{path} is no list of shards: it has no {key}")
+        raise ShardError(f"{place} is no list of shards: it has no {key}")
     return content[key]
+
+
+def _by_urls(path: Path, urls: Sequence[str], options: Mapping[str, Any]) -> Found:
+    """Return the tars at these URLs, which lie in or below one folder."""
+    first, *_ = urls
+    if wrong := [url for url in urls if "://" not in url or "?" in url or url.split("/")[:3] != first.split("/")[:3]]:
+        raise ShardError(f"{path} lists {wrong[0]} beside {first}: expected plain URLs of one server or bucket")
+    folder = common_folder(urls)
+    store = open_store(f"{folder}/", **options)
+    return _checked(Found(store, splits=_by_split([url.removeprefix(f"{folder}/") for url in urls])))
 
 
 def _by_paths(paths: Sequence[str]) -> Found | None:
     root = _common_folder(paths)
-    return _by_names(root, [os.path.relpath(path, root) for path in paths])
+    return _local(root, [os.path.relpath(path, root) for path in paths])
 
 
 def _common_folder(paths: Sequence[str]) -> Path:
@@ -133,22 +169,36 @@ def _common_folder(paths: Sequence[str]) -> Path:
         return Path(os.path.commonpath([os.path.dirname(path) or "." for path in paths] or ["."]))
 
 
-def _by_names(root: Path, names: Sequence[str]) -> Found | None:
+def _local(root: Path, names: Sequence[str]) -> Found | None:
+    return _checked(Found(_store_of(root), splits=_by_split(names))) if names else None
+
+
+def _store_of(folder: Path) -> ShardStore:
+    return ShardStore(ShardSpec(str(folder), f"{folder}/"))
+
+
+def _by_split(names: Sequence[str]) -> Splits:
     """Divide tars by the split in their names; those that name none are of train."""
     splits: dict[str, list[str]] = {}
     for name in names:
-        words = [SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS]
-        splits.setdefault(words[-1] if words else "train", []).append(name)
-    return _checked(Found(root, splits)) if splits else None
+        splits.setdefault(split_of(name), []).append(name)
+    return splits
+
+
+def split_of(name: str) -> str:
+    """Return the split that the last such word in the path of a file means; train if there is none."""
+    words = [SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLITS]
+    return words[-1] if words else "train"
 
 
 def _checked(found: Found) -> Found:
     """Refuse what is missing, and what is no file in or below the folder: lists may come from somebody else."""
+    root = found.store.spec.root
     for name in itertools.chain.from_iterable(found.splits.values()):
         if os.path.isabs(name) or ".." in Path(name).parts:
-            raise ShardError(f"{name} is not in {found.root} or below it, as all shards of a list must be")
+            raise ShardError(f"{name} is not in {root} or below it, as all shards of a list must be")
         if not re.fullmatch(TAR_NAME, name):
-            raise ShardError(f"cannot use {found.root / name}: names of tars have letters, digits and _.+=@- only")
-        if not (found.root / name).is_file():
-            raise ShardError(f"missing shard {found.root / name}")
+            raise ShardError(f"cannot use {root}/{name}: names of tars have letters, digits and _.+=@- only")
+        if found.store.spec.transport == "folder" and not Path(root, name).is_file():
+            raise ShardError(f"missing shard {root}/{name}")
     return found

@@ -14,7 +14,8 @@ from PIL import Image
 READABLE = ("JPEG", "PNG", "WEBP")
 # Gray PNGs of 16 bits; Pillow's name depends on its version, and its own conversion cuts values off at 255.
 DEEP_GRAY_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-GRAY_MODES = ("1", "L", *DEEP_GRAY_MODES)
+GRAY_MODES = ("1", "L", "LA", *DEEP_GRAY_MODES)
+ORIENTATION = 0x0112  # the EXIF tag
 SMALLEST_STD = 1 / 255  # dividing by the deviation of a constant channel must stay finite
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS or sys.maxsize  # of one image: more must be an attack
 # Of a progressive JPEG, which is decoded once for each scan; a dozen are usual. 300 kB can ask for half a minute.
@@ -27,8 +28,34 @@ class ImageError(ValueError):
     """Bytes that are no readable JPEG, PNG or WebP image; the message gives the reason, the caller adds the place."""
 
 
+class Orientation(NamedTuple):
+    """The way from stored pixels to upright ones: mirror either axis, then exchange the two."""
+
+    mirror_x: bool = False
+    mirror_y: bool = False
+    transpose: bool = False
+
+    def upright(self, pixels: np.ndarray) -> np.ndarray:
+        """Return a view of stored pixels (H, W, C) as a viewer shows them."""
+        pixels = pixels[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
+        return pixels.swapaxes(0, 1) if self.transpose else pixels
+
+
+UPRIGHT = Orientation()
+# By the value of the EXIF tag, which names the sides at which the stored image has its first row and column.
+ORIENTATIONS = {
+    2: Orientation(mirror_x=True),
+    3: Orientation(mirror_x=True, mirror_y=True),
+    4: Orientation(mirror_y=True),
+    5: Orientation(transpose=True),
+    6: Orientation(mirror_y=True, transpose=True),
+    7: Orientation(mirror_x=True, mirror_y=True, transpose=True),
+    8: Orientation(mirror_x=True, transpose=True),
+}
+
+
 class ImageFacts(NamedTuple):
-    """Properties from the header of an image; ``extension`` is ``jpg``, ``png`` or ``webp``."""
+    """Properties from the header of an image, upright; ``extension`` is ``jpg``, ``png`` or ``webp``."""
 
     height: int
     width: int
@@ -58,11 +85,12 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def decode_pixels(data: bytes, channels: int) -> np.ndarray:
-    """Decode to pixels (H, W, ``channels``) in uint8: gray (1) or RGB (3)."""
+    """Decode to upright pixels (H, W, ``channels``) in uint8: gray (1) or RGB (3)."""
     with open_image(data) as image:
+        orientation = orientation_of(image)
         load_pixels(image)
         pixels = np.asarray(with_channels(image, channels))
-    return pixels.reshape(*pixels.shape[:2], channels)
+    return orientation.upright(pixels.reshape(*pixels.shape[:2], channels))
 
 
 def read_header(data: bytes) -> ImageFacts:
@@ -76,14 +104,26 @@ def inspect_image(data: bytes) -> ImageFacts:
     with open_image(data) as image:
         facts = _facts(image)
         # All of a JPEG is read at an eighth of its size too, for a fraction of the time.
-        image.draft(None, (max(1, facts.width // 8), max(1, facts.height // 8)))
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
         load_pixels(image)
     return facts
 
 
 def _facts(image: Image.Image) -> ImageFacts:
     extension = {"PNG": "png", "WEBP": "webp"}.get(image.format or "", "jpg")
-    return ImageFacts(image.height, image.width, image.mode in GRAY_MODES, extension)
+    size = (image.width, image.height) if orientation_of(image).transpose else (image.height, image.width)
+    return ImageFacts(*size, image.mode in GRAY_MODES, extension)
+
+
+def orientation_of(image: Image.Image) -> Orientation:
+    """Return the orientation in the EXIF header of an opened image that is not loaded; upright if it has none."""
+    if "exif" not in image.info:
+        return UPRIGHT
+    # As viewers do: damaged EXIF data do not make an image unreadable.
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ORIENTATIONS.get(image.getexif().get(ORIENTATION, 1), UPRIGHT)
+    return UPRIGHT
 
 
 @_OneError()
@@ -99,7 +139,11 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
         values = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 becomes 255
     mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    if image.mode == mode:
+        return image
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's of transparency that is dropped
+        return image.convert(mode)
 
 
 @_OneError()
@@ -108,6 +152,7 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("empty image (0 bytes)")
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # EXIF data that are damaged
         # Pillow warns above its limit, and refuses above twice as much.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(io.BytesIO(data), formats=READABLE)

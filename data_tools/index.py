@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from data_tools.errors import ShardError, reported
+from data_tools.errors import RawShardsError, ShardError, reported
 from data_tools.images import MOST_PIXELS, SMALLEST_STD
 from data_tools.labels import LabelRule
 from data_tools.tar import BLOCK
@@ -120,8 +120,6 @@ class ShardIndex(BaseModel):
     # Per channel, of pixels in [0, 1], measured on the train split.
     mean: tuple[Mean, ...]
     std: tuple[Std, ...]
-    # Encoded images, or arrays of pixels, which all have one shape.
-    format: Literal["files", "raw"]
     # Readable names where ``class_names`` are codes, or nothing.
     class_titles: tuple[Text, ...]
     label: LabelRule = LabelRule()
@@ -142,6 +140,41 @@ class ShardIndex(BaseModel):
             )
             raise ShardError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}{hint}")
         return self.splits[name]
+
+    def to_evaluate(self) -> "ShardIndex":
+        """Return the index with only the split to evaluate on, as ``test``; ShardError if there are several others."""
+        tested, *others = [name for name in ("test", "validation", *self.splits) if name in self.splits]
+        if tested not in ("test", "validation") and others:
+            raise ShardError(f"{self.root} has the splits {', '.join(self.splits)}: name the tars of one of them")
+        return self.model_copy(update={"splits": {"test": self.splits[tested].model_copy(update={"name": "test"})}})
+
+    def read_as(self, train: "ShardIndex") -> "ShardIndex":
+        """Return the index of images that are read as those of ``train``: classes, colors, normalization.
+
+        Raises:
+            ShardError: it has classes that ``train`` has not, or colors.
+        """
+        if self.image_shape is None and train.channels == 1:
+            raise ShardError(f"the images of {self.root} differ in size or have colors, those of {train.root} do not")
+        return self.model_copy(
+            update={
+                "label": self.label if self.class_names == train.class_names else self._label_in(train),
+                "image_shape": self.image_shape and (train.channels, *self.image_shape[1:]),
+                **{key: getattr(train, key) for key in ("class_names", "class_titles", "mean", "std")},
+            }
+        )
+
+    def _label_in(self, train: "ShardIndex") -> LabelRule:
+        """Return the rule by which the labels here stand for the classes of ``train``: a small split lacks some."""
+        are_numbers = self.class_names == tuple(map(str, range(len(self.class_names))))
+        are_enough = len(self.class_names) <= len(train.class_names)
+        if are_numbers and are_enough and self.label.by == train.label.by == "number":
+            return self.label
+        others = sorted(set(self.class_names) - set(train.class_names))
+        if others or (self.label.by == "number" and not are_numbers):
+            found = f"class {others[0]!r}" if others else "its classes in another order"
+            raise ShardError(f"{self.root} has {found}, unlike {train.root}: images to evaluate on need its classes")
+        return self.label.model_copy(update={"by": "name"})
 
     def shards(self) -> Iterator[Shard]:
         """Yield the shards of all splits."""
@@ -192,10 +225,15 @@ class ShardIndex(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _upgrade(cls, content: Any) -> Any:
-        # Earlier versions lack these keys; they knew these values only.
+    def _upgrade(cls, content: Any, info: ValidationInfo) -> Any:
+        if isinstance(content, dict) and content.get("format") == "raw":
+            raise RawShardsError(
+                f"{info.context} holds raw shards, which this version no longer reads; "
+                f"convert them: dist-prune shards make raw {info.context} --out NEW_FOLDER"
+            )
+        # Earlier versions lack this key.
         if isinstance(content, dict) and content.get("version") in (1, 2):
-            return {"format": "files", "class_titles": []} | content | {"version": 3}
+            return {"class_titles": []} | content | {"version": 3}
         return content
 
     @model_validator(mode="after")
@@ -204,19 +242,12 @@ class ShardIndex(BaseModel):
             raise ValueError("class_names lists a name twice")
         if len(self.class_titles) not in (0, len(self.class_names)):
             raise ValueError("class_titles does not have one title for each class")
-        least = BLOCK  # bytes of a sample: its header in the tar
-        if self.image_shape:
-            height, width = self.image_shape[1:]
-            if height * width > MOST_PIXELS:
-                raise ValueError(f"image_shape has more than {MOST_PIXELS} pixels")
-            if self.format == "raw":
-                least = self.channels * height * width + 8  # pixels and a label
-        elif self.format == "raw":
-            raise ValueError("raw images need an image_shape")
+        if self.image_shape and self.image_shape[1] * self.image_shape[2] > MOST_PIXELS:
+            raise ValueError(f"image_shape has more than {MOST_PIXELS} pixels")
         if (len(self.mean), len(self.std)) != (self.channels, self.channels):
             raise ValueError(f"mean and std need one number for each of the {self.channels} channels")
-        for shard in self.shards():
-            if shard.length * least > shard.size:
+        for shard in self.shards():  # the header of each sample is a block
+            if shard.length * BLOCK > shard.size:
                 raise ValueError(f"{shard.name} has {shard.length} samples in {shard.size} bytes")
         # A network trained on one split must not be tested on its images.
         for (first, one), (second, other) in itertools.combinations(self.splits.items(), 2):
@@ -237,5 +268,5 @@ def checksum(path: Path, algorithm: str) -> str:
 def parse_index(data: bytes, path: object, root: Path | str) -> ShardIndex:
     """Return the index in ``data``, the content of the file ``path``; its shards are in ``root``."""
     with reported(f"{path} is no index of shards", ValidationError, fix="; make the shards again"):
-        index = ShardIndex.model_validate_json(data)
+        index = ShardIndex.model_validate_json(data, context=root)
     return index.model_copy(update={"root": root})

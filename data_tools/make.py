@@ -17,7 +17,7 @@ from data_tools.parallel import each
 from data_tools.sources import SOURCES
 from data_tools.sources.base import ReadOptions
 from data_tools.sources.folders import refuse_test_fraction
-from data_tools.writers import WRITERS, ShardPlan, ShardSet, plan_shards
+from data_tools.writers import SAMPLES_PER_SHARD, ShardPlan, ShardSet, plan_shards
 
 SUFFIX = ".json"
 
@@ -37,7 +37,6 @@ def make_shards(
     folder: str | Path | None,
     out: str | Path,
     *,
-    format: str = "auto",
     samples_per_shard: int | None = None,
     bytes_per_shard: int | None = None,
     workers: int = 1,
@@ -54,9 +53,7 @@ def make_shards(
         source: a key of ``SOURCES``.
         folder: where the raw files are; None for data sets that can be had without.
         out: made if missing.
-        format: ``files`` (encoded images), ``raw`` (arrays of pixels: tiny images of one size), or
-            ``auto``, which is raw for sources that are arrays themselves.
-        samples_per_shard: 1,000 encoded or 5,000 raw images unless given (``digits``: 360).
+        samples_per_shard: 1,000 images unless given (``digits``: 360).
         bytes_per_shard: the most that a shard may have, instead of ``samples_per_shard``.
         workers: writing processes.
         seed: of the one shuffle, from 0 up.
@@ -73,25 +70,22 @@ def make_shards(
     dataset = SOURCES[source]
     if not dataset.takes_test_fraction:
         refuse_test_fraction(test_fraction, source)
-    if format not in ("auto", *WRITERS):
-        raise unknown("format", format, ["auto", *WRITERS])
-    form = format if format != "auto" else "raw" if dataset.arrays else "files"
     if samples_per_shard is not None and bytes_per_shard is not None:
         raise ShardError("--samples_per_shard and --bytes_per_shard exclude each other: give one of them")
     for unit, value in (("samples", samples_per_shard), ("bytes", bytes_per_shard)):
         if value is not None and value < 1:
             raise ShardError(f"{unit} per shard start at 1, not {value}")
     if bytes_per_shard is None:
-        samples_per_shard = samples_per_shard or dataset.samples_per_shard or WRITERS[form].samples_per_shard
+        samples_per_shard = samples_per_shard or dataset.samples_per_shard or SAMPLES_PER_SHARD
     with OutputStore(out) as output:
         index = _find_index(output)
         # Data that need no folder are not read again: a rerun needs no network.
         by_name = folder is None and test_fraction is None
-        if index and by_name and _matches(index, source, seed, form, samples_per_shard):
+        if index and by_name and _matches(index, source, seed, samples_per_shard):
             return _finish(index, output)
         options = ReadOptions(test_fraction, output.staging_dir, progress)
         raw = dataset.read(None if folder is None else Path(folder).expanduser(), options)
-        wanted = plan_shards(source, raw, seed, form, samples_per_shard, bytes_per_shard)
+        wanted = plan_shards(source, raw, seed, samples_per_shard, bytes_per_shard)
         output.prepare()
         index = index or _concurrent_index(wanted, output)
         if index is None:
@@ -110,9 +104,9 @@ def _find_index(output: OutputStore) -> ShardIndex | None:
     return parse_index(data, f"{output.root}/{INDEX_NAME}", output.root) if data else None
 
 
-def _matches(index: ShardIndex, source: str, seed: int, form: str, samples: int | None) -> bool:
+def _matches(index: ShardIndex, source: str, seed: int, samples: int | None) -> bool:
     """Compare existing shards with a request, as far as that is possible without the raw data."""
-    return (index.source, index.seed, index.format) == (source, seed, form) and all(
+    return (index.source, index.seed) == (source, seed) and all(
         set(split.shard_lengths[:-1]) <= {samples} and samples is not None and split.shard_lengths[-1] <= samples
         for split in index.splits.values()
     )
@@ -184,7 +178,7 @@ def _write_missing(wanted: ShardSet, output: OutputStore, workers: int, progress
         path = output.staging_dir / plan.name
         with reported(f"cannot write {path}"):
             with open(path, "wb") as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
-                statistics = wanted.writer.write(tar, plan, wanted.raw.splits[plan.split])
+                statistics = wanted.write(tar, plan)
             shard = Shard(plan.name, len(plan.numbers), checksum(path, "sha256"), path.stat().st_size)
         return Sidecar(fingerprint=wanted.fingerprint, shard=shard, statistics=statistics)
 
@@ -223,7 +217,6 @@ def _assemble(wanted: ShardSet, finished: dict[str, Sidecar], output: OutputStor
         image_shape=statistics.image_shape,
         mean=mean,
         std=std,
-        format=wanted.writer.format,
         class_titles=raw.class_titles,
         splits={name: ShardSplit.of(name, rows) for name, rows in shards.items()},
         root=output.root,

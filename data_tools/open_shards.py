@@ -4,66 +4,106 @@ import hashlib
 import os
 import secrets
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 from filelock import FileLock
 from tqdm import tqdm
 
 from data_tools.errors import ShardError, reported
-from data_tools.find import Found, find_shards
+from data_tools.find import Found, Splits, find_shards
 from data_tools.index import INDEX_NAME, ShardIndex, parse_index
-from data_tools.indexing import index_shards
+from data_tools.indexing import in_order_of_use, index_shards
 from data_tools.labels import LabelRule
 from data_tools.sources.base import data_home
-from data_tools.store import ShardSpec, ShardStore, open_store
+from data_tools.store import ShardStore
 
 SHARDS_PER_PROCESS = 8  # at least
+LARGEST_LIST = 2**24  # bytes of a list of classes
+
+
+class Labelling(NamedTuple):
+    """What the user says of the labels of shards that others made; empty: what is found there.
+
+    Attributes:
+        label: extension of the label members.
+        field: the field of a json member.
+        classes: a file with the names of the classes, one a line, or their number.
+    """
+
+    label: str | None = None
+    field: str = ""
+    classes: str | int | None = None
+
+    def rule(self) -> LabelRule | None:
+        """Return where the labels are, if the user says so."""
+        if self.field and self.label not in (None, "json"):
+            raise ShardError(f"a field ({self.field}) is of json members, not of .{self.label}")
+        member = "json" if self.field else self.label
+        return LabelRule(member=member, field=self.field) if member else None
+
+    def class_names(self) -> list[str]:
+        """Return the names of the classes, if the user says them."""
+        if not isinstance(self.classes, str):
+            return list(map(str, range(self.classes or 0)))
+        path = Path(self.classes).expanduser()
+        with reported(f"cannot read {path}", (OSError, UnicodeError)):
+            # It may be a device, or any large file.
+            with open(path, "rb") as file:
+                text = file.read(LARGEST_LIST + 1)
+            if len(text) > LARGEST_LIST:
+                raise ShardError(f"{path} is larger than a list of classes may be ({LARGEST_LIST:,} bytes)")
+            return [line.strip() for line in text.decode().splitlines() if line.strip()]
+
+
+FOUND = Labelling()
 
 
 def write_index(
     location: str,
-    label: str | None = None,
-    label_field: str = "",
-    classes: str | None = None,
+    labelling: Labelling,
+    out: str | None = None,
     checksums: bool = False,
     workers: int = 1,
     progress: bool = False,
 ) -> tuple[Path, ShardIndex]:
-    """Write the index of shards that others made, beside them; return its path and the index.
+    """Write the index of shards that others made; return its path and the index.
+
+    It goes on where an interrupted call has stopped.
 
     Args:
         location: as for ``find_shards``.
-        label: extension of the label members; None: as ``index_shards`` finds them.
-        label_field: the field of a json member.
-        classes: a file with the names of the classes, one a line.
+        labelling: where the labels are and what they mean, if the user says so.
+        out: where to write it; None: beside the shards, if they are in a folder.
         checksums: compute those, too.
         workers: processes.
         progress: show a bar.
     """
     found = find_shards(location)
-    if found is None:
-        reason = "names no tars that lack an index: expected a local folder, a pattern or a list of some"
-        if "://" in location:
-            reason = "is a URL: index a copy of these shards in a folder, and put its _info.json beside them"
-        elif not set(location) & set("*?[{") and not os.path.exists(os.path.expanduser(location)):
-            reason = "is not there"
-        raise ShardError(f"{location} {reason}")
-    path = found.root / INDEX_NAME
+    if found.index:
+        raise ShardError(f"{location} has an index already: move that, or use these shards with it as they are")
+    if found.store.is_remote and not out:
+        raise ShardError(f"{location} is remote: say with --out where to write the index, and copy it there")
+    path = Path(out).expanduser() if out else Path(found.store.spec.root, INDEX_NAME)
     if path.exists():
-        raise ShardError(f"{path} is there already: move it, or use these shards with it as they are")
-    if label_field and label not in (None, "json"):
-        raise ShardError(f"--label_field is of json members, not of .{label}")
-    rule = LabelRule(member="json" if label_field else label, field=label_field) if label or label_field else None
-    names: list[str] = []
-    if classes:
-        with reported(f"cannot read {classes}", (OSError, UnicodeError)):
-            names = [line.strip() for line in Path(classes).read_text("utf-8").splitlines() if line.strip()]
-    index = index_shards(found, label=rule, class_names=names, checksums=checksums, workers=workers, progress=progress)
+        raise ShardError(f"{path} is there already: move it")
+    journal = path.with_name(f".{path.name}.scans")
+    index = index_shards(
+        found,
+        label=labelling.rule(),
+        class_names=labelling.class_names(),
+        checksums=checksums,
+        workers=workers,
+        journal=journal,
+        progress=progress,
+    )
     with reported(f"cannot write {path}"):
         _write(path, index)
+        journal.unlink(missing_ok=True)
     return path, index
 
 
@@ -75,49 +115,96 @@ def _write(path: Path, index: ShardIndex) -> None:
     partial.replace(path)
 
 
-def open_shards(location: str, **options: Any) -> tuple[ShardStore, ShardIndex]:
+def open_shards(location: str, labelling: Labelling = FOUND, **options: Any) -> tuple[ShardStore, ShardIndex]:
     """Return access to shards and their index, which is made where there is none.
 
     Args:
         location: as for ``find_shards`` and ``open_store``.
+        labelling: where the labels are and what they mean, if the user says so.
         options: of ``open_store``.
+
+    Raises:
+        ShardError: nothing there, or damaged shards; ``labelling`` of shards whose index says it already.
     """
-    found = find_shards(location)
-    if found is None:
-        store = open_store(location, **options)
-        return store, store.read_index()
-    return ShardStore(ShardSpec(location, f"{found.root}/")), _kept_index(found, data_home() / "indexes")
+    found = find_shards(location, **options)
+    if found.index is None:
+        return found.store, _kept_index(found, labelling, data_home() / "indexes")
+    if labelling != FOUND:
+        raise ShardError(f"{location} has an index that says where labels are and what they mean: leave that out")
+    return found.store, found.index
 
 
-def _kept_index(found: Found, folder: Path) -> ShardIndex:
+def sketch_shards(location: str, labelling: Labelling = FOUND, **options: Any) -> tuple[ShardStore, ShardIndex, Splits]:
+    """Return access to shards, an index of them and the names of all; without an index, one of the first of each split.
+
+    Args:
+        location: as for ``find_shards`` and ``open_store``.
+        labelling: where the labels are; the classes must be said if there is no index.
+        options: of ``open_store``.
+
+    Raises:
+        ShardError: as ``open_shards``; nobody says how many classes there are.
+    """
+    found = find_shards(location, **options)
+    if found.index:
+        return found.store, found.index, {name: split.filenames for name, split in found.index.splits.items()}
+    names = labelling.class_names()
+    if not names:
+        raise ShardError(f"{location} has no index that says which classes there are: set data.classes, or order=exact")
+    first = Found(found.store, splits={name: tars[:1] for name, tars in found.splits.items()})
+    with tempfile.TemporaryDirectory(prefix="dist_prune-") as folder:
+        index = index_shards(first, label=labelling.rule(), class_names=names, journal=Path(folder, "scans"))
+    return found.store, index, in_order_of_use(found.splits)
+
+
+def _kept_index(found: Found, labelling: Labelling, folder: Path) -> ShardIndex:
     """Return the index of others' shards from ``folder``; one process makes it, and says so on standard error."""
-    digest = hashlib.sha256(os.path.realpath(found.root).encode(errors="surrogateescape"))
-    for split, names in found.splits.items():
-        for name in names:
-            path = found.root / name
-            with reported(f"cannot read shard {path}"):
-                state = path.stat()
-            # Files of another size or time are other shards.
-            digest.update(f"{split} {name} {state.st_size} {state.st_mtime_ns}\n".encode(errors="replace"))
+    names, root = labelling.class_names(), found.store.spec.root
+    digest = hashlib.sha256(
+        (root if found.store.is_remote else os.path.realpath(root)).encode(errors="surrogateescape")
+    )
+    if labelling != FOUND:
+        digest.update(f"{labelling.label} {labelling.field} {names}".encode(errors="surrogateescape"))
+    for split, tars in found.splits.items():
+        for name in tars:
+            digest.update(f"{split} {name} {_state_of(found.store, name)}\n".encode(errors="replace"))
     path = folder / f"{digest.hexdigest()[:32]}.json"
     advice = "; set DIST_PRUNE_DATA to a folder that you may write to"
-    with reported(f"cannot keep the index of {found.root} in {folder}", fix=advice):
+    with reported(f"cannot keep the index of {root} in {folder}", fix=advice):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                _make_index(found, path)
-    return parse_index(path.read_bytes(), path, found.root)
+                _make_index(found, labelling.rule(), names, path)
+    return parse_index(path.read_bytes(), path, root if found.store.is_remote else Path(root))
 
 
-def _make_index(found: Found, path: Path) -> None:
+def _state_of(store: ShardStore, name: str) -> str:
+    """Return what tells a shard from another of this name: size and time; of a remote one nobody knows them yet."""
+    if store.is_remote:
+        return ""
+    path = store.address_of(name)
+    with reported(f"cannot read shard {path}"):
+        state = os.stat(path)
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def _make_index(found: Found, rule: LabelRule | None, names: Sequence[str], path: Path) -> None:
     begin = time.monotonic()
     # A process takes longer to start than to read the headers of a few shards.
     workers = min(int(joblib.cpu_count()), 1 + sum(map(len, found.splits.values())) // SHARDS_PER_PROCESS)
-    index = index_shards(found, workers=workers, progress=sys.stderr.isatty())
+    index = index_shards(
+        found,
+        label=rule,
+        class_names=names,
+        workers=workers,
+        journal=path.with_suffix(".scans"),
+        progress=sys.stderr.isatty(),
+    )
     _write(path, index)
+    path.with_suffix(".scans").unlink(missing_ok=True)
     splits = ", ".join(f"{name} {split.num_samples:,}" for name, split in index.splits.items())
     tqdm.write(
-        f"made the index of {found.root} in {time.monotonic() - begin:.1f} s: {splits} images in "
+        f"made the index of {found.store.spec} in {time.monotonic() - begin:.1f} s: {splits} images in "
         f"{len(index.class_names):,} classes, labels in .{index.label.member}; kept in {path}",
         file=sys.stderr,
     )

@@ -65,6 +65,10 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 TRANSIENT_STATUS = (408, 425, 429)  # of those from 400 to 499
 
 
+class NotThere(ShardError):
+    """There is no such file."""
+
+
 def is_url(text: str) -> bool:
     """Return True for a URL, False for a local path."""
     return "://" in text
@@ -102,7 +106,10 @@ def with_retries(action: Callable[[], Result], what: str, retries: int = RETRIES
     except ShardError:
         raise
     except Exception as error:  # every protocol has errors of its own
-        raise ShardError(f"cannot {what}: {_reason(error, what)}") from error
+        # Web servers of buckets answer 403 for what is not there.
+        status = getattr(error, "status", None)
+        kind = NotThere if isinstance(error, FileNotFoundError) or status in (403, 404, 410) else ShardError
+        raise kind(f"cannot {what}: {_reason(error, what)}") from error
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -143,6 +150,17 @@ def copy_file(address: str, path: Path, timeout: float, limit: int) -> None:
         return
     files, remote = filesystem(address)
     _watch(lambda progress: files.get_file(remote, str(path), callback=progress), timeout, limit)
+
+
+def list_files(url: str, timeout: float) -> list[str]:
+    """Return the files in a folder at a URL, by their paths below it; of web servers those that its page links to."""
+    files, folder = filesystem(url)
+    found: list[str] = []
+    # Links of web pages lead anywhere, so nobody follows them.
+    listed = files.ls if url.startswith("http") else files.find
+    _watch(lambda _: found.extend(listed(folder, **({"detail": False} if url.startswith("http") else {}))), timeout, 0)
+    prefix = folder.rstrip("/") + "/"
+    return [path.removeprefix(prefix) for path in found if path.startswith(prefix)]
 
 
 def _copy_output(command: str, path: Path, timeout: float, limit: int) -> None:

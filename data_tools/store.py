@@ -1,8 +1,10 @@
 """Read access to shards: in a local folder, at a URL, or through a command; readers get local paths."""
 
 import contextlib
+import dataclasses
 import itertools
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +12,20 @@ from pathlib import Path
 
 from data_tools.cache import ShardCache, default_cache_dir
 from data_tools.errors import LocalDiskError, ShardError, reported
-from data_tools.find import expand_braces
-from data_tools.index import INDEX_NAME, LARGEST_INDEX, Shard, ShardIndex, parse_index
-from data_tools.remote import FULL_DISK, PIPE, RETRIES, check_url, copy_file, is_url, unsigned, with_retries
+from data_tools.index import INDEX_NAME, LARGEST_INDEX, LARGEST_SHARD, Shard, ShardIndex, parse_index
+from data_tools.patterns import common_folder, expand_braces
+from data_tools.remote import (
+    FULL_DISK,
+    PIPE,
+    RETRIES,
+    NotThere,
+    check_url,
+    copy_file,
+    is_url,
+    list_files,
+    unsigned,
+    with_retries,
+)
 
 # A recipe's ``cache`` has the same defaults.
 CACHE_BYTES = 16 * 10**9
@@ -82,11 +95,9 @@ def _parse_names(path: str) -> tuple[str, frozenset[str] | None]:
         return folder, None
     if not name.endswith(".tar"):
         return path.rstrip("/") or path, None
-    pairs = [path.rpartition("/")[::2] for path in expand_braces(path)]
-    folders = {folder for folder, _ in pairs}
-    if len(folders) > 1:
-        raise ShardError(f"{path} names tars in {len(folders)} folders: one data set is in one folder")
-    return folders.pop(), frozenset(name for _, name in pairs)
+    names = expand_braces(path)
+    folder = common_folder(names)
+    return folder, frozenset(name.removeprefix(f"{folder}/") for name in names)
 
 
 def open_store(
@@ -130,20 +141,37 @@ class ShardStore:
 
     spec: ShardSpec
 
+    @property
+    def is_remote(self) -> bool:
+        """True if shards are copied before they are read."""
+        return self.spec.transport != "folder"
+
+    def address_of(self, name: str) -> str:
+        """Return the path, URL or command for a shard."""
+        return str(Path(self.spec.root).expanduser() / name) if not self.is_remote else self.spec.address(name)
+
     def read_index(self) -> ShardIndex:
         """Return the index, restricted to the shards that the user named.
 
         Every split of which any shard is named keeps those only; other splits stay.
         """
+        return self.parse_index(self.index_content())
+
+    def index_content(self) -> bytes:
+        """Return the content of the index, as it is; raise NotThere if there is none."""
         folder = Path(self.spec.root).expanduser()
         path = folder / INDEX_NAME
         if not folder.is_dir():
             raise ShardError(f"no such folder: {folder}")
         if not path.is_file():
-            raise ShardError(f"no shards in {folder}: make some there with dist-prune shards make")
+            raise NotThere(f"no shards in {folder}: make some there with dist-prune shards make")
         with reported(f"cannot read {path}"):
-            content = path.read_bytes()
-        return parse_index(content, path, folder).restrict(self.spec.names, self.spec)
+            return path.read_bytes()
+
+    def parse_index(self, content: bytes) -> ShardIndex:
+        """Return an index of ours; ``read_index`` says how it is restricted."""
+        folder = Path(self.spec.root).expanduser()
+        return parse_index(content, folder / INDEX_NAME, folder).restrict(self.spec.names, self.spec)
 
     def fetch(self, shard: Shard) -> Path:
         """Return the local path of a shard.
@@ -158,9 +186,16 @@ class ShardStore:
         return Path(self.spec.root).expanduser() / shard.name
 
     @contextlib.contextmanager
-    def temporary_copy(self, name: str, size: int) -> Iterator[Path]:
-        """Give the local path of a file as it is, unchecked and uncached, for the length of a block."""
+    def temporary_copy(self, name: str, size: int = LARGEST_SHARD) -> Iterator[Path]:
+        """Give the local path of a file of at most ``size`` bytes, as it is, for the length of a block."""
         yield Path(self.spec.root).expanduser() / name
+
+    def keep(self, path: Path, shard: Shard) -> None:
+        """Keep a temporary copy, so that ``fetch`` need not copy the shard again; it has a checksum."""
+
+    def list_tars(self) -> list[str]:
+        """Return the names of all tars in the folder."""
+        return sorted(path.name for path in Path(self.spec.root).expanduser().glob("*.tar"))
 
 
 @dataclass(frozen=True)
@@ -171,11 +206,20 @@ class RemoteStore(ShardStore):
     timeout: float
     retries: int
 
-    def read_index(self) -> ShardIndex:
-        """Copy and read the index."""
-        with self.temporary_copy(INDEX_NAME, LARGEST_INDEX) as path:
-            index = parse_index(path.read_bytes(), self._shown(INDEX_NAME), self.spec.root)
-        return index.restrict(self.spec.names, self.spec)
+    def index_content(self) -> bytes:
+        """Copy the index."""
+        # A command fails for any reason. If it names tars, it may well have no index: it is not tried again.
+        may_lack = self.spec.transport == "command" and self.spec.names
+        store = dataclasses.replace(self, retries=0) if may_lack else self
+        try:
+            with store.temporary_copy(INDEX_NAME, LARGEST_INDEX) as path:
+                return path.read_bytes()
+        except ShardError as error:
+            raise (NotThere(str(error)) if may_lack else error) from error
+
+    def parse_index(self, content: bytes) -> ShardIndex:
+        """Return an index of ours."""
+        return parse_index(content, self._shown(INDEX_NAME), self.spec.root).restrict(self.spec.names, self.spec)
 
     def fetch(self, shard: Shard) -> Path:
         """Return the path of the shard in the cache; copy it there first if need be."""
@@ -186,12 +230,29 @@ class RemoteStore(ShardStore):
         return self.cache.get(shard, self._shown(shard.name), copy)
 
     @contextlib.contextmanager
-    def temporary_copy(self, name: str, size: int) -> Iterator[Path]:
+    def temporary_copy(self, name: str, size: int = LARGEST_SHARD) -> Iterator[Path]:
         """Copy a file to a temporary folder."""
         with tempfile.TemporaryDirectory(prefix="dist_prune-") as folder:
             path = Path(folder) / Path(name).name
             self._copy(name, path, size, whole=False)
             yield path
+
+    def keep(self, path: Path, shard: Shard) -> None:
+        """Move a temporary copy to the cache."""
+
+        def move(copied: Path) -> None:
+            shutil.move(path, copied)
+
+        self.cache.get(shard, self._shown(shard.name), move)
+
+    def list_tars(self) -> list[str]:
+        """Return the names of all tars in the folder; ShardError where nobody can list it."""
+        if self.spec.transport == "command":
+            return []
+        names = with_retries(
+            lambda: list_files(self.spec.root, self.timeout), f"list {unsigned(self.spec.root)}", self.retries
+        )
+        return sorted(name for name in names if name.endswith(".tar"))
 
     def _copy(self, name: str, path: Path, size: int, whole: bool) -> None:
         """Copy a file of at most ``size`` bytes, or of exactly that many if ``whole``."""

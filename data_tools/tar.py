@@ -1,18 +1,13 @@
 """The content of shards, where it lies in the tar: nothing is extracted.
 
-A shard holds encoded images with their labels, in a tar of any dialect, as WebDataset has them; or one array of pixels
-and one of labels in numpy's file format.
+A shard holds encoded images with their labels, in a tar of any dialect, as WebDataset has them.
 """
 
-import io
-import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import IO, NamedTuple
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, NamedTuple, TypeVar
 
 BLOCK = 512  # bytes; tars consist of blocks
 IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of image members, in any case
@@ -22,11 +17,7 @@ PLAIN = (b"0", b"\0", b"7")  # types of members that are files
 WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 PAX, PAX_OF_ALL, LONG_NAME, LONG_LINK, SPARSE = b"x", b"g", b"L", b"K", b"S"
 LARGEST_PREFACE = 2**20  # bytes of what a PAX or GNU header says of the next member
-RAW = ("images.npy", "labels.npy")  # extensions of the two members of a raw shard
-HEADER_BYTES = 128  # of the arrays written here
 SHOWN_BYTES = 20  # of what is damaged
-LONGEST_REASON = 100  # characters: numpy quotes the whole header, which may be hostile
-SHOWN_NAMES = 4
 
 
 class Member(NamedTuple):
@@ -38,6 +29,7 @@ class Member(NamedTuple):
 
 
 Parts = dict[str, Member]  # the members of one key, by extension
+Part = TypeVar("Part")
 
 
 def members(file: IO[bytes]) -> Iterator[Member]:
@@ -137,62 +129,18 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def is_sample(parts: Parts, label: str = LABEL) -> bool:
+def is_sample(parts: Mapping[str, object], label: str = LABEL) -> bool:
     """Return True if a group counts as a sample, perhaps a broken one; ``label``: extension of label members."""
     return label in parts or bool(images_of(parts))
 
 
-def images_of(parts: Parts) -> list[Member]:
-    """Return the images of a sample; a valid sample has exactly one.
+def images_of(parts: Mapping[str, Part]) -> list[Part]:
+    """Return the images of a sample, whose parts are by extension; a valid sample has exactly one.
 
     That is ``KEY.jpg``, even beside a ``KEY.mask.png``; with no such member it is ``KEY.left.jpg``.
     """
     found = [parts[extension] for extension in IMAGES if extension in parts]
     return found or [member for extension, member in parts.items() if extension.rpartition(".")[2] in IMAGES]
-
-
-def format_array(array: np.ndarray) -> memoryview:
-    """Return the content of an ``npy`` file."""
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, array, version=(1, 0), allow_pickle=False)
-    return stream.getbuffer()
-
-
-def map_arrays(file: IO[bytes], members: Iterable[Member]) -> tuple[np.ndarray, np.ndarray]:
-    """Map the images (N, H, W, C), uint8, and the labels (N,), int64, of a raw shard, read-only.
-
-    Raises:
-        ValueError: the shard holds anything else; nothing is unpickled.
-    """
-    held = sorted(members)
-    key = split_name(held[0].name)[0] if held else ""
-    if [member.name for member in held] != [f"{key}.{part}" for part in RAW]:
-        shown = ", ".join(member.name for member in held[:SHOWN_NAMES]) or "nothing"
-        shown += f" and {len(held) - SHOWN_NAMES} more" if len(held) > SHOWN_NAMES else ""
-        raise ValueError(f"it holds {shown} where KEY.{RAW[0]} and KEY.{RAW[1]} are expected")
-    images = _map_array(file, held[0], np.dtype(np.uint8), 4)
-    labels = _map_array(file, held[1], np.dtype(np.int64), 1)
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels")
-    return images, labels
-
-
-def _map_array(file: IO[bytes], member: Member, dtype: np.dtype, dimensions: int) -> np.ndarray:
-    """Map an array that ``format_array`` or ``numpy.save`` wrote."""
-    file.seek(member.offset)
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("not numpy's format 1.0")
-        shape, fortran_order, found = np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # numpy passes on the errors of Python's own parser
-        raise ValueError(f"{member.name} cannot be read as an array ({str(error)[:LONGEST_REASON]})") from error
-    if (found, len(shape)) != (dtype, dimensions) or fortran_order:
-        order = ", in Fortran's order" if fortran_order else ""
-        raise ValueError(f"{member.name} holds {found} in {len(shape)} dimensions{order}, not {dtype} in {dimensions}")
-    begin, size = file.tell(), math.prod(shape) * dtype.itemsize
-    if min(shape) < 1 or begin + size != member.offset + member.size:
-        raise ValueError(f"{member.name} has not the size of its array")
-    return np.asarray(np.memmap(file, dtype, "r", begin, shape))
 
 
 def _is_sound(header: bytes) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from data_tools import tar
@@ -63,14 +62,13 @@ class _Report(NamedTuple):
 
 def _check_shard(store: ShardStore, index: ShardIndex, shard: Shard) -> _Report:
     report = _Report(shard, {}, [])
-    found_in = _array_problems if index.format == "raw" else _sample_problems
     try:
         with store.temporary_copy(shard.name, shard.size) as path:
             if problem := shard.mismatch(path):
                 report.problems.append(problem)
             with open(path, "rb", buffering=0) as file:
-                report.problems.extend(found_in(file, index, report))
-    except (ShardError, ValueError) as error:  # of the tar, or of an array; nothing behind it can be checked
+                report.problems.extend(_sample_problems(file, index, report))
+    except (ShardError, ValueError) as error:  # of the tar; nothing behind it can be checked
         report.problems.append(str(error))
     except OSError as error:
         report.problems.append(error.strerror or str(error))
@@ -94,21 +92,6 @@ def _sample_problems(file: IO[bytes], index: ShardIndex, report: _Report) -> Ite
         yield from (f"sample {key}: {problem}" for problem in found)
     if count != report.shard.length:
         yield f"{count} samples where the index says {report.shard.length}"
-
-
-def _array_problems(file: IO[bytes], index: ShardIndex, report: _Report) -> Iterator[str]:
-    """Check the two arrays of a raw shard."""
-    held = list(tar.members(file))
-    images, labels = tar.map_arrays(file, held)
-    report.keys[tar.split_name(held[0].name)[0]] = None
-    height, width, channels = images.shape[1:]
-    if (channels, height, width) != index.image_shape:
-        yield f"the images have the shape {(channels, height, width)} where the index says {index.image_shape}"
-    classes = len(index.class_names)
-    for row in np.flatnonzero((labels < 0) | (labels >= classes)):
-        yield f"sample {row}: label '{labels[row]}' is none of the classes 0 to {classes - 1}"
-    if len(images) != report.shard.length:
-        yield f"{len(images)} samples where the index says {report.shard.length}"
 
 
 def _image_problems(file: IO[bytes], index: ShardIndex, parts: tar.Parts) -> Iterator[str]:

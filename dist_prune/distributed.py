@@ -4,7 +4,11 @@ Launchers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; ``runti
 """
 
 import contextlib
+import errno
+import ipaddress
+import json
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -19,27 +23,116 @@ from torch import Tensor, nn
 
 from dist_prune.errors import UserError
 
+_MAX_SHOWN = 4  # ranks in a message
 
-def start(backend: str, seconds: float) -> None:
-    """Create the process group; a rank waits up to ``seconds`` for another in any collective.
+
+class NotMet(RuntimeError):
+    """The ranks cannot meet; the message is one line."""
+
+
+_store: dist.Store | None = None  # on rank 0 (or torchrun's agent); the ranks have met there
+_meeting = ""  # random name of that, once this rank has reached the store
+
+
+def meet(introduction: str, seconds: float) -> list[str]:
+    """Connect to the store of rank 0 and return what every rank introduces itself with, in rank order.
 
     Raises:
-        UserError: rank 0 cannot listen on the rendezvous port, or ranks cannot reach one another.
+        UserError: rank 0 cannot listen on the rendezvous port.
+        NotMet: a rank does not come within ``seconds``, or rank 0 is gone.
     """
-    timeout = timedelta(seconds=seconds)
+    global _store, _meeting
     if os.environ["WORLD_SIZE"] == "1":
         # A single rank meets no other, so a port that another program uses must not stop it.
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return
-    _resolve(os.environ["MASTER_ADDR"], seconds)
+        _store = dist.HashStore()
+        return [introduction]
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        store, number, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
-        # torchrun keeps one store over its restarts; without a prefix, ranks would find the addresses of dead ones.
-        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=timeout)
-    except RuntimeError as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(f"rank {rank()} cannot meet the others at {place}: {_why(error)}") from error
+        with _silent():
+            # torchrun keeps one store over its restarts; without a prefix, ranks would find those of dead ones.
+            _store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _connect(seconds))
+            if rank() == 0:
+                _store.set("meeting", secrets.token_hex(8))
+            _meeting = _store.get("meeting").decode()
+            missing = _introduce(_store, introduction, seconds)
+            met = [] if missing else [text.decode() for text in _store.multi_get(_names())]
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if "EADDRINUSE" in reason or getattr(error, "errno", None) == errno.EADDRINUSE:
+            fix = "that port is in use; choose another with the launcher's --master_port, or MASTER_PORT"
+            raise UserError(f"rank {rank()} cannot meet the others at {place}: {fix}") from error
+        if isinstance(error, dist.DistError):
+            reason = "rank 0 cannot be reached there: it has not started, it has ended, or its node is gone"
+        raise NotMet(f"rank {rank()} cannot meet the others at {place}: {reason}") from error
+    if missing:
+        who = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:_MAX_SHOWN]))}"
+        more = f" and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
+        came = f"{who}{more} did not come within {seconds:g} s (rank_timeout)"
+        raise NotMet(f"rank {rank()} cannot meet the others at {place}: {came}")
+    return met
+
+
+def meeting() -> str:
+    """Return a text that the ranks of this machine have in common, and no other start; even if they have not met."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    return _meeting or "-".join([*(os.environ.get(name, "") for name in names), str(os.getppid())])
+
+
+def _names() -> list[str]:
+    return [f"rank-{number}" for number in range(int(os.environ["WORLD_SIZE"]))]
+
+
+def _introduce(store: dist.Store, introduction: str, seconds: float) -> list[int]:
+    """Tell all ranks and wait for all; return the ranks that are missing after ``seconds``."""
+    names, end, pause = _names(), time.monotonic() + seconds, 0.02
+    store.set(names[rank()], introduction)
+    # Not the store's own waiting, which tells neither who is missing nor, of many, that one has come.
+    while not store.check(names):
+        if time.monotonic() > end:
+            return [number for number, name in enumerate(names) if not store.check([name])]
+        time.sleep(pause)
+        pause = min(1.5 * pause, 2.0)
+    return []
+
+
+def _connect(seconds: float) -> dist.Store:
+    host, port, size = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["WORLD_SIZE"])
+    _resolve(host, seconds)
+    # torchrun's agent has a store already; it listens on all interfaces, whatever the address.
+    serves = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    listener = None
+    if serves and is_loopback(host):
+        # torch would listen on all interfaces, too. A name is not enough: on its own machine, that of a node of many
+        # may stand for a loopback address.
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    return dist.TCPStore(
+        host,
+        port,
+        size,
+        serves,
+        timedelta(seconds=seconds),
+        wait_for_workers=False,
+        master_listen_fd=None if listener is None else listener.detach(),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if only processes of this machine can connect to ``host``."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
+
+
+def start(backend: str, seconds: float) -> None:
+    """Create the process group of ranks that have met; each waits up to ``seconds`` for another in any collective."""
+    number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    interfaces = [name for _, name in socket.if_nameindex()]
+    if is_loopback(os.environ["MASTER_ADDR"]) and "lo" in interfaces:
+        # gloo would listen at the address of the host's name.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with _silent():
+        dist.init_process_group(backend, store=_store, rank=number, world_size=size, timeout=timedelta(seconds=seconds))
 
 
 def _resolve(host: str, seconds: float) -> None:
@@ -51,20 +144,8 @@ def _resolve(host: str, seconds: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise UserError(f"rank {rank()} cannot meet the others: {host}: {error.strerror}") from error
+                raise NotMet(f"rank {rank()} cannot meet the others: {host}: {error.strerror}") from error
         time.sleep(1)
-
-
-def _why(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if "EADDRINUSE" in text:
-        return "that port is in use; choose another with the launcher's --master_port, or MASTER_PORT"
-    if "connectFullMesh" in text:
-        return (
-            "one of them has ended, or listens at an address that cannot be reached: set GLOO_SOCKET_IFNAME to the "
-            "interface between the machines"
-        )
-    return text
 
 
 def limit_waiting(seconds: float) -> None:
@@ -82,7 +163,7 @@ def rank() -> int:
 
 def address() -> str:
     """Return the address at which other ranks reach this machine; "" for a single rank, or if it is unknown."""
-    if world_size() == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return ""
     master, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "1"))
     try:
@@ -161,10 +242,14 @@ def announce_exit(seconds: float = 5.0) -> bool | None:
     Returns:
         True for the first rank that does; None if the store on rank 0 does not answer.
     """
-    if world_size() == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     answers: list[bool] = []
-    store = dist.distributed_c10d._get_default_store()
+    store = _store
+    if store is None:
+        if not dist.is_initialized():
+            return None
+        store = dist.distributed_c10d._get_default_store()
 
     def ask() -> None:
         with contextlib.suppress(RuntimeError):  # rank 0, which keeps the store, is gone
@@ -217,21 +302,21 @@ def average_buffers(module: nn.Module) -> None:
             buffer.detach().copy_(values.view_as(buffer))
 
 
-def shutdown(seconds: float = 60.0) -> None:
+def shutdown(seconds: float = 60.0, reason: str = "") -> None:
     """Wait for the other ranks before exiting, because launchers kill the remaining ranks when the first one exits.
 
     Args:
         seconds: limit of the wait; then this rank exits alone.
+        reason: why this rank ends, for ranks that it has not met yet.
     """
     try:
-        # Ranks that failed before there was a process group meet in a temporary one.
-        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+        if not dist.is_initialized() and _store is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            meet(json.dumps({"ended": reason}), seconds)
         if world_size() > 1:
             monitored = dist.get_backend() == "gloo"
             with _silent():
                 dist.monitored_barrier(timeout=timedelta(seconds=seconds)) if monitored else dist.barrier()
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, UserError):
         pass  # the other ranks are gone
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dist_prune.errors import RunError, UserError, first_line, nearest
-from dist_prune.files import replace
+from dist_prune.files import remove_leftovers, replace, temporary_beside
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms, foldable_norms
 from dist_prune.pruning.sliced_checkpoint import (
     find_sliced,
@@ -34,7 +34,7 @@ RECORDED_AT = 2
 LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}  # of max(1, the largest logit)
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 # What users of a file need to know.
-DESCRIPTION = ("input_shape", "resized_side", "normalization", "class_names")
+DESCRIPTION = ("input_shape", "resized_side", "interpolation", "normalization", "class_names")
 
 
 def export_sliced(
@@ -65,14 +65,14 @@ def export_sliced(
         fold_batch_norms(model, folded)
         model = model.half() if half else model
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as beside:
-            draft = Path(beside) / target.name
+        with _draft_folder(target) as beside:
+            draft = beside / target.name
             with _reported("the network cannot be written in this format", but=(OSError,)):
                 chosen.write(model, images[:RECORDED_AT], config, draft)
             tolerance = LOGIT_TOLERANCE[next(model.parameters()).dtype] * max(1.0, float(expected[-1].abs().max()))
             difference = _checked(chosen, draft, images, expected, tolerance, "; remove --half" if half else "")
             # The weights of a large ONNX file lie beside it, in a file that it refers to by name.
-            for path in Path(beside).iterdir():
+            for path in beside.iterdir():
                 replace(path, target.with_name(path.name))
     files = target.iterdir() if target.is_dir() else [target]
     return {
@@ -97,6 +97,18 @@ def _target(format: Format, folder: Path, out: str | Path | None) -> Path:
         if target.resolve() == find_sliced(folder).resolve():
             raise UserError(f"--out {target} is what is to be exported; name another folder")
     return target
+
+
+@contextlib.contextmanager
+def _draft_folder(target: Path) -> Iterator[Path]:
+    """Make a folder beside ``target``, and remove it, and those of exports that were killed."""
+    remove_leftovers(target.parent, of=target.name)
+    beside = temporary_beside(target)
+    beside.mkdir()
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager

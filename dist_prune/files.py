@@ -42,11 +42,15 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(8)}.tmp")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what ``write_atomic`` and the like left in ``folder`` when their process was killed."""
+def remove_leftovers(folder: Path, of: str | None = None) -> None:
+    """Remove what ``write_atomic`` and the like left in ``folder`` when their process was killed.
+
+    of: only what was to become this name; others may be writing beside it.
+    """
     # Only the names of ``temporary_beside``: all others are the user's.
-    for path in folder.iterdir():
-        if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name):
+    name = ".+" if of is None else re.escape(of.lstrip("."))
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(rf"\.{name}\.[0-9a-f]{{16}}\.tmp", path.name):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -102,6 +106,16 @@ def write_at_end(path: Path, data: bytes) -> None:
         except OSError:
             file.truncate(before)
             raise
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a file that others may have made; OSError or ValueError if it is none.
+
+    Reading a device or a pipe might have no end.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+    return path.read_bytes()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

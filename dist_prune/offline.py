@@ -15,9 +15,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from dist_prune.checkpoints.format import load_checkpoint, load_newest
-from dist_prune.checkpoints.restore import config_of, data_of
+from dist_prune.checkpoints.restore import config_with_data
 from dist_prune.checkpoints.train_state import TrainState
-from dist_prune.config import AugmentConfig
+from dist_prune.config import override
 from dist_prune.data import ImageData, open_data
 from dist_prune.engine.ds_config import Batching
 from dist_prune.errors import UserError
@@ -37,21 +37,24 @@ COPIES_BYTES = 2**30  # of copies of the network that one pass over the data may
 
 
 def collapse_run(
-    source: str, out: str | None = None, mask: str | None = None, data: str | None = None, round_to: int | None = None
+    source: str,
+    out: str | None = None,
+    mask: str | None = None,
+    data: str | None = None,
+    eval_data: str | None = None,
+    round_to: int | None = None,
 ) -> dict[str, Any]:
     """Collapse the newest checkpoint of a run folder (or one checkpoint folder) into a sliced checkpoint.
 
-    mask: a mask.json to use instead of a vote over the training images; data: where the shards are now;
+    mask: a mask.json to use instead of a vote over the training images; data, eval_data: where the shards are now;
     out: a folder for mask.json and sliced/ (default: the run folder); round_to: of channels (default: the recipe's).
     Returns the summary. Raises UserError where there is no gate left for a mask or a vote to round.
     """
     if mask and round_to:
         raise UserError("a mask.json is used unchanged: remove --mask or --round_to")
     run, state = _find(Path(source))
-    config = config_of(run)
-    data = data or data_of(run)
-    given = {"data": data, "round_to": round_to}
-    config = config.model_copy(update={key: value for key, value in given.items() if value})
+    config = config_with_data(run, data, eval_data)
+    config = override(config, [f"round_to={round_to}"] if round_to else [])
     images = open_images(config)
     method = build_method(config, images)
     phase = interrupted_phase(method.phases(), state, config.seed)
@@ -79,29 +82,32 @@ def evaluate_sliced(folder: str, data: str | None = None, split: str = "test") -
     batches = images.eval_batches(split, batch_size=256, rank=0, world_size=1)
     network = load_sliced(path).float()  # an export may have half-precision weights, which CPUs convolve in fp32 only
     measured = accuracies({"accuracy": network}, batches, torch.device("cpu"))
-    return {**measured, "samples": images.num_samples(split), "data": data, "split": split}
+    return {**measured, "samples": images.num_samples(split) or "not counted", "data": data, "split": split}
 
 
 def open_for_sliced(path: Path, data: str | None) -> tuple[ImageData, str]:
     """Open the images as the sliced checkpoint at ``path`` expects them; by default, those of its run.
 
-    Returns the images, and where they are. Raises UserError where they have another shape or normalization.
+    Returns the images, and where they are. Raises UserError for images of another shape, ShardError for other classes.
     """
     config = read_sliced_config(path)
-    run, eval_share = RunFolder(path.parent), 0.0
+    chosen: dict[str, Any] = {"data": data}
     if data is None:
-        data, eval_share = data_of(run), config_of(run).eval_share
-    shape, expected = config["input_shape"], config["normalization"]
-    # If training used random resized crops, evaluation scales images with a margin and crops the center.
-    augment = AugmentConfig(random_resized_crop=config.get("resized_side") is not None)
-    images = open_data(data, image_size=(shape or [None])[-1], augment=augment, eval_share=eval_share)
+        recorded = config_with_data(RunFolder(path.parent))
+        chosen = {key: getattr(recorded, key) for key in ("data", "eval_data", "eval_share")}
+        data = recorded.eval_data or recorded.data.location
+    shape, expected, resized = config["input_shape"], config["normalization"], config["resized_side"]
+    images = open_data(
+        **chosen,
+        # Only images that are used at their own size may have two different sides.
+        image_size=shape[1] if shape and shape[1] == shape[2] else None,
+        eval_crop=min(shape[1:]) / resized if shape and resized else None,
+        interpolation=config["interpolation"] or "bilinear",
+    )
     if shape is not None and tuple(shape) != images.input_shape:
         raise UserError(f"the network takes images of {shape}, {data} has {list(images.input_shape)}")
-    if expected is not None and expected != images.normalization:
-        raise UserError(
-            f"the network was trained on pixels normalized by {expected}, "
-            f"{data} is normalized by {images.normalization}"
-        )
+    if expected is not None:
+        images = images.read_as(config["class_names"] or images.class_names, expected)
     return images, data
 
 

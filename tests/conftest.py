@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from data_tools import make_shards
-from data_tools.writers import RawWriter
+from data_tools.writers import ShardSet
 from dist_prune.runtime.environment import prepare_environment
 
 # Operations are compiled into the folder that runs use. Otherwise a test that imports DeepSpeed first, or the kernels
@@ -82,16 +82,16 @@ def interrupted(monkeypatch):
     """Makes shards of the embedded data set until Ctrl-C, after ``shards`` of them; returns their names."""
 
     def make(shards: int, out, **request) -> list[str]:
-        write, written = RawWriter.write, []
+        write, written = ShardSet.write, []
 
-        def stop(self, tar, plan, split):
+        def stop(self, tar, plan):
             if len(written) == shards:
                 raise KeyboardInterrupt
             written.append(plan.name)
-            return write(self, tar, plan, split)
+            return write(self, tar, plan)
 
         with monkeypatch.context() as patch:
-            patch.setattr(RawWriter, "write", stop)
+            patch.setattr(ShardSet, "write", stop)
             with pytest.raises(KeyboardInterrupt):
                 make_shards("digits", None, out, **request)
         return written

@@ -1,5 +1,6 @@
 """The parts of a source: a ``RawDataset`` reads ``RawData``, which holds splits of labelled images."""
 
+import copy
 import io
 import os
 import shutil
@@ -10,29 +11,44 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar, TypeVar
 
 import numpy as np
 
-from data_tools.errors import reported
-from data_tools.images import ImageFacts, decode_pixels, encode_png, read_header
+from data_tools.errors import ShardError, reported
+from data_tools.images import encode_png
 from data_tools.index import checksum
+from data_tools.labels import classes_of, spelled
 
 # The images set aside for testing must not depend on how the shards are shuffled.
 SPLIT_SEED = 20_260_101
+# Bytes of a small PNG besides its pixels and one for each row: what cannot be compressed is stored.
+PNG_OVERHEAD = 128
 DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
 TAR_DAMAGES = (tarfile.TarError, zlib.error, EOFError, OSError, KeyError)
+
+
+_Split = TypeVar("_Split", bound="RawSplit")
 
 
 class RawSplit(ABC):
     """Labelled images that are read one at a time, in any order, also in forked processes.
 
     Of each image: ``names`` (for messages and its identity), ``labels`` (class numbers), ``sizes`` (encoded
-    bytes; of an array those of its pixels, a bound in practice).
+    bytes; of an array a bound on those).
     """
+
+    columns: ClassVar[tuple[str, ...]] = ("names", "labels", "sizes")  # attributes with a value for each image
 
     def __init__(self, names: list[str], labels: list[int], sizes: list[int]) -> None:
         self.names, self.labels, self.sizes = names, labels, sizes
+
+    def part(self: _Split, numbers: Sequence[int]) -> _Split:
+        """Return a split of some of the images."""
+        chosen = copy.copy(self)
+        for column in self.columns:
+            setattr(chosen, column, [getattr(self, column)[number] for number in numbers])
+        return chosen
 
     @abstractmethod
     def read(self, number: int) -> bytes:
@@ -47,21 +63,13 @@ class RawSplit(ABC):
         # Reading all files to compare them would take as long as writing them.
         return f"{self.names[number]}:{self.sizes[number]}"
 
-    def pixels(self, number: int, channels: int) -> np.ndarray:
-        """Return pixels (H, W, ``channels``) in uint8."""
-        return decode_pixels(self.read(number), channels)
-
-    def facts(self, number: int) -> ImageFacts:
-        """Return the properties of an image that need no decoding."""
-        return read_header(self.read(number))
-
 
 class ArraySplit(RawSplit):
-    """Images held in memory: pixels (N, H, W) or (N, H, W, 3) in uint8; encoded as PNG."""
+    """Images of pixels: an array (N, H, W) or (N, H, W, 3) in uint8, or N of such images; encoded as PNG."""
 
-    def __init__(self, title: str, array: np.ndarray, labels: list[int]) -> None:
+    def __init__(self, title: str, array: np.ndarray | Sequence[np.ndarray], labels: list[int]) -> None:
         names = [f"{title}[{number}]" for number in range(len(labels))]
-        super().__init__(names, labels, [array[0].nbytes] * len(labels))
+        super().__init__(names, labels, [array[0].nbytes + len(array[0]) + PNG_OVERHEAD] * len(labels))
         self.array = array
 
     def read(self, number: int) -> bytes:
@@ -71,15 +79,6 @@ class ArraySplit(RawSplit):
     def identity(self, number: int) -> str:
         """Return a checksum of the pixels."""
         return f"{zlib.crc32(self.array[number].tobytes()):08x}"
-
-    def pixels(self, number: int, channels: int) -> np.ndarray:
-        """Return one image as it is; ``channels`` must be those it has."""
-        return self.array[number].reshape(*self.array.shape[1:3], channels)
-
-    def facts(self, number: int) -> ImageFacts:
-        """Return the common shape."""
-        height, width = self.array.shape[1:3]
-        return ImageFacts(height, width, gray=self.array.ndim == 3, extension="png")
 
 
 class FileSplit(RawSplit):
@@ -103,6 +102,8 @@ class FileSplit(RawSplit):
 
 class PackedSplit(RawSplit):
     """Images in one open file, each at its offset."""
+
+    columns = (*RawSplit.columns, "offsets")
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__([], [], [])
@@ -128,7 +129,7 @@ class RawData:
 
     name: str
     class_names: tuple[str, ...]
-    # ``train`` and ``test``.
+    # ``train`` and ``test``, and perhaps ``validation``.
     splits: Mapping[str, RawSplit]
     # Readable names where ``class_names`` are codes, or nothing.
     class_titles: tuple[str, ...] = ()
@@ -154,9 +155,7 @@ class RawDataset:
     read: Callable[[Path | None, ReadOptions], RawData]
     # One particular data set, which can be had without naming a folder.
     is_dataset: bool = True
-    # Pixels rather than encoded images.
-    arrays: bool = False
-    # A number that suits it, or None for the one that suits the format.
+    # A number that suits it; None: as ``writers.SAMPLES_PER_SHARD``.
     samples_per_shard: int | None = None
     # A test split may be missing, and is then set aside on request.
     takes_test_fraction: bool = False
@@ -203,6 +202,21 @@ def read_archive(path: Path, names: Iterable[str], fix: str) -> list[bytes]:
     with reported(f"cannot read {path}", TAR_DAMAGES, fix=fix), tarfile.open(path) as tar:
         # A folder of that name has nothing to read.
         return [(tar.extractfile(name) or io.BytesIO()).read() for name in names]
+
+
+def number_labels(labels: Mapping[str, Sequence[str]], place: object) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    """Return the names of the classes, and the numbers of the labels of each split.
+
+    Raises:
+        ShardError: a split has a class of which train has no image; ``place`` is for the message.
+    """
+    spelling = {split: list(map(spelled, of)) for split, of in labels.items()}
+    for split, of in spelling.items():
+        if odd := sorted(set(of) - set(spelling.get("train", ()))):
+            raise ShardError(f"{split} of {place} has the class {odd[0]!r}, which train has not")
+    _, names = classes_of(set(spelling.get("train", ())))
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, {split: [numbers[label] for label in of] for split, of in spelling.items()}
 
 
 def stratified_split(labels: Sequence[int], fraction: float) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Sources that are trees of image files, copied byte for byte: any image folder, and Tiny-ImageNet.
+"""Sources that are folders of images, copied byte for byte: any image folder, and Tiny-ImageNet.
 
 One folder holds the images of one class; no image is skipped in silence.
 """
@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_tools.errors import ShardError, reported
-from data_tools.sources.base import FileSplit, RawData, ReadOptions, read_file, stratified_split
+from data_tools.find import SPLITS
+from data_tools.sources.base import FileSplit, RawData, RawSplit, ReadOptions, read_file, stratified_split
+from data_tools.sources.metadata import find_metadata, list_labelled_files
+from data_tools.sources.parquet import find_parquet, unpack_parquet
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"])
 # Skipping these in silence would lose data; other files (lists, notes) are no images.
@@ -17,7 +20,6 @@ UNSUPPORTED = frozenset(
     [".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl"] + [".pgm", ".pnm", ".ppm", ".tif", ".tiff"]
 )
 
-TEST_FOLDERS = ("test", "val", "validation")
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_INSIDE = "tiny-imagenet-200"
 TINY_CLASSES = "wnids.txt"
@@ -26,30 +28,53 @@ TINY_CLASSES = "wnids.txt"
 def read_imagefolder(folder: Path | None, options: ReadOptions) -> RawData:
     """List JPEG, PNG and WebP files as train/CLASS/IMAGE and test/CLASS/IMAGE (or val/); classes are sorted by name.
 
-    ``options.test_fraction`` divides a tree that has no test folder.
+    Images may lie deeper in the folder of their class, as for torchvision's ImageFolder. Labels may also stand in
+    metadata files, and all of it in parquet files, as on the Hugging Face hub. ``options.test_fraction`` divides
+    data that have nothing to test with.
     """
     if folder is None:
         raise ShardError("imagefolder needs a folder: dist-prune shards make imagefolder FOLDER --out DIR")
     if not folder.is_dir():
         raise ShardError(f"no such folder: {folder}")
-    root = _find_root(folder.resolve())
-    found = [name for name in TEST_FOLDERS if (root / name).is_dir()]
-    if len(found) > 1:
-        raise ShardError(f"{root} holds {' and '.join(found)}: rename all but the one to test with")
-    classes, splits = list_tree(root, found[0] if found else None, options)
+    root, named = _find_root(folder.resolve())
+    if metadata := find_metadata(root, list(named.values())):
+        classes, splits = list_labelled_files(root, metadata)
+        _refuse_unlisted(root, splits)
+    elif named and subfolders(root / named["train"]):
+        classes, splits = list_tree(root, named)
+    elif paths := find_parquet(root):
+        classes, splits = unpack_parquet(root, paths, options)
+    else:
+        raise ShardError(
+            f"no train/ in {folder}: expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/), or metadata.csv, "
+            "metadata.jsonl or *.parquet as the Hugging Face hub has them"
+        )
     # The name of the folder is the first part of the names of shards.
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", root.name).strip("_") or "images"
-    return RawData(name, classes, splits)
+    return RawData(name, classes, with_test(splits, options.test_fraction, root))
 
 
-def _find_root(folder: Path) -> Path:
-    """Return the folder that holds train/: this one, or the only one inside it."""
-    if (folder / "train").is_dir():
-        return folder
+def _find_root(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Return the folder that holds train/, this one or the only one inside it, and its folders by split."""
     inside = subfolders(folder)
-    if len(inside) == 1 and (folder / inside[0] / "train").is_dir():
-        return folder / inside[0]
-    raise ShardError(f"no train/ in {folder}: expected train/CLASS/*.jpg and test/CLASS/*.jpg (or val/)")
+    for root in (folder, *(folder / name for name in inside if len(inside) == 1)):
+        named: dict[str, str] = {}
+        for name in subfolders(root):
+            split = SPLITS.get(name.lower())
+            if split in named:
+                raise ShardError(f"{root} holds {named[split]} and {name}: rename all but one of them")
+            if split:
+                named[split] = name
+        if "train" in named:
+            return root, named
+    return folder, {}
+
+
+def _refuse_unlisted(root: Path, splits: Mapping[str, RawSplit]) -> None:
+    """Raise a ShardError if there are images that the metadata do not name."""
+    listed = {os.path.normpath(name) for split in splits.values() for name in split.names}
+    if missing := sorted(set(_images_below(root, ".")) - listed):
+        raise ShardError(f"{root / missing[0]} is in no metadata file: name it there, or remove it")
 
 
 def read_tiny_imagenet(folder: Path | None, options: ReadOptions) -> RawData:
@@ -102,27 +127,23 @@ def subfolders(folder: Path) -> list[str]:
     return names
 
 
-def list_tree(
-    root: Path, test_folder: str | None, options: ReadOptions
-) -> tuple[tuple[str, ...], dict[str, FileSplit]]:
-    """List train/CLASS/IMAGE and the same below ``test_folder``; without one, set images of train aside.
+def list_tree(root: Path, named: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, RawSplit]]:
+    """List FOLDER/CLASS/IMAGE for the folder of each split; all must have the same classes.
 
     Returns:
         The names of the classes, and the splits.
     """
-    classes = class_folders(root / "train")
-    train = list_classes(root, [f"train/{name}" for name in classes])
-    if test_folder is None:
-        return tuple(classes), _divide(train, options.test_fraction)
-    refuse_test_fraction(options.test_fraction, str(root))
-    odd = sorted(set(classes) ^ set(class_folders(root / test_folder)))
-    if odd:
-        has, lacks = ("train", test_folder) if odd[0] in classes else (test_folder, "train")
-        raise ShardError(
-            f"the classes of train and {test_folder} in {root} differ: {has} has {odd[0]!r}, {lacks} has not"
-            + (f" (and {len(odd) - 1} more)" if len(odd) > 1 else "")
-        )
-    return tuple(classes), {"train": train, "test": list_classes(root, [f"{test_folder}/{name}" for name in classes])}
+    train = named["train"]
+    classes = class_folders(root / train)
+    for folder in named.values():
+        if odd := sorted(set(classes) ^ set(class_folders(root / folder))):
+            has, lacks = (train, folder) if odd[0] in classes else (folder, train)
+            raise ShardError(
+                f"the classes of {train} and {folder} in {root} differ: {has} has {odd[0]!r}, {lacks} has not"
+                + (f" (and {len(odd) - 1} more)" if len(odd) > 1 else "")
+            )
+    splits = {split: list_classes(root, [f"{folder}/{name}" for name in classes]) for split, folder in named.items()}
+    return tuple(classes), {**splits}
 
 
 def refuse_test_fraction(test_fraction: float | None, owner: str) -> None:
@@ -131,21 +152,26 @@ def refuse_test_fraction(test_fraction: float | None, owner: str) -> None:
         raise ShardError(f"{owner} has its own test images: remove --test_fraction")
 
 
-def _divide(split: FileSplit, test_fraction: float | None) -> dict[str, FileSplit]:
-    """Set images aside for testing, where there is no test folder."""
+def with_test(splits: Mapping[str, RawSplit], test_fraction: float | None, owner: object) -> dict[str, RawSplit]:
+    """Return train, test, and perhaps validation; images are set aside where there is nothing to test with."""
+    if "train" not in splits:
+        raise ShardError(f"{owner} has no images to train on, but {' and '.join(splits)}")
+    if "test" not in splits and "validation" in splits:
+        splits = {"train": splits["train"], "test": splits["validation"]}
+    if "test" in splits:
+        refuse_test_fraction(test_fraction, str(owner))
+        return {name: splits[name] for name in ("train", "test", "validation") if name in splits}
     if test_fraction is None:
         raise ShardError(
-            f"{split.root} has train/ but neither test/ nor val/: add one, or let --test_fraction 0.1 set images aside"
+            f"{owner} has train/ but neither test/ nor val/: add one, or let --test_fraction 0.1 set images aside"
         )
     if not 0 < test_fraction < 1:
         raise ShardError(f"--test_fraction is {test_fraction}: expected a number between 0 and 1")
-    chosen = stratified_split(split.labels, test_fraction)
+    labels = splits["train"].labels
+    chosen = stratified_split(labels, test_fraction)
     if not chosen["test"]:
-        raise ShardError(f"--test_fraction {test_fraction} of {len(split.labels)} images leaves none to test with")
-    return {
-        name: FileSplit(split.root, [split.names[n] for n in numbers], [split.labels[n] for n in numbers])
-        for name, numbers in chosen.items()
-    }
+        raise ShardError(f"--test_fraction {test_fraction} of {len(labels)} images leaves none to test with")
+    return {name: splits["train"].part(numbers) for name, numbers in chosen.items()}
 
 
 def list_classes(root: Path, folders: Iterable[str]) -> FileSplit:

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from data_tools.errors import ShardError, reported
 from data_tools.sources import folders
-from data_tools.sources.base import TAR_DAMAGES, PackedSplit, RawData, ReadOptions, read_archive, read_file
-from data_tools.sources.parquet import find_parquet, read_parquet
+from data_tools.sources.base import TAR_DAMAGES, PackedSplit, RawData, RawSplit, ReadOptions, read_archive, read_file
+from data_tools.sources.parquet import find_parquet, unpack_parquet
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 DEVKIT_ARCHIVE = f"{DEVKIT}.tar.gz"
@@ -57,7 +57,8 @@ def read_imagenet(folder: Path | None, options: ReadOptions) -> RawData:
     if (folder / TRAIN_TAR).is_file():
         return _read_tars(folder, options.progress)
     if paths := find_parquet(folder):
-        return read_parquet(folder, paths, options)
+        classes, splits = unpack_parquet(folder, paths, options)
+        return RawData("imagenet", classes, folders.with_test(splits, None, folder))
     raise ShardError(f"no ImageNet in {folder}: expected {FORMS}")
 
 
@@ -65,13 +66,16 @@ def _read_tree(root: Path, options: ReadOptions) -> RawData:
     """List train/WNID, and val/WNID or a flat val; without val, some of train is set aside on request."""
     # Kaggle's lists lie three folders above the images.
     places = [root, *root.parents[:3]]
+    splits: dict[str, RawSplit]
     if (root / "val").is_dir() and not folders.subfolders(root / "val"):
         folders.refuse_test_fraction(options.test_fraction, str(root))
         classes = tuple(folders.class_folders(root / "train"))
         train = folders.list_classes(root, [f"train/{name}" for name in classes])
         splits = {"train": train, "test": folders.list_labelled(root, "val", _find_val_lists(places).wnids, classes)}
     else:
-        classes, splits = folders.list_tree(root, "val" if (root / "val").is_dir() else None, options)
+        named = {"train": "train"} | ({"test": "val"} if (root / "val").is_dir() else {})
+        classes, tree = folders.list_tree(root, named)
+        splits = folders.with_test(tree, options.test_fraction, root)
     mapping = next((place / TITLES for place in places if (place / TITLES).is_file()), root / TITLES)
     return RawData("imagenet", classes, splits, folders.read_titles(mapping, classes))
 

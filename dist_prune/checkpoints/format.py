@@ -27,7 +27,7 @@ from torch import Tensor
 
 from dist_prune.checkpoints.train_state import ModelState, OptimizerState, TrainState
 from dist_prune.errors import UserError
-from dist_prune.files import remove_leftovers, save_tensors, temporary_beside, write_atomic
+from dist_prune.files import read_regular, remove_leftovers, save_tensors, temporary_beside, write_atomic
 
 
 class UnusableCheckpoint(UserError):
@@ -137,13 +137,13 @@ def load_checkpoint(path: Path) -> TrainState:
         UserError: it is incomplete or damaged.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads(read_regular(path / "manifest.json"))
         if not isinstance(manifest, dict) or set(manifest) != {"state.json", *_TENSORS}:
             raise UserError(f"checkpoint {path} is damaged: its manifest does not name the files of a checkpoint")
         for name, expected in manifest.items():
             if _fingerprint(path / name) != expected:
                 raise UserError(f"checkpoint {path} is damaged: {name} does not match its checksum")
-        data = json.loads((path / "state.json").read_text())
+        data = json.loads(read_regular(path / "state.json"))
         weights, flat, tensors = (safetensors.torch.load_file(path / name) for name in _TENSORS)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"checkpoint {path} is incomplete: {error}") from error
@@ -206,7 +206,8 @@ def _checkpoints_or_none(folder: Path) -> list[Path]:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    content = read_regular(path)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _sync(path: Path) -> None:

@@ -3,16 +3,17 @@
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dist_prune import distributed
 from dist_prune.checkpoints.format import load_newest
 from dist_prune.checkpoints.train_state import Origin, TrainState
-from dist_prune.config import RESUMABLE_FIELDS, RunConfig, validated
+from dist_prune.config import RunConfig, is_resumable, override, validated
 from dist_prune.data import ImageData
 from dist_prune.errors import UserError, one_line
+from dist_prune.files import read_regular
 from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.consistency import flatten
 
@@ -59,7 +60,7 @@ def find_checkpoint(folder: RunFolder, config: RunConfig, origin: Origin, data: 
 def config_of(run: RunFolder) -> RunConfig:
     """Return the recipe of a run folder, or raise UserError; settings newer than the run have their defaults."""
     try:
-        config = validated(RunConfig, json.loads(run.config.read_text())["config"])
+        config = validated(RunConfig, json.loads(read_regular(run.config))["config"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
         raise UserError(f"{run.config} is not the config.json of a run: {error}") from error
     # Somebody else's run folder must not choose where shards are written: only a cache that is there already is used.
@@ -69,36 +70,42 @@ def config_of(run: RunFolder) -> RunConfig:
     return config
 
 
-def data_of(run: RunFolder) -> str:
-    """Return where a run's data were.
+def config_with_data(run: RunFolder, data: str | None = None, eval_data: str | None = None) -> RunConfig:
+    """Return the recipe of a run folder, whose data may be opened; data, eval_data: where they are now, as typed.
 
-    Raises UserError for a command, and for a URL of a protocol that may run one: the run folder may be someone else's,
-    and only what the user types is trusted.
+    Raises UserError for a recorded command, and for a URL of a protocol that may run one: the run folder may be someone
+    else's, and only what the user types is trusted.
     """
     try:
-        data = config_of(run).data
+        config = config_of(run)
     except UserError as error:
-        raise UserError(f"{error}; name the data with --data") from error
-    # fsspec's chains (a::b) and its protocols that refer to others render templates and open what these name.
-    if data.startswith("pipe:") or "::" in data or ("://" in data and data.split("://")[0] not in _TRUSTED_PROTOCOLS):
-        raise UserError(
-            f"{run.path} read its data by a command or from a chain of URLs; if you trust it, give it yourself: "
-            f"--data {shlex.quote(one_line(data))}"
-        )
-    return data
+        raise UserError(f"{error}; name the data with --data" if data is None else str(error)) from error
+    recorded = {"--data": config.data.location if data is None else "", "--eval_data": eval_data or config.eval_data}
+    for option, place in recorded.items():
+        # fsspec's chains (a::b) and its protocols that refer to others render templates and open what these name.
+        place = "" if place is None or place == eval_data else place
+        refers = "::" in place or ("://" in place and place.split("://")[0] not in _TRUSTED_PROTOCOLS)
+        if place.startswith("pipe:") or refers:
+            raise UserError(
+                f"{run.path} read its data by a command or from a chain of URLs; if you trust it, give it yourself: "
+                f"{option} {shlex.quote(one_line(place))}"
+            )
+    typed = {"data.location": data, "eval_data": eval_data}
+    settings = [f"{key}={json.dumps(place)}" for key, place in typed.items() if place]
+    return override(config, ["allow_pipes=true", *settings])
 
 
 def other_recipe(folder: RunFolder, before: Mapping[str, Any], config: RunConfig) -> str | None:
     """Return one line about the first field in which ``config`` differs from the recipe before; None if none does.
 
-    Fields of ``RESUMABLE_FIELDS`` may differ.
+    Fields that change no result may differ.
     """
     try:
         stored = validated(RunConfig, before)
     except UserError as error:
         return f"the checkpoints in {folder.checkpoints} are not of a run of this program: {error}"
-    was, now = (of.model_dump(mode="json", exclude=set(RESUMABLE_FIELDS)) for of in (stored, config))
-    return _first_difference(folder, was, now, "resume it with the same recipe")
+    was, now = (of.model_dump(mode="json") for of in (stored, config))
+    return _first_difference(folder, was, now, is_resumable, "resume it with the same recipe")
 
 
 def other_ds_config(folder: RunFolder, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
@@ -106,15 +113,17 @@ def other_ds_config(folder: RunFolder, before: Mapping[str, Any], now: Mapping[s
 
     Keys of ``RESUMABLE_KEYS`` may differ.
     """
-    was, is_now = ({key: value for key, value in of.items() if key not in RESUMABLE_KEYS} for of in (before, now))
-    return _first_difference(folder, was, is_now, "resume it with the same DeepSpeed config")
+    advice = "resume it with the same DeepSpeed config"
+    return _first_difference(folder, before, now, lambda key: key.partition(".")[0] in RESUMABLE_KEYS, advice)
 
 
-def _first_difference(folder: RunFolder, before: Mapping[str, Any], now: Mapping[str, Any], advice: str) -> str | None:
+def _first_difference(
+    folder: RunFolder, before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Callable[[str], bool], advice: str
+) -> str | None:
     # Dotted names: a difference in one nested field must not print two whole sections.
     was, is_now = flatten(before), flatten(now)
     for key in [*is_now, *(was.keys() - is_now.keys())]:
-        if was.get(key) != is_now.get(key):
+        if was.get(key) != is_now.get(key) and not may_differ(key):
             values = was.get(key, "nothing"), is_now.get(key, "nothing")
             return f"{folder.path} was started with {key}={values[0]}, not {values[1]}; {advice}"
     return None
@@ -141,7 +150,7 @@ def other_data(folder: RunFolder, config: RunConfig, before: Mapping[str, Any], 
     if before == now:
         return None
     return (
-        f"{folder.path} was started with other shards than {config.data} has now "
+        f"{folder.path} was started with other shards than {config.data.location} has now "
         f"({_counted(before)} then, {_counted(now)} now); resume it with the shards that it was started with"
     )
 

@@ -73,23 +73,27 @@ def _command(arguments: Sequence[str]) -> int:
 def exit_with(program: Callable[[], int]) -> NoReturn:
     """Run ``program``, turn its errors into lines and exit codes, and end together with the other ranks."""
     _interrupt_once()
+    line = ""
     try:
         code = program()
     except KeyboardInterrupt:
-        code = _report("interrupted; continue with --resume from what was saved before", FAILED)
+        code, line = FAILED, "interrupted; continue with --resume from what was saved before"
     except LocalRankError as error:
         if not error.reported:
             print(one_line(f"error: {error}"), file=sys.stderr)
         sys.exit(FAILED)
     except Exception as error:
-        code = _report_error(error)
+        code, line = _report_error(error)
+    # By the launcher's variables: the process group may not exist yet.
+    if line and not is_silent():
+        print(one_line(line), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     # A single process has no ranks to wait for. Without this check a typo would load torch to shut down.
     if "dist_prune.distributed" in sys.modules or world_size() > 1:
         from dist_prune import distributed
 
-        distributed.shutdown(seconds=60 if code in (DONE, STOPPED) else 15)
+        distributed.shutdown(60 if code in (DONE, STOPPED) else 15, line)
     sys.stderr.flush()
     sys.exit(code)
 
@@ -105,19 +109,20 @@ def _interrupt_once() -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
-def _report_error(error: Exception) -> int:
+def _report_error(error: Exception) -> tuple[int, str]:
+    """Return exit code and line of an error that ends all ranks together; end with any other at once."""
     # Importing data_tools takes half a second; an error of its own means that it has been imported.
     tools = sys.modules.get("data_tools")
     if isinstance(error, UserError) or (tools and isinstance(error, tools.ShardError)):
-        return _report(f"error: {error}", USER_ERROR)
+        return USER_ERROR, f"error: {error}"
     if isinstance(error, RunError):
-        return _report(f"error: {error}", FAILED)
+        return FAILED, f"error: {error}"
     from dist_prune import distributed
     from dist_prune.runtime.failures import out_of_memory
 
     if isinstance(error, OSError) and error.filename and distributed.world_size() == 1:
         code = USER_ERROR if isinstance(error, _PATHS) else FAILED
-        return _report(f"error: {error.filename}: {error.strerror}", code)
+        return code, f"error: {error.filename}: {error.strerror}"
     reason = out_of_memory(error)
     if reason is None:
         traceback.print_exc()
@@ -125,10 +130,3 @@ def _report_error(error: Exception) -> int:
         print(one_line(f"error: rank {distributed.rank()} {reason}"), file=sys.stderr)
     # At once, without a barrier: other ranks may be blocked in a collective that this rank never joins.
     sys.exit(FAILED)
-
-
-def _report(line: str, code: int) -> int:
-    # By the launcher's variables: the process group may not exist yet.
-    if not is_silent():
-        print(one_line(line), file=sys.stderr)
-    return code

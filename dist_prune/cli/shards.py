@@ -8,7 +8,7 @@ from dist_prune.cli.arguments import Parser, positive
 from dist_prune.errors import RunError, UserError, nearest
 
 # Written out, because importing the sources takes longer than a second; a test compares them.
-SOURCE_NAMES = ("digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenet", "imagefolder")
+SOURCE_NAMES = ("digits", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenet", "imagefolder", "raw")
 
 
 def shards(arguments: list[str]) -> None:
@@ -28,13 +28,7 @@ def _shards_make(arguments: list[str]) -> None:
     parser.add_argument("source", metavar="SOURCE", help=", ".join(SOURCE_NAMES))
     parser.add_argument("folder", metavar="FOLDER", nargs="?", help="where the original files are")
     parser.add_argument("--out", required=True, metavar="DIR|URL", help="a folder, or s3://..., gs://...")
-    parser.add_argument(
-        "--format",
-        default="auto",
-        help="files: images as they are; raw: arrays of pixels, for tiny images of one size; "
-        "auto: raw where the source holds arrays",
-    )
-    parser.add_argument("--samples_per_shard", type=positive(int), metavar="N", help="default: 1000, raw 5000")
+    parser.add_argument("--samples_per_shard", type=positive(int), metavar="N", help="default: 1000")
     parser.add_argument("--bytes_per_shard", type=_bytes, metavar="N[k|M|G]", help="instead: a size in bytes")
     parser.add_argument(
         "--test_fraction", type=float, help="share of the images to hold out, if there is no test split"
@@ -54,15 +48,17 @@ def _shards_make(arguments: list[str]) -> None:
 def _shards_index(arguments: list[str]) -> None:
     """Write the index of shards that others made, beside them. A run makes one itself, with what it finds."""
     parser = Parser("dist-prune shards index", _shards_index.__doc__)
-    parser.add_argument("location", metavar="DIR|PATTERN|LIST", help="a folder, tars as X-{0..4}.tar, or a list")
+    parser.add_argument("location", metavar="DIR|PATTERN|URL|LIST", help="a folder, tars as X-{0..4}.tar, or a list")
+    parser.add_argument("--out", metavar="FILE", help="default: _info.json beside the shards")
     parser.add_argument("--label", metavar="EXTENSION", help="of the members that hold labels: cls, txt or json")
     parser.add_argument("--label_field", default="", metavar="NAME", help="the field of a json member")
     parser.add_argument("--classes", metavar="FILE", help="the names of the classes by number, one a line")
     parser.add_argument("--checksums", action="store_true", help="compute those, too, which reads every byte")
     options = _with_workers(parser, arguments)
-    from data_tools.open_shards import write_index
+    from data_tools.open_shards import Labelling, write_index
 
-    path, index = write_index(**options, progress=True)
+    labelling = Labelling(options.pop("label"), options.pop("label_field"), options.pop("classes"))
+    path, index = write_index(**options, labelling=labelling, progress=True)
     for name, split in index.splits.items():
         print(f"{name}: {split.num_samples:,} images in {len(split.filenames)} shards")
     print(f"{len(index.class_names):,} classes, by their {index.label.by} in .{index.label.member}: {path}")

@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dist_prune.config.schedules import Constant, PositiveSchedule, Schedule
+from dist_prune.config.schedules import LARGEST_SIDE, Constant, PositiveSchedule, Schedule, Side, Sides
 
-# Ranges of numbers. Images with longer sides are refused anyway: they may be an attack on memory.
-_Side = Annotated[int, Field(ge=0, le=2**13)]
-_ImageSide = Annotated[int, Field(ge=1, le=2**13)]
+# Ranges of numbers.
+_Side = Annotated[int, Field(ge=0, le=LARGEST_SIDE)]
 _Count = Annotated[int, Field(ge=1, le=10**9)]
 _Epochs = Annotated[int, Field(ge=1, le=10**6)]
 _Minutes = Annotated[float, Field(gt=0, le=10**6)]
@@ -28,6 +27,34 @@ class Section(BaseModel):
     """A frozen group of fields, the base of everything in a recipe: no unknown keys, no numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """The images of a run; where only their location matters, a text stands for the section."""
+
+    location: str = Field(description="data set: a name, a folder of shards, its index, or a pattern or URL of shards")
+    order: Literal["exact", "stream"] = Field(
+        "exact", description="exact: every sample once, by the index; stream: as webdataset reads, without an index"
+    )
+    label: str | None = Field(
+        None, description="extension of the members with labels: cls, txt or json; null: whichever there are"
+    )
+    label_field: str = Field("", description="field of a json member that is the label; empty: whichever there is")
+    classes: str | _Count | None = Field(
+        None, description="a file with the names of the classes, one a line, or their number; null: by the labels"
+    )
+    samples: _Count | None = Field(None, description="stream: training images of an epoch; null: as an index says")
+    shuffle: _Count = Field(1000, description="stream: images in the shuffle buffer of each reading process")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_location(cls, given: Any) -> Any:
+        return {"location": given} if isinstance(given, str) else given
+
+    @property
+    def is_remote(self) -> bool:
+        """True for a URL or a command."""
+        return "://" in self.location or self.location.startswith("pipe:")
 
 
 class AugmentConfig(Section):
@@ -45,12 +72,15 @@ class AugmentConfig(Section):
 
 
 class CacheConfig(Section):
-    """The local cache of shards that are downloaded."""
+    """What is kept on this machine: shards that are downloaded, and decoded pixels of tiny images."""
 
     folder: str | None = Field(None, description="cache folder; null: in the system's temporary folder")
     gigabytes: float = Field(16.0, gt=0, le=10**6, description="size of the cache")
     timeout: float = Field(60.0, gt=0, le=86400, description="seconds without a byte until a transfer fails")
     retries: int = Field(5, ge=0, le=1000, description="attempts after a failed transfer")
+    decoded_gigabytes: float = Field(
+        2.0, ge=0, le=10**6, description="size of the cache of decoded images, where all have one size; 0: none"
+    )
 
 
 class GatesConfig(Section):
@@ -151,19 +181,29 @@ class OptimizerConfig(Section):
 
 
 # Fields that change no result: they may differ when a run is resumed.
-# `data` is one of them since shards are identified by their fingerprint, which is compared by itself.
+# Where the data are is one of them since shards are identified by their fingerprint, which is compared by itself.
 RESUMABLE_FIELDS = frozenset({
-    "data", "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_best", "mask_samples",
+    "data.location", "eval_data", "allow_pipes", "log_every", "checkpoint_every", "checkpoint_minutes",
+    "keep_checkpoints", "keep_best", "mask_samples",
     "workers", "bad_data", "max_skipped", "max_bad_steps", "rank_timeout", "cache", "grid_intensity",
     "checkpoint_activations", "compile",
 })  # fmt: skip
+
+
+def is_resumable(key: str) -> bool:
+    """Return True if a field, by its dotted key, may differ when a run is resumed: it changes no result."""
+    return key in RESUMABLE_FIELDS or key.partition(".")[0] in RESUMABLE_FIELDS
 
 
 class RunConfig(OptimizerConfig):
     """One run. Defaults are the paper's settings for CIFAR-10 (arXiv 2302.10798, section 5.1)."""
 
     name: str = Field(description="name of the recipe")
-    data: str = Field(description="data set: a name, a folder of shards, its index, or a pattern or URL of shards")
+    data: DataConfig
+    eval_data: str | None = Field(
+        None, description="where the images to evaluate on are; null: the test or validation split of data"
+    )
+    allow_pipes: bool = Field(False, description="data may be pipe: commands, which a shell runs")
     model: str = Field(description="network, by name")
     model_args: dict[str, Any] = Field({}, description="arguments of the network")
     method: str = Field("consensus", description="way of training, by name")
@@ -189,7 +229,14 @@ class RunConfig(OptimizerConfig):
     eval_share: float = Field(
         0.0, ge=0, lt=1, description="share of the training images to evaluate on, where there is no test split"
     )
-    image_size: _ImageSide | None = Field(None, description="side of the square images in pixels; null: as they are")
+    image_size: Sides | None = Field(
+        None, description="side of the square images in pixels, or a schedule of it by epoch; null: as they are"
+    )
+    eval_size: Side | None = Field(None, description="side of the images in evaluation; null: image_size, the last one")
+    eval_crop: float | None = Field(
+        None, ge=0.05, le=1, description="share of the side that evaluation keeps; null: 0.875, or all of equal images"
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="how images are scaled")
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(1, ge=0, le=1024, description="data-loading processes per rank")
     channels_last: bool = Field(True, description="memory format of images and weights")
@@ -214,6 +261,13 @@ class RunConfig(OptimizerConfig):
     def _consistent(self) -> RunConfig:
         if self.compile and self.checkpoint_activations:
             raise ValueError("checkpoint_activations=true needs compile=false: the compiler recomputes by itself")
+        places = self.data.location, self.eval_data or ""
+        if not self.allow_pipes and any(place.startswith("pipe:") for place in places):
+            raise ValueError("pipe: runs a shell command: it needs allow_pipes=true")
+        if self.eval_share and self.data.order == "stream":
+            raise ValueError("eval_share needs data.order=exact: the samples of a stream have no numbers")
+        if self.eval_data and self.eval_share:
+            raise ValueError("eval_data and eval_share exclude each other: both say what to evaluate on")
         # A collapse before the budget is met would keep more than the budget allows.
         at, first = self.freeze.collapse_epoch, math.ceil(self.budget.prune_end * self.epochs)
         if at is not None and self.target_macs is not None and at < first:

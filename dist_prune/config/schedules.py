@@ -1,4 +1,4 @@
-"""Schedules: a value as a function of the epoch (a leaf).
+"""Schedules: a value as a function of the epoch, a weight or the side of images (a leaf).
 
 In a recipe a schedule is a number (constant), or an object:
 
@@ -12,7 +12,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    Tag,
+    model_validator,
+)
 
 
 class _Schedule(BaseModel):
@@ -86,6 +96,7 @@ class Steps(_Schedule):
 
 
 KINDS = ("constant", "ramp", "steps")
+LARGEST_SIDE = 2**13  # pixels; images with longer sides are refused anyway: they may be an attack on memory
 
 
 def _number_is_constant(value: Any) -> Any:
@@ -109,3 +120,30 @@ Schedule = Annotated[
     Annotated[Constant | Ramp | Steps, Field(discriminator="kind")], BeforeValidator(_number_is_constant)
 ]
 PositiveSchedule = Annotated[Schedule, AfterValidator(_above_zero)]
+
+
+def _kind_of(value: Any) -> Any:
+    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", "constant")
+
+
+def _whole_pixels(schedule: Ramp | Steps) -> Ramp | Steps:
+    _above_zero(schedule)
+    sides = [schedule.start, schedule.end] if isinstance(schedule, Ramp) else [side for _, side in schedule.values]
+    if odd := [side for side in sides if side != int(side) or side > LARGEST_SIDE]:
+        raise ValueError(f"{odd[0]:g} is no side in pixels: expected whole numbers from 1 to {LARGEST_SIDE}")
+    return schedule
+
+
+# The side of square images in pixels: a number, or a schedule of whole numbers.
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Sides = Annotated[
+    Annotated[Side, Tag("constant")]
+    | Annotated[Ramp, AfterValidator(_whole_pixels), Tag("ramp")]
+    | Annotated[Steps, AfterValidator(_whole_pixels), Tag("steps")],
+    Discriminator(_kind_of, custom_error_type="kind", custom_error_message="no schedule: its kind is ramp or steps"),
+]
+
+
+def side_at(sides: int | Ramp | Steps | None, epoch: float) -> int | None:
+    """Return the side of images in pixels in an epoch, that of a ramp to the nearest pixel; None: as they are."""
+    return round(sides.at(epoch)) if isinstance(sides, Ramp | Steps) else sides

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from dist_prune.config.run_config import RunConfig, Section
+from dist_prune.config.run_config import DataConfig, RunConfig, Section
 from dist_prune.config.schedules import KINDS
 from dist_prune.errors import UserError, first_problem, nearest
 
@@ -42,7 +42,9 @@ _NEEDS = {
     "betas": "optimizer=adamw",
     "decay_gates_and_norms": "weight_decay",
     "max_skipped": "bad_data=skip",
-    "cache": "data=remote",
+    "cache": "data.location=remote",
+    "data.samples": "data.order=stream",
+    "data.shuffle": "data.order=stream",
 }
 
 
@@ -74,7 +76,7 @@ def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
         key, equals, text = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: expected key=value")
-        *above, last = key.split(".")
+        *above, last = _whole_key(key, text).split(".")
         inner = data
         for part in above:
             # A section that does not exist is found by the validation.
@@ -119,8 +121,13 @@ def settings_keys(settings: Sequence[str]) -> list[str]:
         key, _, text = setting.partition("=")
         value = _parse(text)
         nested = isinstance(value, dict) and key not in _OPEN_ENDED and "kind" not in value
-        keys += [f"{key}.{name}" for name in value] if nested else [key]
+        keys += [f"{key}.{name}" for name in value] if nested else [_whole_key(key, text)]
     return keys
+
+
+def _whole_key(key: str, text: str) -> str:
+    """Return the key that a setting assigns: data=X says where the data are, and leaves the rest of the section."""
+    return "data.location" if key == "data" and not isinstance(_parse(text), dict) else key
 
 
 def _parse(text: str) -> Any:
@@ -139,7 +146,7 @@ def without_effect(config: RunConfig, reads: frozenset[str], keys_set: Iterable[
     if "gates" in reads and config.gates.kind == "none":
         reads, method = reads - METHOD_FIELDS, "gates.kind is none"
     values = {key: value for key, value, _ in fields(config)}
-    defaults = {key: value for key, value, _ in fields(RunConfig(name="", data="", model=""))}
+    defaults = {key: value for key, value, _ in fields(RunConfig(name="", data=DataConfig(location=""), model=""))}
     keys_set, lines = set(keys_set), []
     for key, value in values.items():
         section = key.partition(".")[0]
@@ -148,19 +155,19 @@ def without_effect(config: RunConfig, reads: frozenset[str], keys_set: Iterable[
             continue
         if section in METHOD_FIELDS and section not in reads and value != "none":
             lines.append(f"{key} has no effect: {method}")
-        elif why := _unmet(_NEEDS.get(key) or _NEEDS.get(section), values):
+        elif why := _unmet(_NEEDS.get(key) or _NEEDS.get(section), values, config):
             lines.append(f"{key} has no effect: {why}")
     return lines
 
 
-def _unmet(need: str | None, values: dict[str, Any]) -> str | None:
+def _unmet(need: str | None, values: dict[str, Any], config: RunConfig) -> str | None:
     """Return why a need is not met; None where it is, or where there is none."""
     if need is None:
         return None
     key, _, wanted = need.partition("=")
+    if need == "data.location=remote":
+        return None if config.data.is_remote else "data is not remote"
     found = values[key]
-    if need == "data=remote":
-        found = "remote" if "://" in found or found.startswith("pipe:") else "local"
     if need == "freeze.after" and found is None:  # the default: units are decided under a budget
         found = values["target_macs"]
     if wanted:

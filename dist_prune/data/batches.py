@@ -29,6 +29,7 @@ from data_tools import ShardError
 from data_tools.errors import LocalDiskError
 from data_tools.images import ImageError
 from dist_prune.data.batch_rng import BatchRng
+from dist_prune.data.decoded import UNREADABLE, DecodedSplit
 from dist_prune.data.plan import Part, Plan
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import ImageTransform
@@ -42,6 +43,10 @@ _HINTS = {
     signal.SIGBUS: ": a shard was truncated while it was read, or /dev/shm is full",
 }
 _Item = TypeVar("_Item")
+
+
+class EndOfStream(Exception):
+    """There are no more samples, where nobody knew how many there are."""
 
 
 class ReadingFailed(RunError):
@@ -65,7 +70,8 @@ class WorkerBatch(NamedTuple):
 class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
     """The batches of a plan; an error takes the place of its batch: raised, it would come wrapped in a traceback.
 
-    ``skip`` skips samples that cannot be read; ``views``: of each image, in a batch.
+    ``skip`` skips samples that cannot be read; ``views``: of each image, in a batch; ``decoded``: what ``transform``
+    makes of the images, as far as they can be read.
     """
 
     plan: Plan
@@ -75,6 +81,7 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
     epoch: int
     skip: bool
     views: int = 1
+    decoded: DecodedSplit | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -85,7 +92,7 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
         except ShardError as error:
             return ShardError(str(error))
         except Exception as error:  # an error that escaped here would leave the other ranks waiting
-            return ReadingFailed(f"reading failed: {_described(error)}")
+            return ReadingFailed(f"reading failed: {described(error)}")
 
     def _batch(self, part: Part) -> WorkerBatch:
         rngs = [
@@ -103,12 +110,18 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
         """Return pixels (views, B, H, W, C), labels (B,), -1 where a sample is skipped, and the reasons."""
         transform = self.transform
         skipped: list[str] = []
-        pixels = np.zeros((len(rngs), len(part.rows), *transform.size, transform.channels), np.uint8)
-        labels = np.full(len(part.rows), -1)
+        if self.decoded is None:
+            pixels = np.zeros((len(rngs), len(part.rows), *transform.size, transform.channels), np.uint8)
+            labels = np.full(len(part.rows), UNREADABLE)
+        else:
+            images, labels = self.decoded.take(part.shards, part.rows)
+            pixels = images[None] if len(rngs) == 1 else np.repeat(images[None], len(rngs), axis=0)
         crops = np.stack([transform.crops(rng) for rng in rngs])
-        for row, (shard, number) in enumerate(zip(part.shards.tolist(), part.rows.tolist(), strict=True)):
+        for row in np.flatnonzero(labels == UNREADABLE).tolist():
             try:
-                pixels[:, row], labels[row] = self._sample(shard, number, crops[:, row])
+                pixels[:, row], labels[row] = self._sample(int(part.shards[row]), int(part.rows[row]), crops[:, row])
+            except EndOfStream:
+                return pixels[:, :row], labels[:row], skipped
             except ShardError as error:
                 # A full disk of this machine is no fault of a sample.
                 if not self.skip or isinstance(error, LocalDiskError):
@@ -124,7 +137,7 @@ class Batches(Dataset[WorkerBatch | ShardError | ReadingFailed]):
             raise ShardError(f"{self.reader.place(shard, number)}: {error}") from error
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
     """Return type, message and place of an unexpected error in one line."""
     *_, last = traceback.extract_tb(error.__traceback__)
     text = " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,29 +1,51 @@
-"""The data that the user names, and its batches for one rank; the embedded data set is made on first use."""
+"""A data set in shards, and its batches for one rank."""
 
 import contextlib
+import dataclasses
 import functools
-import os
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from data_tools import SOURCES, ShardError, ShardIndex, ShardStore, make_shards
-from data_tools.errors import reported, suggestion
-from data_tools.index import INDEX_NAME
-from data_tools.open_shards import open_shards
-from data_tools.sources.base import data_home
-from dist_prune.config import AugmentConfig, CacheConfig
+from data_tools import ShardError, ShardIndex, ShardStore
+from dist_prune.config import AugmentConfig
+from dist_prune.config.schedules import Ramp, Steps, side_at
 from dist_prune.data import plan
-from dist_prune.data.batches import Batches, Skipped, read
+from dist_prune.data.batches import Batches, ReadingFailed, Skipped, described, read
+from dist_prune.data.decoded import NO_PLACE, DecodedSplit, open_decoded
 from dist_prune.data.reader import Reader
 from dist_prune.data.transforms import Batch, BatchTransform, ImageTransform, output_size
+from dist_prune.errors import one_line
 
 CPU = torch.device("cpu")
-EMBEDDED = "digits"
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Where the samples of a split are; rows: of each of its shards those that belong to it, None for all."""
+
+    store: ShardStore
+    index: ShardIndex
+    name: str
+    rows: list[np.ndarray] | None = None
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The number of samples in each of its shards."""
+        return self.index.split(self.name).shard_lengths if self.rows is None else tuple(map(len, self.rows))
+
+
+class Samples(NamedTuple):
+    """What reads the samples of a split, by shard and row; decoded: most of them, if they are kept."""
+
+    reader: Any  # with the methods of ``Reader``
+    decoded: DecodedSplit | None = None
 
 
 @dataclass(frozen=True)
@@ -40,21 +62,33 @@ class ImageData:
     seed: int = 1
     # Reading processes of each rank; with 0 the rank reads by itself.
     workers: int = 1
-    # The side of the (then square) images in pixels; None keeps theirs.
-    image_size: int | None = None
+    # The side of the (then square) images in pixels, perhaps by epoch; None keeps theirs.
+    image_size: int | Ramp | Steps | None = None
     # Of training images.
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     channels_last: bool = False
     # The share of the training samples that is the test split, where the shards have none.
     eval_share: float = 0.0
+    # Where the test split is, if it lies elsewhere; its classes are numbered as those of ``index``.
+    eval_data: tuple[ShardStore, ShardIndex] | None = None
     # ``error``, or ``skip`` to count samples that cannot be read in ``skipped`` and leave them out.
     bad_data: str = "error"
+    # The side of images in evaluation; None: the last of training.
+    eval_size: int | None = None
+    # The share of the side that evaluation keeps of the center; None: ``EVAL_CROP`` of photographs, else all.
+    eval_crop: float | None = None
+    # ``bilinear`` or ``bicubic``.
+    interpolation: str = "bilinear"
+    # The most bytes of decoded images that are kept on this machine.
+    decoded_bytes: int = 0
     skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.workers < 0:
             raise ShardError(f"seed ({self.seed}) and workers ({self.workers}) must not be negative")
-        output_size(self.index, self.image_size)
+        for index in (self.index, *([self.eval_data[1]] if self.eval_data else [])):
+            for epoch in (0, None):
+                output_size(index, self._side(epoch))
         if self.eval_share and "test" in self.index.splits:
             raise ShardError(f"{self.index.root} has a test split: eval_share must be 0")
 
@@ -64,10 +98,39 @@ class ImageData:
         parts = plan.hold_out(self.index.split("train").shard_lengths, self.eval_share) if self.eval_share else ()
         return dict(zip(("train", "test"), parts, strict=False))
 
-    def _lengths(self, split: str) -> tuple[int, ...]:
-        """Return the number of samples of a split in each of its shards."""
-        rows = self._held_out.get(split)
-        return self.index.split(split).shard_lengths if rows is None else tuple(map(len, rows))
+    def _split(self, name: str) -> _Split:
+        if name == "test" and self.eval_data:
+            return _Split(*self.eval_data, name)
+        if name in self._held_out:
+            return _Split(self.store, self.index, "train", self._held_out[name])
+        return _Split(self.store, self.index, name)
+
+    @functools.cached_property
+    def _decoded(self) -> dict[tuple[object, str], DecodedSplit | None]:
+        """The decoded splits that are open; None where there is no place for them."""
+        return {}
+
+    def _open_decoded(self, source: _Split, rank: int, make: bool) -> DecodedSplit | None:
+        """Return the decoded samples of a split; None if its shards are to be read."""
+        key = source.index.root, source.name
+        if key not in self._decoded:
+            in_use = {split.path for split in self._decoded.values() if split}
+            found = None
+            try:
+                found = open_decoded(source.store, source.index, source.name, self.decoded_bytes, in_use, make)
+            except ShardError:  # which is reported when it is met in reading
+                pass
+            except NO_PLACE as error:
+                if rank == 0:
+                    reason = one_line(f"{source.name} images are decoded anew in every epoch: {error}")
+                    tqdm.write(reason, file=sys.stderr)
+            except Exception as error:  # an error that escaped here would leave the other ranks waiting
+                raise ReadingFailed(f"reading failed: {described(error)}") from error
+            if make or found:
+                self._decoded[key] = found
+            return found.only(source.rows) if found else None
+        kept = self._decoded[key]
+        return kept.only(source.rows) if kept else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -76,8 +139,21 @@ class ImageData:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images of a batch."""
-        return (self.index.channels, *output_size(self.index, self.image_size))
+        """(C, H, W) of the images in evaluation, which a network is for."""
+        return self._shape(None)
+
+    def train_shape(self, epoch: int) -> tuple[int, int, int]:
+        """Return (C, H, W) of the images in an epoch of training."""
+        return self._shape(epoch)
+
+    def _shape(self, epoch: int | None) -> tuple[int, int, int]:
+        return (self.index.channels, *output_size(self.index, self._side(epoch)))
+
+    def _side(self, epoch: int | None) -> int | None:
+        """Return the side of images in an epoch of training, or in evaluation (``epoch`` None)."""
+        if epoch is None:
+            return self.eval_size or side_at(self.image_size, math.inf)
+        return side_at(self.image_size, epoch)
 
     @property
     def normalization(self) -> dict[str, list[float]]:
@@ -87,20 +163,48 @@ class ImageData:
     @property
     def resized_side(self) -> int | None:
         """The length of the shorter side in evaluation, in pixels; None: images are used whole."""
-        return ImageTransform(self.index, self.image_size, self.augment, training=False).resized_side
+        index = self.eval_data[1] if self.eval_data else self.index
+        return self._transform(index, None).resized_side
+
+    def _transform(self, index: ShardIndex, epoch: int | None) -> ImageTransform:
+        """Return the transform of images in an epoch of training, or in evaluation (``epoch`` None)."""
+        return ImageTransform(
+            index,
+            self._side(epoch),
+            self.augment,
+            training=epoch is not None,
+            eval_crop=self.eval_crop,
+            interpolation=self.interpolation,
+        )
+
+    def read_as(self, class_names: Sequence[str], normalization: Mapping[str, Sequence[float]]) -> "ImageData":
+        """Return the data as a network reads them that was trained on images with these classes and normalization.
+
+        Raises:
+            ShardError: they have other classes, or another number of channels.
+        """
+        mean, std = map(tuple, (normalization["mean"], normalization["std"]))
+        # A network that takes gray images has one number.
+        shape = self.index.image_shape and (len(mean), *self.index.image_shape[1:])
+        seen = {"class_names": tuple(class_names), "class_titles": (), "mean": mean, "std": std, "image_shape": shape}
+        trained = self.index.model_copy(update={**seen, "root": "what the network was trained on"})
+        held = self.eval_data and (self.eval_data[0], self.eval_data[1].read_as(trained))
+        return dataclasses.replace(self, index=self.index.read_as(trained), eval_data=held)
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of these data, as plain JSON data: with another one, epochs have other batches."""
-        lengths = {name: list(self._lengths(name)) for name in {**self.index.splits, **self._held_out}}
-        return {"fingerprint": self.index.fingerprint, "shard_lengths": lengths}
+        names = {**self.index.splits, **self._held_out, **(self.eval_data[1].splits if self.eval_data else {})}
+        fingerprints = [self.index.fingerprint, *([self.eval_data[1].fingerprint] if self.eval_data else [])]
+        lengths = {name: list(self._split(name).lengths) for name in names}
+        return {"fingerprint": " ".join(fingerprints), "shard_lengths": lengths}
 
-    def num_samples(self, split: str) -> int:
-        """Return the number of samples of a split."""
-        return sum(self._lengths(split))
+    def num_samples(self, split: str) -> int | None:
+        """Return the number of samples of a split; None if nobody has counted them. ShardError: no such split."""
+        return sum(self._split(split).lengths)
 
     def steps_per_epoch(self, global_batch: int) -> int:
         """Return the number of optimizer steps of an epoch; PlanError if the train split is less than a batch."""
-        return plan.steps_per_epoch(self.num_samples("train"), global_batch)
+        return plan.steps_per_epoch(sum(self._split("train").lengths), global_batch)
 
     def train_batches(
         self,
@@ -126,18 +230,36 @@ class ImageData:
             ShardError: missing or damaged data (raised when it is reached).
             ReadingFailed: a worker was killed, or reading raised anything else.
         """
-        order = plan.Order(self._lengths("train"), self.seed, epoch, global_batch)
-        train_plan = plan.TrainPlan(order, micro_batch, rank, world_size)
+        train_plan = plan.TrainPlan(self._order(epoch, global_batch), micro_batch, rank, world_size)
+        samples = self._train_samples(train_plan, epoch, rank, world_size, skip_steps)
         first = skip_steps * train_plan.accumulation
-        return self._deliver("train", train_plan, device, epoch, first, views)
+        return self._deliver("train", train_plan, samples, device, epoch=epoch, first=first, views=views)
+
+    def _order(self, epoch: int, global_batch: int) -> plan.AnyOrder:
+        return plan.Order(self._split("train").lengths, self.seed, epoch, global_batch)
+
+    def _train_samples(
+        self, chosen: plan.TrainPlan, epoch: int, rank: int, world_size: int, skip_steps: int
+    ) -> Samples:
+        return self._samples("train", chosen, rank, epoch)
+
+    def _samples(
+        self, split: str, chosen: plan.TrainPlan | plan.EvalPlan, rank: int, epoch: int | None, may_decode: bool = True
+    ) -> Samples:
+        """Return the samples of a plan in an epoch of training, or in evaluation (``epoch`` None)."""
+        source = self._split(split)
+        reader = Reader(source.store, source.index, source.name, chosen.shards, source.rows)
+        if not self.decoded_bytes or not self._transform(source.index, epoch).keeps_whole:
+            return Samples(reader)
+        return Samples(reader, self._open_decoded(source, rank, may_decode))
 
     def samples_of_step(self, epoch: int, step: int, global_batch: int) -> dict[str, list[int]]:
         """Return the training samples of a global batch: their rows within each shard, by the shard's name."""
-        split = self.index.split("train")
-        part = plan.Order(self._lengths("train"), self.seed, epoch, global_batch).part(step, 0, global_batch)
-        held, rows = self._held_out.get("train"), dict[str, list[int]]()
+        train = self._split("train")
+        part = plan.Order(train.lengths, self.seed, epoch, global_batch).part(step, 0, global_batch)
+        names, rows = self.index.split("train").filenames, dict[str, list[int]]()
         for shard, row in sorted(zip(part.shards.tolist(), part.rows.tolist(), strict=True)):
-            rows.setdefault(split.filenames[shard], []).append(int(held[shard][row]) if held else row)
+            rows.setdefault(names[shard], []).append(int(train.rows[shard][row]) if train.rows else row)
         return rows
 
     def eval_batches(
@@ -159,23 +281,37 @@ class ImageData:
             ShardError: no such split (at once); missing or damaged data (when it is reached).
             ReadingFailed: as ``train_batches``.
         """
-        eval_plan = plan.EvalPlan(
-            self._lengths(split), batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
-        )
-        return self._deliver(split, eval_plan, device)
+        chosen, samples = self._evaluation(split, batch_size, rank, world_size, limit)
+        return self._deliver(split, chosen, samples, device)
+
+    def _evaluation(
+        self, split: str, batch_size: int, rank: int, world_size: int, limit: int | None
+    ) -> tuple[plan.Plan, Samples]:
+        lengths = self._split(split).lengths
+        chosen = plan.EvalPlan(lengths, batch_size=batch_size, rank=rank, world_size=world_size, limit=limit)
+        # For a few samples of many, all would be decoded.
+        return chosen, self._samples(split, chosen, rank, None, may_decode=limit is None)
 
     def _deliver(
-        self, split: str, chosen: plan.Plan, device: torch.device, epoch: int = 0, first: int = 0, views: int = 1
+        self,
+        split: str,
+        chosen: plan.Plan,
+        samples: Samples,
+        device: torch.device,
+        *,
+        epoch: int = 0,
+        first: int = 0,
+        views: int = 1,
     ) -> Iterator[Batch]:
         """Read the batches of a plan from number ``first`` on and make them ready on the device."""
         training = isinstance(chosen, plan.TrainPlan)
-        rows = self._held_out.get(split)
-        reader = Reader(self.store, self.index, split if rows is None else "train", chosen.shards, rows)
-        on_images = ImageTransform(self.index, self.image_size, self.augment, training)
+        index = self._split(split).index
+        on_images = self._transform(index, epoch if training else None)
         mixing = self.augment if training else AugmentConfig()
-        on_batch = BatchTransform(self.index, self.input_shape[-1], mixing, self.channels_last, device)
-        batches = Batches(chosen, reader, on_images, self.seed, epoch, skip=self.bad_data == "skip", views=views)
-        numbers = range(first, len(batches))
+        on_batch = BatchTransform(index, on_images.size.width, mixing, self.channels_last, device)
+        skip = self.bad_data == "skip"
+        batches = Batches(chosen, samples.reader, on_images, self.seed, epoch, skip, views, samples.decoded)
+        numbers, ended = range(first, len(batches)), 0
         with contextlib.closing(read(batches, numbers, self.workers, device.type == "cuda")) as arriving:
             for item in arriving:
                 if isinstance(item, Exception):
@@ -183,68 +319,9 @@ class ImageData:
                 self.skipped.add(item.skipped)
                 if len(item.labels):
                     yield on_batch(item.pixels, item.labels, item.rng)
-                elif training:  # the other ranks would wait for this one forever
+                # Workers take turns. Those of a stream end at different times, after which their batches are empty.
+                ended = 0 if len(item.labels) or item.skipped else ended + 1
+                if ended == max(self.workers, 1):
+                    return
+                if training and not len(item.labels):  # the other ranks would wait for this one forever
                     raise ShardError(f"all {len(item.skipped)} images of a batch are unreadable: fix the data")
-
-
-def open_data(location: str, *, cache: CacheConfig | None = None, **options: Any) -> ImageData:
-    """Open a data set in shards.
-
-    Args:
-        location: a name under ``$DIST_PRUNE_DATA`` (default ``~/.cache/dist_prune``), a folder of
-            shards, its ``_info.json``, tars as ``FOLDER/X-train-{000000..000004}.tar``, or any of these
-            three as a URL or a ``pipe:`` command; locally also wildcards and lists (``find_shards``).
-            ``digits`` is made under the first on first use.
-        cache: where shards of URLs are kept, and how much room they may take.
-        options: fields of ``ImageData``: seed, workers, image_size, augment, channels_last, eval_share, bad_data.
-
-    Raises:
-        ShardError: nothing there, or missing or damaged shards.
-    """
-    cache = cache or CacheConfig()
-    store, index = open_shards(
-        _find(location),
-        cache_dir=cache.folder,
-        cache_bytes=int(cache.gigabytes * 1e9),
-        timeout=cache.timeout,
-        retries=cache.retries,
-    )
-    data = ImageData(index, store, **options)
-    if isinstance(data.index.root, Path) and data.bad_data == "error":
-        data.index.check_files()
-    return data
-
-
-def absolute(location: str) -> str:
-    """Return a location that means the same from every folder; names, URLs and commands stay as they are."""
-    if "://" in location or location.startswith("pipe:"):
-        return location
-    found = _find(location)
-    # A name refers to a folder below the data home, which may move.
-    return location if found != location else os.path.abspath(location)
-
-
-def _find(location: str) -> str:
-    """Return the location of the data set of this name, if it is a name."""
-    home = data_home()
-    is_name = os.path.basename(location) == location and not location.endswith(".tar")
-    if is_name and (home / location / INDEX_NAME).is_file():
-        return str(home / location)
-    if location == EMBEDDED:
-        # Several processes may do so at once.
-        with reported(f"cannot make {home / EMBEDDED}", fix="; set DIST_PRUNE_DATA to a folder that you may write to"):
-            (home / EMBEDDED).mkdir(parents=True, exist_ok=True)
-        make_shards(EMBEDDED, None, home / EMBEDDED)
-        return str(home / EMBEDDED)
-    datasets = [name for name, source in SOURCES.items() if source.is_dataset]
-    if location in datasets and not (Path(location) / INDEX_NAME).is_file():
-        raise ShardError(
-            f"dataset {location!r} not found; create it with dist-prune shards make {location} --out {home / location}"
-        )
-    if not is_name or Path(location).exists():
-        return location
-    known = sorted({*datasets, *(index.parent.name for index in home.glob(f"*/{INDEX_NAME}"))})
-    raise ShardError(
-        f"no dataset {location!r}{suggestion(location, known)}: "
-        f"expected a folder of shards or one of {', '.join(known)}"
-    )

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import os
 from pathlib import Path
 from typing import IO
@@ -43,7 +44,9 @@ def offsets_of(file: IO[bytes], path: Path, label_member: str) -> np.ndarray:
             return _load(kept)
         found = _read(file, label_member)
         with contextlib.suppress(*NOT_KEPT):
-            write_atomic(kept, bytes(tar.format_array(found)))
+            stream = io.BytesIO()
+            np.save(stream, found)
+            write_atomic(kept, stream.getvalue())
     return found
 
 

@@ -15,6 +15,7 @@ Ranks divide global batches, and workers alternate; neither changes the content 
 """
 
 import functools
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +84,7 @@ class Order:
             # This key and "window" below keep their old names: others would be another order.
             below(total, "turn", seed, epoch),
         )
+        self.shards = self.sequence.shards
         self._partitions = min(MAX_PARTITIONS, len(shard_lengths), global_batch)
         # The first row of a global batch that each partition gives, and the end.
         self._first_rows = -(-np.arange(self._partitions + 1) * global_batch // self._partitions)
@@ -131,6 +133,22 @@ class ShardSequence:
         return self._order[number], positions - self._starts[number]
 
 
+class StreamOrder:
+    """An epoch of training of ``samples`` samples, whichever they are; in place of ``Order``."""
+
+    def __init__(self, samples: int, global_batch: int) -> None:
+        self.steps, self.global_batch = steps_per_epoch(samples, global_batch), global_batch
+        self.shards: list[int] = []
+
+    def part(self, step: int, first: int, count: int) -> Part:
+        """Return rows ``first`` to ``first + count`` (exclusive) of a global batch."""
+        nowhere = np.zeros(count, np.int64)
+        return Part(step, first, nowhere, nowhere)
+
+
+AnyOrder = Order | StreamOrder
+
+
 class TrainPlan:
     """The micro-batches of one rank in one epoch, by number.
 
@@ -141,7 +159,7 @@ class TrainPlan:
         PlanError: the global batch is no multiple of ranks times micro-batch.
     """
 
-    def __init__(self, order: Order, micro_batch: int, rank: int, world_size: int) -> None:
+    def __init__(self, order: AnyOrder, micro_batch: int, rank: int, world_size: int) -> None:
         if micro_batch < 1 or order.global_batch % (micro_batch * world_size):
             raise PlanError(
                 f"the global batch size {order.global_batch} is no multiple of "
@@ -149,7 +167,7 @@ class TrainPlan:
             )
         self.accumulation = order.global_batch // (micro_batch * world_size)
         self._micro_batch, self._rank, self._world_size = micro_batch, rank, world_size
-        self._order, self.shards = order, order.sequence.shards
+        self._order, self.shards = order, order.shards
 
     def __len__(self) -> int:
         return self._order.steps * self.accumulation
@@ -187,4 +205,19 @@ class EvalPlan:
         return Part(number, 0, *self._sequence.samples(positions))
 
 
-Plan = TrainPlan | EvalPlan
+class StreamEvalPlan:
+    """Batches of a stream until it ends; in place of ``EvalPlan``."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._order = StreamOrder(batch_size, batch_size)
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def part(self, number: int) -> Part:
+        """Return the batch of this number."""
+        return self._order.part(number, 0, self._batch_size)
+
+
+Plan = TrainPlan | EvalPlan | StreamEvalPlan

@@ -1,4 +1,4 @@
-"""Samples of a split by shard and number, in either format; shards are opened on first use.
+"""Samples of a split by shard and number; shards are opened on first use.
 
 Nothing is extracted and nothing is unpickled. Opening a shard finds out whether it agrees with the index.
 """
@@ -25,7 +25,7 @@ class MissingShard(ShardError):
     """There is no such file."""
 
 
-class FilesShard:
+class OpenShard:
     """An open shard of encoded images (``KEY.jpg`` and the like) and label members; others are ignored.
 
     Samples are 0 to ``length``, exclusive. Not to be shared with forked processes.
@@ -73,34 +73,8 @@ class FilesShard:
         return data
 
 
-class RawShard:
-    """An open shard of ``KEY.images.npy`` (N, H, W, C), uint8, and ``KEY.labels.npy`` (N,), int64; both are mapped."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        with open(path, "rb", buffering=0) as file:
-            self._images, self._labels = tar.map_arrays(file, tar.members(file))
-        self.name, self.length = name, len(self._images)
-
-    def image(self, number: int) -> np.ndarray:
-        """Return pixels (H, W, C), uint8, which are not to be written to."""
-        return self._images[number]
-
-    def label(self, number: int) -> bytes:
-        """Return a label, as a label member would hold it."""
-        return b"%d" % self._labels[number]
-
-    def place(self, number: int) -> str:
-        """Return shard and number; raw samples have no keys."""
-        return f"{self.name}, sample {number}"
-
-
-OpenShard = FilesShard | RawShard
-
-
-def open_shard(
-    path: Path, length: int, format: str, name: str | None = None, label_member: str = tar.LABEL
-) -> OpenShard:
-    """Open a shard of the index's ``format`` (``files`` or ``raw``); ``name`` is what messages call it.
+def open_shard(path: Path, length: int, name: str | None = None, label_member: str = tar.LABEL) -> OpenShard:
+    """Open a shard; ``name`` is what messages call it.
 
     Raises:
         MissingShard: there is no such file.
@@ -108,7 +82,7 @@ def open_shard(
     """
     name = name or str(path)
     try:
-        opened: OpenShard = RawShard(path, name) if format == "raw" else FilesShard(path, name, label_member)
+        opened = OpenShard(path, name, label_member)
         if opened.length != length:
             raise ValueError(f"found {opened.length} samples, expected {length}")
         return opened
@@ -145,14 +119,14 @@ class Reader:
         self._following = {number: order[at + 1 : at + 1 + BLOCK_SHARDS] for at, number in enumerate(order)}
         self._open: OrderedDict[int, OpenShard | ShardError] = OrderedDict()
 
-    def sample(self, shard: int, number: int) -> tuple[bytes | np.ndarray, int]:
-        """Return an image, encoded or as pixels (H, W, C), and its label.
+    def sample(self, shard: int, number: int) -> tuple[bytes, int]:
+        """Return an encoded image and its label.
 
         Raises:
             ShardError: the shard is missing, unreadable or holds another number of samples than the index
                 says; the sample lacks its image or has a label that is no class.
         """
-        opened, number = self._opened(shard), self._row(shard, number)
+        opened, number = self.open(shard), self._row(shard, number)
         try:
             label = self._labels.number(opened.label(number))
         except ValueError as error:
@@ -161,12 +135,12 @@ class Reader:
 
     def place(self, shard: int, number: int) -> str:
         """Return shard and key of a sample, for messages."""
-        return self._opened(shard).place(self._row(shard, number))
+        return self.open(shard).place(self._row(shard, number))
 
     def _row(self, shard: int, number: int) -> int:
         return number if self._rows is None else int(self._rows[shard][number])
 
-    def _opened(self, number: int) -> OpenShard:
+    def open(self, number: int) -> OpenShard:
         """Return an open shard; one that failed is not tried again for each of its samples."""
         if number not in self._open:
             threading.Thread(target=self._fetch_following, args=(number,), daemon=True).start()
@@ -186,7 +160,7 @@ class Reader:
         for _ in range(FETCHES):
             try:
                 path = self._store.fetch(shard)
-                return open_shard(path, shard.length, self._index.format, name, self._index.label.member)
+                return open_shard(path, shard.length, name, self._index.label.member)
             except MissingShard as error:
                 problem = error
             except ShardError as error:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_tools import ShardError, ShardIndex
-from data_tools.images import ImageError, load_pixels, open_image, with_channels
+from data_tools.images import UPRIGHT, ImageError, Orientation, load_pixels, open_image, orientation_of, with_channels
 from dist_prune.config import AugmentConfig
 from dist_prune.data.augment import apply_policy, cutmix, cutout, flip, mixup, padded_crops
 from dist_prune.data.batch_rng import BatchRng
@@ -21,7 +21,7 @@ ERASED_AREA = (0.02, 0.33)  # of the image; both as in torchvision's RandomErasi
 ERASED_ASPECT = (0.3, 3.3)
 CROP_TRIES = 10
 CROP_COLUMNS = 2 * CROP_TRIES + 2  # random numbers for one image
-EVAL_MARGIN = 256 / 224  # photographs are scaled to this much more than is cut from their center
+EVAL_CROP = 224 / 256  # share of the side of photographs that evaluation keeps, unless the recipe says otherwise
 
 Batch = tuple[Tensor, Tensor]
 
@@ -45,7 +45,9 @@ class Box(NamedTuple):
     height: int
 
 
-def decode_part(data: bytes, channels: int, size: Size, box_of: Callable[[Size], Box]) -> np.ndarray:
+def decode_part(
+    data: bytes, channels: int, size: Size, box_of: Callable[[Size], Box], interpolation: str = "bilinear"
+) -> np.ndarray:
     """Decode the part that ``box_of`` chooses by the image's size, scaled to ``size``: (H, W, C), uint8.
 
     Raises:
@@ -53,22 +55,40 @@ def decode_part(data: bytes, channels: int, size: Size, box_of: Callable[[Size],
     """
     with open_image(data) as image:
         width, height = image.size
-        box = box_of(Size(height, width))
+        orientation = orientation_of(image)
+        # Of the image as it is stored, which may lie on its side.
+        box = _stored_box(box_of, Size(height, width), orientation)
+        stored = Size(*size[::-1]) if orientation.transpose else size
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, where the part then still fills ``size``.
-        image.draft(None, (-(-width * size.width // box.width), -(-height * size.height // box.height)))
+        image.draft(None, (-(-width * stored.width // box.width), -(-height * stored.height // box.height)))
         load_pixels(image)
         left, right = (round(x * image.width / width) for x in (box.left, box.left + box.width))
         top, bottom = (round(y * image.height / height) for y in (box.top, box.top + box.height))
         part = with_channels(image.crop((left, top, right, bottom)), channels)
-    return resize(np.array(part).reshape(bottom - top, right - left, channels), size)
+    pixels = np.array(part).reshape(bottom - top, right - left, channels)
+    if orientation is not UPRIGHT:
+        pixels = np.ascontiguousarray(orientation.upright(pixels))
+    return resize(pixels, size, interpolation)
 
 
-def resize(pixels: np.ndarray, size: Size) -> np.ndarray:
-    """Scale pixels (H, W, C), uint8, bilinear and smoothed as Pillow does it, but in half the time."""
+def _stored_box(box_of: Callable[[Size], Box], image: Size, orientation: Orientation) -> Box:
+    """Return the part that is chosen of the upright image, in an image that is stored in this orientation."""
+    if orientation is UPRIGHT:
+        return box_of(image)
+    left, top, width, height = box_of(Size(*image[::-1]) if orientation.transpose else image)
+    if orientation.transpose:
+        left, top, width, height = top, left, height, width
+    left = image.width - left - width if orientation.mirror_x else left
+    top = image.height - top - height if orientation.mirror_y else top
+    return Box(left, top, width, height)
+
+
+def resize(pixels: np.ndarray, size: Size, interpolation: str = "bilinear") -> np.ndarray:
+    """Scale pixels (H, W, C), uint8, smoothed (bilinear or bicubic) as Pillow does it, but in half the time."""
     if pixels.shape[:2] == size:
         return pixels
     images = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)  # channels_last: the fast way
-    scaled = F.interpolate(images, size, mode="bilinear", antialias=True)
+    scaled = F.interpolate(images, size, mode=interpolation, antialias=True)
     return scaled.permute(0, 2, 3, 1)[0].numpy()
 
 
@@ -116,48 +136,57 @@ class ImageTransform:
 
     Images of one size stay as they are, or are scaled to ``image_size`` if that differs. Photographs
     (images of different sizes, or trained with random resized crops) are scaled with a margin and cut
-    from the center. ``training`` adds the augmentation.
+    from the center, and in evaluation so are all images if ``eval_crop`` is given. ``training`` adds the
+    augmentation.
     """
 
-    def __init__(self, index: ShardIndex, image_size: int | None, augment: AugmentConfig, training: bool) -> None:
+    def __init__(
+        self,
+        index: ShardIndex,
+        image_size: int | None,
+        augment: AugmentConfig,
+        training: bool,
+        *,
+        eval_crop: float | None = None,
+        interpolation: str = "bilinear",
+    ) -> None:
         self.size = output_size(index, image_size)
         self.channels = index.channels
         self._augment = augment if training else AugmentConfig()
         whole = None if augment.random_resized_crop else index.image_shape
         self._stored = Size(*whole[1:]) if whole else None
-        # Pixels to which the shorter side of photographs is scaled in evaluation, before the center is cut.
-        self.resized_side = None if whole else round(min(self.size) * EVAL_MARGIN)
+        self._interpolation = interpolation
+        # Pixels to which the shorter side is scaled before the center is cut; None: images are used whole.
+        is_cut = not whole or (eval_crop is not None and not training)
+        self.resized_side = round(min(self.size) / (eval_crop or EVAL_CROP)) if is_cut else None
+        self._margin = self.resized_side / min(self.size) if self.resized_side else 1.0
         self._fill = np.round(255 * np.array(index.mean)).astype(np.uint8)
+
+    @property
+    def keeps_whole(self) -> bool:
+        """True if ``prepare`` returns every image whole, as it is stored."""
+        return self._stored == self.size and self.resized_side is None
 
     def crops(self, rng: BatchRng) -> np.ndarray:
         """Return the random numbers that ``prepare`` needs for each image, (B, columns)."""
         return rng.of_rows("resized crop", CROP_COLUMNS if self._augment.random_resized_crop else 0)
 
-    def prepare(self, image: bytes | np.ndarray, crop: np.ndarray) -> np.ndarray:
-        """Return pixels (H, W, C), uint8, of the output size; ``image`` is encoded, or (H, W, C) as well.
+    def prepare(self, image: bytes, crop: np.ndarray) -> np.ndarray:
+        """Return pixels (H, W, C), uint8, of the output size.
 
         Raises:
             ImageError: it cannot be decoded, or has not the size that the index gives.
         """
         box_of = functools.partial(self._box, crop=crop)
-        if isinstance(image, bytes):
-            return decode_part(image, self.channels, self.size, box_of)
-        height, width, channels = image.shape
-        if channels != self.channels:
-            raise ImageError(f"the image has {channels} channels where the index says {self.channels}")
-        box = box_of(Size(height, width))
-        part = image[box.top : box.top + box.height, box.left : box.left + box.width]
-        return part if part.shape[:2] == self.size else resize(part.copy(), self.size)
+        return decode_part(image, self.channels, self.size, box_of, self._interpolation)
 
     def _box(self, image: Size, crop: np.ndarray) -> Box:
         """Choose the part of an image of this size that is read."""
         if self._augment.random_resized_crop:
             return random_box(image, crop, self._augment.crop_area)
-        if self._stored is None:
-            return center_box(image, self.size, EVAL_MARGIN)
-        if image != self._stored:
+        if self._stored is not None and image != self._stored:
             raise ImageError(f"the image is {image} pixels where the index says {self._stored}")
-        return center_box(image, self.size, 1.0)
+        return center_box(image, self.size, self._margin)
 
     def augment(self, pixels: np.ndarray, rng: BatchRng) -> np.ndarray:
         """Augment the images of ``rng``, (B, H, W, C), uint8, perhaps in place."""

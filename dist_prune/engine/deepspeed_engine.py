@@ -50,7 +50,7 @@ def check_with_deepspeed(ds_config: dict[str, Any], compiled: bool = False) -> N
 def start_process_group(timeout: float = 600.0) -> torch.device:
     """Join the other ranks (NCCL on GPUs, gloo on CPUs) and return this rank's device.
 
-    timeout: seconds that ranks wait for one another, in this and all that follows.
+    The ranks have met (``distributed.meet``). timeout: seconds that they wait for one another from here on.
     """
     complete_environment()
     if torch.cuda.is_available():

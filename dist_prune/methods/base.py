@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dist_prune.config import OptimizerConfig, RunConfig, Section, validated
-from dist_prune.errors import UserError
+from dist_prune.errors import UserError, first_line
 from dist_prune.gates.means import GateMeans
 from dist_prune.models.build import build_model
 from dist_prune.pruning.costs import Costs, unit_costs
@@ -45,17 +45,36 @@ from dist_prune.pruning.weight_mask import without_masks
 
 @dataclass(frozen=True)
 class Task:
-    """The recipe and the shape of the problem. input_shape: (C, H, W)."""
+    """The recipe and the shape of the problem.
+
+    input_shape: (C, H, W) in evaluation, for which MACs are counted; train_shapes: other ones in training.
+    """
 
     config: RunConfig
     num_classes: int
     input_shape: tuple[int, int, int]
+    train_shapes: tuple[tuple[int, int, int], ...] = ()
 
     def build(self) -> nn.Module:
         """Return the plain network of the recipe, with the same weights on every rank and after every resume."""
         config, channels = self.config, self.input_shape[0]
         torch.manual_seed(config.seed)
         return build_model(config.model, num_classes=self.num_classes, in_channels=channels, **config.model_args)
+
+    def check_shapes(self) -> None:
+        """Raise UserError if the network takes images of one size only, and training has others than evaluation."""
+        if not self.train_shapes:
+            return
+        with torch.device("meta"):  # shapes are computed only
+            plain = self.build().eval()
+            for shape in (self.input_shape, *self.train_shapes):
+                try:
+                    plain(torch.empty(1, *shape))
+                except Exception as error:  # networks raise errors of any kind for a wrong size
+                    raise UserError(
+                        f"{self.config.model} takes no images of {shape[2]} x {shape[1]} pixels, which image_size and "
+                        f"eval_size ask for: {first_line(error)}"
+                    ) from error
 
 
 @dataclass(frozen=True)
@@ -247,6 +266,7 @@ class Method(ABC):
 
     def check(self) -> None:
         """Raise UserError for what cannot work, before a run leaves anything behind."""
+        self.task.check_shapes()
         # Building the first phase attaches gates, finds sites and prices the budget.
         if next_phase(self.phases(), None, self.task.config.seed) is None:
             raise UserError(f"method '{self.task.config.method}' yields no phase")

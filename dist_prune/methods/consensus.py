@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from dist_prune.config import METHOD_FIELDS, RunConfig
+from dist_prune.errors import UserError
 from dist_prune.gates.budget import BUDGET_FORM, Budget, Timeline
 from dist_prune.gates.consensus import collapse, consensus_mask, masked, slice_gated_network
 from dist_prune.gates.freezer import Freezer
@@ -44,6 +45,11 @@ class Consensus(Method):
             yield from Dense(self.task).phases()
             return
         options = config.gates.model_dump(exclude={"temperature", *_PAPER_FORM})
+        # Flattened maps have one size.
+        if self.task.train_shapes and options["kind"] == "channel":
+            if options["flatten"]:
+                raise UserError("gates.flatten=true needs images of one size: image_size and eval_size ask for several")
+            options["flatten"] = False
         module = attach_gates(self.task.build(), input_shape=self.task.input_shape, **options)
         budget, freezer = self._budget(module), _freezer(module, config)
         shape_gates(module, **_form(config))

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from dist_prune.errors import UserError, first_problem
-from dist_prune.files import to_json, write_at_end, write_atomic
+from dist_prune.files import read_regular, to_json, write_at_end, write_atomic
 
 Kind = Literal["train", "eval", "summary"]
 State = Literal["running", "done", "stopped", "failed"]
@@ -56,7 +56,7 @@ _Content = TypeVar("_Content")
 def read_as(kind: type[_Content], path: Path, what: str) -> _Content | None:
     """Return the content of a JSON file, validated by pydantic; None without that file, ValueError if it is damaged."""
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes()) if path.exists() else None
+        return TypeAdapter(kind).validate_json(read_regular(path)) if path.exists() else None
     except ValidationError as error:
         where, problem = first_problem(error)
         raise ValueError(f"{path} is not {what}: '{where}': {problem}") from error
@@ -161,6 +161,8 @@ class RunFolder:
         """Yield the records one by one: those of a long run must not be in memory all at once."""
         if not self.metrics.exists():
             return
+        if not self.metrics.is_file():
+            raise ValueError(f"{self.metrics} is no regular file")
         with open(self.metrics, "rb") as file:
             lines = enumerate((line for line in file if line.strip()), start=1)
             for number, line in lines:

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 
 from dist_prune.errors import UserError, first_problem, nearest
+from dist_prune.files import read_regular
 from dist_prune.pruning.costs import Costs
 from dist_prune.pruning.families import sites_named
 from dist_prune.pruning.sites import Site
@@ -202,7 +203,7 @@ def _rounded_up(means: Tensor, stays: Tensor, multiple: int, at_least: int) -> T
 def load_mask(path: str | Path) -> UnitMask:
     """Read a mask.json; raises UserError if it is missing, unreadable or not a mask."""
     try:
-        return UnitMask.restore(json.loads(Path(path).read_text()), {})
+        return UnitMask.restore(json.loads(read_regular(Path(path))), {})
     except (OSError, ValueError, RecursionError, UserError) as error:
         raise UserError(f"{path} is not a readable mask.json: {error}") from error
 

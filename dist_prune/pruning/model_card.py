@@ -29,6 +29,7 @@ A plain network, trained once with gates and collapsed to the units that the gat
 |---|---|
 | builder | {_cell(config["builder"])} {_cell(json.dumps(config["arguments"]))} |
 | input (channels, height, width) | {config["input_shape"] or "not recorded"} |
+| images | {_cell(_preprocessing(config))} |
 | sites | {len(config["kept_units"])} |
 | closed sites | {_cell(", ".join(closed)) or "none"} |
 | batch norms folded into convolutions | {len(config.get("folded_norms", {}))} |
@@ -43,6 +44,19 @@ import dist_prune
 model = dist_prune.load_sliced(".")  # a torch.nn.Module in eval mode
 ```
 """
+
+
+def _preprocessing(config: Mapping[str, Any]) -> str:
+    """Return how pixels become the input, as a server has to repeat it."""
+    shape, side, normalization = (config.get(key) for key in ("input_shape", "resized_side", "normalization"))
+    if not shape:
+        return "not recorded"
+    size = f"{shape[2]} x {shape[1]}"
+    steps = [f"scale the shorter side to {side} pixels", f"keep the center {size}"] if side else [f"scale to {size}"]
+    steps[0] += f" ({config['interpolation']}, antialiased)" if config.get("interpolation") else ""
+    if normalization:
+        steps.append(f"divide by 255, subtract {normalization['mean']}, divide by {normalization['std']}")
+    return ", ".join(steps)
 
 
 def _cell(value: Any) -> str:

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from dist_prune.errors import UserError, first_problem
-from dist_prune.files import replace, save_tensors, temporary_beside, write_atomic
+from dist_prune.files import read_regular, remove_leftovers, replace, save_tensors, temporary_beside, write_atomic
 from dist_prune.models.build import Architecture, architecture_of
 from dist_prune.pruning.batch_norm_folding import fold_batch_norms
 from dist_prune.pruning.model_card import model_card
@@ -41,6 +41,7 @@ class _Description(BaseModel):
     kept_units: dict[str, list[int]]
     input_shape: Annotated[list[_Size], Field(min_length=3, max_length=3)] | None = None
     resized_side: _Size | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
     normalization: dict[str, list[float]] | None = None
     class_names: list[str] | None = None
     folded_norms: dict[str, str] = {}
@@ -53,6 +54,7 @@ def save_sliced(
     *,
     input_shape: Sequence[int] | None = None,
     resized_side: int | None = None,
+    interpolation: str | None = None,
     normalization: Mapping[str, Sequence[float]] | None = None,
     class_names: Sequence[str] | None = None,
     results: Mapping[str, Any] | None = None,
@@ -66,6 +68,7 @@ def save_sliced(
         input_shape: (C, H, W).
         resized_side: pixels to which the shorter side of an image is scaled before its center is cropped; None where
             images are not cropped.
+        interpolation: ``bilinear`` or ``bicubic``, by which images are scaled.
         normalization: {"mean": [...], "std": [...]} per channel, on pixels in [0, 1].
         class_names: by label.
         results: figures for the model card, plain JSON data.
@@ -96,6 +99,7 @@ def save_sliced(
         "kept_units": kept,
         "input_shape": list(input_shape) if input_shape else None,
         "resized_side": resized_side,
+        "interpolation": interpolation,
         "normalization": normalization,
         "class_names": class_names,
         **({"folded_norms": folded} if folded else {}),
@@ -105,6 +109,7 @@ def save_sliced(
     target = Path(folder)
     if not target.name:
         raise UserError(f"name a folder for the checkpoint: '{folder}' itself cannot be replaced")
+    remove_leftovers(target.parent, of=target.name)
     beside = temporary_beside(target)
     try:
         beside.mkdir(parents=True)
@@ -194,7 +199,7 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder} is not a sliced checkpoint: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dist_prune.config import GatesConfig, LrConfig, RunConfig
+from dist_prune.config.schedules import Ramp, Steps, side_at
 from dist_prune.errors import UserError, nearest
 
 Recipe = Callable[[], RunConfig]
@@ -53,10 +54,12 @@ def _add_as(name: str, doc: str, function: Recipe) -> Recipe:
 def short(config: RunConfig) -> RunConfig:
     """Return the recipe for a CPU: ResNet-20, few epochs of one-cycle, events at the same fractions of the run."""
     share, at = _SHORT_EPOCHS / config.epochs, config.freeze.collapse_epoch
-    is_large = config.image_size is not None and config.image_size > 64
+    sides = config.image_size
+    is_large = (side_at(sides, math.inf) or 0) > 64
     changes: dict[str, Any] = {
         "model": "resnet18" if is_large else "resnet20",
-        "image_size": 64 if is_large else config.image_size,
+        "image_size": 64 if is_large else sides.scaled(share) if isinstance(sides, Ramp | Steps) else sides,
+        "eval_size": None if is_large else config.eval_size,
         "epochs": _SHORT_EPOCHS,
         "global_batch_size": 256,
         "lr": 0.3,

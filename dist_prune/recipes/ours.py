@@ -3,7 +3,7 @@
 The shards of CIFAR-10 are made once: dist-prune shards make cifar10 [FOLDER] --out ~/.cache/dist_prune/cifar10.
 """
 
-from dist_prune.config import AugmentConfig, GatesConfig, LrConfig, RunConfig
+from dist_prune.config import AugmentConfig, DataConfig, GatesConfig, LrConfig, RunConfig
 from dist_prune.recipes.catalog import DENSE, add, variant, with_short
 
 CIFAR10_AUGMENT = AugmentConfig(crop_padding=4, flip=True)
@@ -17,7 +17,7 @@ def digits() -> RunConfig:
     """
     return RunConfig(
         name="digits",
-        data="digits",
+        data=DataConfig(location="digits"),
         model="resnet20",
         epochs=40,
         global_batch_size=128,
@@ -36,7 +36,7 @@ def cifar10_resnet20_half() -> RunConfig:
     """
     return RunConfig(
         name="cifar10_resnet20_half",
-        data="cifar10",
+        data=DataConfig(location="cifar10"),
         model="resnet20",
         epochs=10,
         global_batch_size=256,
@@ -60,7 +60,7 @@ for _shape in ("depth", "width", "channels"):
 def _imagenet() -> RunConfig:
     return RunConfig(
         name="imagenet",
-        data="imagenet",
+        data=DataConfig(location="imagenet"),
         model="resnet50",
         epochs=90,
         global_batch_size=1024,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +19,13 @@ class RanksDiffer(RunError):
     """Ranks hold different state where it must be equal."""
 
 
-def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
-    """Compare what the ranks were started with and return all ranks.
+def agree_to_start(facts: Mapping[str, Any] | str, peers: Sequence[Peer]) -> None:
+    """Compare what the ranks were started with.
 
-    facts: nested plain data; or a text, the reason why this rank cannot start. Raises UserError on all ranks, with that
-    reason or with the first difference from rank 0.
+    facts: nested plain data; or a text, the reason why this rank cannot start. peers: all ranks. Raises UserError on
+    all ranks, with that reason or with the first difference from rank 0.
     """
-    own = facts if isinstance(facts, str) else flatten(facts)
-    peers, gathered = zip(*distributed.gather_objects((Peer.this(), own)), strict=True)
+    gathered = distributed.gather_objects(facts if isinstance(facts, str) else flatten(facts))
     problems = {peer: problem for peer, problem in zip(peers, gathered, strict=True) if isinstance(problem, str)}
     if problems:
         first, problem = next(iter(problems.items()))
@@ -40,7 +39,6 @@ def agree_to_start(facts: Mapping[str, Any] | str) -> list[Peer]:
                     f"{peer} has {key}={found} where rank 0 has {expected}: start all ranks with the same command "
                     "line, DeepSpeed config, packages and data"
                 )
-    return list(peers)
 
 
 def agree_on(state: Mapping[str, Any], moment: str, device: torch.device) -> None:

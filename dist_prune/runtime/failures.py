@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -25,9 +26,16 @@ _SMALLER = (
     "image_size"
 )
 # Wording of gloo and of torch's store. An error class of their own does not exist: all of these are RuntimeErrors.
-_CLOSED = re.compile(r"Connection (closed|reset)|Broken pipe|Socket closed|connection was closed", re.IGNORECASE)
+_CLOSED = re.compile(
+    r"Connection (closed|reset)|Broken pipe|Socket closed|connection was (likely )?closed|connectFullMesh",
+    re.IGNORECASE,
+)
 _LATE = re.compile(r"Timed out waiting|timed? ?out", re.IGNORECASE)
 _ADDRESS = re.compile(r"\[([0-9a-fA-F.:]+)\]:\d+")  # of the other end, in gloo's messages
+# oneDNN says no more than that, and says "primitive descriptor" for what it cannot compute at all.
+_NO_MEMORY = re.compile(r"can(no|')t allocate memory|could not create a primitive(?! descriptor)", re.IGNORECASE)
+_MARK = "dist_prune-{}.lost"
+_MARK_HOLDS = 60.0  # seconds within which the ranks of a machine notice one loss
 _MAX_HOSTS_SHOWN = 4
 _STATES = {"Z": "is gone", "X": "is gone", "T": "is stopped", "t": "is stopped"}  # letters of /proc/PID/stat
 _SECONDS_TO_DIE = 2.0  # connections close a moment before a process is gone
@@ -41,12 +49,11 @@ class Peer:
     host: str
     pid: int
     address: str = ""  # at which other machines reach it
-    started_ns: int = 0  # separates processes with one number: in containers numbers always repeat
 
     @staticmethod
     def this() -> Peer:
         """Describe this process."""
-        return Peer(distributed.rank(), socket.gethostname(), os.getpid(), distributed.address(), time.time_ns())
+        return Peer(distributed.rank(), socket.gethostname(), os.getpid(), distributed.address())
 
     def __str__(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
@@ -63,12 +70,21 @@ class Peer:
         return _STATES.get(state)
 
 
+def meet_ranks(seconds: float) -> list[Peer]:
+    """Wait for all ranks and return them; raises ``distributed.NotMet`` if one has ended, or does not come."""
+    found = [json.loads(text) for text in distributed.meet(json.dumps(asdict(Peer.this())), seconds)]
+    for number, introduction in enumerate(found):
+        if "ended" in introduction:
+            raise distributed.NotMet(f"rank {number} has ended at its start: {introduction['ended'] or 'no reason'}")
+    return [Peer(**introduction) for introduction in found]
+
+
 @contextlib.contextmanager
 def translate_rank_failures(peers: list[Peer], timeout: float) -> Iterator[None]:
     """Turn an error that this rank meets alone, a lost rank or a lack of memory, into a LocalRankError.
 
-    Errors that all ranks raise together pass unchanged, and so do unexpected ones. timeout: seconds that ranks wait for
-    one another.
+    Errors that all ranks raise together pass unchanged, and so do unexpected ones. peers: all ranks, none until they
+    have met. timeout: seconds that ranks wait for one another.
     """
     try:
         yield
@@ -80,8 +96,8 @@ def translate_rank_failures(peers: list[Peer], timeout: float) -> Iterator[None]
         first = distributed.announce_exit()
         if lost is not None:
             # Rank 0 keeps the store that announce_exit reads. If rank 0 is the lost one, there is no answer.
-            first = report_first_on_node(peers[0]) if first is None else first
-            raise LocalRankError(f"{lost}; continue with --resume", reported=not first) from error
+            first = first is not False and report_first_on_node()
+            raise LocalRankError(lost, reported=not first) from error
         if reason := out_of_memory(error):
             raise LocalRankError(f"rank {distributed.rank()} {reason}") from error
         raise
@@ -92,7 +108,7 @@ def out_of_memory(error: Exception) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return f"is out of GPU memory: {_SMALLER}, or use a higher ZeRO stage"
     # torch reports host memory by a plain RuntimeError.
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+    if isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, OSError)) and _NO_MEMORY.search(str(error))):
         return f"is out of memory: {_SMALLER}, or workers, or start fewer ranks on this machine"
     return None
 
@@ -119,7 +135,9 @@ class CannotWrite(RunError):
 
 
 def describe_lost_rank(error: Exception, peers: list[Peer], timeout: float) -> str | None:
-    """Name the rank that is lost, if the error of a collective says that one is; None for any other error."""
+    """Return a line about the rank that is lost, if the error of a collective says that one is; None for any other."""
+    if isinstance(error, distributed.NotMet):
+        return str(error)
     text = str(error)
     closed, late = _CLOSED.search(text), _LATE.search(text)
     if not isinstance(error, RuntimeError) or not (closed or late):
@@ -131,20 +149,29 @@ def describe_lost_rank(error: Exception, peers: list[Peer], timeout: float) -> s
             break
         time.sleep(0.05)
     if dead:
-        return f"the run has lost {', '.join(dead)}"
+        return f"the run has lost {', '.join(dead)}; continue with --resume"
+    if "connectFullMesh" in text:
+        return (
+            f"rank {distributed.rank()} cannot connect to the others: one of them has ended, or listens at an address "
+            "that cannot be reached: set GLOO_SOCKET_IFNAME to the interface between the machines"
+        )
     # The ranks that the error can be about: those at the address in its text, or all others.
     others, addresses = [peer for peer in peers if peer.rank != distributed.rank()], set(_ADDRESS.findall(text))
     who = _name([peer for peer in others if peer.address in addresses] or others)
     if late:
-        return f"{who} has not answered for {timeout:g} s (rank_timeout): it hangs, or its node cannot be reached"
-    return f"{who} has closed its connection: it has failed, or its node is gone"
+        reason = f"has not answered for {timeout:g} s (rank_timeout): it hangs, or its node cannot be reached"
+    else:
+        reason = "has closed its connection: it has failed, or its node is gone"
+    return f"{who} {reason}; continue with --resume"
 
 
-def report_first_on_node(peer: Peer) -> bool:
-    """Return True for the first rank of this machine that asks about ``peer``, by a marker file."""
-    mark = Path(tempfile.gettempdir(), f"dist_prune-{peer.host}-{peer.pid}-{peer.started_ns}.lost")
+def report_first_on_node() -> bool:
+    """Return True for the first rank of this machine, of one start of the run, that asks; by a marker file."""
+    remove_old_marks()
+    # Machines may share the folder.
+    mark = f"{socket.gethostname()}-{distributed.meeting()}".replace(os.sep, "-")
     try:
-        mark.touch(exist_ok=False)
+        Path(tempfile.gettempdir(), _MARK.format(mark)).touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
@@ -152,7 +179,18 @@ def report_first_on_node(peer: Peer) -> bool:
     return True
 
 
+def remove_old_marks() -> None:
+    """Remove this user's marker files of losses that all ranks have noticed."""
+    for mark in Path(tempfile.gettempdir()).glob(_MARK.format("*")):
+        with contextlib.suppress(OSError):
+            state = mark.lstat()
+            if state.st_uid == os.getuid() and time.time() - state.st_mtime > _MARK_HOLDS:
+                mark.unlink()
+
+
 def _name(suspects: list[Peer]) -> str:
+    if not suspects:
+        return "another rank"
     if len(suspects) == 1:
         return str(suspects[0])
     hosts = sorted({peer.host for peer in suspects})

@@ -32,7 +32,9 @@ def complete_environment() -> None:
     for name, slurm_name in _SLURM_NAMES.items():
         fallback = os.environ.get(slurm_name) if in_step else None
         os.environ.setdefault(name, fallback or ("1" if name == "WORLD_SIZE" else "0"))
-    os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+    # Ranks of one node meet at an address that other machines cannot reach.
+    address = None if os.environ.get("SLURM_STEP_NUM_NODES") == "1" else os.environ.get("SLURM_LAUNCH_NODE_IPADDR")
+    os.environ.setdefault("MASTER_ADDR", address or "127.0.0.1")
     # Every rank must compute the same port without asking another, and jobs that share a node must differ.
     port = FIRST_PORT + _number("SLURM_JOB_ID", 0) % NUM_PORTS
     os.environ.setdefault("MASTER_PORT", str(port))

@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from dist_prune.config import RESUMABLE_FIELDS
+from dist_prune.config import is_resumable
 from dist_prune.monitor.records import RunFolder, read_as
 
 _GATES = ("open_ratio", "r_polar")  # from the last evaluation that has them; the summary does not repeat them
 _SUMMARY = ("accuracy_sliced", "macs", "macs_ratio", "parameters", "agreement", "seconds_total", "energy_joules")
 MEASURED = (*_SUMMARY, *_GATES)
 # They change where a run computes or what it records, not what it learns. Seeds are what a group repeats.
-_IRRELEVANT = {"seed", "data", "channels_last", *RESUMABLE_FIELDS}
+# Earlier runs recorded of their data the location alone.
+_IRRELEVANT = {"seed", "data", "channels_last"}
 _ALWAYS_SHOWN = ["model", "epochs"]  # runs that differ in these are not comparable, whatever their recipes
 
 Settings = Mapping[str, str]  # dotted key -> value as text
@@ -111,9 +112,10 @@ def _settings(content: Mapping[str, Any], macs_dense: int | None) -> Settings:
     precision = next((key for key in ("bf16", "fp16") if (ds_config.get(key) or {}).get("enabled")), "fp32")
     if autocast.get("enabled"):
         precision = str(autocast.get("dtype", "bfloat16")).replace("bfloat", "bf")
-    settings = {"name": config["name"]} | {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    settings = {"name": config["name"], **config}
     settings |= {"precision": precision, "gradient_clipping": ds_config.get("gradient_clipping") or None}
-    return dict(_flat({**settings, "macs_dense": macs_dense}))
+    flat = _flat({**settings, "macs_dense": macs_dense})
+    return {key: value for key, value in flat if key not in _IRRELEVANT and not is_resumable(key)}
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

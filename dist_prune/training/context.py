@@ -65,7 +65,7 @@ class RunContext:
         except (ShardError, ReadingFailed) as error:
             # Batches without end: this rank takes part in every collective until the step has told the others.
             self.pending_errors.append(error)
-            black = torch.zeros(views * batching.micro, *self.data.input_shape, device=self.device)
+            black = torch.zeros(views * batching.micro, *self.data.train_shape(epoch), device=self.device)
             labels = torch.zeros(batching.micro, dtype=torch.int64, device=self.device)
             yield from itertools.repeat((black, labels))
 
@@ -155,9 +155,13 @@ def open_images(config: RunConfig) -> ImageData:
     """Open the recipe's data; each rank opens its own."""
     return open_data(
         config.data,
+        eval_data=config.eval_data,
         seed=config.seed,
         workers=config.workers,
         image_size=config.image_size,
+        eval_size=config.eval_size,
+        eval_crop=config.eval_crop,
+        interpolation=config.interpolation,
         augment=config.augment,
         channels_last=config.channels_last,
         eval_share=config.eval_share,
@@ -170,7 +174,8 @@ def build_method(config: RunConfig, data: ImageData) -> Method:
     """Build the recipe's method; raise UserError if no method has that name, or if its options are wrong."""
     if config.method not in METHODS:
         raise UserError(f"unknown method '{config.method}'; {nearest(config.method, METHODS)}")
-    return METHODS[config.method](Task(config, len(data.class_names), data.input_shape))
+    train_shapes = {data.train_shape(epoch) for epoch in range(config.epochs)} - {data.input_shape}
+    return METHODS[config.method](Task(config, len(data.class_names), data.input_shape, tuple(sorted(train_shapes))))
 
 
 def interrupted_phase(phases: Phases, state: TrainState, seed: int) -> Phase:

@@ -144,9 +144,10 @@ def _write(context: RunContext, sliced: nn.Module, decision: Decision | None, su
         context.folder.sliced,
         input_shape=data.input_shape,
         resized_side=data.resized_side,
+        interpolation=data.interpolation,
         normalization=data.normalization,
         class_names=data.class_names,
-        results={"trained on": context.config.data, **summary},
+        results={"trained on": context.config.data.location, **summary},
     )
     reloaded = load_sliced(context.folder.sliced)
     ours = sliced.state_dict()

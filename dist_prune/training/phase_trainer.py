@@ -79,7 +79,7 @@ class PhaseTrainer:
         optimizer, timeout = build_optimizer(phase.module, self.optimizer), context.config.rank_timeout
         self.engine = Engine(phase.module, optimizer, context.ds_config, context.batching, context.device, timeout)
         # ZeRO creates optimizer state in its first step: restoring needs one with a batch of the right shape.
-        images = torch.zeros(phase.views * context.batching.micro, *context.data.input_shape, device=context.device)
+        images = torch.zeros(phase.views * context.batching.micro, *context.data.train_shape(0), device=context.device)
         # A phase with another optimizer than the previous one starts without state.
         names = state_names(self.optimizer)
         known = {

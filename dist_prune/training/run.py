@@ -20,7 +20,7 @@ from dist_prune.errors import UserError
 from dist_prune.gates.cpu_kernels.build import compile_kernels
 from dist_prune.monitor.status import RunStatus
 from dist_prune.runtime.consistency import agree_to_start
-from dist_prune.runtime.failures import Peer, translate_rank_failures
+from dist_prune.runtime.failures import Peer, meet_ranks, remove_old_marks, translate_rank_failures
 from dist_prune.runtime.folders import check_code_folder, check_compiler
 from dist_prune.runtime.launch import complete_environment, refuse_missing_hostfile, world_size
 from dist_prune.runtime.signals import StopRequest
@@ -60,13 +60,16 @@ def run(config: RunConfig, options: Options) -> bool:
             raise
         # The error may be this rank's alone. The other ranks wait in the first collective, so it is raised there.
         facts = str(error)
+    remove_old_marks()
     # A first build takes half a minute, which may be more than ranks wait for one another once they have met.
     if not torch.cuda.is_available():
         compile_kernels()
-    device = start_process_group(config.rank_timeout)
-    # It raises if a rank could not open DeepSpeed config or data, or has others.
-    peers = agree_to_start(facts)
+    peers: list[Peer] = []
     with translate_rank_failures(peers, config.rank_timeout):
+        peers += meet_ranks(config.rank_timeout)
+        device = start_process_group(config.rank_timeout)
+        # It raises if a rank could not open DeepSpeed config or data, or has others.
+        agree_to_start(facts, peers)
         batching = resolve_batching(ds_config, config.global_batch_size, distributed.world_size())
         method = build_method(config, data)
         method.check()

@@ -12,7 +12,7 @@ from typing import Any
 
 from dist_prune import distributed
 from dist_prune.config import RunConfig
-from dist_prune.data.loader import absolute
+from dist_prune.data.locate import absolute
 from dist_prune.errors import UserError
 from dist_prune.files import remove_leftovers
 from dist_prune.monitor.records import RunFolder
@@ -36,7 +36,8 @@ def open_run_folder(config: RunConfig, out: str | None, resume: bool) -> Iterato
             folder = RunFolder.create(path, resume)
             # The other ranks wait meanwhile, at most rank_timeout.
             lock = RunLock.acquire(path, silence=min(SILENCE, config.rank_timeout / 2))
-            remove_leftovers(folder.path)
+            for place in (folder.path, folder.checkpoints):
+                remove_leftovers(place)
             done = (folder.read_status() or {}).get("state") == "done"
             # Rank 0 alone would meet a damaged record later, when the others no longer expect an error.
             folder.read_metrics("summary")
@@ -57,7 +58,10 @@ def record_of(context: RunContext) -> dict[str, Any]:
     """Return the content of config.json."""
     config = context.config.model_dump(mode="json")
     # Offline commands may be started in another folder.
-    config["data"] = absolute(config["data"])
+    config["data"]["location"] = absolute(config["data"]["location"])
+    config["eval_data"] = config["eval_data"] and absolute(config["eval_data"])
+    if isinstance(config["data"]["classes"], str):
+        config["data"]["classes"] = os.path.abspath(config["data"]["classes"])
     if config["cache"]["folder"]:
         config["cache"]["folder"] = os.path.abspath(config["cache"]["folder"])
     return {

@@ -23,7 +23,7 @@ BROKEN = b"\x89PNG\r\n\x1a\nbroken"
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "digits"
-    make_shards("digits", None, folder, format="files")
+    make_shards("digits", None, folder)
     return folder
 
 

@@ -59,7 +59,7 @@ class CannotRead:
 def photographs(tmp_path_factory) -> Path:
     """The digits as PNG files, in shards of 200."""
     folder = tmp_path_factory.mktemp("photographs") / "digits"
-    make_shards("digits", None, folder, format="files", samples_per_shard=200)
+    make_shards("digits", None, folder, samples_per_shard=200)
     return folder
 
 

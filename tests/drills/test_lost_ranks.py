@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from drill import AtStep, SignalToSelf, assert_same_course, status
+from ranks import free_port
+
+from dist_prune.errors import UserError
 
 LONG = pytest.mark.drill
 
@@ -93,18 +96,59 @@ def test_a_rank_without_memory_says_which_setting_to_lower_and_ends_the_others(l
 
 
 @dataclass(frozen=True)
-class DieWhileOpening:
-    """Ends this rank when it looks for a checkpoint: it has met the others, and has trained nothing."""
+class DieBefore:
+    """Kills this rank when it calls a function of the start of a run."""
+
+    function: str
 
     def __call__(self) -> None:
         from dist_prune.training import run
 
-        run.find_checkpoint = lambda *_: SignalToSelf(signal.SIGKILL)()
+        setattr(run, self.function, lambda *_: SignalToSelf(signal.SIGKILL)())
 
 
 @LONG
-def test_a_rank_that_is_killed_before_the_first_step_ends_the_others_with_one_line(launch, tmp_path):
-    ranks = launch(tmp_path / "run", sabotage={1: DieWhileOpening()})
-    assert ranks.wait() == [1, -signal.SIGKILL], ranks.told()
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("function", ["start_process_group", "agree_to_start", "build_method", "find_checkpoint"])
+def test_a_rank_that_is_killed_between_meeting_and_first_step_ends_the_others_with_one_line(
+    launch, tmp_path, function, victim
+):
+    settings = ("global_batch_size=126", "rank_timeout=6")
+    ranks = launch(tmp_path / "run", world_size=3, settings=settings, sabotage={victim: DieBefore(function)})
+    assert ranks.wait(60) == [-signal.SIGKILL if r == victim else 1 for r in range(3)], ranks.told()
     (told,) = ranks.told()
-    assert told.startswith("error: the run has lost rank 1 (process ")
+    assert told.startswith(f"error: the run has lost rank {victim} (process {ranks.processes[victim].pid} on ")
+
+
+@LONG
+@pytest.mark.parametrize(("victim", "line"), [
+    (1, "rank {} cannot meet the others at 127.0.0.1:{}: rank 1 did not come within 4 s (rank_timeout)"),
+    (0, "rank {} cannot meet the others at 127.0.0.1:{}: rank 0 cannot be reached there: it has not started, it has"),
+])  # fmt: skip
+def test_a_rank_that_is_killed_while_kernels_are_compiled_ends_the_others_with_one_line(launch, tmp_path, victim, line):
+    sabotage = {victim: DieBefore("compile_kernels")}
+    port = free_port()
+    ranks = launch(tmp_path / "run", world_size=3, settings=("rank_timeout=4",), sabotage=sabotage, port=port)
+    assert ranks.wait(60) == [-signal.SIGKILL if r == victim else 1 for r in range(3)], ranks.told()
+    (told,) = ranks.told()
+    assert any(told.startswith(f"error: {line.format(rank, port)}") for rank in range(3)), told
+
+
+@dataclass(frozen=True)
+class Mistype:
+    """Gives this rank alone another command line."""
+
+    def __call__(self) -> None:
+        from dist_prune import recipes
+
+        def refuse(name: str) -> None:
+            raise UserError(f"no recipe {name} here")
+
+        recipes.recipe = refuse
+
+
+@LONG
+def test_a_mistake_of_one_rank_before_they_meet_is_one_line(launch, tmp_path):
+    ranks = launch(tmp_path / "run", world_size=2, sabotage={1: Mistype()})
+    assert ranks.wait(60) == [1, 2], ranks.told()
+    assert ranks.told() == ["error: rank 1 has ended at its start: error: no recipe digits here"]

@@ -19,15 +19,18 @@ from random import Random
 from typing import Any
 from unittest import mock
 
+from fuzz_foreign import write_list, write_shards
 from fuzz_guard import Broken, guarded
 from fuzz_material import Material
 from fuzz_mutations import json_bytes, mutate_bytes, mutate_json, mutate_words, near, value
 
 import dist_prune.cli.main as cli
+from dist_prune.monitor import style
 from dist_prune.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 Words = list[str]
+UNDRAWN = "undrawn"  # name of a run folder whose pictures are empty: to draw them takes longer than all the rest
 # Where a larger number only asks for more work, which is no fault: sizes that are done soon, or that no machine has.
 SIZES = ("1", "2", "7", "9", "33", "0", "-1", "3.5", "null", '"x"', "[8]", str(10**7), str(10**12), str(2**63))
 SIZED = ("image_size", "gates.hidden", "model_args.width", "model_args.depth")
@@ -110,7 +113,7 @@ def sliced(m: Material, folder: Path, chance: Random) -> Words:
     command = chance.choice(("evaluate", "evaluate", "export"))
     if command == "export":
         return ["export", str(here), "--format", "safetensors", "--out", str(folder / "exported")]
-    return ["evaluate", str(here), "--data", str(chance.choice((m.data, m.raw)))]
+    return ["evaluate", str(here), "--data", str(m.data)]
 
 
 def checkpoint(m: Material, folder: Path, chance: Random) -> Words:
@@ -134,13 +137,14 @@ def checkpoint(m: Material, folder: Path, chance: Random) -> Words:
 
 
 def run_folder(m: Material, folder: Path, chance: Random) -> Words:
-    shutil.copytree(m.run, folder / "run")
-    path = folder / "run" / chance.choice(("config.json", "config.json", "status.json", "metrics.jsonl", "mask.json"))
+    here = folder / chance.choice(("run", *[UNDRAWN] * 7))
+    shutil.copytree(m.run, here)
+    path = here / chance.choice(("config.json", "config.json", "status.json", "metrics.jsonl", "mask.json"))
     if path.suffix == ".json":
         path.write_bytes(json_bytes(json.loads(path.read_text()), chance))
     else:
         _damage(path, chance)
-    run = str(folder / "run")
+    run = str(here)
     words = ["--ds_config", str(m.ds), "--out", run, "--resume", "--max_steps", "1", "--set", *m.settings]
     commands = (
         ["report", run],
@@ -176,10 +180,39 @@ def shard_bytes(m: Material, folder: Path, chance: Random) -> Words:
 
 
 def _shards(m: Material, folder: Path, chance: Random) -> Path:
-    return Path(shutil.copytree(chance.choice((m.data, m.raw)), folder / "shards"))
+    return Path(shutil.copytree(m.data, folder / "shards"))
 
 
-def _read(m: Material, here: Path, folder: Path, chance: Random) -> Words:
+def foreign_tars(m: Material, folder: Path, chance: Random) -> Words:
+    here = write_shards(m, folder / "shards", chance)
+    if chance.random() < 0.3:
+        return ["shards", "index", str(here), "--workers", "1", *chance.choice(([], ["--label", "json"]))]
+    return _read(m, here, folder, chance)
+
+
+def lists(m: Material, folder: Path, chance: Random) -> Words:
+    return _read(m, write_list(m, folder / "shards", chance), folder, chance)
+
+
+def manifest(m: Material, folder: Path, chance: Random) -> Words:
+    shutil.copytree(m.run, folder / "run")
+    step = folder / "run" / "checkpoints" / "step-00000001"
+    path = step / "manifest.json"
+    content = json.loads(path.read_text())
+    if chance.random() < 0.3:
+        odd = chance.choice(("../../config.json", "/dev/zero", "/etc/passwd", "state.json/", ".", "x" * 300))
+        content[odd] = chance.choice(list(content.values()))
+    path.write_bytes(json_bytes(content, chance))
+    if chance.random() < 0.2:
+        # Only in the step: fuzzing as root must not reach what an odd name above names.
+        name = chance.choice([name for name in content if (step / name).parent == step])
+        if (step / name).is_file():
+            (step / name).unlink()
+            chance.choice((os.mkfifo, lambda at: at.symlink_to("/dev/zero"), Path.mkdir))(step / name)
+    return ["collapse", str(chance.choice((step, folder / "run"))), "--out", str(folder / "out")]
+
+
+def _read(m: Material, here: Path | str, folder: Path, chance: Random) -> Words:
     words = ["--ds_config", str(m.ds), "--out", str(folder / "run"), "--data", str(here), "--max_steps", "1"]
     commands = (
         ["shards", "verify", str(here), "--workers", "1"],
@@ -203,6 +236,9 @@ KINDS: dict[str, Callable[[Material, Path, Random], Words]] = {
     "run folder": run_folder,
     "_info.json": index,
     "shard bytes": shard_bytes,
+    "foreign tars": foreign_tars,
+    "lists of shards": lists,
+    "manifest": manifest,
 }
 
 
@@ -230,7 +266,8 @@ def run_here(words: Words, folder: Path, free: bool = False) -> tuple[str, str]:
     program = _train(words[1:]) if words[0] == "train" else _command(words)
     try:
         temporary = mock.patch.object(tempfile, "tempdir", str(folder))  # the lock of a run folder lies there
-        with _set_up(out, err), temporary, contextlib.nullcontext() if free else guarded(folder):
+        real = mock.patch.object(style, "png", style.png if UNDRAWN not in " ".join(words) else lambda *_: b"")
+        with _set_up(out, err), temporary, real, contextlib.nullcontext() if free else guarded(folder):
             program()
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
@@ -293,7 +330,8 @@ def run_there(words: Words, folder: Path, seconds: float = 300) -> tuple[str, st
 def judge(code: int, told: str) -> tuple[str, str]:
     """The outcome of a command that left with ``code`` and told this on standard error."""
     lines = [line for line in told.replace("\r", "\n").splitlines() if line.strip()]
-    rest = [line for line in lines if not line.startswith(("skipped: ", "step ")) and "samples/s]" not in line]
+    told_meanwhile, bars = ("skipped: ", "step ", "made the index of "), ("samples/s]", "shards/s]")
+    rest = [line for line in lines if not (line.startswith(told_meanwhile) or any(bar in line for bar in bars))]
     if "Traceback" in told or code not in (0, 1, 2, 3):
         return "finding", f"exit code {code}\n{told}"
     if code in (0, 3):

@@ -1,10 +1,11 @@
-"""What a case may not do: take long, execute anything, write anywhere but into its folder."""
+"""What a case may not do: take long or much memory, execute anything, write anywhere but into its folder."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
 import os
+import resource
 import signal
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 60  # for a case, on a machine that does other things as well
+MEGABYTES = 1000  # that a case may need beyond what the ones before it have needed
 _EXECUTES = {
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pickle.find_class", "ctypes.dlopen",
     "socket.connect", "webbrowser.open", "pty.spawn", "marshal.loads",
@@ -104,10 +106,14 @@ def guarded(folder: Path) -> Iterator[None]:
     faulthandler.dump_traceback_later(2 * SECONDS, exit=True, file=sys.__stderr__)
     remaining, _ = signal.setitimer(signal.ITIMER_REAL, SECONDS)  # a test has a limit of its own
     _guard.folder, _guard.seen = str(folder.resolve()), []
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         yield
         if _guard.seen:
             raise Broken(_guard.seen[0])
+        needed = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most) / 1024
+        if needed > MEGABYTES:
+            raise Broken(f"took {needed:.0f} MB")
     finally:
         _guard.folder = None
         signal.signal(signal.SIGALRM, before)

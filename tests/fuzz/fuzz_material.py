@@ -42,11 +42,6 @@ class Material:
         return self.home / "files"
 
     @property
-    def raw(self) -> Path:
-        """The same images as pixels."""
-        return self.home / "raw"
-
-    @property
     def run(self) -> Path:
         """A run that stopped after a step, with a sliced network."""
         return self.home / "run"
@@ -71,8 +66,7 @@ def make_material(home: Path) -> Material:
             path = home / "images" / split / f"class{number % 2}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encode_png(chance.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
-    make_shards("imagefolder", home / "images", material.data, format="files", samples_per_shard=6)
-    make_shards("imagefolder", home / "images", material.raw, format="raw", samples_per_shard=6)
+    make_shards("imagefolder", home / "images", material.data, samples_per_shard=6)
     material.ds.write_text(json.dumps(DS))
     _make_run(material)
     return material

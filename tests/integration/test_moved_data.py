@@ -19,7 +19,7 @@ def test_a_run_continues_with_moved_data_and_is_collapsed_from_another_folder(tr
     assert done.code == 3, done.err
     assert "gates.position has no effect: gates.kind is not channel" in done.out + done.err
     recorded = json.loads((run / "config.json").read_text())["config"]
-    assert recorded["data"] == str(tmp_path / "shards")
+    assert recorded["data"]["location"] == str(tmp_path / "shards")
 
     collapsed = forked("dist-prune", "collapse", run, "--out", tmp_path / "out", cwd=tmp_path)
     assert collapsed.code == 0, collapsed.err
@@ -29,4 +29,4 @@ def test_a_run_continues_with_moved_data_and_is_collapsed_from_another_folder(tr
     done = train(*words, settings=("gates.position=after",))
     assert done.code == 3, done.err
     recorded = json.loads((run / "config.json").read_text())["config"]
-    assert recorded["data"] == str(tmp_path / "moved")
+    assert recorded["data"]["location"] == str(tmp_path / "moved")

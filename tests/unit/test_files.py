@@ -8,7 +8,7 @@ import pytest
 
 from dist_prune import files
 from dist_prune.errors import UserError
-from dist_prune.files import remove_leftovers, replace, temporary_beside, write_at_end, write_atomic
+from dist_prune.files import read_regular, remove_leftovers, replace, temporary_beside, write_at_end, write_atomic
 
 
 def folder(path, content: str):
@@ -94,4 +94,20 @@ def test_leftovers_go_and_files_of_other_names_stay(tmp_path):
     for path in own:
         path.write_text("")
     remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "missing")
     assert sorted(tmp_path.iterdir()) == sorted(own)
+
+
+def test_only_the_leftovers_of_one_file_go_where_others_may_be_writing(tmp_path):
+    mine, theirs = (temporary_beside(tmp_path / name) for name in ("model.pt2", "model.pt2.data"))
+    for path in (mine, theirs):
+        path.write_text("half")
+    remove_leftovers(tmp_path, of="model.pt2")
+    assert list(tmp_path.iterdir()) == [theirs]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_read_without_end(tmp_path, make):
+    make(tmp_path / "config.json")
+    with pytest.raises(ValueError, match="is no regular file"):
+        read_regular(tmp_path / "config.json")

@@ -32,7 +32,7 @@ def test_defaults_are_the_papers_settings_for_cifar10():
         ("epochs=3", lambda c: c.epochs == 3),
         ("lr=1e-2", lambda c: c.lr == 0.01),
         ("model=resnet56", lambda c: c.model == "resnet56"),
-        ("data=/shards/with=sign", lambda c: c.data == "/shards/with=sign"),
+        ("data=/shards/with=sign", lambda c: c.data.location == "/shards/with=sign"),
         ("nesterov=true", lambda c: c.nesterov is True),
         ("target_macs=null", lambda c: c.target_macs is None),
         ("gates.hidden=8", lambda c: c.gates.hidden == 8),
@@ -239,3 +239,19 @@ def test_a_config_does_not_change_and_knows_its_fields():
 def test_a_config_survives_json():
     c = config(polarization=Ramp(end=2, to_epoch=3), model_args={"width": 8}, gates=GatesConfig(open_bias=None))
     assert RunConfig.model_validate_json(c.model_dump_json()) == c
+
+
+def test_the_location_of_the_data_alone_stands_for_their_section_and_changes_nothing_else_of_it():
+    assert config().data.location == "none"
+    chosen = override(config(), ["data.order=stream", "data.samples=10", "data=/elsewhere"])
+    assert (chosen.data.location, chosen.data.order, chosen.data.samples) == ("/elsewhere", "stream", 10)
+    assert override(config(), ['data={"location": "x", "shuffle": 7}']).data.shuffle == 7
+
+
+def test_commands_need_to_be_allowed_and_two_ways_of_evaluating_exclude_each_other():
+    for setting in ("data=pipe:cat x.tar", "eval_data=pipe:cat x.tar"):
+        with pytest.raises(UserError, match="pipe: runs a shell command: it needs allow_pipes=true"):
+            override(config(), [setting])
+        assert override(config(), [setting, "allow_pipes=true"]).allow_pipes
+    with pytest.raises(UserError, match="eval_data and eval_share exclude each other"):
+        override(config(), ["eval_data=x", "eval_share=0.1"])

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from dist_prune.checkpoints.restore import config_of, data_of
+from dist_prune.checkpoints.restore import config_of, config_with_data
 from dist_prune.errors import UserError
 from dist_prune.monitor.records import RunFolder
 from dist_prune.recipes import recipe
@@ -26,7 +26,7 @@ def record(run: RunFolder, **changes) -> None:
 )
 def test_recorded_places_are_found(run, data):
     record(run, data=data)
-    assert data_of(run) == data
+    assert config_with_data(run).data.location == data
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def test_recorded_places_are_found(run, data):
     ],
 )
 def test_a_recorded_command_or_chain_of_urls_is_not_followed(run, data):
-    record(run, data=data)
+    record(run, data=data, allow_pipes=True)
     with pytest.raises(
         UserError, match=r"read its data by a command or .*; if you trust it, give it yourself"
     ) as refused:
-        data_of(run)
+        config_with_data(run)
     assert shlex.split(str(refused.value).partition("--data ")[2]) == [data]
 
 

@@ -1,4 +1,4 @@
-"""Small shards of both formats, written here by hand: what the reader is held against is not our writer."""
+"""Small shards, written here by hand: what the reader is held against is not our writer."""
 
 import hashlib
 import io
@@ -37,22 +37,13 @@ def read_tar(path: Path) -> list[tuple[str, bytes]]:
         return [(member.name, tar.extractfile(member).read()) for member in tar]
 
 
-def npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, array, allow_pickle=True)
-    return stream.getvalue()
-
-
 def encoded(pixels: np.ndarray, form: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(stream, form, **options)
     return stream.getvalue()
 
 
-def members_of(format: str, images: Sequence[np.ndarray], labels: np.ndarray, number: int, start: int) -> list:
-    if format == "raw":
-        arrays = (("images", np.stack(images)), ("labels", labels.astype(np.int64)))
-        return [(f"train-{number:06d}.{name}.npy", npy(array)) for name, array in arrays]
+def members_of(images: Sequence[np.ndarray], labels: np.ndarray, start: int) -> list:
     return [
         member
         for at, (image, label) in enumerate(zip(images, labels, strict=True), start)
@@ -65,10 +56,7 @@ def write_index(index: ShardIndex) -> None:
 
 
 def make(
-    folder: Path,
-    splits: Mapping[str, tuple[Sequence[np.ndarray], np.ndarray, Sequence[int]]],
-    format: str = "raw",
-    same_shape: bool = True,
+    folder: Path, splits: Mapping[str, tuple[Sequence[np.ndarray], np.ndarray, Sequence[int]]], same_shape: bool = True
 ) -> ShardIndex:
     """Write splits of (images, labels, samples of each shard) with their index; return it as it is read."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +66,7 @@ def make(
         for number, length in enumerate(lengths):
             path = folder / f"toy-{split}-{number:06d}.tar"
             part = slice(start, start + length)
-            write_tar(path, members_of(format, images[part], labels[part], number, start))
+            write_tar(path, members_of(images[part], labels[part], start))
             data = path.read_bytes()
             shards.append(Shard(path.name, length, hashlib.sha256(data).hexdigest(), len(data)))
             start += length
@@ -96,7 +84,6 @@ def make(
             std=(1.0,) * channels,
             splits=made,
             root=folder,
-            format=format,
             class_titles=(),
         )
     )

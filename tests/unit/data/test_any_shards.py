@@ -17,7 +17,8 @@ from made_shards import encoded
 from PIL import Image
 
 from data_tools import ShardError, verify_shards
-from data_tools.open_shards import open_shards, write_index
+from data_tools.open_shards import Labelling, open_shards, write_index
+from dist_prune.config import DataConfig
 from dist_prune.data import open_data
 
 COUNT, PER_SHARD, CLASSES = 22, 6, 4
@@ -192,18 +193,18 @@ def test_the_index_is_made_once_and_told_on_one_line(folder, capfd):
 
 def test_an_index_can_be_written_beside_the_shards_with_names_and_checksums(folder, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(NAMES), "utf-8")
-    path, written = write_index(str(folder), classes=str(tmp_path / "names.txt"), checksums=True)
+    path, written = write_index(str(folder), Labelling(classes=str(tmp_path / "names.txt")), checksums=True)
     assert path == folder / "_info.json"
     _, read = open_shards(str(folder))
     assert read == written
     assert read.class_names == NAMES
     assert all(shard.sha256 for shard in read.shards())
-    with pytest.raises(ShardError, match="names no tars that lack an index"):
-        write_index(str(folder / "set-train-*.tar"))
-    with pytest.raises(ShardError, match="nowhere is not there"):
-        write_index(str(folder / "nowhere"))
-    with pytest.raises(ShardError, match="https://host/shards is a URL: index a copy"):
-        write_index("https://host/shards")
+    _, some = open_shards(str(folder / "set-train-*[01].tar"))
+    assert some.split("train").filenames == ("set-train-000000.tar", "set-train-000001.tar")
+    with pytest.raises(ShardError, match="has an index already: move that"):
+        write_index(str(folder / "set-train-*.tar"), Labelling())
+    with pytest.raises(ShardError, match=r"no such folder: .*nowhere"):
+        write_index(str(folder / "nowhere"), Labelling())
 
 
 def write(folder: Path, samples: list[dict[str, bytes]]) -> None:
@@ -228,6 +229,39 @@ def test_bad_samples_are_counted_and_no_class_is_made_of_them(tmp_path):
     batches = list(found.eval_batches("train", batch_size=50, rank=0, world_size=1))
     assert sum(len(labels) for _, labels in batches) == 600
     assert found.skipped.take() == 5
+
+
+def test_a_few_labels_that_are_no_classes_are_bad_samples_which_say_why(tmp_path):
+    for name, label, why in (
+        ("list", b"[1, 2]", "several labels of one"),
+        ("number", b"0.5", "a number with decimals"),
+    ):
+        good = [{"png": data(n, "PNG"), "cls": b"%d" % (n % 4)} for n in range(200)]
+        write(tmp_path / name, [{"png": data(0, "PNG"), "cls": label}, *good])
+        found = open_data(str(tmp_path / name), workers=0)
+        assert found.class_names == ("0", "1", "2", "3")
+        with pytest.raises(
+            ShardError, match=rf"odd.tar, sample s0000: label '.*' is none of the classes 0 to 3 but {why}"
+        ):
+            next(found.eval_batches("train", batch_size=8, rank=0, world_size=1))
+
+
+def test_names_of_classes_that_are_given_may_look_like_numbers(tmp_path):
+    names = ["1.5", "2.0", "no number"]
+    write(tmp_path / "set", [{"png": data(n, "PNG"), "cls": names[n % 3].encode()} for n in range(30)])
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    found = open_data(DataConfig(location=str(tmp_path / "set"), classes=str(tmp_path / "names.txt")), workers=0)
+    ((_, labels),) = found.eval_batches("train", batch_size=30, rank=0, world_size=1)
+    assert labels.tolist() == [n % 3 for n in range(30)]
+
+
+def test_classes_may_be_named_in_any_script(tmp_path):
+    names = sorted(["猫", "собака", "qué tal", "عربي", "v1.2.3", "🐶 dog", "e\u0301"])
+    write(tmp_path / "set", [{"png": data(n, "PNG"), "cls": names[n % 7].encode() + b"\n"} for n in range(28)])
+    found = open_data(str(tmp_path / "set"), workers=0)
+    assert found.class_names == tuple(names)
+    ((_, labels),) = found.eval_batches("train", batch_size=28, rank=0, world_size=1)
+    assert labels.tolist() == [n % 7 for n in range(28)]
 
 
 def test_numbers_that_start_at_one_are_names_so_that_no_class_is_empty(tmp_path):
@@ -262,7 +296,18 @@ def test_other_members_of_a_sample_are_passed_over_a_mask_of_it_too(tmp_path):
         ([{"jpg": b"x"}], "no labels in .*: expected members .cls or .txt, or .json with a field label"),
         ([{"txt": b"x"}], "no labels in .*"),
         ([{"png": data(1, "PNG"), "txt": b"a long caption " * 30}], "holds no classes but texts such as 'a long"),
-        ([{"png": data(1, "PNG"), "json": b'{"label": [1, 2]}'}], "no label in .* can be read: expected one number"),
+        ([{"png": data(1, "PNG"), "json": b'{"label": {"a": 1}}'}], "no label in .* can be read: expected one number"),
+        ([{"png": data(1, "PNG"), "json": b'{"label": [1, 2]}'}], r"json in .*set holds '\[1, 2\]', several labels of"),
+        ([{"png": data(1, "PNG"), "json": b'{"labels": ["cat"]}'}], r"holds '\[\"cat\"\]', several .*multi-label"),
+        ([{"png": data(1, "PNG"), "json": b'{"label": 0.73}'}], "json in .*set holds '0.73', a number with decimals"),
+        *[
+            ([{"png": data(1, "PNG"), "cls": text}], "several labels")
+            for text in (b"[1,2]", b"1,2", b"0 1 1", b"3|4\n")
+        ],
+        *[
+            ([{"png": data(1, "PNG"), "cls": text}], "regression")
+            for text in (b"0.73", b"-1.5", b".5\n", b"2e-05", b"3.0")
+        ],
         ([{"png": b"x", "cls": b"1"}], "no readable image in"),
     ],
 )
@@ -281,12 +326,12 @@ def test_what_cannot_be_used_is_refused_in_one_line(samples, said, tmp_path):
         ("{{a..z},b}" * 5 + ".tar", "names more than 1,000,000 shards"),
         ("x-{0..9999999}.tar", "names more than 1,000,000 shards"),
         ("two words.tar", "names of tars have letters, digits and _.+=@- only"),
-        ("list.txt", "lists https://host/a.tar: copy these shards to a folder"),
+        ("list.txt", "lists https://other/b.tar beside https://host/a.tar: expected plain URLs of one server"),
         ("gone.txt", "gone.txt"),
     ],
 )
 def test_locations_that_name_nothing_are_refused(location, said, folder):
-    (folder / "list.txt").write_text("https://host/a.tar")
+    (folder / "list.txt").write_text("https://host/a.tar\nhttps://other/b.tar")
     (folder / "two words.tar").touch()
     with pytest.raises(ShardError, match=said):
         open_data(str(folder / location))

@@ -23,7 +23,7 @@ def folder(tmp_path) -> Path:
     """Encoded images: four shards of 16 to train with, two of 20 to test with."""
     images, labels = numbered(TRAIN)
     splits = {"train": (images, labels, (16,) * 4), "test": (images[:TEST], labels[:TEST], (20, 20))}
-    make(tmp_path / "toy", splits, "files")
+    make(tmp_path / "toy", splits)
     return tmp_path / "toy"
 
 

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 from made_shards import encoded
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 from torchvision.transforms import RandomResizedCrop
 
 from data_tools.images import ImageError
@@ -144,3 +144,33 @@ def test_random_boxes_are_distributed_as_those_of_torchvision():
         spread = theirs[:, column].std()
         assert abs(ours[:, column].mean() - theirs[:, column].mean()) < 0.12 * spread  # 5 standard errors
         assert ours[:, column].std() == pytest.approx(spread, rel=0.06)
+
+
+def stored_as(pixels: np.ndarray, orientation: int, form: str = "PNG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(pixels, form, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("box", [None, Box(13, 5, 20, 41)])
+def test_parts_are_of_the_upright_image(orientation, box):
+    data = stored_as(picture(90, 70), orientation)
+    sizes = []
+    found = decode_part(data, 3, Size(24, 32), lambda size: sizes.append(size) or box or whole(size))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert sizes == [upright.size[::-1]]
+    box = box or whole(sizes[0])
+    cut = upright.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    assert np.abs(found - np.asarray(cut.resize((32, 24), Image.BILINEAR)).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_photograph_on_its_side_is_decoded_no_larger_than_its_part_needs(decoded_sizes, orientation):
+    data = stored_as(picture(640, 480), orientation, "JPEG")
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    decoded_sizes.clear()
+    found = decode_part(data, 3, Size(60, 120), lambda _: Box(20, 60, 360, 180))
+    assert decoded_sizes[0] == (320, 240)
+    expected = np.asarray(upright.crop((20, 60, 380, 240)).resize((120, 60), Image.BILINEAR)).astype(int)
+    assert np.abs(found - expected).mean() < 1.5

@@ -11,9 +11,9 @@ from dist_prune.data import open_data
 IMAGES, LABELS = numbered(50)
 
 
-@pytest.fixture(params=["files", "raw"])
-def folder(request, tmp_path):
-    make(tmp_path / "set", {"train": (IMAGES, LABELS, (20, 20, 1, 9))}, request.param)
+@pytest.fixture
+def folder(tmp_path):
+    make(tmp_path / "set", {"train": (IMAGES, LABELS, (20, 20, 1, 9))})
     return str(tmp_path / "set")
 
 

@@ -24,12 +24,12 @@ TRAIN, TEST = sum(LENGTHS), sum(TEST_LENGTHS)
 SEEDED = AugmentConfig(crop_padding=1, flip=True, cutout=2, policy="trivialaugment")
 
 
-@pytest.fixture(scope="module", params=["raw", "files"])
-def folder(tmp_path_factory, request) -> Path:
-    folder = tmp_path_factory.mktemp("loader") / request.param
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("loader") / "toy"
     images, labels = numbered(TRAIN, height=6, width=5)
     splits = {"train": (images, labels, LENGTHS), "test": (images[:TEST], labels[:TEST], TEST_LENGTHS)}
-    make(folder, splits, request.param)
+    make(folder, splits)
     return folder
 
 

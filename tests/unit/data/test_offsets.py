@@ -38,7 +38,7 @@ def read(folder, workers: int, epoch: int) -> list[int]:
 
 @pytest.mark.parametrize("workers", [0, 4])
 def test_epochs_and_workers_read_the_headers_of_each_shard_once(workers, scans, tmp_path):
-    make(tmp_path / "set", {"train": (IMAGES, LABELS, (6, 6, 6, 6))}, format="files")
+    make(tmp_path / "set", {"train": (IMAGES, LABELS, (6, 6, 6, 6))})
     for epoch in range(3):
         assert sorted(read(tmp_path / "set", workers, epoch)) == sorted(LABELS.tolist())
     assert scans() == 4
@@ -46,33 +46,33 @@ def test_epochs_and_workers_read_the_headers_of_each_shard_once(workers, scans, 
 
 def test_a_shard_that_has_changed_is_read_again(scans, tmp_path):
     path = tmp_path / "toy.tar"
-    write_tar(path, members_of("files", IMAGES[:9], LABELS[:9], 0, 0))
-    assert open_shard(path, 9, "files").length == open_shard(path, 9, "files").length == 9
-    write_tar(path, members_of("files", IMAGES[:8], LABELS[:8], 0, 0))
-    assert open_shard(path, 8, "files").length == 8
+    write_tar(path, members_of(IMAGES[:9], LABELS[:9], 0))
+    assert open_shard(path, 9).length == open_shard(path, 9).length == 9
+    write_tar(path, members_of(IMAGES[:8], LABELS[:8], 0))
+    assert open_shard(path, 8).length == 8
     os.utime(path, ns=(1, 1))
-    assert open_shard(path, 8, "files").length == 8
+    assert open_shard(path, 8).length == 8
     assert scans() == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"no array", b"objects"])
 def test_what_was_kept_and_is_damaged_is_read_again(content, scans, tmp_path):
     path = tmp_path / "toy.tar"
-    write_tar(path, members_of("files", IMAGES[:9], LABELS[:9], 0, 0))
-    open_shard(path, 9, "files")
+    write_tar(path, members_of(IMAGES[:9], LABELS[:9], 0))
+    open_shard(path, 9)
     (kept,) = (tmp_path / "home" / "offsets").glob("*.npy")
     if content == b"objects":
         np.save(kept, np.array([{}, 1], dtype=object))
     else:
         kept.write_bytes(content)
-    assert open_shard(path, 9, "files").label(8) == b"8"
+    assert open_shard(path, 9).label(8) == b"8"
     assert scans() == 2
 
 
 def test_without_a_place_to_keep_them_headers_are_read_each_time(scans, tmp_path):
     (tmp_path / "home").write_text("a file where the folder should be")
     path = tmp_path / "toy.tar"
-    write_tar(path, members_of("files", IMAGES[:9], LABELS[:9], 0, 0))
+    write_tar(path, members_of(IMAGES[:9], LABELS[:9], 0))
     for _ in range(2):
-        assert open_shard(path, 9, "files").image(3)
+        assert open_shard(path, 9).image(3)
     assert scans() == 2

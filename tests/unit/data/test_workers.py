@@ -131,6 +131,7 @@ def test_workers_ignore_the_signals_that_a_launcher_sends_to_all(monkeypatch):
 # Python starts once; each ending happens in a fork of it, which then ends as any interpreter does.
 SCRIPT = """
 import multiprocessing, os, sys
+from dist_prune.config import CacheConfig
 from dist_prune.data import open_data
 from dist_prune.data.reader import Reader
 def boom(*_): raise OSError(5, "Input/output error")
@@ -143,7 +144,7 @@ for number, ending in enumerate(sys.argv[2:]):
 else:
     print(*(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]) for fork in forks), flush=True)
     os._exit(0)
-images = open_data(sys.argv[1], workers=2)
+images = open_data(sys.argv[1], workers=2, cache=CacheConfig(decoded_gigabytes=0))
 batches = images.train_batches(0, micro_batch=4, global_batch=4, rank=0, world_size=1)
 exec(ending)
 """

@@ -61,12 +61,10 @@ def files(folder: Path, split: str) -> list[tuple[bytes, int]]:
 
 
 def arrays(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, H, W, C) and labels (N,) of a split in raw shards, in order."""
-    loaded = {name: np.load(io.BytesIO(data), allow_pickle=False) for name, data in members(folder, split).items()}
-    return tuple(
-        np.concatenate([array for name, array in loaded.items() if name.endswith(f".{part}.npy")])
-        for part in ("images", "labels")
-    )
+    """Pixels (N, H, W, C) and labels (N,) of a split whose images have one size, in order."""
+    found = files(folder, split)
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(data))) for data, _ in found])
+    return pixels.reshape(*pixels.shape[:3], -1), np.array([label for _, label in found])
 
 
 def multiset(pixels, labels) -> list[tuple[int, bytes]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from shard_helpers import files, members, write_image
+from torchvision.datasets import ImageFolder
 
 from data_tools import ShardError, make_shards, verify_shards
 
@@ -24,12 +25,28 @@ def tree(tmp_path) -> Path:
 def test_image_files_are_copied_byte_for_byte_with_their_class(tmp_path, tree):
     index = make_shards("imagefolder", tree, tmp_path / "out", samples_per_shard=5)
     assert index.class_names == ("cat", "dog")
-    assert (index.format, index.image_shape) == ("files", (3, 10, 12))
+    assert index.image_shape == (3, 10, 12)
     assert index.splits["train"].shard_lengths == (5, 5, 2)
     for split, folder in (("train", "train"), ("test", "val")):
         originals = [path for path in (tree / folder).rglob("*") if path.is_file()]
         expected = [(path.read_bytes(), int(path.parent.name == "dog")) for path in originals]
         assert sorted(files(tmp_path / "out", split)) == sorted(expected)
+
+
+def test_images_in_deeper_folders_are_of_the_class_that_torchvision_gives_them(tmp_path):
+    names = sorted(["猫", "собака", "qué tal", "v1.2.3", "🐶 dog", "e\u0301", "10", "9"])
+    for number, name in enumerate(names * 3):
+        for split in ("train", "test"):
+            place = tmp_path / "动物 pets" / split / name / ["", "deep", "deep/er v2.0"][number % 3]
+            write_image(place / f"{number}.jpg", number + 100 * (split == "test"))
+    index = make_shards("imagefolder", tmp_path / "动物 pets", tmp_path / "out")
+    assert index.splits["train"].filenames == ("pets-train-000000.tar",)
+    for split in ("train", "test"):
+        theirs = ImageFolder(str(tmp_path / "动物 pets" / split))
+        assert index.class_names == tuple(theirs.classes)
+        expected = [(Path(path).read_bytes(), label) for path, label in theirs.samples]
+        assert sorted(files(tmp_path / "out", split)) == sorted(expected)
+    assert verify_shards(tmp_path / "out") == []
 
 
 def test_the_extension_follows_the_content(tmp_path, tree):
@@ -77,9 +94,9 @@ def test_class_lists_must_agree(tmp_path, tree):
         make_shards("imagefolder", tree, tmp_path / "out")
 
 
-def test_two_test_folders_are_ambiguous(tmp_path, tree):
-    (tree / "test").mkdir()
-    with pytest.raises(ShardError, match="holds test and val"):
+def test_two_folders_of_one_split_are_ambiguous(tmp_path, tree):
+    (tree / "validation").mkdir()
+    with pytest.raises(ShardError, match="holds val and validation: rename all but one"):
         make_shards("imagefolder", tree, tmp_path / "out")
 
 

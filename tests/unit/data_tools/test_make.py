@@ -1,57 +1,29 @@
-"""Shards hold what the source holds, in either format and any size, and are the same every time."""
-
-import io
-import tarfile
+"""Shards hold what the source holds, in any size, and are the same every time."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_helpers import arrays, everything, files, multiset, write_image
+from shard_helpers import arrays, everything, multiset, write_image
 from sklearn.datasets import load_digits
 
 from data_tools import ShardError, make_shards
-from data_tools.images import ImageFacts, ImageStatistics, decode_pixels
-from data_tools.sources.base import ArraySplit, RawData
-from data_tools.writers import FilesWriter, plan_shards
+from data_tools.images import ImageFacts, ImageStatistics
+from data_tools.sources import SOURCES
+from data_tools.sources.base import ArraySplit, RawData, RawDataset
+from data_tools.writers import TAR_END, plan_shards, sample_bytes
 
 DIGITS = np.rint(load_digits().images * 255 / 16).astype(np.uint8)
 LABELS = load_digits().target
 
 
-def test_digits_come_back_pixel_by_pixel_and_once_each_in_both_formats(tmp_path):
-    raw = make_shards("digits", None, tmp_path / "raw")
-    encoded = make_shards("digits", None, tmp_path / "files", format="files")
-    for index in (raw, encoded):
-        assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 1437, "test": 360}
-        assert index.splits["train"].shard_lengths == (360, 360, 360, 357)
-        assert index.image_shape == (1, 8, 8)
-    assert (raw.format, encoded.format) == ("raw", "files")
-    found = [image for split in raw.splits for image in multiset(*arrays(tmp_path / "raw", split))]
-    assert sorted(found) == multiset(DIGITS, LABELS)
-    for split in raw.splits:
-        pixels, labels = arrays(tmp_path / "raw", split)
-        same = files(tmp_path / "files", split)
-        assert [label for _, label in same] == labels.tolist()
-        assert np.array_equal(np.stack([decode_pixels(data, 1) for data, _ in same]), pixels)
-
-
-def test_a_raw_shard_is_two_arrays_that_can_be_mapped_where_they_lie(tmp_path):
+def test_digits_come_back_pixel_by_pixel_and_once_each(tmp_path):
     index = make_shards("digits", None, tmp_path)
-    name = index.splits["train"].filenames[3]
-    with tarfile.open(tmp_path / name) as tar:
-        assert tar.getnames() == ["train-000003.images.npy", "train-000003.labels.npy"]
-        images, labels = tar.getmembers()
-        assert images.offset_data % 512 == 0
-        with open(tmp_path / name, "rb") as file:
-            file.seek(images.offset_data)
-            assert np.lib.format.read_magic(file) == (1, 0)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            mapped = np.memmap(tmp_path / name, dtype, "r", file.tell(), shape)
-        assert (shape, fortran, dtype) == ((357, 8, 8, 1), False, np.uint8)
-        assert np.array_equal(mapped, np.load(io.BytesIO(tar.extractfile(images).read())))
-        loaded = np.load(io.BytesIO(tar.extractfile(labels).read()))
-        assert (loaded.shape, loaded.dtype) == ((357,), np.int64)
+    assert {name: split.num_samples for name, split in index.splits.items()} == {"train": 1437, "test": 360}
+    assert index.splits["train"].shard_lengths == (360, 360, 360, 357)
+    assert index.image_shape == (1, 8, 8)
+    found = [image for split in index.splits for image in multiset(*arrays(tmp_path, split))]
+    assert sorted(found) == multiset(DIGITS, LABELS)
 
 
 def test_digits_are_split_in_proportion(tmp_path):
@@ -99,45 +71,26 @@ def test_shards_by_bytes_hold_every_image_once_and_stay_under_the_limit(sides, l
     split = ArraySplit("toy", np.zeros((len(sides), 1, 1), np.uint8), [0] * len(sides))
     split.sizes[:] = [side**2 * 10 for side in sides]
     raw = RawData("toy", ("a",), {"train": split})
-    writer = FilesWriter(raw)
-    plans = plan_shards("toy", raw, 0, "files", None, limit).plans
+    plans = plan_shards("toy", raw, 0, None, limit).plans
     assert sorted(number for plan in plans for number in plan.numbers) == list(range(len(sides)))
     assert [plan.start for plan in plans] == np.cumsum([0] + [len(plan.numbers) for plan in plans[:-1]]).tolist()
-    taken = [writer.shard_bytes + sum(writer.sample_bytes(split, n) for n in plan.numbers) for plan in plans]
+    taken = [TAR_END + sum(sample_bytes(split, n) for n in plan.numbers) for plan in plans]
     assert all(size <= limit or len(plan.numbers) == 1 for size, plan in zip(taken, plans, strict=True))
     for size, after in zip(taken, plans[1:], strict=False):
-        assert size + writer.sample_bytes(split, after.numbers[0]) > limit, "the next image had no room"
+        assert size + sample_bytes(split, after.numbers[0]) > limit, "the next image had no room"
 
 
-@pytest.mark.parametrize("form", ["raw", "files"])
-def test_shards_by_bytes_are_not_larger_than_asked_for(tmp_path, form):
-    index = make_shards("digits", None, tmp_path, format=form, bytes_per_shard=50_000)
+@pytest.mark.parametrize("kind", ["digits", "noise"])
+def test_shards_by_bytes_are_not_larger_than_asked_for(tmp_path, monkeypatch, kind):
+    if kind == "noise":  # which PNG cannot compress
+        pixels = np.random.RandomState(0).randint(0, 256, (500, 32, 32, 3), dtype=np.uint8)
+        noise = RawData("noise", ("a",), {"train": ArraySplit("noise", pixels, [0] * 500)})
+        monkeypatch.setitem(SOURCES, "noise", RawDataset(lambda *_: noise))
+    index = make_shards(kind, None, tmp_path, bytes_per_shard=50_000)
     sizes = index.splits["train"].sizes
     assert max(sizes) <= 50_000
     assert min(sizes[:-1]) > 35_000
-    assert index.splits["train"].num_samples == 1437
-
-
-def test_images_of_one_size_can_be_made_raw_and_keep_their_pixels(tmp_path):
-    expected = {split: [] for split in ("train", "test")}
-    for number in range(12):
-        split, label = ("train", "test")[number // 8], number % 2
-        kind = ["png", "jpg"][number % 3 == 0]
-        gray = "L" if number % 5 == 0 else "RGB"
-        data = write_image(tmp_path / "raw" / split / "ab"[label] / f"{number}.{kind}", number, mode=gray)
-        expected[split].append((label, decode_pixels(data, 3).tobytes()))
-    index = make_shards("imagefolder", tmp_path / "raw", tmp_path / "out", format="raw", samples_per_shard=3)
-    assert (index.format, index.image_shape) == ("raw", (3, 10, 12))
-    for split in expected:
-        assert multiset(*arrays(tmp_path / "out", split)) == sorted(expected[split])
-
-
-def test_images_of_several_sizes_cannot_be_made_raw(tmp_path):
-    for split in ("train", "test"):
-        write_image(tmp_path / "raw" / split / "a" / "1.png", 1)
-        write_image(tmp_path / "raw" / split / "a" / "2.png", 2, size=(5, 6))
-    with pytest.raises(ShardError, match=r"a/1\.png has \(10, 12\).*a/2\.png \(6, 5\); remove --format raw"):
-        make_shards("imagefolder", tmp_path / "raw", tmp_path / "out", format="raw")
+    assert index.splits["train"].num_samples == {"digits": 1437, "noise": 500}[kind]
 
 
 def test_the_same_request_gives_the_same_bytes_with_any_number_of_processes(tmp_path):
@@ -151,7 +104,7 @@ def test_the_same_request_gives_the_same_bytes_with_any_number_of_processes(tmp_
 def test_other_shards_are_not_overwritten(tmp_path):
     make_shards("digits", None, tmp_path)
     before = everything(tmp_path)
-    for request in ({"seed": 1}, {"samples_per_shard": 7}, {"bytes_per_shard": 9999}, {"format": "files"}):
+    for request in ({"seed": 1}, {"samples_per_shard": 7}, {"bytes_per_shard": 9999}):
         with pytest.raises(ShardError, match="already holds other shards"):
             make_shards("digits", None, tmp_path, **request)
     assert everything(tmp_path) == before
@@ -228,8 +181,6 @@ def test_wrong_requests_are_one_line(tmp_path):
         make_shards("digits", None, "")
     with pytest.raises(ShardError, match=r"^s3:// names no bucket or server"):
         make_shards("digits", None, "s3://")
-    with pytest.raises(ShardError, match=r"unknown format 'row' \(did you mean 'raw'\?\)"):
-        make_shards("digits", None, tmp_path, format="row")
     with pytest.raises(ShardError, match="no train/ in"):
         make_shards("imagefolder", tmp_path, tmp_path / "out")
     (tmp_path / "file").write_text("")

@@ -13,7 +13,7 @@ from shard_helpers import everything, write_image
 from data_tools import ShardError, make_shards
 from data_tools.sources import SOURCES
 from data_tools.sources.base import ArraySplit
-from data_tools.writers import RawWriter
+from data_tools.writers import ShardSet
 
 REQUEST = {"samples_per_shard": 50, "seed": 4}
 
@@ -26,13 +26,13 @@ def uninterrupted(tmp_path_factory):
 
 
 def write_slowly(folder, workers):
-    write = RawWriter.write
+    write = ShardSet.write
 
-    def slowly(self, tar, plan, split):
+    def slowly(self, tar, plan):
         time.sleep(0.05)
-        return write(self, tar, plan, split)
+        return write(self, tar, plan)
 
-    RawWriter.write = slowly  # in a process of its own
+    ShardSet.write = slowly  # in a process of its own
     make_shards("digits", None, folder, workers=workers, **REQUEST)
 
 
@@ -71,14 +71,14 @@ def test_a_killed_writer_is_continued_to_the_same_bytes(tmp_path, uninterrupted,
 def test_a_crash_leaves_no_file_under_a_final_name(tmp_path, monkeypatch, uninterrupted):
     calls = []
 
-    def crash(self, number, channels, pixels=ArraySplit.pixels):
+    def crash(self, number, read=ArraySplit.read):
         calls.append(number)
         if len(calls) == 75:  # in the middle of the second shard
             raise RuntimeError("crash")
-        return pixels(self, number, channels)
+        return read(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ArraySplit, "pixels", crash)
+        patch.setattr(ArraySplit, "read", crash)
         with pytest.raises(RuntimeError, match="crash"):
             make_shards("digits", None, tmp_path, **REQUEST)
     assert sorted(everything(tmp_path)) == ["digits-train-000000.tar", "digits-train-000000.tar.json"]
@@ -89,13 +89,13 @@ def test_a_crash_leaves_no_file_under_a_final_name(tmp_path, monkeypatch, uninte
 def test_finished_shards_are_not_written_again(tmp_path, monkeypatch, interrupted, uninterrupted):
     interrupted(5, tmp_path, **REQUEST)
     written = []
-    write = RawWriter.write
+    write = ShardSet.write
 
-    def note(self, tar, plan, split):
+    def note(self, tar, plan):
         written.append(plan.name)
-        return write(self, tar, plan, split)
+        return write(self, tar, plan)
 
-    monkeypatch.setattr(RawWriter, "write", note)
+    monkeypatch.setattr(ShardSet, "write", note)
     make_shards("digits", None, tmp_path, **REQUEST)
     tars = [name for name in uninterrupted if name.endswith(".tar")]
     assert sorted(written) == sorted(set(tars) - {f"digits-train-{number:06d}.tar" for number in range(5)})
@@ -151,10 +151,10 @@ def test_an_error_in_one_of_several_processes_is_one_line(tmp_path):
 
 
 def test_a_killed_process_is_one_line(tmp_path, monkeypatch):
-    def die(self, tar, plan, split):
+    def die(self, tar, plan):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(RawWriter, "write", die)
+    monkeypatch.setattr(ShardSet, "write", die)
     with pytest.raises(ShardError, match="a process was killed, perhaps for lack of memory"):
         make_shards("digits", None, tmp_path, workers=2, **REQUEST)
 

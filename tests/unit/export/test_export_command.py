@@ -15,6 +15,7 @@ from dist_prune import export as export_module
 from dist_prune.cli.main import COMMANDS, main
 from dist_prune.errors import RunError
 from dist_prune.export import FORMATS, export_sliced
+from dist_prune.files import temporary_beside
 from dist_prune.pruning.sliced_checkpoint import read_sliced_config
 from dist_prune.pruning.slicing import slice_network
 
@@ -114,6 +115,16 @@ def test_weights_that_fp16_cannot_hold_are_refused_and_no_file_stays(checkpoint)
     with pytest.raises(RunError, match="--half"):
         export_sliced(checkpoint, "pt2", half=True)
     assert list((checkpoint / "export").iterdir()) == []
+
+
+def test_an_export_removes_what_a_killed_one_has_left(checkpoint):
+    """The draft of another format stays: somebody may be writing it just now."""
+    place = checkpoint / "export"
+    killed, other = (temporary_beside(place / name) for name in ("safetensors", "model.onnx"))
+    for draft in (killed, other):
+        draft.mkdir(parents=True)
+    export_sliced(checkpoint, "safetensors")
+    assert sorted(path.name for path in place.iterdir()) == sorted(["safetensors", other.name])
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def test_config_json_describes_everything(tmp_path):
         tmp_path / "sliced",
         input_shape=(3, 16, 16),
         resized_side=18,
+        interpolation="bicubic",
         normalization={"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)},
         class_names=[f"class {n}" for n in range(10)],
     )
@@ -140,6 +141,7 @@ def test_config_json_describes_everything(tmp_path):
         "kept_units": {f"layer{s}.{b}": [] if (s, b) in ((1, 1), (2, 0)) else [0] for s in (1, 2, 3) for b in (0, 1)},
         "input_shape": [3, 16, 16],
         "resized_side": 18,
+        "interpolation": "bicubic",
         "normalization": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]},
         "class_names": [f"class {n}" for n in range(10)],
     }
@@ -155,6 +157,15 @@ def test_the_folder_holds_tensors_description_and_model_card_and_nothing_else(tm
     assert "| energy_joules | not measured |" in card
     assert "layer1.1, layer2.0" in card
     assert "load_sliced" in card
+
+
+def test_the_card_says_how_pixels_become_the_input(tmp_path):
+    how = {"normalization": {"mean": [0.5], "std": [0.25]}, "input_shape": (1, 16, 16)}
+    cut = save_sliced(small_resnet(), tmp_path / "cut", resized_side=18, interpolation="bicubic", **how)
+    steps = "scale the shorter side to 18 pixels (bicubic, antialiased), keep the center 16 x 16, divide by 255"
+    assert f"| images | {steps}, subtract [0.5], divide by [0.25] |" in (cut / "README.md").read_text()
+    whole = save_sliced(small_resnet(), tmp_path / "whole", **how)
+    assert "| images | scale to 16 x 16, divide by 255" in (whole / "README.md").read_text()
 
 
 def test_a_measured_accuracy_stands_where_the_hub_looks_for_it(tmp_path):

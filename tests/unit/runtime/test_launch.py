@@ -1,6 +1,7 @@
 """The environment that launchers leave, completed for torch and DeepSpeed."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,15 @@ from dist_prune.runtime.launch import complete_environment
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-SLURM = ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_LAUNCH_NODE_IPADDR")
+SLURM = (
+    "SLURM_STEP_ID",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NTASKS",
+    "SLURM_JOB_ID",
+    "SLURM_LAUNCH_NODE_IPADDR",
+    "SLURM_STEP_NUM_NODES",
+)
 
 
 @pytest.fixture
@@ -46,6 +55,28 @@ def test_a_bare_srun_is_read_from_slurms_variables(environment):
     assert (seen["RANK"], seen["LOCAL_RANK"], seen["WORLD_SIZE"]) == ("5", "1", "8")
     assert seen["MASTER_ADDR"] == "10.0.0.7"
     assert seen["MASTER_PORT"] == "13456", "the same on all ranks"
+
+
+@pytest.mark.parametrize(("nodes", "address"), [("1", "127.0.0.1"), ("2", "10.0.0.7")])
+def test_ranks_of_one_node_meet_where_other_machines_cannot(environment, nodes, address):
+    given = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
+    assert environment(**given, SLURM_STEP_NUM_NODES=nodes)["MASTER_ADDR"] == address
+
+
+@pytest.mark.parametrize(("address", "listens_at"), [("127.0.0.1", "0100007F"), ("localhost", "0100007F"), (None, "0")])
+def test_the_store_of_rank_0_listens_on_loopback_if_the_ranks_meet_there(monkeypatch, address, listens_at):
+    """A name is not enough: on many systems a machine's own name stands for a loopback address."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": address or socket.gethostname(), "MASTER_PORT": str(port)}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    store = distributed._connect(5)
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    (place,) = [line[1] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")]
+    assert place.startswith(listens_at)
+    del store
 
 
 def test_torchrun_inside_srun_wins(environment):
@@ -118,8 +149,9 @@ def test_a_rank_that_a_shell_has_left_does_not_silence_the_command():
 def test_an_address_that_nobody_knows_is_one_line_after_the_limit(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "nobody.invalid")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"rank 0 cannot meet the others: nobody\.invalid: "):
-        distributed.start("gloo", seconds=0.1)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(distributed.NotMet, match=r"rank 0 cannot meet the others: nobody\.invalid: "):
+        distributed.meet("", seconds=0.1)
 
 
 @pytest.mark.parametrize("option", ["--hostfile {}", "-H {}", "--hostfile={}"])

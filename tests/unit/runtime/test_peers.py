@@ -1,15 +1,23 @@
 """Errors about lost ranks and lack of memory are translated; all others pass unchanged."""
 
+import errno
 import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
 from dist_prune.errors import LocalRankError, UserError
-from dist_prune.runtime.failures import Peer, out_of_memory, report_first_on_node, translate_rank_failures
+from dist_prune.runtime.failures import (
+    Peer,
+    out_of_memory,
+    remove_old_marks,
+    report_first_on_node,
+    translate_rank_failures,
+)
 
 CLOSED = "[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24513"
 LATE = "[.../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 6000ms for recv operation to complete"
@@ -65,10 +73,23 @@ def test_a_rank_that_does_not_answer_is_named_with_the_time_limit():
         meets(RuntimeError(LATE), [Peer.this(), Peer(1, socket.gethostname(), os.getppid())])
 
 
-def test_one_rank_of_a_machine_reports_in_each_run_even_if_process_numbers_repeat(monkeypatch, tmp_path):
+def test_one_rank_of_a_machine_reports_and_again_in_the_next_run_of_the_same_shell(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    earlier, now = Peer(0, "far", 14, started_ns=1), Peer(0, "far", 14, started_ns=2)
-    assert [report_first_on_node(peer) for peer in (earlier, earlier, now)] == [True, False, True]
+    assert [report_first_on_node() for _ in range(2)] == [True, False]
+    (mark,) = tmp_path.iterdir()
+    os.utime(mark, (time.time() - 100,) * 2)
+    assert [report_first_on_node() for _ in range(2)] == [True, False]
+
+
+def test_a_start_removes_marks_of_losses_long_ago_and_nothing_else(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    old, new, others = (tmp_path / name for name in ("dist_prune-a.lost", "dist_prune-b.lost", "dist_prune.lost.txt"))
+    for path in (old, new, others):
+        path.touch()
+    for path in (old, others):
+        os.utime(path, (time.time() - 100,) * 2)
+    remove_old_marks()
+    assert sorted(tmp_path.iterdir()) == sorted([new, others])
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError(CLOSED), UserError("yours")])
@@ -85,4 +106,7 @@ def test_lack_of_memory_names_the_setting_to_lower():
     ):
         torch.empty(2**60, dtype=torch.uint8)
     assert "GPU memory" in out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert "is out of memory" in out_of_memory(RuntimeError("could not create a primitive"))
+    assert "is out of memory" in out_of_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+    assert out_of_memory(RuntimeError("could not create a primitive descriptor for a pooling primitive")) is None
     assert out_of_memory(RuntimeError("memory format option is only supported by strided tensors")) is None
