@@ -118,9 +118,7 @@ def mobilenetv3_small() -> nn.Module:
 
 
 def regnety() -> nn.Module:
-    return regnet.RegNet(
-        regnet.RegNetCfg(depth=8, w0=8, wa=8, wm=2, group_size=8, se_ratio=0.25), num_classes=10
-    )
+    return regnet.RegNet(regnet.RegNetCfg(depth=8, w0=8, wa=8, wm=2, group_size=8, se_ratio=0.25), num_classes=10)
 
 
 def mixer() -> nn.Module:
