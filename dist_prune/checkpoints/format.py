@@ -64,7 +64,9 @@ def save_checkpoint(
     final = folder / _name(state.progress.step)
     beside = temporary_beside(final)
     try:
-        beside.mkdir(parents=True)
+        # Not its parents: where the run folder has been moved away, a new one would be in the way of its return.
+        folder.mkdir(exist_ok=True)
+        beside.mkdir()
         _write_files(beside, state)
         check_owner()
     except BaseException:

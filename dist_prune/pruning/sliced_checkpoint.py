@@ -115,7 +115,7 @@ def save_sliced(
         beside.mkdir(parents=True)
         save_tensors(beside / "model.safetensors", tensors, {"format": "pt"})
         for name, text in _texts(config).items():
-            (beside / name).write_text(text)
+            (beside / name).write_text(text, "utf-8")
         replace(beside, target)
     finally:
         # The older checkpoint; or a half-written one, which must not keep a full disk full.

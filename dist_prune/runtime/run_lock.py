@@ -1,5 +1,6 @@
 """Ownership of a run folder: two runs that write checkpoints and records into it would corrupt both."""
 
+import errno
 import fcntl
 import json
 import os
@@ -78,6 +79,9 @@ class RunLock:
         continued elsewhere.
         """
         holder = _read(self._path)
+        # Moved away or unmounted: nothing must be made in its place, and the lock comes back with it.
+        if not holder and not self._path.parent.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path.parent))
         if holder.get("invocation") != self.invocation:
             by = f"process {holder['pid']} of host {holder['host']}" if "pid" in holder else "another process"
             raise RunTakenOver(f"{by} has continued the run in {self._path.parent}: this one stops and writes nothing")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from commands import records
-from ranks import FORKSERVER, free_port
+from ranks import FORKSERVER, as_a_user_starts_it, free_port
 
 from dist_prune.checkpoints.format import load_newest
 
@@ -127,6 +127,7 @@ class Ranks:
 
 
 def _rank(rank: int, world_size: int, port: int, error: Path, words: list[str], sabotage: Sabotage | None) -> None:
+    as_a_user_starts_it()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where drills run under nohup
     with open(error, "wb", buffering=0) as file:
         os.dup2(file.fileno(), 2)

@@ -30,6 +30,7 @@ def kill(launch, folder: Path, victim: int, world_size: int) -> None:
     assert len(told) == 1, told
     pid = ranks.processes[victim].pid
     assert re.match(rf"error: the run has lost rank {victim} \(process {pid} on .*\), which is gone", told[0])
+    assert not list(Path("/dev/shm").glob(f"sem.*-{pid}-*")), "a killed rank leaves no lock of a library"
     said = status(folder)
     assert (said["state"], said["last_step"], f"error: {said['reason']}") == ("failed", 3, told[0])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import os
 import runpy
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ranks import FORKSERVER, free_port
+from ranks import FORKSERVER, as_a_user_starts_it, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -121,7 +120,7 @@ def run_forked_ranks(
 
 
 def _begin(variables: dict[str, str], cwd: Path, files: list[Path], program: Any, arguments: Any) -> None:
-    gc.freeze()  # as in ranks.py
+    as_a_user_starts_it()
     os.environ.clear()  # of the process that this one was forked from, which may be older than the test
     os.environ.update(variables)
     os.chdir(cwd)

@@ -20,6 +20,13 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["dist_prune.training.run", "zeus.device.cpu.rapl"])
 
 
+def as_a_user_starts_it() -> None:
+    """Undo what being forked by a server has changed: programs of users fork, and so do libraries in them."""
+    gc.freeze()  # else the collector would visit, and thereby copy, everything that the server has imported
+    # Locks that are made for other start methods stay in /dev/shm where their process is killed.
+    multiprocessing.set_start_method("fork", force=True)
+
+
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 300) -> list[Any]:
     """Call ``function(*arguments)`` on each of ``world_size`` gloo ranks and return their results by rank.
 
@@ -60,8 +67,7 @@ def _report(folder: str, rank: int) -> str:
 
 
 def _rank(rank: int, environment: dict[str, str], folder: str, function: Callable[..., Any], arguments: Any) -> None:
-    # Else the collector would visit, and thereby copy, everything that the server has imported.
-    gc.freeze()
+    as_a_user_starts_it()
     os.environ.clear()  # of the process that this one was forked from, which may be older than the test
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     import torch

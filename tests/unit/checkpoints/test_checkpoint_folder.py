@@ -60,7 +60,15 @@ def folders(path):
 
 @pytest.fixture
 def folder(tmp_path):
+    (tmp_path / "run").mkdir()
     return tmp_path / "run" / "checkpoints"
+
+
+def test_a_checkpoint_makes_no_run_folder_where_that_was_moved_away(folder):
+    folder.parent.rmdir()
+    with pytest.raises(FileNotFoundError):
+        save_checkpoint(folder, state(7))
+    assert not folder.parent.exists()
 
 
 def test_what_was_saved_is_loaded(folder):
@@ -277,7 +285,6 @@ def test_a_folder_of_checkpoints_that_cannot_be_listed_is_not_an_empty_one(folde
 
 @pytest.mark.parametrize("kind", ["broken link", "file"])
 def test_something_else_in_place_of_the_folder_of_checkpoints_is_refused(folder, tmp_path, kind):
-    folder.parent.mkdir()
     folder.symlink_to(tmp_path / "missing") if kind == "broken link" else folder.write_text("")
     with pytest.raises(UserError, match=r"checkpoints in .* cannot be listed .*: restore that folder, or remove it"):
         load_newest(folder)

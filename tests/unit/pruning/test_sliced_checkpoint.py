@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -157,6 +158,16 @@ def test_the_folder_holds_tensors_description_and_model_card_and_nothing_else(tm
     assert "| energy_joules | not measured |" in card
     assert "layer1.1, layer2.0" in card
     assert "load_sliced" in card
+
+
+def test_names_in_any_script_come_back_whatever_the_encoding_of_the_machine(tmp_path, monkeypatch):
+    names = ["猫", "собака", "qué tal", "🐶 dog", "v1.2", "e\u0301", "a|b", "<i>", "0", "1"]
+    write_text = Path.write_text  # where the locale is not UTF-8
+    monkeypatch.setattr(Path, "write_text", lambda path, text, encoding="ascii": write_text(path, text, encoding))
+    folder = save_sliced(small_resnet(), tmp_path / "sliced", class_names=names, results={"trained on": names[0]})
+    add_results(folder, {"macs": 7})
+    assert read_sliced_config(folder)["class_names"] == names
+    assert f"| trained on | {names[0]} |" in (folder / "README.md").read_text("utf-8")
 
 
 def test_the_card_says_how_pixels_become_the_input(tmp_path):
