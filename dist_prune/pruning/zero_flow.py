@@ -5,7 +5,7 @@ import re
 import torch
 from torch.utils._pytree import tree_map_only
 
-from dist_prune.pruning.trace import Node, Ref
+from dist_prune.pruning.trace import Node, Ref, is_pointwise
 
 _KEEPS_ZERO = re.compile(
     r"mean|sum|\w*pool\dd|upsample_\w+|\w*view|reshape|\w*flatten|permute|transpose|t|movedim|swapaxes|\w*squeeze|expand|"
@@ -28,7 +28,8 @@ def stays_zero(node: Node, zero: set[int], carrying: set[int]) -> bool:
         return node.inputs[2] in zero
     if node.op.startswith("conv"):  # depthwise and grouped ones: others end a site
         return node.inputs[0] in zero and len(node.inputs) == 2
-    return bool(carrying & zero) and _pointwise_zero(node, zero)
+    # Norms, among others, make constants of zeros.
+    return is_pointwise(node.func) and bool(carrying & zero) and _pointwise_zero(node, zero)
 
 
 def _pointwise_zero(node: Node, zero: set[int]) -> bool:
