@@ -242,7 +242,7 @@ def main() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "TMPDIR": home, "DIST_PRUNE_DATA": f"{home}/data"}
     tempfile.tempdir = None
     result = kill_again_and_again(Path(home), options.kills, 60 * options.minutes, random.Random(options.seed))
-    command = f"python benchmarks/kills.py --kills {options.kills} --seed {options.seed}"
+    command = f"python benchmarks/kills.py --kills {options.kills} --minutes {options.minutes:g} --seed {options.seed}"
     Path(options.out).write_text(json.dumps({"command": command, **result}, indent=1) + "\n")
     print(json.dumps(result))
     sys.exit(not result["kept"])

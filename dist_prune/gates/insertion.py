@@ -14,6 +14,7 @@ from dist_prune.models.build import architecture_of, in_eval_mode, remember
 from dist_prune.pruning.families import POSITIONS, channel_sites, layer_sites
 from dist_prune.pruning.residual import residual_form
 from dist_prune.pruning.sites import Site
+from dist_prune.pruning.traced_sites import traced_sites
 
 KINDS = ("layer", "channel")
 FLATTEN_LIMIT = 0.02  # share of the network's MACs that flattened gating modules may cost by default
@@ -34,6 +35,9 @@ def find_sites(plain: nn.Module, kind: str = "layer", position: str = "between")
         what = "residual layer" if kind == "layer" else f"channel site at position '{position}'"
         elsewhere = kind == "channel" and position != "between" and channel_sites(plain, "between")
         hint = "; it has some at position 'between'" if elsewhere else " of a known family in it"
+        if kind == "channel" and position == "between":
+            reasons = [f"'{layer}' stays whole: {why}" for layer, why in traced_sites(plain).whole.items()]
+            hint = f"; {reasons[0]}" if reasons else ""
         raise UserError(f"{type(plain).__name__} has no {what}{hint}")
     return found
 
@@ -72,6 +76,8 @@ def attach_gates(
         raise UserError(f"unknown gate head '{head}'; {nearest(head, HEADS)}")
     if any(True for _ in gated_modules(model)):
         raise UserError("this model has gates already")
+    if input_shape is not None:
+        model.dist_prune_input_shape = tuple(input_shape)  # type: ignore[assignment]
     found = find_sites(model, kind, position)
     # Wrappers hide how the network was built, which its sliced checkpoint needs.
     architecture = architecture_of(model)
@@ -102,7 +108,7 @@ def attach_gates(
 def _width(model: nn.Module, site: Site) -> int:
     """Return the number of channels that a gate reads."""
     if site.kind == "channel":
-        return site.units
+        return len(site.channels) or site.units
     # The first layer of a branch reads what its gate reads; norms in front of it do not change the width.
     for part in model.get_submodule(site.gate_at).modules():
         if isinstance(part, nn.Conv2d):

@@ -71,18 +71,28 @@ class GatedBranch(Gated):
 class GatedChannels(Gated):
     """Maps that a gate opens or closes channel by channel, in front of ``inner`` or behind it."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what ``inner`` returns for the open channels, or its open channels; x: (B, C, H, W)."""
+    def forward(self, x: Tensor, *others: Any, **options: Any) -> Tensor:
+        """Return what ``inner`` returns for the open channels, or its open channels; they are ``site.axis`` of x."""
         if self.site.behind:
-            return self._gated(self.inner(x))
-        return self.inner(self._gated(x))
+            return self._gated(self.inner(x, *others, **options))
+        return self.inner(self._gated(x), *others, **options)
 
-    def _gated(self, maps: Tensor) -> Tensor:
-        maps, _, decisions = self.gate(maps)
+    def _gated(self, x: Tensor) -> Tensor:
+        maps, _, decisions = self.gate(as_maps(x, self.site.axis))
         if self.gate.constant == 1:
-            return maps
+            return x
+        if self.site.channels:
+            # Several channels are one unit: those of a head, or of a group of a convolution.
+            decisions = decisions[:, list(self.site.channels)]
         # Behind the last norm of a residual block, ``out += shortcut`` changes the result in place.
-        return scale_channels(maps, decisions, may_alias=self.site.position != "after")
+        maps = scale_channels(maps, decisions, may_alias=self.site.position != "after")
+        return maps.reshape(x.movedim(self.site.axis, 1).shape).movedim(1, self.site.axis)
+
+
+def as_maps(x: Tensor, axis: int) -> Tensor:
+    """Return values with channels along ``axis`` as feature maps (B, C, H, W); a view for all usual layouts."""
+    x = x.movedim(axis, 1)
+    return x if x.dim() == 4 else x.flatten(2).unsqueeze(3) if x.dim() > 2 else x[:, :, None, None]
 
 
 def gated_modules(model: nn.Module) -> Iterator[tuple[str, Gated]]:

@@ -108,7 +108,9 @@ def unit_costs(plain: nn.Module, input_shape: Sequence[int], sites: Sequence[Sit
     dimensions: dict[str, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
     for number, site in enumerate(sites):
         for piece in site.slices:
-            dimensions[piece.module][piece.dim][number] = piece.width
+            # Operations on single tensors of a module are not counted.
+            if piece.dim in ("out", "in", "channels"):
+                dimensions[piece.module][piece.dim][number] = piece.width
     modules = []
     for name, macs in own.items():
         needed_by = tuple(number for number, site in enumerate(sites) if site.removes(name))
@@ -120,10 +122,10 @@ def unit_costs(plain: nn.Module, input_shape: Sequence[int], sites: Sequence[Sit
 
 def _size(plain: nn.Module, name: str, dim: str, sites: Sequence[Site]) -> int:
     """Return the number of entries of one dimension of a module."""
+    sizes = [piece.size for site in sites for piece in site.slices if (piece.module, piece.dim) == (name, dim)]
+    if size := max(sizes):
+        return size
     module: Any = plain.get_submodule(name)
     if isinstance(module, nn.Conv2d | nn.Linear):
         return module.weight.shape[1 if dim == "in" else 0]
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return module.num_features
-    # Pooling has no tensor that would tell its size.
-    return next(piece.size for site in sites for piece in site.slices if piece.module == name)
+    return module.num_features

@@ -21,16 +21,27 @@ from torchvision.models.inception import InceptionA, InceptionB, InceptionC, Inc
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.vision_transformer import EncoderBlock
 
-from dist_prune.pruning.replacement_blocks import AddToChannels
+from dist_prune.pruning.replacement_blocks import AddToChannels, ConstantMap, SelectChannels, Shift
 from dist_prune.pruning.residual import form_of, residual_form
 from dist_prune.pruning.sites import AbsorbedConstant, ChannelSlice, Site
+from dist_prune.pruning.traced_sites import traced_sites
 
 POSITIONS = ("before", "between", "after")
 
 
-def all_sites(plain: nn.Module) -> tuple[Site, ...]:
-    """Return every site of a plain network: layers, and channels at every position."""
-    return layer_sites(plain) + tuple(site for position in POSITIONS for site in channel_sites(plain, position))
+def sites_named(plain: nn.Module, names: Iterable[str]) -> dict[str, Site]:
+    """Return every site of a plain network by name: layers, and channels at every position.
+
+    A network is traced for its sites only if some of ``names`` are none of a known family.
+
+    Raises:
+        UserError: the network cannot be traced.
+    """
+    found = layer_sites(plain) + tuple(site for position in POSITIONS for site in _family_sites(plain, position))
+    known = {site.name: site for site in found}
+    if set(names) - known.keys():
+        known |= {site.name: site for site in traced_sites(plain).sites}
+    return known
 
 
 def layer_sites(plain: nn.Module) -> tuple[Site, ...]:
@@ -41,8 +52,22 @@ def layer_sites(plain: nn.Module) -> tuple[Site, ...]:
 def channel_sites(plain: nn.Module, position: str = "between") -> tuple[Site, ...]:
     """Return all channel sites of a plain network at one position, in its order; empty where there are none.
 
-    Grouped convolutions and norms other than batch norm do not work channel by channel: no site touches them.
+    ``between`` sites of a network that is of no known family are found in its trace.
+
+    Raises:
+        UserError: the network is of no known family and cannot be traced.
     """
+    # Blocks that slicing has replaced have lost the names of the dense network, by which a checkpoint describes them.
+    replaced = any(
+        isinstance(module, AddToChannels | ConstantMap | SelectChannels | Shift) for module in plain.modules()
+    )
+    if (found := _family_sites(plain, position)) or position != "between" or replaced:
+        return found
+    return traced_sites(plain).sites
+
+
+def _family_sites(plain: nn.Module, position: str) -> tuple[Site, ...]:
+    # Grouped convolutions and norms other than batch norm do not work channel by channel: no listed site touches them.
 
     def channels(module: nn.Module) -> Iterable[Site]:
         if residual_form(module) is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dist_prune.errors import UserError, first_problem, nearest
 from dist_prune.files import read_regular
 from dist_prune.pruning.costs import Costs
-from dist_prune.pruning.families import all_sites
+from dist_prune.pruning.families import sites_named
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import close_units, slice_network
 from dist_prune.pruning.weight_mask import WeightMask
@@ -96,7 +96,7 @@ class UnitMask:
     def masked(self, module: nn.Module) -> nn.Module:
         """Return a copy of a plain network with its closed units contributing zero; eval mode."""
         # A mask of another network would silently close nothing.
-        sites = {site.name: site for site in all_sites(module)}
+        sites = sites_named(module, self.kept)
         UnitMask.of(self.kept, [sites[name] for name in self.kept if name in sites])
         return close_units(module, self.kept, sites)
 

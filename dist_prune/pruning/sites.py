@@ -17,10 +17,11 @@ class ChannelSlice:
 
     module: qualified name in the plain network; ``""`` for the network's own operations.
     dim: ``out`` or ``in`` of a convolution or linear layer; ``channels`` of what works channel by channel (norm,
-        depthwise convolution, pooling).
+        grouped convolution, pooling); of other modules, the name of a tensor.
     offset: position of the first unit.
     width: entries of one unit: pixels of a flattened map in front of a linear layer, else 1.
     size: number of all entries, where no tensor has it (pooling).
+    entries: of each unit, where they are not adjacent, in the order of the units.
     """
 
     module: str
@@ -28,6 +29,21 @@ class ChannelSlice:
     offset: int = 0
     width: int = 1
     size: int = 0
+    entries: tuple[tuple[int, ...], ...] = ()
+
+    def of(self, unit: int) -> Sequence[int]:
+        """Return the entries of a unit."""
+        first = self.offset + unit * self.width
+        return self.entries[unit] if self.entries else range(first, first + self.width)
+
+
+@dataclass(frozen=True)
+class IntAttribute:
+    """A number that a module computes with, such as that of its heads; a closed unit takes ``per_unit`` of it."""
+
+    module: str
+    name: str
+    per_unit: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,9 @@ class Site:
     branch: modules that are removed when every unit is closed.
     absorbed: constants that closed units turn into.
     may_be_empty: true where a path remains when every unit is closed.
+    axis: of the channels in the tensor that the gate reads and closes.
+    channels: the unit of each channel of this tensor; empty where every channel is a unit.
+    attributes: numbers that modules compute with.
     """
 
     name: str
@@ -67,6 +86,9 @@ class Site:
     branch: tuple[str, ...] = ()
     absorbed: tuple[AbsorbedConstant, ...] = ()
     may_be_empty: bool = True
+    axis: int = 1
+    channels: tuple[int, ...] = ()
+    attributes: tuple[IntAttribute, ...] = ()
 
     @property
     def stage(self) -> str:

@@ -4,6 +4,7 @@
 ``README.md`` is the model card. The folder appears whole or not at all.
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,11 @@ from dist_prune.pruning.batch_norm_folding import fold_batch_norms
 from dist_prune.pruning.model_card import model_card
 from dist_prune.pruning.sites import Site
 from dist_prune.pruning.slicing import remove_units
+from dist_prune.pruning.trace import on_meta
 
 FORMAT = "dist_prune.sliced"
 VERSION = 1
+OWN = "own"  # the builder of networks that no builder of ours knows
 _Size = Annotated[int, Field(ge=1, le=2**20)]
 
 
@@ -59,7 +62,8 @@ def save_sliced(
     """Write a collapsed network (or a plain one) as a sliced checkpoint; replace an older one at ``folder``.
 
     Args:
-        small: built by ``dist_prune.build_model``, or a stock torchvision ResNet or timm model, and then sliced.
+        small: a sliced network. One that was not built by ``dist_prune.build_model`` and is no stock torchvision ResNet
+            or timm model can only be loaded into a dense one of its class (``load_sliced``).
         folder: the checkpoint.
         input_shape: (C, H, W).
         resized_side: pixels to which the shorter side of an image is scaled before its center is cropped; None where
@@ -75,11 +79,19 @@ def save_sliced(
     # Slicing and folding leave these notes: a checkpoint repeats both on a fresh network.
     kept, folded = getattr(small, "dist_prune_kept", {}), getattr(small, "dist_prune_folded", {})
     architecture = architecture_of(small)
-    if architecture is None:
+    input_shape = input_shape or getattr(small, "dist_prune_input_shape", None)
+    if architecture is None and not kept:
         raise UserError(
-            f"cannot describe this {type(small).__name__} for a checkpoint: build it with dist_prune.build_model"
+            f"cannot describe this {type(small).__name__} for a checkpoint: build it with dist_prune.build_model, or "
+            "slice it"
         )
-    _refuse_other_structure(small, architecture, kept, folded)
+    # Modules with gates carry their site; the test needs no import of gates/, which stands above.
+    if any(isinstance(getattr(module, "site", None), Site) for module in small.modules()):
+        raise UserError("this network still has gates: save what dist_prune.collapse returns")
+    if architecture is None:
+        architecture = Architecture(OWN, {"class": f"{type(small).__module__}.{type(small).__qualname__}"})
+    else:
+        _refuse_other_structure(small, architecture, kept, folded, input_shape)
     config: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -124,13 +136,20 @@ def _texts(config: Mapping[str, Any]) -> dict[str, str]:
     return {"config.json": json.dumps(config, indent=2) + "\n", "README.md": model_card(config)}
 
 
-def load_sliced(folder: str | Path) -> nn.Module:
+def load_sliced(folder: str | Path, dense: nn.Module | None = None) -> nn.Module:
     """Return the network of a sliced checkpoint: a plain ``nn.Module`` in eval mode, on CPU, without gates.
+
+    Args:
+        folder: the checkpoint.
+        dense: for a network of your own, a dense one of its class, which stays as it is; its weights do not matter.
 
     Raises:
         UserError: the folder is no sliced checkpoint, or its files do not belong together.
     """
     config = read_sliced_config(folder)
+    if dense is None and config["builder"] == OWN:
+        name = config["arguments"].get("class")
+        raise UserError(f"{folder} holds a network of a class of your own: load_sliced(folder, dense={name}(...))")
     try:
         tensors = safetensors.torch.load_file(Path(folder) / "model.safetensors")
     except (OSError, safetensors.SafetensorError) as error:
@@ -138,11 +157,12 @@ def load_sliced(folder: str | Path) -> nn.Module:
     architecture = Architecture(config["builder"], config["arguments"])
     # On the meta device nothing is allocated: the description may be untrusted, and weights come from the file anyway.
     with torch.device("meta"):
-        small = _rebuild(architecture, config["kept_units"], config["folded_norms"])
+        small = _rebuild(architecture, config, on_meta(dense) if dense else None)
         try:
             if (shape := config["input_shape"]) is not None:
                 # A forward pass on the meta device computes shapes only.
-                small.eval()(torch.empty(1, *shape))
+                dtype = next((p.dtype for p in small.parameters()), torch.float32)
+                small.eval()(torch.empty(1, *shape, dtype=dtype))
         except RuntimeError as error:
             text = f"{folder}/config.json: its network takes no images of {shape}: {str(error).splitlines()[0]}"
             raise UserError(text) from error
@@ -161,7 +181,7 @@ def load_sliced(folder: str | Path) -> nn.Module:
     if len(dict(small.named_buffers())) + len(dict(small.named_parameters())) > len(small.state_dict()):
         # Buffers that no file holds (indices of channels) need real memory, so the network is built once more.
         with torch.random.fork_rng(devices=[]):
-            small = _rebuild(architecture, config["kept_units"], config["folded_norms"])
+            small = _rebuild(architecture, config, copy.deepcopy(dense))
         small.to(next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()))
     small.load_state_dict(tensors, strict=True, assign=True)
     return small.requires_grad_(True).eval()
@@ -211,21 +231,23 @@ def find_sliced(folder: str | Path) -> Path:
     return path / "sliced" if (path / "sliced").is_dir() else path
 
 
-def _rebuild(architecture: Architecture, kept: Mapping[str, Any], folded: Mapping[str, str]) -> nn.Module:
-    small = architecture.build()
-    remove_units(small, kept)
+def _rebuild(architecture: Architecture, config: Mapping[str, Any], dense: nn.Module | None = None) -> nn.Module:
+    """Return the sliced network with fresh weights; ``dense`` is sliced in place of what the builder builds."""
+    small = architecture.build() if dense is None else dense
+    if config["input_shape"]:
+        small.dist_prune_input_shape = tuple(config["input_shape"])  # type: ignore[assignment]
+    remove_units(small, config["kept_units"])
+    folded = config["folded_norms"]
     return fold_batch_norms(small, folded) if folded else small
 
 
 def _refuse_other_structure(
-    small: nn.Module, architecture: Architecture, kept: Mapping[str, Any], folded: Mapping[str, str]
+    small: nn.Module, architecture: Architecture, kept: Any, folded: Any, input_shape: Sequence[int] | None
 ) -> None:
-    # Modules with gates carry their site; the test needs no import of gates/, which stands above.
-    if any(isinstance(getattr(module, "site", None), Site) for module in small.modules()):
-        raise UserError("this network still has gates: save what dist_prune.collapse returns")
     # What the description does not rebuild would fail in load_sliced, months after training.
+    config = {"kept_units": kept, "folded_norms": folded, "input_shape": input_shape}
     with torch.device("meta"):
-        rebuilt = _rebuild(architecture, kept, folded)
+        rebuilt = _rebuild(architecture, config)
     if repr(rebuilt) != repr(small):
         raise UserError(
             f"this {type(small).__name__} was changed after it was built as {architecture.builder}; a sliced "

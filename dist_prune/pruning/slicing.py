@@ -7,9 +7,7 @@ units contributing exactly zero.
 """
 
 import copy
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,25 +17,11 @@ from torch import Tensor, nn
 
 from dist_prune.errors import UserError
 from dist_prune.models.build import architecture_of, remember
-from dist_prune.pruning.families import all_sites
+from dist_prune.pruning.families import sites_named
+from dist_prune.pruning.narrowing import TensorSlice, narrow_modules
 from dist_prune.pruning.replacement_blocks import AddToChannels, SelectChannels, replace_closed_blocks
 from dist_prune.pruning.residual import form_of, residual_form
 from dist_prune.pruning.sites import Site
-
-
-@dataclass(frozen=True)
-class TensorSlice:
-    """The origin of a tensor of a smaller network: its old name and, per dimension, the indices that stay."""
-
-    name: str
-    indices: tuple[Tensor | None, ...] = ()
-
-    def take(self, old: Tensor) -> Tensor:
-        """Return the part of ``old`` that is inherited, as a tensor of its own."""
-        for dimension, index in enumerate(self.indices):
-            if index is not None:
-                old = old.index_select(dimension, index.to(old.device))
-        return old.clone()
 
 
 def slice_network(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> tuple[nn.Module, dict[str, TensorSlice]]:
@@ -84,7 +68,7 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[tu
     Raises:
         UserError: for a site that the network does not have, or one that would be left without any path.
     """
-    known = {site.name: site for site in all_sites(plain)}
+    known = sites_named(plain, kept)
     for name, units in kept.items():
         if name not in known:
             raise UserError(f"the network has no site '{name}'")
@@ -92,7 +76,7 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[tu
     changed = {known[name]: sorted(units) for name, units in kept.items() if len(units) < known[name].units}
     # Order matters: constants are computed from whole layers, and replacements of blocks from narrowed ones.
     _absorb_constants(plain, changed)
-    narrowed = _narrow_modules(plain, changed)
+    narrowed = narrow_modules(plain, {site: closed_units(site, units) for site, units in changed.items()})
     before: dict[str, list[int]] = dict(getattr(plain, "dist_prune_kept", {}))
     gone = replace_closed_blocks(plain, changed, {*known, *before})
     _connect(plain, {site: units for site, units in changed.items() if units and site.block not in gone})
@@ -103,53 +87,9 @@ def remove_units(plain: nn.Module, kept: Mapping[str, Sequence[int]]) -> list[tu
     return narrowed
 
 
-def _narrow_modules(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> list[tuple[Tensor, TensorSlice]]:
-    dropped: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for site, units in changed.items():
-        closed = set(range(site.units)) - set(units)
-        for piece in site.slices:
-            # An emptied site removes its branch; only what lies outside of it still has something to narrow.
-            if units or not site.removes(piece.module):
-                entries = {unit * piece.width + i for unit in closed for i in range(piece.width)}
-                dropped[piece.module][piece.dim] |= {piece.offset + entry for entry in entries}
-    return [tensor for name, dims in dropped.items() for tensor in _narrow(plain, name, dims)]
-
-
-def _narrow(plain: nn.Module, name: str, dropped: Mapping[str, set[int]]) -> list[tuple[Tensor, TensorSlice]]:
-    """Remove entries from a convolution, linear layer or norm; other modules (pooling) have no tensors."""
-    module: Any = plain.get_submodule(name)
-    rows = dropped.get("out", dropped.get("channels"))
-    columns = dropped.get("in")
-    narrowed: dict[str, tuple[set[int] | None, ...]] = {}
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        if "weight_mask" in module._buffers:
-            raise UserError("this network computes with a weight mask: slice units before masking weights")
-        narrowed = {"weight": (rows, columns)} | ({"bias": (rows,)} if rows else {})
-        outputs = module.weight.shape[0] - len(rows or ())
-        inputs = module.weight.shape[1] - len(columns or ())
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = outputs, inputs
-        elif "channels" in dropped:  # depthwise
-            module.out_channels = module.in_channels = module.groups = outputs
-        else:
-            module.out_channels, module.in_channels = outputs, inputs
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        narrowed = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (rows,))
-        module.num_features -= len(rows or ())
-    found = []
-    for tensor, gone in narrowed.items():
-        if (old := getattr(module, tensor)) is not None:
-            origin = TensorSlice(f"{name}.{tensor}", tuple(_rest(old, dim, g) for dim, g in enumerate(gone)))
-            new = origin.take(old.detach())
-            # A new object, not new data in the old one: optimizers and transitions know tensors by identity.
-            new = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
-            setattr(module, tensor, new)
-            found.append((new, origin))
-    return found
-
-
-def _rest(old: Tensor, dim: int, gone: set[int] | None) -> Tensor | None:
-    return torch.tensor([i for i in range(old.shape[dim]) if i not in gone], device=old.device) if gone else None
+def closed_units(site: Site, kept: Sequence[int]) -> list[int]:
+    """Return the units of a site that do not stay."""
+    return sorted(set(range(site.units)) - set(kept))
 
 
 def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
@@ -166,7 +106,7 @@ def _connect(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
 def _absorb_constants(plain: nn.Module, changed: Mapping[Site, Sequence[int]]) -> None:
     """Add the constants that norms make of closed maps to the biases of the layers behind them."""
     for site, units in changed.items():
-        closed = torch.tensor(sorted(set(range(site.units)) - set(units)))
+        closed = torch.tensor(closed_units(site, units))
         for absorbed in site.absorbed:
             norm: Any = plain.get_submodule(absorbed.norm)
             reader: Any = plain.get_submodule(absorbed.consumer)
@@ -195,9 +135,8 @@ def close_units(plain: nn.Module, kept: Mapping[str, Sequence[int]], sites: Mapp
         site = sites[name]
         module = masked.get_submodule(site.gate_at)
         if site.kind == "channel":
-            scale = partial(
-                _scale, torch.zeros(site.units).index_fill(0, torch.tensor(list(units), dtype=torch.long), 1)
-            )
+            opened = torch.zeros(site.units).index_fill(0, torch.tensor(list(units), dtype=torch.long), 1)
+            scale = partial(_scale, opened[list(site.channels)] if site.channels else opened, site.axis)
             if site.behind:
                 module.register_forward_hook(lambda _, inputs, output, scale=scale: scale(output))
             else:
@@ -210,8 +149,8 @@ def close_units(plain: nn.Module, kept: Mapping[str, Sequence[int]], sites: Mapp
     return masked.eval()
 
 
-def _scale(opened: Tensor, maps: Tensor) -> Tensor:
-    return maps * opened.to(maps).view(1, -1, *[1] * (maps.dim() - 2))
+def _scale(opened: Tensor, axis: int, maps: Tensor) -> Tensor:
+    return maps * opened.to(maps).view(-1, *[1] * (maps.dim() - axis - 1))
 
 
 def _keep_shortcut(block: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -204,11 +204,10 @@ def manifest(m: Material, folder: Path, chance: Random) -> Words:
         content[odd] = chance.choice(list(content.values()))
     path.write_bytes(json_bytes(content, chance))
     if chance.random() < 0.2:
-        # Only in the step: fuzzing as root must not reach what an odd name above names.
-        name = chance.choice([name for name in content if (step / name).parent == step])
-        if (step / name).is_file():
-            (step / name).unlink()
-            chance.choice((os.mkfifo, lambda at: at.symlink_to("/dev/zero"), Path.mkdir))(step / name)
+        # Of what lies there: as root, an odd name from the manifest would reach files of the system.
+        odd = chance.choice(sorted(step.iterdir()))
+        odd.unlink()
+        chance.choice((os.mkfifo, lambda at: at.symlink_to("/dev/zero"), Path.mkdir))(odd)
     return ["collapse", str(chance.choice((step, folder / "run"))), "--out", str(folder / "out")]
 
 

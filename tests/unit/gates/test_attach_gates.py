@@ -170,11 +170,12 @@ def test_a_model_without_residual_blocks_is_refused():
         attach_gates(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
 
 
-@pytest.mark.parametrize("kind", ["layer", "channel"])
 @pytest.mark.parametrize("make", [lambda: BasicBlock(4, 4), lambda: InvertedResidual(4, 4, 1, 6)])
-def test_a_model_that_is_itself_a_block_is_refused_as_the_users_mistake(make, kind):
+def test_a_model_that_is_itself_a_block_has_channels_but_no_layers(make):
     with pytest.raises(UserError):
-        attach_gates(make(), kind)
+        attach_gates(make(), "layer")
+    gated = attach_gates(make(), "channel")
+    assert [site.units for site in sites(gated)] == [gated.get_submodule(sites(gated)[0].name).out_channels]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def some_closed(model: nn.Module, turn: int) -> UnitMask:
     """Every second layer, or every second channel and at some sites all of them."""
     kept = {}
     for number, site in enumerate(sites(model)):
-        closed = number % 2 == turn if site.kind == "layer" else number % 4 == turn
+        closed = number % 2 == turn if site.kind == "layer" else site.may_be_empty and number % 4 == turn
         kept[site.name] = [] if closed else range(0, site.units, 1 if site.kind == "layer" else 2)
     return UnitMask.of(kept, sites(model))
 
