@@ -321,7 +321,7 @@ class ImageData:
                     raise item
                 self.skipped.add(item.skipped)
                 if len(item.labels):
-                    yield on_batch(item.pixels, item.labels, item.rng, item.samples)
+                    yield Batch(*on_batch(item.pixels, item.labels, item.rng), item.samples)
                 # Workers take turns. Those of a stream end at different times, after which their batches are empty.
                 ended = 0 if len(item.labels) or item.skipped else ended + 1
                 if ended == max(self.workers, 1):

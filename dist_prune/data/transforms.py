@@ -252,7 +252,7 @@ class BatchTransform:
         self._scale = torch.from_numpy(np.tile(1 / (255 * std), width)).float().to(device)
         self._shift = torch.from_numpy(np.tile(-mean / std, width)).float().to(device)
 
-    def __call__(self, pixels: Tensor, labels: Tensor, rng: BatchRng, samples: Tensor | None = None) -> Batch:
+    def __call__(self, pixels: Tensor, labels: Tensor, rng: BatchRng) -> tuple[Tensor, Tensor]:
         """Normalize, and mix neighbors if asked for.
 
         pixels: of one view or several, view after view; labels (B,), int64, become probabilities (B, classes),
@@ -268,7 +268,7 @@ class BatchTransform:
             mixed = [self._mixed(view, targets, rng) for view in images.split(len(labels))]
             images, labels = torch.cat([view for view, _ in mixed]), mixed[0][1]
         images = images.permute(0, 3, 1, 2)  # which is channels_last
-        return Batch(images if self._channels_last else images.contiguous(), labels, samples)
+        return (images if self._channels_last else images.contiguous()), labels
 
     def _mixed(self, images: Tensor, targets: Tensor, rng: BatchRng) -> tuple[Tensor, Tensor]:
         """Mix by mixup or by cutmix; where both are asked for, half of the steps each."""

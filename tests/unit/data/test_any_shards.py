@@ -269,7 +269,7 @@ def test_names_of_classes_that_are_given_may_look_like_numbers(tmp_path):
     write(tmp_path / "set", [{"png": data(n, "PNG"), "cls": names[n % 3].encode()} for n in range(30)])
     (tmp_path / "names.txt").write_text("\n".join(names))
     found = open_data(DataConfig(location=str(tmp_path / "set"), classes=str(tmp_path / "names.txt")), workers=0)
-    ((_, labels),) = found.eval_batches("train", batch_size=30, rank=0, world_size=1)
+    ((_, labels, _),) = found.eval_batches("train", batch_size=30, rank=0, world_size=1)
     assert labels.tolist() == [n % 3 for n in range(30)]
 
 
@@ -278,7 +278,7 @@ def test_classes_may_be_named_in_any_script(tmp_path):
     write(tmp_path / "set", [{"png": data(n, "PNG"), "cls": names[n % 7].encode() + b"\n"} for n in range(28)])
     found = open_data(str(tmp_path / "set"), workers=0)
     assert found.class_names == tuple(names)
-    ((_, labels),) = found.eval_batches("train", batch_size=28, rank=0, world_size=1)
+    ((_, labels, _),) = found.eval_batches("train", batch_size=28, rank=0, world_size=1)
     assert labels.tolist() == [n % 7 for n in range(28)]
 
 
@@ -286,7 +286,7 @@ def test_numbers_that_start_at_one_are_names_so_that_no_class_is_empty(tmp_path)
     write(tmp_path / "set", [{"png": data(n, "PNG"), "cls": b"%d" % (1 + n % 12)} for n in range(24)])
     found = open_data(str(tmp_path / "set"), workers=0)
     assert found.class_names == tuple(str(n) for n in range(1, 13))
-    ((_, labels),) = found.eval_batches("train", batch_size=24, rank=0, world_size=1)
+    ((_, labels, _),) = found.eval_batches("train", batch_size=24, rank=0, world_size=1)
     assert labels.tolist() == [n % 12 for n in range(24)]
 
 

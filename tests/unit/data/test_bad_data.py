@@ -33,12 +33,12 @@ def data(folder: Path, workers: int = 0, bad_data: str = "skip", **options) -> I
 
 def evaluate(images: ImageData, **options) -> list[int]:
     options = {"batch_size": 8, "rank": 0, "world_size": 1} | options
-    return [number for batch, _ in images.eval_batches("test", **options) for number in numbers(batch)]
+    return [number for batch, *_ in images.eval_batches("test", **options) for number in numbers(batch)]
 
 
 def train(images: ImageData) -> list[list[int]]:
     batches = images.train_batches(0, micro_batch=8, global_batch=16, rank=0, world_size=1)
-    return [numbers(batch) for batch, _ in batches]
+    return [numbers(batch) for batch, *_ in batches]
 
 
 def shard(folder: Path, number: int = 1) -> Path:
@@ -134,7 +134,7 @@ def test_training_batches_become_shorter_and_the_other_images_stay_what_they_wer
     after = list(images.train_batches(0, **settings))
     assert [len(labels) for _, labels, _ in after] == [7 if n == at else 8 for n in range(len(before))]
     assert images.skipped.take() == 1
-    for number, ((old, _), (new, _)) in enumerate(zip(before, after, strict=True)):
+    for number, ((old, *_), (new, *_)) in enumerate(zip(before, after, strict=True)):
         if number == at:
             lost = plain[at].index(20)  # the image before it is mixed with the one behind it now
             kept = [row for row in range(8) if row not in (lost, (lost - 1) % 8)]

@@ -65,7 +65,7 @@ def evaluate(data, world_size: int = 1, **options) -> list:
 
 def same(first: list, second: list) -> bool:
     return len(first) == len(second) > 0 and all(
-        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(first, second, strict=True)
+        torch.equal(a, c) and torch.equal(b, d) for (a, b, _), (c, d, _) in zip(first, second, strict=True)
     )
 
 

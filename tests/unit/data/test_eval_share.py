@@ -43,7 +43,7 @@ def test_samples_of_a_step_are_rows_of_the_shards(folder):
     data = open_data(folder, workers=0, eval_share=0.2)
     rows = data.samples_of_step(0, 1, 8)
     starts = dict(zip(data.index.split("train").filenames, (0, 20, 40, 41), strict=True))
-    first, _ = next(data.train_batches(0, micro_batch=8, global_batch=8, rank=0, world_size=1, skip_steps=1))
+    first, *_ = next(data.train_batches(0, micro_batch=8, global_batch=8, rank=0, world_size=1, skip_steps=1))
     assert sorted(starts[name] + row for name, found in rows.items() for row in found) == sorted(numbers(first))
 
 

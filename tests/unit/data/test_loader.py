@@ -39,7 +39,7 @@ def data(folder: Path, workers: int = 0, augment: AugmentConfig | None = None, s
 
 def train(images: ImageData, epoch: int = 0, rank: int = 0, world_size: int = 1, **options) -> list:
     options = {"micro_batch": 40 // world_size, "global_batch": 40} | options
-    return list(images.train_batches(epoch, rank=rank, world_size=world_size, **options))
+    return [batch[:2] for batch in images.train_batches(epoch, rank=rank, world_size=world_size, **options)]
 
 
 def global_batches(images: ImageData, epoch: int, world_size: int, micro_batch: int, global_batch: int, **options):
@@ -109,7 +109,7 @@ def test_evaluation_gives_every_sample_exactly_once_over_all_ranks(folder, world
     found = [
         (number, label)
         for rank in range(world_size)
-        for batch, labels in images.eval_batches("test", batch_size=10, rank=rank, world_size=world_size)
+        for batch, labels, _ in images.eval_batches("test", batch_size=10, rank=rank, world_size=world_size)
         for number, label in zip(numbers(batch), labels.tolist(), strict=True)
     ]
     assert found == [(number, number % 10) for number in range(TEST)]
@@ -118,7 +118,7 @@ def test_evaluation_gives_every_sample_exactly_once_over_all_ranks(folder, world
 def test_limit_counts_over_all_ranks_and_may_leave_a_rank_without(folder):
     images = data(folder, 1)
     counts = [
-        sum(len(y) for _, y in images.eval_batches("test", batch_size=8, rank=rank, world_size=3, limit=2))
+        sum(len(y) for _, y, _ in images.eval_batches("test", batch_size=8, rank=rank, world_size=3, limit=2))
         for rank in range(3)
     ]
     assert sum(counts) == 2
@@ -228,7 +228,7 @@ def test_workers_pass_on_bytes(folder, monkeypatch):
 def test_every_batch_says_the_numbers_of_its_samples_on_any_rank_and_without_those_that_cannot_be_read(folder):
     images = data(folder)
     for rank in range(2):
-        for batch in train(images, rank=rank, world_size=2):
+        for batch in images.train_batches(0, micro_batch=20, global_batch=40, rank=rank, world_size=2):
             assert batch.samples.tolist() == numbers(batch.images)
     held = ImageData(read_index(folder), open_store(folder), 1, 2, None, AugmentConfig(), decoded_bytes=10**6)
     for batch in held.eval_batches("test", batch_size=7, rank=1, world_size=2):

@@ -57,7 +57,7 @@ def test_data_at_a_url_is_read_through_a_cache_and_gives_the_same_batches(tmp_pa
     for location in (str(tmp_path / "toy"), "memory://bucket/toy"):
         data = open_data(location, workers=1, cache=cache)
         found += [list(data.train_batches(0, micro_batch=20, global_batch=20, rank=0, world_size=1))]
-    for (first, second), (third, fourth) in zip(*found, strict=True):
+    for (first, second, _), (third, fourth, _) in zip(*found, strict=True):
         assert torch.equal(first, third)
         assert torch.equal(second, fourth)
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 3

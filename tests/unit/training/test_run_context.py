@@ -73,9 +73,9 @@ def test_what_nobody_foresaw_is_no_mistake_of_the_user(folder, monkeypatch):
 
 def test_batches_are_on_the_device_of_the_run_also_where_they_stand_in_for_unreadable_data(folder):
     chosen = setting(folder, "error", torch.device("meta"))
-    assert {part.device.type for batch in chosen.eval_batches("test") for part in batch} == {"meta"}
+    assert {part.device.type for batch in chosen.eval_batches("test") for part in batch[:2]} == {"meta"}
     (folder / "digits-train-000000.tar").unlink()
     batches = list(zip(chosen.train_batches(0, skip_steps=0), range(100), strict=False))
     assert len(batches) == 100, "more than an epoch has"
     assert len(chosen.pending_errors) == 1
-    assert {part.device.type for batch, _ in batches for part in batch} == {"meta"}
+    assert {part.device.type for batch, _ in batches for part in batch[:2]} == {"meta"}
