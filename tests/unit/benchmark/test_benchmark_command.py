@@ -131,8 +131,8 @@ def test_a_compiled_network_is_timed_and_its_memory_is_not_measured(layers, monk
 
 
 def test_the_compiler_takes_all_three_networks(layers):
-    result = benchmark(layers, Options(batches=(1, 3), seconds=0.01, compile=True))
-    assert [row["latency_ms"] > 0 for row in result["measured"]] == [True] * 6
+    result = benchmark(layers, Options(batches=(3,), seconds=0.01, compile=True))
+    assert [row["latency_ms"] > 0 for row in result["measured"]] == [True] * 3
     assert result["compiled"]
 
 
