@@ -14,7 +14,7 @@ from typing import Any
 from data_tools.errors import ShardError, reported
 from data_tools.index import INDEX_NAME, LARGEST_INDEX, TAR_NAME, ShardIndex
 from data_tools.patterns import common_folder, expand_braces
-from data_tools.remote import NotThere
+from data_tools.remote import NotThere, is_plain
 from data_tools.store import ShardSpec, ShardStore, open_store
 
 OURS = {"fingerprint", "class_names", "image_shape"}  # only our index has these keys
@@ -152,7 +152,9 @@ def _entry(place: str, content: Any, key: str, kind: type) -> Any:
 def _by_urls(path: Path, urls: Sequence[str], options: Mapping[str, Any]) -> Found:
     """Return the tars at these URLs, which lie in or below one folder."""
     first, *_ = urls
-    if wrong := [url for url in urls if "://" not in url or "?" in url or url.split("/")[:3] != first.split("/")[:3]]:
+    if wrong := [url for url in urls if not is_plain(url)]:
+        raise ShardError(f"{path} lists {wrong[0]}: expected plain URLs, such as https://... or s3://...")
+    if wrong := [url for url in urls if "?" in url or url.split("/")[:3] != first.split("/")[:3]]:
         raise ShardError(f"{path} lists {wrong[0]} beside {first}: expected plain URLs of one server or bucket")
     folder = common_folder(urls)
     store = open_store(f"{folder}/", **options)

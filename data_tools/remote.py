@@ -29,6 +29,9 @@ from data_tools.errors import ShardError
 Result = TypeVar("Result")
 
 PIPE = "pipe:"
+# Of URLs that stand in files of others. fsspec's chains (a::b) and its protocols that refer to others render templates
+# and open what these name.
+PLAIN_PROTOCOLS = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")
 CHUNK = 2**20  # bytes
 RETRIES = 5  # a recipe's ``cache.retries`` has the same default
 # The extra of this project that brings the library of a protocol.
@@ -67,6 +70,11 @@ TRANSIENT_STATUS = (408, 425, 429)  # of those from 400 to 499
 
 class NotThere(ShardError):
     """There is no such file."""
+
+
+def is_plain(url: str) -> bool:
+    """Return True for a URL that names a file and nothing else."""
+    return "::" not in url and url.split("://")[0] in PLAIN_PROTOCOLS
 
 
 def is_url(text: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data_tools.remote import is_plain
 from dist_prune import distributed
 from dist_prune.checkpoints.format import load_newest
 from dist_prune.checkpoints.train_state import Origin, TrainState
@@ -23,8 +24,6 @@ RESUMABLE_KEYS = frozenset({
     "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "steps_per_print", "wall_clock_breakdown",
     "memory_breakdown", "dump_state", "comms_logger", "flops_profiler", "aio", "disable_allgather",
 })  # fmt: skip
-# Of recorded URLs; others may run code.
-_TRUSTED_PROTOCOLS = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 
 
 def find_checkpoint(folder: RunFolder, config: RunConfig, origin: Origin, data: ImageData) -> TrainState | None:
@@ -82,10 +81,8 @@ def config_with_data(run: RunFolder, data: str | None = None, eval_data: str | N
         raise UserError(f"{error}; name the data with --data" if data is None else str(error)) from error
     recorded = {"--data": config.data.location if data is None else "", "--eval_data": eval_data or config.eval_data}
     for option, place in recorded.items():
-        # fsspec's chains (a::b) and its protocols that refer to others render templates and open what these name.
         place = "" if place is None or place == eval_data else place
-        refers = "::" in place or ("://" in place and place.split("://")[0] not in _TRUSTED_PROTOCOLS)
-        if place.startswith("pipe:") or refers:
+        if place.startswith("pipe:") or "::" in place or ("://" in place and not is_plain(place)):
             raise UserError(
                 f"{run.path} read its data by a command or from a chain of URLs; if you trust it, give it yourself: "
                 f"{option} {shlex.quote(one_line(place))}"

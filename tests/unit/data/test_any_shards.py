@@ -345,11 +345,13 @@ def test_what_cannot_be_used_is_refused_in_one_line(samples, said, tmp_path):
         ("x-{0..9999999}.tar", "names more than 1,000,000 shards"),
         ("two words.tar", "names of tars have letters, digits and _.+=@- only"),
         ("list.txt", "lists https://other/b.tar beside https://host/a.tar: expected plain URLs of one server"),
+        ("chain.txt", "lists reference://x::https://host/refs/a.tar: expected plain URLs"),
         ("gone.txt", "gone.txt"),
     ],
 )
 def test_locations_that_name_nothing_are_refused(location, said, folder):
     (folder / "list.txt").write_text("https://host/a.tar\nhttps://other/b.tar")
+    (folder / "chain.txt").write_text("https://host/a.tar\nreference://x::https://host/refs/a.tar")
     (folder / "two words.tar").touch()
     with pytest.raises(ShardError, match=said):
         open_data(str(folder / location))
