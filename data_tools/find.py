@@ -63,6 +63,8 @@ def find_shards(location: str, **options: Any) -> Found:
         found = None
     if found:
         return found
+    if path.suffix == ".json" and path.name != INDEX_NAME and path.is_file():
+        raise ShardError(f"{path} is no list of shards; an index lies beside its shards and is called {INDEX_NAME}")
     store = open_store(location, **options)
     return Found(store, store.read_index())
 
@@ -117,8 +119,10 @@ def _listed(path: Path, options: Mapping[str, Any]) -> Found | None:
             raise ShardError(f"{path} is larger than a list of shards may be ({LARGEST_INDEX:,} bytes)")
         content = path.read_bytes()
     if path.suffix == ".txt":
-        lines = [line.strip() for line in content.decode(errors="replace").splitlines()]
+        lines = [line.strip() for line in content.decode("utf-8-sig", errors="replace").splitlines()]
         lines = [line for line in lines if line and not line.startswith("#")]
+        if not lines:
+            raise ShardError(f"{path} lists no shards")
         if any("://" in line for line in lines):
             return _by_urls(path, lines, options)
         return _by_paths([str(path.parent / line) for line in lines])

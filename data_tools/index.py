@@ -135,9 +135,8 @@ class ShardIndex(BaseModel):
     def split(self, name: str) -> ShardSplit:
         """Return a split."""
         if name not in self.splits:
-            hint = (
-                "; name its tars as well ('FOLDER/{train,test}-*.tar'), or set eval_share=0.1" if name == "test" else ""
-            )
+            advice = "; name its tars as well ('FOLDER/{train,test}-*.tar'), or set eval_share=0.1 (in exact order)"
+            hint = advice if name == "test" else ""
             raise ShardError(f"{self.root} has no split {name!r}: it has {', '.join(self.splits)}{hint}")
         return self.splits[name]
 

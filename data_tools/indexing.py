@@ -24,6 +24,7 @@ MEASURED = 5000  # images that decide mean and deviation, evenly from all shards
 MOST_CLASSES = 100_000
 LONGEST_NAME = 200  # characters of a class name; longer labels are captions
 NEARLY_ALL = 0.99  # of the labels
+FEW = 50  # labels, below which each may well have a class of its own
 
 
 def index_shards(
@@ -65,7 +66,7 @@ def index_shards(
     for _, scan in in_order:
         statistics.merge(scan.statistics)
     if not statistics.pixels:
-        raise ShardError(f"no readable image in {root}")
+        raise ShardError(f"no readable image in the {measured} shards of {root}")
     mean, std = statistics.mean_and_std
     rule, names = _classes(rule, [scan for _, scan in in_order], class_names, root)
     rows = {split: [scan.shard for of, scan in in_order if of == split] for split in splits}
@@ -144,6 +145,11 @@ def _classes(
     counts = Counter({label: n for label, n in counts.items() if label not in odd and len(label) <= LONGEST_NAME})
     if len(counts) > MOST_CLASSES or counts.total() < NEARLY_ALL * total:
         raise ShardError(f".{rule.member} in {root} holds no classes but texts such as {longest[:40]!r}")
+    if not given and counts.total() >= FEW and 2 * len(counts) > counts.total() and not any(map(is_number, counts)):
+        raise ShardError(
+            f".{rule.member} in {root} holds {len(counts):,} different texts in {counts.total():,} labels, such as "
+            f"{longest[:40]!r}: captions are no classes; if these are, name them all in a file (classes)"
+        )
     are_numbers = sum(counts[label] for label in filter(is_number, counts)) >= NEARLY_ALL * counts.total()
     by, names = classes_of(list(filter(is_number, counts)) if are_numbers else counts)
     if given:

@@ -1,5 +1,6 @@
 """Shards of any kind are opened here; the index of those that have none is made, once, and kept."""
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -57,7 +58,10 @@ class Labelling(NamedTuple):
                 text = file.read(LARGEST_LIST + 1)
             if len(text) > LARGEST_LIST:
                 raise ShardError(f"{path} is larger than a list of classes may be ({LARGEST_LIST:,} bytes)")
-            return [line.strip() for line in text.decode().splitlines() if line.strip()]
+            names = [line.strip() for line in text.decode("utf-8-sig").splitlines() if line.strip()]
+        if not names:
+            raise ShardError(f"{path} names no classes: expected one on each line")
+        return names
 
 
 FOUND = Labelling()
@@ -115,12 +119,15 @@ def _write(path: Path, index: ShardIndex) -> None:
     partial.replace(path)
 
 
-def open_shards(location: str, labelling: Labelling = FOUND, **options: Any) -> tuple[ShardStore, ShardIndex]:
+def open_shards(
+    location: str, labelling: Labelling = FOUND, may_be_said: bool = False, **options: Any
+) -> tuple[ShardStore, ShardIndex]:
     """Return access to shards and their index, which is made where there is none.
 
     Args:
         location: as for ``find_shards`` and ``open_store``.
         labelling: where the labels are and what they mean, if the user says so.
+        may_be_said: an index that says it already has precedence; without this, that is an error.
         options: of ``open_store``.
 
     Raises:
@@ -129,17 +136,24 @@ def open_shards(location: str, labelling: Labelling = FOUND, **options: Any) -> 
     found = find_shards(location, **options)
     if found.index is None:
         return found.store, _kept_index(found, labelling, data_home() / "indexes")
-    if labelling != FOUND:
-        raise ShardError(f"{location} has an index that says where labels are and what they mean: leave that out")
+    _check_said(location, labelling, may_be_said)
     return found.store, found.index
 
 
-def sketch_shards(location: str, labelling: Labelling = FOUND, **options: Any) -> tuple[ShardStore, ShardIndex, Splits]:
+def _check_said(location: str, labelling: Labelling, may_be_said: bool) -> None:
+    if labelling != FOUND and not may_be_said:
+        raise ShardError(f"{location} has an index that says where labels are and what they mean: leave that out")
+
+
+def sketch_shards(
+    location: str, labelling: Labelling = FOUND, may_be_said: bool = False, **options: Any
+) -> tuple[ShardStore, ShardIndex, Splits]:
     """Return access to shards, an index of them and the names of all; without an index, one of the first of each split.
 
     Args:
         location: as for ``find_shards`` and ``open_store``.
         labelling: where the labels are; the classes must be said if there is no index.
+        may_be_said: as for ``open_shards``.
         options: of ``open_store``.
 
     Raises:
@@ -147,6 +161,7 @@ def sketch_shards(location: str, labelling: Labelling = FOUND, **options: Any) -
     """
     found = find_shards(location, **options)
     if found.index:
+        _check_said(location, labelling, may_be_said)
         return found.store, found.index, {name: split.filenames for name, split in found.index.splits.items()}
     names = labelling.class_names()
     if not names:
@@ -173,8 +188,10 @@ def _kept_index(found: Found, labelling: Labelling, folder: Path) -> ShardIndex:
     with reported(f"cannot keep the index of {root} in {folder}", fix=advice):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            if not path.exists():
-                _make_index(found, labelling.rule(), names, path)
+            # One that a failing disk has damaged is made anew.
+            with contextlib.suppress(FileNotFoundError, ShardError):
+                return parse_index(path.read_bytes(), path, root if found.store.is_remote else Path(root))
+            _make_index(found, labelling.rule(), names, path)
     return parse_index(path.read_bytes(), path, root if found.store.is_remote else Path(root))
 
 

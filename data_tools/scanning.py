@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 from tqdm import tqdm
 
 from data_tools import tar
-from data_tools.errors import reported
+from data_tools.errors import ShardError, reported
 from data_tools.images import ImageError, ImageStatistics, decode_pixels, read_header
 from data_tools.index import Shard, checksum
 from data_tools.labels import LARGEST_LABEL, LabelRule
@@ -101,6 +101,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a tar; its damages are reported."""
     damaged = reported(f"damaged shard {path}", ValueError, "; copy it again")
     with reported(f"cannot read shard {path}"), damaged, open(path, "rb", buffering=0) as file:
+        if os.pread(file.fileno(), 6, 0).startswith(tar.COMPRESSED):
+            raise ShardError(f"{path} is compressed: unpack it, shards are plain tars")
         yield file
 
 

@@ -13,6 +13,7 @@ BLOCK = 512  # bytes; tars consist of blocks
 IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of image members, in any case
 LABEL = "cls"  # extension of label members, unless the index names another one
 LARGEST_IMAGE = 256 * 2**20  # encoded bytes
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz, zstd
 PLAIN = (b"0", b"\0", b"7")  # types of members that are files
 WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 PAX, PAX_OF_ALL, LONG_NAME, LONG_LINK, SPARSE = b"x", b"g", b"L", b"K", b"S"

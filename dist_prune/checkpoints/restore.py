@@ -157,4 +157,6 @@ def _counted(identity: Mapping[str, Any]) -> str:
     counts = [
         f"{sum(lengths)} {split} images in {len(lengths)}" for split, lengths in identity["shard_lengths"].items()
     ]
-    return f"{' and '.join(counts)} shards, fingerprint {identity['fingerprint'][:8]}"
+    # Those of the images to evaluate on come second, if they lie elsewhere.
+    fingerprints = " and ".join(one[:8] for one in identity["fingerprint"].split())
+    return f"{' and '.join(counts)} shards, fingerprint {fingerprints}"

@@ -90,7 +90,11 @@ class ImageData:
             raise ShardError(f"seed ({self.seed}) and workers ({self.workers}) must not be negative")
         for index in (self.index, *([self.eval_data[1]] if self.eval_data else [])):
             for epoch in (0, None):
-                output_size(index, self._side(epoch))
+                size = output_size(index, self._side(epoch))
+        # The network is priced, and its model card written, for one size.
+        if size != (own := output_size(self.index, self._side(None))):
+            wrong = f"the images of {index.root} are {size}, those of {self.index.root} {own} pixels"
+            raise ShardError(f"{wrong}: choose an image_size or eval_size, for example {min(own)}")
         if self.eval_share and "test" in self.index.splits:
             raise ShardError(f"{self.index.root} has a test split: eval_share must be 0")
 

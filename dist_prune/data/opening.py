@@ -41,7 +41,9 @@ def open_data(
     places = [locate(place) for place in (chosen.location, eval_data) if place]
     if chosen.order == "stream":
         return _open_stream(chosen, places, access, options)
-    (store, index), *evaluated = (open_shards(place, **access) for place in places)
+    (store, index), *evaluated = (
+        open_shards(place, may_be_said=number > 0, **access) for number, place in enumerate(places)
+    )
     options.setdefault("decoded_bytes", int(cache.decoded_gigabytes * 1e9))
     options["eval_data"] = next(((store, of.to_evaluate().read_as(index)) for store, of in evaluated), None)
     opened = ImageData(index, store, **options)
@@ -54,13 +56,15 @@ def open_data(
 def _open_stream(
     chosen: DataConfig, places: Sequence[str], access: Mapping[str, Any], options: dict[str, Any]
 ) -> StreamData:
-    (store, index, names), *evaluated = (sketch_shards(place, **access) for place in places)
+    (store, index, names), *evaluated = (
+        sketch_shards(place, may_be_said=number > 0, **access) for number, place in enumerate(places)
+    )
     names = dict(names)
     for held, of, tars in evaluated:
         numbered = of.to_evaluate().read_as(index)
         options["eval_data"] = held, numbered
         (names["test"],) = (
-            tars[split] for split in tars if of.splits[split].filenames == numbered.split("test").filenames
+            tars[name] for name, split in of.splits.items() if split.filenames == numbered.split("test").filenames
         )
     samples = chosen.samples
     if samples is None:

@@ -27,7 +27,6 @@ from dist_prune.data.loader import ImageData, Samples
 
 # What a damaged tar, or the library on meeting one, raises.
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, AssertionError, zlib.error)
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ class StreamReader:
         except ShardError as error:
             return error
         # A few bytes can stand for more than there is memory.
-        if file.read(6).startswith(_COMPRESSED):
+        if file.read(6).startswith(tar.COMPRESSED):
             file.close()
             return ShardError(f"{self._root}/{name} is compressed: unpack it, shards are plain tars")
         file.seek(0)

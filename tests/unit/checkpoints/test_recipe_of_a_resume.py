@@ -114,6 +114,7 @@ def test_the_same_shards_go_on_wherever_they_are_now(folder):
         (images(50), "50 train images in 1 shards, fingerprint 01234567 now"),
         (images(20, 30), "50 train images in 2 shards, fingerprint 01234567 now"),
         (images(30, 20, fingerprint="9876543210"), "50 train images in 2 shards, fingerprint 98765432 now"),
+        (images(30, 20, fingerprint="0123456789 9876543210"), "fingerprint 01234567 and 98765432 now"),
     ],
 )
 def test_other_shards_are_told_in_one_line(folder, now, told):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import subprocess
@@ -165,13 +166,15 @@ def folder(tmp_path) -> Path:
 def test_shards_are_named_by_pattern_wildcard_list_and_the_indexes_of_timm_and_wids(folder):
     names = sorted(path.name for path in folder.glob("*.tar"))
     lengths = [PER_SHARD, PER_SHARD, PER_SHARD, COUNT - 3 * PER_SHARD]
-    (folder / "list.txt").write_text("# mine\n" + "\n".join(names))
+    (folder / "list.txt").write_text("\n".join(["# mine", *names]))
+    # An editor of Windows begins with a mark.
+    (folder / "marked.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(names).encode())
     (folder / "wids.json").write_text(
         json.dumps(
             {"wids_version": 1, "shardlist": [{"url": n, "nsamples": c} for n, c in zip(names, lengths, strict=True)]}
         )
     )
-    for location in ("set-train-{000000..000003}.tar", "set-train-*.tar", "list.txt", "wids.json"):
+    for location in ("set-train-{000000..000003}.tar", "set-train-*.tar", "list.txt", "marked.txt", "wids.json"):
         assert_same_as_webdataset(folder / location, folder)
     timm = {"train": {"filenames": names, "shard_lengths": lengths, "num_samples": COUNT}}
     (folder / "_info.json").write_text(json.dumps({"splits": timm}))
@@ -205,6 +208,10 @@ def test_the_index_is_made_once_and_told_on_one_line(folder, capfd):
     assert "train 22 images in 4 classes, labels in .cls" in told[0]
     assert open_shards(str(folder))[1] == first
     assert capfd.readouterr().err == ""
+    (kept,) = (folder.parent / "home" / "indexes").glob("*.json")
+    kept.write_bytes(b"")  # by a power failure
+    assert open_shards(str(folder))[1] == first
+    assert kept.stat().st_size
     (folder / "set-train-000003.tar").unlink()
     assert open_shards(str(folder))[1].split("train").num_samples == 3 * PER_SHARD
 
@@ -326,7 +333,11 @@ def test_other_members_of_a_sample_are_passed_over_a_mask_of_it_too(tmp_path):
             ([{"png": data(1, "PNG"), "cls": text}], "regression")
             for text in (b"0.73", b"-1.5", b".5\n", b"2e-05", b"3.0")
         ],
-        ([{"png": b"x", "cls": b"1"}], "no readable image in"),
+        ([{"png": b"x", "cls": b"1"}], "no readable image in the train shards of"),
+        (
+            [{"png": data(n, "PNG"), "txt": b"a photo of dog %d" % n} for n in range(50)],
+            "holds 50 different texts in 50 labels, such as 'a photo of dog 10': captions are no classes",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(samples, said, tmp_path):
@@ -347,12 +358,18 @@ def test_what_cannot_be_used_is_refused_in_one_line(samples, said, tmp_path):
         ("list.txt", "lists https://other/b.tar beside https://host/a.tar: expected plain URLs of one server"),
         ("chain.txt", "lists reference://x::https://host/refs/a.tar: expected plain URLs"),
         ("gone.txt", "gone.txt"),
+        ("empty.txt", "empty.txt lists no shards"),
+        ("index.json", "index.json is no list of shards; an index lies beside its shards and is called _info.json"),
+        ("packed.tar", "packed.tar is compressed: unpack it, shards are plain tars"),
     ],
 )
 def test_locations_that_name_nothing_are_refused(location, said, folder):
     (folder / "list.txt").write_text("https://host/a.tar\nhttps://other/b.tar")
     (folder / "chain.txt").write_text("https://host/a.tar\nreference://x::https://host/refs/a.tar")
     (folder / "two words.tar").touch()
+    (folder / "empty.txt").write_text("# none\n")
+    (folder / "index.json").write_text('{"fingerprint": "of ours"}')
+    (folder / "packed.tar").write_bytes(gzip.compress((folder / "set-train-000000.tar").read_bytes()))
     with pytest.raises(ShardError, match=said):
         open_data(str(folder / location))
 

@@ -13,6 +13,7 @@ import torch
 from made_shards import encoded, make, numbered
 
 from data_tools import ShardError
+from data_tools.open_shards import Labelling, write_index
 from dist_prune.config import DataConfig
 from dist_prune.data import open_data
 
@@ -82,6 +83,12 @@ def test_what_cannot_be_evaluated_alike_is_refused(tmp_path):
         shard(tmp_path / "c" / f"{name}.tar", ["cat"], channels=1, side=side)
     with pytest.raises(ShardError, match=r"differ in size or have colors, those of .* do not"):
         open_data(train, eval_data=str(tmp_path / "c"), image_size=4)
+    larger = shard(tmp_path / "d" / "y.tar", ["cat"], channels=1, side=6)
+    with pytest.raises(
+        ShardError, match=r"/d are 6 x 6, those of .*/a 4 x 4 pixels: choose an image_size or eval_size"
+    ):
+        open_data(train, eval_data=larger)
+    assert open_data(train, eval_data=larger, eval_size=4).input_shape == (1, 4, 4)
     listed = tmp_path / "b" / "_info.json"
     splits = {name: {"filenames": [f"one-{name}.tar"]} for name in ("train", "other")}
     listed.write_text(json.dumps({"splits": splits}))
@@ -108,5 +115,20 @@ def test_the_place_and_the_meaning_of_labels_can_be_said(tmp_path):
         open_data(DataConfig(location=path, classes="nowhere"))
     with pytest.raises(ShardError, match="/dev/zero is larger than a list of classes may be"):
         open_data(DataConfig(location=path, classes="/dev/zero"))
-    with pytest.raises(ShardError, match="digits has an index that says where labels are"):
-        open_data(DataConfig(location="digits", classes=10))
+    for order in ("exact", "stream"):
+        with pytest.raises(ShardError, match="digits has an index that says where labels are"):
+            open_data(DataConfig(location="digits", classes=10, order=order))
+    # What is said of the training images is not said of others, which have an index.
+    write_index(folder, Labelling(field="kind"), out=str(tmp_path / "a" / "_info.json"))
+    shard(tmp_path / "e" / "train.tar", labels, member="json")
+    chosen = DataConfig(location=str(tmp_path / "e"), label_field="kind")
+    assert labels_of(open_data(chosen, eval_data=folder, workers=0)) == [1]
+
+
+def test_lists_of_classes_that_name_none_or_begin_with_a_mark_of_their_encoding(tmp_path):
+    path = shard(tmp_path / "a" / "train.tar", ["cat", "dog"])
+    (tmp_path / "names").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert open_data(DataConfig(location=path, classes=str(tmp_path / "names"))).class_names == ("cat", "dog")
+    (tmp_path / "names").write_text("\n")
+    with pytest.raises(ShardError, match="names names no classes"):
+        open_data(DataConfig(location=path, classes=str(tmp_path / "names")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import tarfile
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -132,6 +133,13 @@ def test_remote_shards_leave_nothing_behind(folder, form, monkeypatch):
         batches.close()
         left = [path for path in Path(temporary).rglob("*") if path.suffix == ".tar" and path.parent.name != CACHE]
         assert left == []
+
+
+def test_the_first_shard_of_a_split_that_is_not_evaluated_may_be_empty(folder):
+    (folder / "val-000.tar").rename(folder / "test-000.tar")
+    tarfile.open(folder / "val-000.tar", "w").close()
+    data = stream(folder / "train-{000..005}.tar", eval_data=str(folder))
+    assert evaluated(data) == [(number, number % 10) for number in range(COUNT // SHARDS)]
 
 
 def test_damaged_shards_and_samples_end_the_run_or_are_counted_and_left_out(folder):
