@@ -130,7 +130,10 @@ class UnitMask:
         try:
             if not data["sites"]:
                 raise UserError("that is no mask of units: it has no sites")
-            return UnitMask(_SITES.validate_python(data["sites"]))
+            found = UnitMask(_SITES.validate_python(data["sites"]))
+            if len({len(site.histogram) for site in found.sites}) > 1:
+                raise UserError("that is no mask: the histograms of its sites differ in length")
+            return found
         except ValidationError as error:
             where, problem = first_problem(error)
             raise UserError(f"that is no mask: 'sites.{where}': {problem}") from error

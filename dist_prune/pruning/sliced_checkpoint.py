@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from dist_prune.errors import UserError, first_problem
@@ -31,6 +31,15 @@ OWN = "own"  # the builder of networks that no builder of ours knows
 _Size = Annotated[int, Field(ge=1, le=2**20)]
 
 
+class _Normalization(BaseModel):
+    """Mean and deviation of each channel, of pixels in [0, 1]."""
+
+    model_config = ConfigDict(strict=True)
+
+    mean: list[Annotated[float, Field(ge=-1e3, le=1e3)]] = Field(min_length=1)
+    std: list[Annotated[float, Field(ge=1e-6, le=1e3)]]
+
+
 class _Description(BaseModel):
     """The content of a config.json, without format and version."""
 
@@ -42,10 +51,18 @@ class _Description(BaseModel):
     input_shape: Annotated[list[_Size], Field(min_length=3, max_length=3)] | None = None
     resized_side: _Size | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    normalization: dict[str, list[float]] | None = None
+    normalization: _Normalization | None = None
     class_names: list[str] | None = None
     folded_norms: dict[str, str] = {}
     results: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_number_per_channel(self) -> "_Description":
+        if self.normalization:
+            lengths = {len(self.normalization.mean), len(self.normalization.std)}
+            if len(lengths | ({self.input_shape[0]} if self.input_shape else set())) > 1:
+                raise ValueError("normalization does not have one mean and one std for each channel")
+        return self
 
 
 def save_sliced(
@@ -210,7 +227,7 @@ def read_sliced_config(folder: str | Path) -> dict[str, Any]:
         return _Description.model_validate(config).model_dump() | config
     except ValidationError as error:
         where, problem = first_problem(error)
-        raise UserError(f"{path}: '{where}': {problem}") from error
+        raise UserError(f"{path}: '{where}': {problem}" if where else f"{path}: {problem}") from error
 
 
 def input_shape_of(source: str | Path) -> tuple[int, ...]:

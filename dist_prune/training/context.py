@@ -15,7 +15,7 @@ from dist_prune.checkpoints.train_state import TrainState
 from dist_prune.config import RunConfig
 from dist_prune.data import Batch, ImageData, ReadingFailed, ShardError, open_data
 from dist_prune.engine.ds_config import Batching
-from dist_prune.errors import NothingToEvaluate, RunError, UserError, nearest
+from dist_prune.errors import NothingToEvaluate, RunError, UserError, nearest, one_line
 from dist_prune.methods import METHODS, Method, Phase, PhaseResult, Phases, Task, next_phase
 from dist_prune.monitor.records import RunFolder
 from dist_prune.runtime.failures import CannotWrite
@@ -195,6 +195,11 @@ def interrupted_phase(phases: Phases, state: TrainState, seed: int) -> Phase:
             "new run"
         )
     # Before weights are loaded: the phase's own state may decide what they mean (thresholds, frozen gates).
-    phase.load_extra_state(state.phase_state)
+    try:
+        phase.load_extra_state(state.phase_state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint lacks what phase '{phase.name}' needs to go on: {one_line(str(error))}"
+        ) from error
     state.check_fits(phase.module)
     return phase

@@ -316,7 +316,7 @@ def run_there(words: Words, folder: Path, seconds: float = 300) -> tuple[str, st
     program = ["launch/train.py", *words[1:]] if words[0] == "train" else ["-m", "dist_prune.cli.main", *words]
     if words[0] != "train":
         program = ["-c", "from dist_prune.cli.main import main; main()", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
         done = subprocess.run(
             [sys.executable, *program], cwd=ROOT, env=environment, capture_output=True, timeout=seconds, check=False

@@ -261,3 +261,9 @@ def test_decisions_of_training_steps_do_not_leak_into_the_next_step():
     gated = gated_resnet(8)
     consensus_mask(gated, [images()])
     assert all(wrapper.gate.pop_decisions() is None for _, wrapper in gated_modules(gated))
+
+
+def test_a_mask_whose_histograms_do_not_fit_together_is_refused():
+    sites = [SiteMask(name, "layer", 1, 1.0, (0,), 1.0, histogram=bins) for name, bins in (("a", (0, 1)), ("b", (1,)))]
+    with pytest.raises(UserError, match="the histograms of its sites differ in length"):
+        UnitMask.restore(UnitMask(tuple(sites)).as_dict(), {})

@@ -1,6 +1,7 @@
 """The sliced checkpoint: a folder that describes a small network completely, without pickle or deepspeed."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -378,3 +379,22 @@ def test_the_card_shows_untrusted_names_as_text():
     assert "</td>" not in card
     assert "\x1b" not in card
     assert "a\\|b\\`c" in card
+
+
+@pytest.mark.parametrize(
+    ("normalization", "told"),
+    [
+        ({"mean": [0.5]}, "'normalization.std'"),
+        ({"mean": [0.5, 0.5], "std": [0.2, 0.2]}, "one mean and one std for each channel"),
+        ({"mean": [0.5], "std": [0.0]}, "'normalization.std.0'"),
+        ({"mean": [10**400], "std": [0.2]}, "'normalization.mean.0'"),
+        ({"mean": [], "std": []}, "'normalization.mean'"),
+    ],
+)
+def test_a_normalization_that_no_image_can_have_is_refused(tmp_path, normalization, told):
+    how = {"normalization": {"mean": [0.5], "std": [0.25]}, "input_shape": (1, 16, 16)}
+    folder = save_sliced(build_model("resnet8", num_classes=10, in_channels=1, width=4), tmp_path / "s", **how)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "normalization": normalization}))
+    with pytest.raises(UserError, match=re.escape(told)):
+        read_sliced_config(folder)
