@@ -24,6 +24,7 @@ from data_tools.sources.base import data_home
 from data_tools.store import ShardStore
 
 SHARDS_PER_PROCESS = 8  # at least
+SKETCHED = 5  # shards of a split that are looked into until one has samples
 LARGEST_LIST = 2**24  # bytes of a list of classes
 
 
@@ -148,7 +149,7 @@ def _check_said(location: str, labelling: Labelling, may_be_said: bool) -> None:
 def sketch_shards(
     location: str, labelling: Labelling = FOUND, may_be_said: bool = False, **options: Any
 ) -> tuple[ShardStore, ShardIndex, Splits]:
-    """Return access to shards, an index of them and the names of all; without an index, one of the first of each split.
+    """Return access to shards, an index and the names of all; without an index, one of a first shard of each split.
 
     Args:
         location: as for ``find_shards`` and ``open_store``.
@@ -166,10 +167,25 @@ def sketch_shards(
     names = labelling.class_names()
     if not names:
         raise ShardError(f"{location} has no index that says which classes there are: set data.classes, or order=exact")
-    first = Found(found.store, splits={name: tars[:1] for name, tars in found.splits.items()})
-    with tempfile.TemporaryDirectory(prefix="dist_prune-") as folder:
-        index = index_shards(first, label=labelling.rule(), class_names=names, journal=Path(folder, "scans"))
-    return found.store, index, in_order_of_use(found.splits)
+    problem = ShardError(f"no samples in the first {SKETCHED} shards of some split of {location}")
+    for number in range(min(SKETCHED, max(map(len, found.splits.values())))):
+        some = {name: tars[number : number + 1] or tars[:1] for name, tars in found.splits.items()}
+        with tempfile.TemporaryDirectory(prefix="dist_prune-") as folder:
+            try:
+                index = index_shards(
+                    Found(found.store, splits=some),
+                    label=labelling.rule(),
+                    class_names=names,
+                    journal=Path(folder, "scans"),
+                )
+            except ShardError as error:
+                # Of the first shards, whose fault it mostly is; a shard may also be empty.
+                problem = error if number == 0 else problem
+                continue
+        # A split whose shard is empty is missing, and another one would take its place.
+        if len(index.splits) == len(some):
+            return found.store, index, in_order_of_use(found.splits)
+    raise problem
 
 
 def _kept_index(found: Found, labelling: Labelling, folder: Path) -> ShardIndex:

@@ -164,6 +164,8 @@ def load_sliced(folder: str | Path, dense: nn.Module | None = None) -> nn.Module
         UserError: the folder is no sliced checkpoint, or its files do not belong together.
     """
     config = read_sliced_config(folder)
+    if dense is not None and not isinstance(dense, nn.Module):
+        raise UserError(f"dense is a network, such as MyNet(), not {dense!r}")
     if dense is None and config["builder"] == OWN:
         name = config["arguments"].get("class")
         raise UserError(f"{folder} holds a network of a class of your own: load_sliced(folder, dense={name}(...))")

@@ -171,6 +171,18 @@ def test_shards_without_samples_end_an_epoch_with_one_line(folder, tmp_path):
         trained(data)
 
 
+def test_empty_shards_come_first_without_harm(folder):
+    for split in ("train", "val"):
+        webdataset.TarWriter(str(folder / f"{split}-000.tar")).close()
+    data = stream(folder)
+    assert [number for number, _ in evaluated(data)] == list(range(10, COUNT))
+    assert set(itertools.chain.from_iterable(trained(data))) <= set(range(10, COUNT))
+    for path in folder.glob("val-*.tar"):
+        webdataset.TarWriter(str(path)).close()
+    with pytest.raises(ShardError, match=r"no labels in .*set: expected members"):
+        stream(folder)
+
+
 def test_what_nobody_has_said_is_asked_for(folder):
     with pytest.raises(ShardError, match=r"has no index that says which classes there are: set data\.classes"):
         stream(folder, classes=None)

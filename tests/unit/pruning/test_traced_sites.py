@@ -89,6 +89,8 @@ def test_a_checkpoint_of_a_class_of_ones_own_names_it(tmp_path):
         load_sliced(folder)
     with pytest.raises(UserError, match=r"site"):
         load_sliced(folder, dense=network("MLP")[0])
+    with pytest.raises(UserError, match=r"dense is a network, such as MyNet\(\), not <class"):
+        load_sliced(folder, dense=torch.nn.Linear)
 
 
 FAMILIES = {
