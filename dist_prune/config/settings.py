@@ -42,7 +42,11 @@ _NEEDS = {
     "betas": "optimizer=adamw",
     "decay_gates_and_norms": "weight_decay",
     "max_skipped": "bad_data=skip",
-    "cache": "data.location=remote",
+    "cache.folder": "data.location=remote",
+    "cache.gigabytes": "data.location=remote",
+    "cache.timeout": "data.location=remote",
+    "cache.retries": "data.location=remote",
+    "cache.decoded_gigabytes": "data.order=exact",
     "data.samples": "data.order=stream",
     "data.shuffle": "data.order=stream",
 }

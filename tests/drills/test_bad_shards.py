@@ -17,6 +17,8 @@ from data_tools.tar import members
 
 pytestmark = pytest.mark.drill
 SHARD = "digits-train-000002.tar"
+# Images that are kept decoded would not show what happens to their shard.
+FROM_SHARDS = "cache.decoded_gigabytes=0"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def test_a_shard_that_is_damaged_under_a_run_ends_it_with_one_line_and_it_resume
 ):
     folder = tmp_path / "run"
     data = ("--data", str(copied))
-    ranks = launch(folder, *data, sabotage={0: AtStep(4, damage(copied / SHARD))})
+    ranks = launch(folder, *data, settings=(FROM_SHARDS,), sabotage={0: AtStep(4, damage(copied / SHARD))})
     told = ranks.last_words(2, 2)
     assert told.startswith("error: ")
     assert f"{copied}/{SHARD}" in told
@@ -106,7 +108,7 @@ def test_with_bad_data_skip_the_samples_of_a_damaged_shard_are_left_out_and_coun
     launch, copied, tmp_path, damage
 ):
     folder = tmp_path / "run"
-    settings = ("bad_data=skip", "max_skipped=1000")
+    settings = ("bad_data=skip", "max_skipped=1000", FROM_SHARDS)
     sabotage = {0: AtStep(4, damage(copied / SHARD))}
     words = ("--data", str(copied), "--max_steps", "6")
     ranks = launch(folder, *words, settings=settings, sabotage=sabotage)
@@ -123,7 +125,7 @@ def test_with_bad_data_skip_the_samples_of_a_damaged_shard_are_left_out_and_coun
 def test_a_rank_that_cannot_read_ends_all_with_one_line(launch, resume, straight_on_photographs, photographs, tmp_path):
     folder = tmp_path / "run"
     data = ("--data", str(photographs))
-    ranks = launch(folder, *data, sabotage={1: AtStep(4, CannotRead())})
+    ranks = launch(folder, *data, settings=(FROM_SHARDS,), sabotage={1: AtStep(4, CannotRead())})
     told = ranks.last_words(2, 2)
     assert told.startswith("error: cannot read shard ")
     assert ": Input/output error" in told

@@ -202,6 +202,8 @@ def test_the_order_of_settings_does_not_matter_for_gates_of_kind_none():
         (Consensus, ["augment.crop_area=0.3", "augment.random_resized_crop=true"], []),
         (Consensus, ["cache.gigabytes=4"], ["cache.gigabytes"]),
         (Consensus, ["cache.gigabytes=4", "data=s3://bucket/shards"], []),
+        (Consensus, ["cache.decoded_gigabytes=0"], []),
+        (Consensus, ["cache.decoded_gigabytes=0", "data.order=stream"], ["cache.decoded_gigabytes"]),
     ],
 )
 def test_a_field_that_is_set_and_does_nothing_is_named(method, settings, fields):
