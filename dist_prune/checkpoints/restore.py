@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_tools.remote import is_plain
 from dist_prune import distributed
 from dist_prune.checkpoints.format import load_newest
 from dist_prune.checkpoints.train_state import Origin, TrainState
 from dist_prune.config import RunConfig, is_resumable, override, validated
 from dist_prune.data import ImageData
+from dist_prune.data.locate import names_files
 from dist_prune.errors import UserError, one_line
 from dist_prune.files import read_regular
 from dist_prune.monitor.records import RunFolder
@@ -82,7 +82,7 @@ def config_with_data(run: RunFolder, data: str | None = None, eval_data: str | N
     recorded = {"--data": config.data.location if data is None else "", "--eval_data": eval_data or config.eval_data}
     for option, place in recorded.items():
         place = "" if place is None or place == eval_data else place
-        if place.startswith("pipe:") or "::" in place or ("://" in place and not is_plain(place)):
+        if not names_files(place):
             raise UserError(
                 f"{run.path} read its data by a command or from a chain of URLs; if you trust it, give it yourself: "
                 f"{option} {shlex.quote(one_line(place))}"

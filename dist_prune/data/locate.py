@@ -9,10 +9,16 @@ from filelock import FileLock
 from data_tools import SOURCES, ShardError, make_shards, read_index
 from data_tools.errors import RawShardsError, reported, suggestion
 from data_tools.index import INDEX_NAME
+from data_tools.remote import PIPE, is_plain
 from data_tools.sources.base import data_home
 from dist_prune.files import temporary_beside
 
 EMBEDDED = "digits"
+
+
+def names_files(location: str) -> bool:
+    """Return False for a command, and for a URL of a protocol that may run one."""
+    return not location.startswith(PIPE) and "::" not in location and ("://" not in location or is_plain(location))
 
 
 def absolute(location: str) -> str:
